@@ -1,0 +1,92 @@
+# Every target sets up what it needs in $(VENV), once, and again only when setup.cfg or constraints.txt change.
+
+# The first Python of at least 3.10 that can make a virtual environment.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.10 python; do \
+	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && \
+	echo $$python && break; done)
+VENV ?= .venv
+WORKERS ?= 2
+
+BIN = $(VENV)/bin/python
+PYTEST = MPLBACKEND=Agg OMP_NUM_THREADS=1 $(BIN) -m pytest -n $(WORKERS) --dist worksteal
+NOTEBOOKS = $(patsubst tutorials/%.md,tutorials/notebooks/%.ipynb,$(wildcard tutorials/[0-9]*.md))
+WHEEL = build/wheel
+
+.PHONY: help demo test test-all coverage bench bench-speed bench-posteriors bench-densities docs notebooks lint \
+	format wheel-test clean
+.DELETE_ON_ERROR:
+.SECONDARY:
+
+help:
+	@echo "make demo        fit two real models and print the verdict"
+	@echo "make test        the demo, then the tests"
+	@echo "make test-all    every test, the slow ones too"
+	@echo "make coverage    the tests, and which lines they reach"
+	@echo "make bench       speed, quality and density tables (needs POSTERIORDB)"
+	@echo "make docs        the documentation, into docs/_build/html; runs the tutorials"
+	@echo "make notebooks   the tutorials as executed notebooks, into tutorials/notebooks"
+	@echo "make lint        ruff and mypy"
+	@echo "make format      let ruff mend what it can"
+	@echo "make wheel-test  build a wheel and run the README's examples with it in an empty environment"
+	@echo "make clean       remove what was built, but not $(VENV)"
+	@echo "Another Python in an environment of its own: make test PYTHON=python3.12 VENV=.venv-3.12"
+
+$(VENV)/.made:
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.10 found: install one, or say make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# $(VENV)/.test: the package itself, editable, with its extra "test"; and so on for the other extras.
+$(VENV)/.%: setup.cfg pyproject.toml constraints.txt | $(VENV)/.made
+	$(BIN) -m pip install --disable-pip-version-check -c constraints.txt -e ".[$*]"
+	@touch $@
+
+demo: $(VENV)/.test
+	MPLBACKEND=Agg $(BIN) tutorials/demo.py
+
+test: demo
+	$(PYTEST)
+
+test-all: $(VENV)/.test
+	$(PYTEST) -m "" --timeout 3600 --durations 20
+
+coverage: $(VENV)/.test $(VENV)/.dev
+	$(PYTEST) --cov
+
+bench: bench-posteriors bench-densities bench-speed
+
+bench-posteriors: $(VENV)/.bench
+	@test -d "$(POSTERIORDB)" || { echo "Say where posteriordb's posterior_database folder is: make $@ POSTERIORDB=..."; exit 1; }
+	$(BIN) -m benchmarks.posteriors
+
+bench-speed bench-densities: bench-%: $(VENV)/.bench
+	$(BIN) -m benchmarks.$*
+
+docs: $(VENV)/.docs
+	$(BIN) -m sphinx -E -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
+
+notebooks: $(NOTEBOOKS)
+
+tutorials/notebooks/%.ipynb: tutorials/%.md $(VENV)/.docs
+	@mkdir -p $(@D)
+	$(BIN) -m jupytext --to ipynb --output $@ $<
+	$(BIN) -m jupyter execute --inplace $@
+
+lint: $(VENV)/.dev
+	$(BIN) -m ruff check .
+	$(BIN) -m ruff format --check .
+	$(BIN) -m mypy
+
+format: $(VENV)/.dev
+	$(BIN) -m ruff check --fix .
+	$(BIN) -m ruff format .
+
+wheel-test: $(VENV)/.made
+	rm -rf build
+	$(BIN) -m pip wheel --disable-pip-version-check --no-deps --wheel-dir $(WHEEL) .
+	$(BIN) -m venv $(WHEEL)/venv
+	$(WHEEL)/venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt $(WHEEL)/*.whl
+	$(WHEEL)/venv/bin/python tests/run_readme.py --installed
+
+clean:
+	rm -rf build dist docs/_build docs/tutorials tutorials/notebooks *.egg-info .mypy_cache .pytest_cache .ruff_cache

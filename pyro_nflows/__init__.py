@@ -1,0 +1,42 @@
+r"""Flow-based autoguides for Pyro: one changed line, and the draws are as good as long MCMC's.
+
+    >>> from pyro_nflows import AutoFlow, VI
+    >>> # vi = VI(AutoFlow(model)); vi.run(data); vi.summary()
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from . import layers, recipes
+from .distribution import FlowDistribution
+from .guides import (
+    AutoCIF,
+    AutoFlow,
+    AutoIAF,
+    AutoNICE,
+    AutoPlanar,
+    AutoRadial,
+    AutoRealNVP,
+    AutoSpline,
+)
+from .objectives import ELBO, IWAE
+
+try:
+    __version__ = version("pyro_nflows")
+except PackageNotFoundError:  # run from a source tree that is not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "AutoCIF",
+    "AutoFlow",
+    "AutoIAF",
+    "AutoNICE",
+    "AutoPlanar",
+    "AutoRadial",
+    "AutoRealNVP",
+    "AutoSpline",
+    "ELBO",
+    "FlowDistribution",
+    "IWAE",
+    "layers",
+    "recipes",
+]

@@ -1,0 +1,329 @@
+r"""Can these draws be trusted? Everything that can be read from their log-weights.
+
+A draw :math:`z_s \sim q` of a guide carries the log-weight :math:`\log w_s = \log p(x, z_s) - \log q(z_s)`. If
+:math:`q` is the posterior, every weight is the evidence :math:`p(x)`; how far they are from equal says how far
+:math:`q` is from the posterior *where q has mass*. What :math:`q` never visits leaves no trace in them.
+
+==================== ============================================== =================================
+:func:`elbo`         :math:`\frac1S \sum_s \log w_s`                a lower bound of the log evidence
+:func:`log_evidence` :math:`\log \frac1S \sum_s w_s`                the same, tighter (IWAE)
+:func:`ess`          :math:`(\sum_s w_s)^2 / (S \sum_s w_s^2)`      share of the draws that count
+:func:`pareto_k`     shape :math:`\hat k` of the weights' tail      trust below :func:`k_threshold`
+==================== ============================================== =================================
+
+Log-weights lie along the last dimension; leading dimensions are separate problems, such as several starts. Whatever
+the dtype of the input, the work is done in float64, since weights are exponentials of large numbers.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Estimate",
+    "Tail",
+    "elbo",
+    "ess",
+    "fit_tail",
+    "gpd_fit",
+    "k_threshold",
+    "log_evidence",
+    "min_num_samples",
+    "pareto_k",
+    "psis",
+    "psis_resample",
+    "tail_length",
+]
+
+
+class Estimate(NamedTuple):
+    """A Monte-Carlo estimate and its standard error."""
+
+    value: Tensor
+    se: Tensor
+
+
+class Tail(NamedTuple):
+    """The largest weights of one sample, relative to the largest of all, and the Pareto law fitted to them."""
+
+    index: Tensor  # positions in the sample, ordered by weight
+    exceedances: Tensor  # weight minus cutoff, ascending
+    cutoff: Tensor
+    k_hat: Tensor
+    sigma: Tensor
+
+
+def ess(log_weights: Tensor) -> Tensor:
+    r"""Effective sample size of importance weights, as a fraction of their number.
+
+    .. math:: \left(\sum_s w_s\right)^2 / \left(S \sum_s w_s^2\right) \in [1/S, 1]
+
+    :param log_weights: log-weights, shape ``(..., num_samples)``.
+    :return: shape ``(...)``; 1 if all weights are equal.
+
+    Example::
+
+        >>> ess(torch.tensor([0.0, 0.0, 0.0, -math.inf]))
+        tensor(0.7500, dtype=torch.float64)
+    """
+    log_weights = _checked(log_weights)
+    total = 2 * log_weights.logsumexp(-1) - (2 * log_weights).logsumexp(-1)
+    return (total - math.log(log_weights.shape[-1])).exp()
+
+
+def elbo(log_weights: Tensor) -> Estimate:
+    r"""Mean log-weight: the evidence lower bound, with its standard error.
+
+    :param log_weights: log-weights, shape ``(..., num_samples)``. One ``-inf`` makes the bound ``-inf``.
+    :raises ValueError: if there are fewer than two samples.
+
+    Example::
+
+        >>> elbo(torch.tensor([-1.0, -3.0]))
+        Estimate(value=tensor(-2., dtype=torch.float64), se=tensor(1., dtype=torch.float64))
+    """
+    log_weights = _checked(log_weights, at_least=2)
+    value = log_weights.mean(-1)
+    se = log_weights.std(-1) / math.sqrt(log_weights.shape[-1])
+    return Estimate(value, torch.where(value.isinf(), math.inf, se))
+
+
+def log_evidence(log_weights: Tensor) -> Estimate:
+    r"""Log of the mean weight: the importance-weighted bound (IWAE) over all samples, with its standard error.
+
+    The standard error is the delta method's, :math:`\mathrm{sd}(w) / (\sqrt S\, \bar w)`, which a tail heavier than
+    :math:`\hat k = .5` makes too small: read it beside :func:`pareto_k`.
+
+    :param log_weights: log-weights, shape ``(..., num_samples)``.
+    :raises ValueError: if there are fewer than two samples.
+
+    Example::
+
+        >>> log_evidence(torch.tensor([1.0, 3.0]).log()).value.exp()
+        tensor(2.0000, dtype=torch.float64)
+    """
+    log_weights = _checked(log_weights, at_least=2)
+    num_samples = log_weights.shape[-1]
+    value = log_weights.logsumexp(-1) - math.log(num_samples)
+    relative = (log_weights - value.unsqueeze(-1)).exp()
+    return Estimate(value, relative.std(-1) / math.sqrt(num_samples))
+
+
+def pareto_k(log_weights: Tensor, r_eff: float = 1.0, *, num_tail: int | None = None) -> Tensor:
+    r"""The shape :math:`\hat k` of the tail of the weights, see :func:`psis`: 1/k of their moments are finite.
+
+    Example::
+
+        >>> log_weights = torch.linspace(0.001, 0.999, 999).log().neg() / 2  # P(w > t) = t^-2
+        >>> pareto_k(log_weights).round(decimals=2)
+        tensor(0.4900, dtype=torch.float64)
+    """
+    return psis(log_weights, r_eff, num_tail=num_tail)[1]
+
+
+def psis(log_weights: Tensor, r_eff: float = 1.0, *, num_tail: int | None = None) -> tuple[Tensor, Tensor]:
+    r"""Pareto-smoothed importance sampling [1].
+
+    The largest weights are replaced by the expected order statistics of the generalized Pareto law fitted to them
+    [2], truncated at the largest weight; then the weights are normalised. If the tail has fewer than five distinct
+    members, so if all weights are equal, nothing is smoothed and :math:`\hat k = \infty`, as in ArviZ.
+
+    Equal to ``arviz.psislw`` of ArviZ 0.2x. ArviZ 1.x rounds the length of the tail down, so there pass
+    ``num_tail=math.floor(3 * (num_samples / r_eff) ** 0.5)``; both agree where that is whole, as for 10,000 draws.
+
+    :param log_weights: log-weights, shape ``(..., num_samples)``; ``-inf`` is a weight of zero.
+    :param r_eff: relative efficiency of the draws, 1 if they are independent.
+    :param num_tail: length of the tail, by default :func:`tail_length`.
+    :return: smoothed log-weights that add up to one, same shape, and :math:`\hat k`, shape ``(...)``.
+    :raises ValueError: if a log-weight is NaN or ``+inf``, or all of a row are ``-inf``.
+
+    Example::
+
+        >>> smoothed, k_hat = psis(torch.randn(4, 1000))
+        >>> smoothed.exp().sum(-1)
+        tensor([1.0000, 1.0000, 1.0000, 1.0000], dtype=torch.float64)
+
+    **References**
+
+    [1] A. Vehtari, D. Simpson, A. Gelman, Y. Yao, J. Gabry (2024). Pareto Smoothed Importance Sampling.
+    [2] J. Zhang, M. Stephens (2009). A New and Efficient Estimation Method for the Generalized Pareto Distribution.
+    """
+    log_weights = _checked(log_weights)
+    rows = [_smooth(row, r_eff, num_tail) for row in log_weights.reshape(-1, log_weights.shape[-1])]
+    smoothed, k_hat = (torch.stack(part) for part in zip(*rows))
+    return smoothed.reshape(log_weights.shape), k_hat.reshape(log_weights.shape[:-1])
+
+
+def psis_resample(
+    log_weights: Tensor,
+    num_samples: int,
+    generator: torch.Generator | None = None,
+    *,
+    r_eff: float = 1.0,
+) -> Tensor:
+    r"""Choose draws in proportion to their smoothed weights.
+
+    Systematic sampling over the draws in random order: draw :math:`s` is expected :math:`N \tilde w_s` times and
+    chosen that often rounded down or up. So means are unbiased, with the least variance in the counts; and a draw is
+    repeated only where its weight demands it, without the bias of sampling without replacement, which under-rates the
+    large weights. The result is in random order, so any part of it is a fair sample too.
+
+    :param log_weights: log-weights, shape ``(num_draws,)``.
+    :param num_samples: how many indices to return, more or fewer than ``num_draws``.
+    :param generator: source of randomness, on the device of ``log_weights``; by default torch's own.
+    :return: indices into the draws, shape ``(num_samples,)``.
+    :raises ValueError: if ``log_weights`` is not one-dimensional or ``num_samples < 1``.
+
+    Example::
+
+        >>> psis_resample(torch.tensor([0.0, -math.inf, 0.0]), 4).bincount()
+        tensor([2, 0, 2])
+    """
+    _check_resample(log_weights, num_samples)
+    weights = psis(log_weights, r_eff)[0].exp()
+    order = torch.randperm(len(weights), generator=generator, device=weights.device)
+    cdf = weights[order].cumsum(0)
+    start = torch.rand(1, generator=generator, device=weights.device, dtype=cdf.dtype)
+    # 1 - u and the division keep every position in (0, 1], so none falls on a draw of weight zero.
+    positions = (torch.arange(num_samples, device=weights.device) + 1 - start) / num_samples
+    chosen = order[torch.searchsorted(cdf / cdf[-1], positions)]
+    return chosen[torch.randperm(num_samples, generator=generator, device=weights.device)]
+
+
+def k_threshold(num_samples: int) -> float:
+    r"""The largest :math:`\hat k` to trust, :math:`\min(1 - 1 / \log_{10} S, .7)`.
+
+    Example::
+
+        >>> k_threshold(100), k_threshold(10_000)
+        (0.5, 0.7)
+    """
+    if num_samples < 2:
+        raise ValueError(f"num_samples: got {num_samples}, expected at least 2. Draw more samples.")
+    return min(1 - 1 / math.log10(num_samples), 0.7)
+
+
+def min_num_samples(k: float) -> float:
+    r"""How many samples a tail of shape ``k`` needs, :math:`10^{1 / (1 - \max(0, k))}`; infinitely many from 1 on.
+
+    Example::
+
+        >>> round(min_num_samples(0.5)), min_num_samples(1.2)
+        (100, inf)
+    """
+    return 10 ** (1 / (1 - max(0.0, float(k)))) if k < 1 else math.inf
+
+
+def tail_length(num_samples: int, r_eff: float = 1.0) -> int:
+    r"""How many of the largest weights make the tail, :math:`\lceil \min(S / 5, 3 \sqrt{S / r_\mathrm{eff}}) \rceil`.
+
+    Example::
+
+        >>> tail_length(100), tail_length(10_000)
+        (20, 300)
+    """
+    if not r_eff > 0:
+        raise ValueError(f"r_eff: got {r_eff}, expected more than 0. Independent draws have 1.")
+    return math.ceil(min(num_samples / 5, 3 * (num_samples / r_eff) ** 0.5))
+
+
+def gpd_fit(exceedances: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Fit a generalized Pareto law, :math:`P(X > x) = (1 + k x / \sigma)^{-1/k}`.
+
+    The profile likelihood is averaged over a grid (Zhang and Stephens 2009), and :math:`k` is shrunk to .5 with the
+    weight of ten observations, as in ArviZ.
+
+    :param exceedances: positive values, shape ``(num_tail,)``, in any order.
+    :return: :math:`k` and :math:`\sigma`, float64 scalars.
+
+    Example::
+
+        >>> u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+        >>> k, sigma = gpd_fit(2 * ((1 - u) ** -0.3 - 1) / 0.3)
+        >>> round(k.item(), 1), round(sigma.item(), 1)
+        (0.3, 2.0)
+    """
+    x = exceedances.detach().double().sort().values
+    num, num_grid = len(x), 30 + int(len(x) ** 0.5)
+    grid = torch.arange(1, num_grid + 1, dtype=x.dtype, device=x.device) - 0.5
+    theta = (1 - (num_grid / grid).sqrt()) / (3 * x[int(num / 4 + 0.5) - 1]) + 1 / x[-1]
+    k = torch.log1p(-theta.unsqueeze(-1) * x).mean(-1)
+    weights = (num * ((-theta / k).log() - k - 1)).softmax(0)
+    weights = torch.where(weights >= 10 * torch.finfo(x.dtype).eps, weights, 0)
+    theta_hat = (weights * theta).sum() / weights.sum()
+    k_hat = torch.log1p(-theta_hat * x).mean()
+    return (num * k_hat + 10 * 0.5) / (num + 10), -k_hat / theta_hat
+
+
+def fit_tail(log_weights: Tensor, r_eff: float = 1.0, *, num_tail: int | None = None) -> Tail:
+    r"""The tail of the weights and the Pareto law fitted to it: what :func:`psis` smooths with and the plot shows.
+
+    :param log_weights: log-weights, shape ``(num_samples,)``.
+
+    Example::
+
+        >>> fit_tail(torch.randn(1000)).index.shape
+        torch.Size([95])
+    """
+    x = _checked(log_weights)
+    x = x - x.max()
+    num_tail = min(tail_length(len(x), r_eff) if num_tail is None else num_tail, len(x) - 1)
+    cutoff = x.sort().values[-num_tail - 1].clamp(min=math.log(torch.finfo(x.dtype).tiny))
+    # Strictly above: ties with the cutoff would be exceedances of zero.
+    index = (x > cutoff).nonzero().squeeze(-1)
+    index = index[x[index].argsort()]
+    exceedances = x[index].exp() - cutoff.exp()
+    k_hat, sigma = gpd_fit(exceedances) if len(index) > 4 else x.new_tensor([math.inf, math.nan])
+    return Tail(index, exceedances, cutoff.exp(), k_hat, sigma)
+
+
+def _smooth(x: Tensor, r_eff: float, num_tail: int | None) -> tuple[Tensor, Tensor]:
+    tail = fit_tail(x, r_eff, num_tail=num_tail)
+    x = x - x.max()
+    if tail.k_hat.isfinite():
+        x[tail.index] = (tail.cutoff + _expected_order_statistics(tail)).log().clamp(max=0)
+    return x.log_softmax(0), tail.k_hat
+
+
+def _expected_order_statistics(tail: Tail) -> Tensor:
+    num = len(tail.index)
+    p = (torch.arange(num, dtype=tail.sigma.dtype, device=tail.sigma.device) + 0.5) / num
+    exponential = -torch.log1p(-p)
+    if tail.k_hat.abs() < torch.finfo(p.dtype).eps:
+        return tail.sigma * exponential
+    return tail.sigma * torch.expm1(tail.k_hat * exponential) / tail.k_hat
+
+
+def _checked(log_weights: Tensor, at_least: int = 1) -> Tensor:
+    """Detached and in float64, or an error that says what is wrong with them."""
+    log_weights = log_weights.detach().double()
+    num_samples = log_weights.shape[-1] if log_weights.dim() else 0
+    if num_samples < at_least:
+        raise ValueError(
+            f"log_weights: got shape {tuple(log_weights.shape)}, expected (..., num_samples) with "
+            f"num_samples at least {at_least}. Draw more samples."
+        )
+    if not (log_weights < math.inf).all():
+        nans, infs = int(log_weights.isnan().sum()), int((log_weights == math.inf).sum())
+        raise ValueError(
+            f"log_weights: got {nans} NaN and {infs} +inf among {log_weights.numel()}, expected numbers or "
+            "-inf. Look for a log density that is undefined at these draws; do not drop them unseen."
+        )
+    if log_weights.isneginf().all(-1).any():
+        raise ValueError(
+            "log_weights: got only -inf, expected at least one draw where the model has density. "
+            "Check the data against the support of the likelihood, or start elsewhere."
+        )
+    return log_weights
+
+
+def _check_resample(log_weights: Tensor, num_samples: int) -> None:
+    if log_weights.dim() != 1:
+        raise ValueError(
+            f"log_weights: got shape {tuple(log_weights.shape)}, expected (num_draws,). "
+            "Flatten chains first: log_weights.reshape(-1)."
+        )
+    if num_samples < 1:
+        raise ValueError(f"num_samples: got {num_samples}, expected at least 1. Ask for one.")

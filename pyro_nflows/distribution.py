@@ -1,0 +1,134 @@
+import math
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+
+from .layer import Layer, Weight
+from .numerics import standard_normal_log_prob
+
+
+class FlowDistribution(TorchDistribution):
+    r"""The distribution of a layer's output; a guide's posterior, or a prior or likelihood of a model.
+
+    .. math:: y = \mathrm{forward}(x, \epsilon), \qquad \log \hat q(y) = \log q(x) - \log w
+
+    With an ``EXACT`` layer, ``log_prob`` is the log density. With auxiliary variables it depends on where the point
+    came from: for a value *drawn from this very object* it is :math:`\log \hat q` of that draw, whose mean given
+    ``y`` is at least :math:`\log q(y)` (so an ELBO built on it is a lower bound); for any other value it is the
+    importance estimate of :meth:`log_prob`, whose mean is at most :math:`\log q(y)`.
+
+    :param layer: a :class:`~pyro_nflows.layer.Layer`, base to posterior.
+    :param base_dist: distribution of ``x`` with event shape ``(layer.input_dim,)``; standard normal by default.
+    :raises ValueError: if the base has another event shape.
+
+    Example::
+
+        >>> from pyro_nflows.layers import Planar
+        >>> flow = FlowDistribution(Planar(2))
+        >>> x = flow.rsample((10,))
+        >>> flow.log_prob(x).shape
+        torch.Size([10])
+
+    As a likelihood, ``pyro.sample("x", FlowDistribution(layer), obs=x)`` is density estimation.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(
+        self,
+        layer: Layer,
+        base_dist: TorchDistribution | None = None,
+        *,
+        batch_shape: torch.Size = torch.Size(),
+    ):
+        if base_dist is not None and base_dist.event_shape != (layer.input_dim,):
+            raise ValueError(
+                f"FlowDistribution: expected a base_dist of event shape ({layer.input_dim},), "
+                f"got {tuple(base_dist.event_shape)}; use base_dist.to_event(1)"
+            )
+        if base_dist is not None:
+            batch_shape = torch.broadcast_shapes(batch_shape, base_dist.batch_shape)
+        self.layer, self.base_dist = layer, base_dist
+        self._drawn: tuple[Tensor, Tensor] | None = None
+        super().__init__(batch_shape, torch.Size((layer.output_dim,)), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "FlowDistribution":
+        return FlowDistribution(self.layer, self.base_dist, batch_shape=torch.Size(batch_shape))
+
+    def _like(self) -> Tensor:
+        """A tensor of the flow's dtype and device."""
+        return next(self.layer.parameters(), torch.zeros(()))
+
+    def base_log_prob(self, x: Tensor) -> Tensor:
+        """Log density of the base at ``x``."""
+        return standard_normal_log_prob(x) if self.base_dist is None else self.base_dist.log_prob(x)
+
+    def base_sample(self, shape: torch.Size) -> tuple[Tensor, Tensor | None]:
+        """Draw ``x`` and the layer's noise; the only place where random numbers enter."""
+        like = self._like()
+        width = self.layer.input_dim if self.base_dist is None else 0
+        numbers = torch.randn(
+            *shape, width + self.layer.noise_dim, dtype=like.dtype, device=like.device
+        )
+        x, noise = numbers[..., :width], numbers[..., width:]
+        if self.base_dist is not None:
+            x = self.base_dist.expand(shape).rsample()
+        return x, noise if self.layer.noise_dim else None
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """Draw; the log density of this very tensor is remembered by this object."""
+        x, noise = self.base_sample(torch.Size(sample_shape) + self.batch_shape)
+        y, log_weight = self.layer(x, noise)
+        self._drawn = (y, self.base_log_prob(x) - log_weight)
+        return y
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    def log_prob(self, value: Tensor, num_samples: int = 1) -> Tensor:
+        r"""Log density, or an estimate of it where the layer has auxiliary variables.
+
+        .. math:: \log \hat q_M(y) = \log \frac1M \sum_{m=1}^M \frac{q(x_m)}{w_m}, \qquad (x_m, w_m) \sim
+            \mathrm{inverse}(y)
+
+        Its mean is at most :math:`\log q(y)` and increases to it with ``num_samples``.
+
+        :param value: ``(..., output_dim)``.
+        :param num_samples: :math:`M`; unused where the layer is exact.
+        :raises NotImplementedError: if the layer has no inverse and ``value`` was not drawn from this object, or
+            if its log-weight is right in log space only.
+        """
+        if self._drawn is not None and value is self._drawn[0]:
+            return self._drawn[1]
+        if self.layer.grade is Weight.EXACT or num_samples == 1:
+            return self._log_prob(value)
+        self._need_proper()
+        estimates = self._log_prob(value.expand(num_samples, *value.shape))
+        return estimates.logsumexp(0) - math.log(num_samples)
+
+    def _log_prob(self, value: Tensor) -> Tensor:
+        x, log_weight = self.layer.inverse(value)
+        return self.base_log_prob(x) - log_weight
+
+    def _need_proper(self) -> None:
+        if self.layer.grade < Weight.PROPER:
+            raise NotImplementedError(
+                "this flow's log-weight is unbiased in log space only, so averaging weights is wrong; "
+                "use num_samples=1, or a layer with an exact log-determinant"
+            )
+
+    @property
+    def mean(self) -> Tensor:
+        raise NotImplementedError("a flow has no closed-form mean; average draws of rsample")
+
+    @property
+    def variance(self) -> Tensor:
+        raise NotImplementedError("a flow has no closed-form variance; use draws of rsample")
+
+    def __repr__(self) -> str:
+        return f"FlowDistribution({type(self.layer).__name__}, event_shape={tuple(self.event_shape)})"

@@ -1,0 +1,327 @@
+r"""Guides by the name of their flow. Each is :class:`~pyro_nflows.AutoFlow` with a recipe and a diagonal end."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pyro.infer.autoguide import init_to_median
+
+from .. import recipes
+from .flow import AutoFlow
+
+
+class AutoPlanar(AutoFlow):
+    r"""Planar flow: a chain of hinges along learned directions [1].
+
+    Cheap and weak: use it to reproduce results, not for accuracy.
+
+    :param model: a Pyro model.
+    :param num_layers: number of :class:`~pyro_nflows.layers.Planar` layers.
+    :param init_loc_fn: where to start, as for Pyro's autoguides.
+    :param init_scale: standard deviation of the fresh guide in unconstrained space.
+    :param create_plates: as for Pyro's autoguides.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> guide = AutoPlanar(lambda: pyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1)))
+        >>> guide()["z"].shape
+        torch.Size([3])
+
+    **References**
+
+    [1] D. Rezende, S. Mohamed (2015). Variational Inference with Normalizing Flows.
+    """
+
+    _full_rank = False
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_layers: int = 16,
+        *,
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_scale: float = 0.1,
+        create_plates: Callable[..., Any] | None = None,
+    ):
+        build = functools.partial(
+            recipes.planar, num_layers=num_layers
+        )
+        super().__init__(
+            model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates
+        )
+
+
+class AutoRadial(AutoFlow):
+    r"""Radial flow: a chain of pushes away from, and pulls towards, learned centres [1].
+
+    Cheap and weak: use it to reproduce results, not for accuracy.
+
+    :param model: a Pyro model.
+    :param num_layers: number of :class:`~pyro_nflows.layers.Radial` layers.
+    :param init_loc_fn: where to start, as for Pyro's autoguides.
+    :param init_scale: standard deviation of the fresh guide in unconstrained space.
+    :param create_plates: as for Pyro's autoguides.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> guide = AutoRadial(lambda: pyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1)))
+        >>> guide()["z"].shape
+        torch.Size([3])
+
+    **References**
+
+    [1] D. Rezende, S. Mohamed (2015). Variational Inference with Normalizing Flows.
+    """
+
+    _full_rank = False
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_layers: int = 16,
+        *,
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_scale: float = 0.1,
+        create_plates: Callable[..., Any] | None = None,
+    ):
+        build = functools.partial(
+            recipes.radial, num_layers=num_layers
+        )
+        super().__init__(
+            model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates
+        )
+
+
+class AutoIAF(AutoFlow):
+    r"""Inverse autoregressive flow [1].
+
+    Drawing costs one network pass a layer; the density of a point that was not drawn costs ``latent_dim``.
+
+    :param model: a Pyro model.
+    :param num_layers: number of :class:`~pyro_nflows.layers.Autoregressive` layers, reversed in turn.
+    :param hidden_dims: widths of the networks' hidden layers.
+    :param init_loc_fn: where to start, as for Pyro's autoguides.
+    :param init_scale: standard deviation of the fresh guide in unconstrained space.
+    :param create_plates: as for Pyro's autoguides.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> guide = AutoIAF(lambda: pyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1)))
+        >>> guide()["z"].shape
+        torch.Size([3])
+
+    **References**
+
+    [1] D. Kingma, T. Salimans, R. Jozefowicz, X. Chen, I. Sutskever, M. Welling (2016). Improved Variational
+    Inference with Inverse Autoregressive Flow.
+    """
+
+    _full_rank = False
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_layers: int = 4,
+        hidden_dims: Sequence[int] = (32, 32),
+        *,
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_scale: float = 0.1,
+        create_plates: Callable[..., Any] | None = None,
+    ):
+        build = functools.partial(
+            recipes.iaf, num_layers=num_layers, hidden_dims=hidden_dims
+        )
+        super().__init__(
+            model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates
+        )
+
+
+class AutoNICE(AutoFlow):
+    r"""Additive couplings with a final scaling [1].
+
+    All layers but the last conserve volume.
+
+    :param model: a Pyro model.
+    :param num_layers: number of couplings.
+    :param hidden_dims: widths of the networks' hidden layers.
+    :param init_loc_fn: where to start, as for Pyro's autoguides.
+    :param init_scale: standard deviation of the fresh guide in unconstrained space.
+    :param create_plates: as for Pyro's autoguides.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> guide = AutoNICE(lambda: pyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1)))
+        >>> guide()["z"].shape
+        torch.Size([3])
+
+    **References**
+
+    [1] L. Dinh, D. Krueger, Y. Bengio (2014). NICE: Non-linear Independent Components Estimation.
+    """
+
+    _full_rank = False
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_layers: int = 8,
+        hidden_dims: Sequence[int] = (32, 32),
+        *,
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_scale: float = 0.1,
+        create_plates: Callable[..., Any] | None = None,
+    ):
+        build = functools.partial(
+            recipes.nice, num_layers=num_layers, hidden_dims=hidden_dims
+        )
+        super().__init__(
+            model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates
+        )
+
+
+class AutoRealNVP(AutoFlow):
+    r"""Affine couplings [1]: as cheap backwards as forwards.
+
+    :class:`~pyro_nflows.AutoFlow` is this flow with a full-rank end.
+
+    :param model: a Pyro model.
+    :param num_layers: number of :class:`~pyro_nflows.layers.Coupling` layers.
+    :param hidden_dims: widths of the networks' hidden layers.
+    :param init_loc_fn: where to start, as for Pyro's autoguides.
+    :param init_scale: standard deviation of the fresh guide in unconstrained space.
+    :param create_plates: as for Pyro's autoguides.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> guide = AutoRealNVP(lambda: pyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1)))
+        >>> guide()["z"].shape
+        torch.Size([3])
+
+    **References**
+
+    [1] L. Dinh, J. Sohl-Dickstein, S. Bengio (2016). Density Estimation using Real NVP.
+    """
+
+    _full_rank = False
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_layers: int = 8,
+        hidden_dims: Sequence[int] = (32, 32),
+        *,
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_scale: float = 0.1,
+        create_plates: Callable[..., Any] | None = None,
+    ):
+        build = functools.partial(
+            recipes.realnvp, num_layers=num_layers, hidden_dims=hidden_dims
+        )
+        super().__init__(
+            model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates
+        )
+
+
+class AutoSpline(AutoFlow):
+    r"""Rational-quadratic spline couplings [1], linear in the tails.
+
+    The most flexible bijective guide in few layers, at about twice the cost of affine couplings.
+
+    :param model: a Pyro model.
+    :param num_layers: number of :class:`~pyro_nflows.layers.Coupling` layers.
+    :param hidden_dims: widths of the networks' hidden layers.
+    :param num_bins: bins of each spline.
+    :param bound: the splines act on ``[-bound, bound]``, in base standard deviations.
+    :param init_loc_fn: where to start, as for Pyro's autoguides.
+    :param init_scale: standard deviation of the fresh guide in unconstrained space.
+    :param create_plates: as for Pyro's autoguides.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> guide = AutoSpline(lambda: pyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1)))
+        >>> guide()["z"].shape
+        torch.Size([3])
+
+    **References**
+
+    [1] C. Durkan, A. Bekasov, I. Murray, G. Papamakarios (2019). Neural Spline Flows.
+    """
+
+    _full_rank = False
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_layers: int = 4,
+        hidden_dims: Sequence[int] = (32, 32),
+        num_bins: int = 8,
+        bound: float = 5.0,
+        *,
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_scale: float = 0.1,
+        create_plates: Callable[..., Any] | None = None,
+    ):
+        build = functools.partial(
+            recipes.spline, num_layers=num_layers, hidden_dims=hidden_dims, num_bins=num_bins, bound=bound
+        )
+        super().__init__(
+            model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates
+        )
+
+
+class AutoCIF(AutoFlow):
+    r"""Continuously indexed flow: each layer of an inner flow picks one of a continuum of bijections [1, 2].
+
+    For posteriors with several separate modes or sharp edges, which one bijection can only approach. Its density
+    is known up to a lower bound (the auxiliary ELBO); importance weights, IWAE and PSIS are exact.
+
+    :param model: a Pyro model.
+    :param inner: ``latent_dim -> Layer``, the flow to index, layer by layer.
+    :param index_dim: dimension of each layer's index ``u``.
+    :param hidden_dims: widths of the index networks ``s, t, q, r``.
+    :param init_loc_fn: where to start, as for Pyro's autoguides.
+    :param init_scale: standard deviation of the fresh guide in unconstrained space.
+    :param create_plates: as for Pyro's autoguides.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> guide = AutoCIF(lambda: pyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1)))
+        >>> guide()["z"].shape
+        torch.Size([3])
+
+    **References**
+
+    [1] R. Cornish, A. Caterini, G. Deligiannidis, A. Doucet (2020). Relaxing Bijectivity Constraints with
+    Continuously Indexed Normalising Flows.
+
+    [2] A. Caterini, R. Cornish, D. Sejdinovic, A. Doucet (2021). Variational Inference with Continuously-Indexed
+    Normalizing Flows.
+    """
+
+    _full_rank = False
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        inner: recipes.Build = recipes.realnvp,
+        index_dim: int = 1,
+        hidden_dims: Sequence[int] = (10, 10),
+        *,
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_scale: float = 0.1,
+        create_plates: Callable[..., Any] | None = None,
+    ):
+        build = functools.partial(
+            recipes.cif, inner=inner, index_dim=index_dim, hidden_dims=hidden_dims
+        )
+        super().__init__(
+            model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates
+        )
+

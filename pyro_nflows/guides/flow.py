@@ -1,0 +1,331 @@
+r"""Flow autoguides: ordinary Pyro autoguides whose posterior is a flow.
+
+A guide is a joint distribution over all latent sites in unconstrained space,
+``Chain(flow, end)``: the flow starts at the identity and the end, a :class:`~pyro_nflows.layers.LocScale` or
+:class:`~pyro_nflows.layers.TriangularAffine`, at :math:`N(\mathrm{init\_loc}, \mathrm{init\_scale}^2)`.
+"""
+
+import copy
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer.autoguide import AutoContinuous, init_to_median
+from pyro.infer.autoguide.guides import prototype_hide_fn
+from torch import Tensor
+from torch.distributions import biject_to
+
+from .. import recipes
+from ..bridge import as_layer, as_transform
+from ..distribution import FlowDistribution
+from ..initialization import FlatPriors
+from ..layer import Chain, Layer
+from ..layers import LocScale, TriangularAffine
+
+#: Above this many dimensions the end of the default guide is diagonal: a full matrix costs D^2 numbers.
+MAX_FULL_RANK = 512
+
+
+class AutoFlow(AutoContinuous):
+    r"""A normalizing-flow guide over all continuous latents of a model; the recommended default.
+
+    By default, affine couplings in front of a full-rank affine layer. ``build`` takes any other flow.
+
+    Works with :class:`~pyro_nflows.VI`, with ``SVI`` and every ELBO of Pyro, and as a ``NeuTraReparam``.
+    Discrete sites marked ``infer={"enumerate": "parallel"}`` are left to the objective to sum out. Joint guides
+    cannot follow a subsampled plate: a latent inside one is refused.
+
+    :param model: a Pyro model of fixed structure.
+    :param build: ``latent_dim -> Layer`` (or torch ``Transform``), base to posterior; a recipe of
+        :mod:`pyro_nflows.recipes`, or your own.
+    :param init_loc_fn: where to start, as for Pyro's autoguides; flat priors start at a feasible point.
+    :param init_scale: standard deviation of the fresh guide in unconstrained space.
+    :param create_plates: as for Pyro's autoguides.
+    :raises ValueError: if ``init_scale <= 0``; at the first call, if the model has no continuous latents, a
+        discrete latent that is not enumerated, or a latent in a subsampled plate.
+
+    Example::
+
+        >>> def model(y):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+        ...
+        >>> guide = AutoFlow(model)
+        >>> guide(torch.tensor(0.5))["z"].shape
+        torch.Size([])
+    """
+
+    layer: Chain | None
+    _full_rank = True
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        build: recipes.Build = recipes.default,
+        *,
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_scale: float = 0.1,
+        create_plates: Callable[..., Any] | None = None,
+    ):
+        name = type(self).__name__
+        if not callable(model):
+            raise TypeError(f"{name}: expected a Pyro model (a callable), got {type(model).__name__}")
+        if not callable(build):
+            raise TypeError(f"{name}: build maps latent_dim to a Layer, got {type(build).__name__}")
+        if not init_scale > 0:
+            raise ValueError(f"{name}: init_scale must be a positive number, got {init_scale}")
+        super().__init__(model, init_loc_fn=FlatPriors(init_loc_fn))
+        self.create_plates = create_plates
+        self.init_scale = float(init_scale)
+        self.build: recipes.Build | None = build
+        self.layer = None
+        self._site_shapes: dict[str, list[int]] | None = None
+
+    # ---- structure ------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _prototype_hide_fn(msg: dict[str, Any]) -> bool:
+        """Also leave enumerated sites to the objective."""
+        return prototype_hide_fn(msg) or msg["infer"].get("enumerate") == "parallel"
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._setup_prototype(*args, **kwargs)
+        except RuntimeError as error:
+            if "no latent variables" not in str(error):
+                raise
+            raise ValueError(
+                f"{type(self).__name__} found no continuous latent variables in the model; check that its "
+                "latents are pyro.sample statements without obs= and not hidden by poutine.block"
+            ) from None
+        self._refuse_subsampled()
+        loc = self._init_loc()
+        if self.layer is None:
+            self._build_layer(loc)
+        self._check_sites(self._site_shapes)
+        self._site_shapes = self._shapes()
+
+    def _refuse_subsampled(self) -> None:
+        for name, frames in self._cond_indep_stacks.items():
+            for frame in frames:
+                if frame.full_size is not None and frame.full_size != frame.size:
+                    self.prototype_trace = None
+                    raise ValueError(
+                        f"{type(self).__name__}: latent site '{name}' is inside plate '{frame.name}', which is "
+                        f"subsampled ({frame.size} of {frame.full_size}). A joint guide has one fixed set of "
+                        "latents and would be silently wrong there. Remove subsample_size, move the latent out "
+                        "of the plate, or hide it with poutine.block and write its guide by hand"
+                    )
+
+    def _build_layer(self, loc: Tensor) -> None:
+        assert self.build is not None
+        flow = as_layer(self.build(loc.numel()), loc.numel())
+        if (flow.input_dim, flow.output_dim) != (loc.numel(), loc.numel()):
+            raise ValueError(
+                f"{type(self).__name__}: build({loc.numel()}) made a layer of {flow.input_dim} -> "
+                f"{flow.output_dim} dimensions, but the model has {loc.numel()} latent dimensions"
+            )
+        full_rank = self._full_rank and loc.numel() <= MAX_FULL_RANK
+        end = (TriangularAffine if full_rank else LocScale)(loc.numel(), loc, self.init_scale)
+        self.layer = Chain(flow, end).to(loc)
+
+    def _shapes(self) -> dict[str, list[int]]:
+        return {name: list(shape) for name, shape in self._unconstrained_shapes.items()}
+
+    def _check_sites(self, expected: dict[str, list[int]] | None) -> None:
+        """Compare the model's latents with those of the state that was loaded."""
+        found = self._shapes()
+        for name in {} if expected is None else {**expected, **found}:
+            if expected is not None and expected.get(name) != found.get(name):
+                raise ValueError(
+                    f"{type(self).__name__}: the loaded state is of another model: site '{name}' has "
+                    f"unconstrained shape {expected.get(name, 'absent')} there and "
+                    f"{found.get(name, 'absent')} here; load it into a guide of the model it was saved from"
+                )
+
+    @property
+    def latent_names(self) -> list[str]:
+        """Names of the latent sites, in the order in which the flat latent holds them."""
+        self._need_setup()
+        return list(self._unconstrained_shapes)
+
+    def _need_setup(self) -> None:
+        if self.layer is None or self.prototype_trace is None:
+            raise RuntimeError(
+                f"{type(self).__name__} does not know the model's latents yet; "
+                "call guide(*args) once with the model's arguments"
+            )
+
+    # ---- the posterior --------------------------------------------------------------------------------------
+
+    def get_base_dist(self) -> dist.TorchDistribution:
+        """Standard normal in ``latent_dim`` dimensions."""
+        self._need_setup()
+        zero = next(self.layer.parameters()).new_zeros(self.latent_dim)  # type: ignore[union-attr]
+        return dist.Normal(zero, torch.ones_like(zero), validate_args=False).to_event(1)
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> torch.distributions.Transform:
+        """The flow as a torch ``Transform`` from the base to unconstrained space.
+
+        :raises NotImplementedError: for flows with auxiliary variables (``AutoCIF``).
+        """
+        self._need_setup()
+        return as_transform(self._current_layer())
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
+        """A fresh :class:`~pyro_nflows.FlowDistribution` over the flat unconstrained latent."""
+        if self.layer is None:
+            self._need_setup()
+        return FlowDistribution(self._current_layer())
+
+    def _current_layer(self) -> Layer:
+        layer = self.registered_layer() if self._pyro_context.active else self.layer
+        assert layer is not None
+        return layer
+
+    def registered_layer(self) -> Layer:
+        """The flow, after announcing its parameters as ``pyro.param`` sites (as a call of the guide does)."""
+        layer = self._modules["layer"]
+        assert isinstance(layer, Layer)
+        with self._pyro_context:
+            if pyro.settings.get("module_local_params"):
+                return self.layer  # type: ignore[return-value]
+            name = self._pyro_get_fullname("layer")
+            self._check_param_store(name, layer)
+            pyro.module(name, layer, update_module_params=True)
+        return layer
+
+    def _check_param_store(self, name: str, layer: Layer) -> None:
+        store = pyro.get_param_store()
+        for key, param in layer.named_parameters():
+            stored = store._params.get(f"{name}$$${key}")
+            if stored is not None and stored.shape != param.shape:
+                raise ValueError(
+                    f"{type(self).__name__}: the param store holds '{name}$$${key}' of shape "
+                    f"{tuple(stored.shape)} from another guide, expected {tuple(param.shape)}; "
+                    "call pyro.clear_param_store() before making a new guide"
+                )
+
+    @torch.no_grad()
+    def quantiles(self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Marginal quantiles of each latent, from a fixed quasi-random set of draws.
+
+        :param quantiles: levels between 0 and 1.
+        :return: a dict from site to a tensor ``(len(quantiles), *site shape)``.
+
+        Sites whose constraint is element-wise get the quantiles of their own values; others (simplices, Cholesky
+        factors) the constrained image of the unconstrained quantiles, as in Pyro.
+        """
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        assert self.layer is not None
+        draws, _ = self.layer(*_symmetric_normal(self.layer))
+        levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device)
+        result = {}
+        for site, unconstrained in self._unpack_rows(draws):
+            transform = biject_to(site["fn"].support)
+            if transform.domain.event_dim == 0:
+                result[site["name"]] = transform(unconstrained).quantile(levels, 0)
+            else:
+                result[site["name"]] = transform(unconstrained.quantile(levels, 0))
+        return result
+
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Marginal medians of each latent: ``quantiles(0.5)``.
+
+        :return: a dict from site to a tensor of the site's shape.
+        """
+        return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
+
+    def _unpack_rows(self, draws: Tensor) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        """Each site with its unconstrained values ``(num_draws, *site shape)``."""
+        assert self.prototype_trace is not None
+        sizes = [max(1, torch.Size(s).numel()) for s in self._unconstrained_shapes.values()]
+        for (name, shape), part in zip(self._unconstrained_shapes.items(), draws.split(sizes, -1)):
+            yield self.prototype_trace.nodes[name], part.reshape(draws.shape[:-1] + shape)
+
+    def constrain(self, latent: Tensor) -> dict[str, Tensor]:
+        """Flat unconstrained draws ``(num_draws, latent_dim)`` to a dict of site values."""
+        self._need_setup()
+        return {
+            site["name"]: biject_to(site["fn"].support)(value) for site, value in self._unpack_rows(latent)
+        }
+
+    def log_prob(self, values: dict[str, Tensor], num_samples: int = 1) -> Tensor:
+        r"""Log density of the guide at given values of all latent sites, in their own (constrained) space.
+
+        Exact for bijective flows. For ``AutoCIF`` it is the importance estimate with ``num_samples`` indices, whose
+        mean is at most the log density; see :meth:`pyro_nflows.FlowDistribution.log_prob`.
+
+        :param values: a dict from site to a value of the site's shape, or with leading dimensions.
+        :param num_samples: indices drawn, for flows with auxiliary variables.
+        :raises ValueError: if a site is missing.
+        """
+        missing = [name for name in self.latent_names if name not in values]
+        if missing:
+            raise ValueError(f"{type(self).__name__}.log_prob: no value for site '{missing[0]}'")
+        parts, log_det = [], 0.0
+        for name, shape in self._unconstrained_shapes.items():
+            site = self.prototype_trace.nodes[name]
+            transform = biject_to(site["fn"].support)
+            unconstrained = transform.inv(values[name])
+            batch = unconstrained.shape[: unconstrained.dim() - len(shape)]
+            parts.append(unconstrained.reshape(*batch, -1))
+            step = transform.log_abs_det_jacobian(unconstrained, values[name])
+            log_det = log_det + step.reshape(*batch, -1).sum(-1)
+        return self.get_posterior().log_prob(torch.cat(parts, -1), num_samples) - log_det
+
+    # ---- copying and saving ---------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state["_model"] = state["master"] = None
+        if self.layer is not None:
+            state["build"] = None  # often a lambda, and no longer needed
+        return state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AutoFlow":
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        new._model, new.build = self._model, self.build
+        return new
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        if self._model is None:
+            raise RuntimeError(
+                f"this {type(self).__name__} was unpickled and has no model; guides are saved without it. "
+                "Make a new guide of the model and load_state_dict() into it"
+            )
+        return self._model[0]
+
+    def get_extra_state(self) -> Tensor:
+        """The sites' names and shapes, as bytes in a tensor so that a state dict holds tensors only."""
+        text = json.dumps(self._site_shapes)
+        return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        shapes = json.loads(bytes(state.tolist()).decode())
+        if shapes is not None and self.prototype_trace is not None:
+            self._check_sites(shapes)
+        self._site_shapes = shapes if self._site_shapes is None else self._site_shapes
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        loc = state_dict.get(f"{prefix}layer.layers.1.loc")
+        if self.layer is None and loc is not None:
+            self._build_layer(loc)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _symmetric_normal(layer: Layer, log2_num: int = 12) -> tuple[Tensor, Tensor | None]:
+    """Quasi-random normal points with their mirror images and the origin: their medians are exactly zero."""
+    like = next(layer.parameters())
+    sobol = torch.quasirandom.SobolEngine(layer.input_dim + layer.noise_dim, scramble=True, seed=0)
+    uniform = sobol.draw(2**log2_num, dtype=torch.float64).clamp(1e-10, 1 - 1e-10)
+    half = (torch.special.ndtri(uniform)).to(like)
+    points = torch.cat([half, torch.zeros_like(half[:1]), -half])
+    return points[:, : layer.input_dim], points[:, layer.input_dim :]

@@ -1,0 +1,298 @@
+r"""The contract: a layer is a module that returns a point and a log-weight.
+
+**The one equation.** Forward is always base -> posterior:
+
+.. math:: \log \hat q(y) = \log q(x) - \log w, \qquad (y, \log w) = \mathrm{forward}(x, \epsilon).
+
+For a bijection :math:`\log w = \log|\det \partial y / \partial x|` and :math:`\hat q` is the density of ``y``.
+A layer with auxiliary variables draws :math:`u \sim q(u | x)` from the noise it is handed, maps
+:math:`y = F(x; u)`, and pays for not integrating ``u`` out:
+
+.. math:: \log w = \log|\det \partial F / \partial x| + \log r(u | y) - \log q(u | x),
+
+so that :math:`E[\log \hat q | y] = \log q(y) + KL(q(u | y) \| r(u | y))`: the ELBO stays a lower bound.
+``inverse(y)`` returns the ``x`` and *the same* log-weight. :class:`Chain` adds the weights.
+
+**Randomness enters once, at the base.** ``forward`` is a deterministic function of ``(x, noise)``: no random
+numbers, no cache, no branch on a value. Hence every layer runs under ``functional_call``, ``vmap``,
+``make_fx`` and ``torch.compile``, and a layer with auxiliary variables is an ordinary bijection of the
+extended space :math:`(x, \epsilon) \leftrightarrow (y, u)`.
+
+**Path gradients** need :math:`\nabla \log q` at the end of the chain with the parameters held fixed. It is
+carried forward with the draws, layer by layer [1]:
+
+.. math:: \nabla_y \log q = J^{-\top} (\nabla_x \log q - \nabla_x \log w),
+
+which is :meth:`Layer.transport`. A layer need not write it: the default differentiates the layer's own
+``inverse``, or solves against its Jacobian where there is none.
+
+**References**
+
+[1] L. Vaitl, L. Winkler, L. Richter, P. Kessel (2024). Fast and Unified Path Gradient Estimators for Normalizing
+Flows.
+"""
+
+import enum
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .nets import check_sizes
+
+
+class Weight(enum.IntEnum):
+    r"""How far a log-weight can be trusted; a chain is as good as its worst layer.
+
+    Example::
+
+        >>> min(Weight.EXACT, Weight.PROPER).name
+        'PROPER'
+    """
+
+    #: Right in expectation of the *log* (roulette log-determinants): for ELBO gradients only.
+    UNBIASED = 1
+    #: Right in expectation of the weight (auxiliary variables): importance sampling, IWAE and PSIS hold.
+    PROPER = 2
+    #: ``log|det J|`` itself.
+    EXACT = 3
+
+
+class Scored(NamedTuple):
+    r"""A forward pass that carries the gradients which path estimators need.
+
+    ``score`` and ``reverse`` are :math:`\nabla_y \log q` and :math:`\nabla_y \sum \log r` at fixed parameters
+    (detached). ``index_score`` and ``index_reverse`` are their inner products with the auxiliary variables,
+    whose gradients are the path through those variables; ``log_r`` is :math:`\sum \log r`, live.
+    """
+
+    y: Tensor
+    log_weight: Tensor
+    score: Tensor
+    reverse: Tensor
+    index_score: Tensor | float = 0.0
+    index_reverse: Tensor | float = 0.0
+    log_r: Tensor | float = 0.0
+
+
+class Layer(nn.Module):
+    r"""A map from base to posterior with a log-weight. Subclasses write ``forward`` and, if they can, ``inverse``.
+
+    :param input_dim: last dimension of ``x``.
+    :param output_dim: last dimension of ``y``; the same as ``input_dim`` unless given.
+    :raises ValueError: if a size is not a positive integer.
+
+    Example::
+
+        >>> class Double(Layer):
+        ...     def forward(self, x, noise=None):
+        ...         return 2 * x, torch.full(x.shape[:-1], self.input_dim * 0.6931)
+        ...
+        >>> Double(3)(torch.ones(3))
+        (tensor([2., 2., 2.]), tensor(2.0793))
+        >>> Double(3)(torch.ones(2))
+        Traceback (most recent call last):
+        ValueError: Double.forward: expected x of shape (..., 3), got (2,)
+    """
+
+    #: Grade of the log-weight.
+    grade: Weight = Weight.EXACT
+    #: How many standard normal numbers ``forward`` needs per row, and ``inverse``.
+    noise_dim: int = 0
+    inverse_noise_dim: int = 0
+
+    def __init__(self, input_dim: int, output_dim: int | None = None):
+        super().__init__()
+        output_dim = input_dim if output_dim is None else output_dim
+        check_sizes(type(self).__name__, input_dim=input_dim, output_dim=output_dim)
+        self.input_dim, self.output_dim = input_dim, output_dim
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in {"forward", "inverse"} & set(vars(cls)):
+            setattr(cls, name, _checked(name, vars(cls)[name]))
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map ``x`` to ``(y, log_weight)``; ``noise`` is ``(..., noise_dim)`` standard normal."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward(x, noise)")
+
+    def inverse(self, y: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map ``y`` back to ``(x, log_weight)``; auxiliary variables are drawn unless ``noise`` is given."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no inverse: it can be sampled and trained, "
+            "but the density of a given point needs a layer with one (Coupling, Autoregressive)"
+        )
+
+    @property
+    def has_inverse(self) -> bool:
+        """Whether ``inverse`` is defined."""
+        return type(self).inverse is not Layer.inverse
+
+    def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
+        r"""Carry a gradient from ``x`` to ``y = forward(x)``: :math:`J^{-\top}(s - c \nabla_x \log w)`.
+
+        :param x: where the pass came from, ``(..., input_dim)``.
+        :param y: where it went.
+        :param score: :math:`s`, shaped like ``x``.
+        :param weight: :math:`c`; 1 for a log density, 0 for a plain function of the point.
+        :raises NotImplementedError: for layers with auxiliary variables, or between dimensions.
+        """
+        if self.noise_dim or self.input_dim != self.output_dim:
+            raise NotImplementedError(f"{type(self).__name__} has no path gradient; use gradient='total'")
+        if not self.has_inverse:
+            return self._transport_by_jacobian(x, score, weight)
+        (_, log_weight), pull = torch.func.vjp(self.inverse, y)
+        return pull((score, torch.full_like(log_weight, -weight)))[0]
+
+    def _transport_by_jacobian(self, x: Tensor, score: Tensor, weight: float) -> Tensor:
+        (_, log_weight), pull = torch.func.vjp(self, x)
+        rows = torch.eye(self.output_dim, dtype=x.dtype, device=x.device)
+        rows = rows[(...,) + (None,) * (x.dim() - 1) + (slice(None),)].expand(-1, *x.shape)
+        jacobian = torch.func.vmap(lambda row: pull((row, torch.zeros_like(log_weight)))[0])(rows)
+        slope = pull((torch.zeros_like(x), torch.ones_like(log_weight)))[0]
+        transposed = jacobian.movedim(0, -1)
+        return torch.linalg.solve(transposed, (score - weight * slope)[..., None])[..., 0]
+
+    def scored(self, x: Tensor, noise: Tensor | None, score: Tensor, reverse: Tensor) -> Scored:
+        """A forward pass with the gradients of :class:`Scored`; see there."""
+        y, log_weight = self(x, noise)
+        at, to = x.detach(), y.detach()
+        with torch.no_grad():
+            score = self.transport(at, to, score).detach()
+            reverse = self.transport(at, to, reverse, 0.0).detach() if reverse.numel() else reverse
+        return Scored(y, log_weight, score, reverse)
+
+
+def _checked(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """``method`` with its arguments' shapes checked."""
+    point = "x" if name == "forward" else "y"
+
+    @functools.wraps(method)
+    def wrapped(self: Layer, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        dim = self.input_dim if name == "forward" else self.output_dim
+        noise_dim = self.noise_dim if name == "forward" else self.inverse_noise_dim
+        if x.shape[-1:] != (dim,):
+            raise ValueError(
+                f"{type(self).__name__}.{name}: expected {point} of shape (..., {dim}), got {tuple(x.shape)}"
+            )
+        if noise is None and noise_dim and name == "inverse":
+            noise = torch.randn(*x.shape[:-1], noise_dim, dtype=x.dtype, device=x.device)
+        if noise_dim and (noise is None or noise.shape[-1] != noise_dim):
+            got = "None" if noise is None else tuple(noise.shape)
+            raise ValueError(
+                f"{type(self).__name__}.{name}: expected noise of shape (..., {noise_dim}), got {got}; "
+                f"pass torch.randn(*{point}.shape[:-1], {noise_dim})"
+            )
+        return method(self, x, noise) if noise_dim else method(self, x)
+
+    return wrapped
+
+
+class Chain(Layer):
+    r"""Layers one after the other; log-weights add.
+
+    :param layers: the layers, from base to posterior.
+    :raises ValueError: if there are none, or one's ``output_dim`` is not the next one's ``input_dim``.
+
+    Example::
+
+        >>> from pyro_nflows.layers import LocScale, Planar
+        >>> y, log_weight = Chain(Planar(3), LocScale(3))(torch.randn(10, 3))
+    """
+
+    def __init__(self, *layers: Layer):
+        if not layers:
+            raise ValueError("Chain: expected at least one layer, got none")
+        for a, b in zip(layers, layers[1:]):
+            if a.output_dim != b.input_dim:
+                raise ValueError(
+                    f"Chain: {type(a).__name__} gives {a.output_dim} dimensions, "
+                    f"but the next layer, {type(b).__name__}, takes {b.input_dim}"
+                )
+        super().__init__(layers[0].input_dim, layers[-1].output_dim)
+        self.layers = nn.ModuleList(layers)
+        self.grade = min(layer.grade for layer in layers)
+        self.noise_dim = sum(layer.noise_dim for layer in layers)
+        self.inverse_noise_dim = sum(layer.inverse_noise_dim for layer in layers)
+
+    @property
+    def has_inverse(self) -> bool:
+        return all(layer.has_inverse for layer in self)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, index: int) -> Layer:
+        return self.layers[index]  # type: ignore[return-value]
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        total = x.new_zeros(x.shape[:-1])
+        for layer, part in zip(self, _shares(noise, [layer.noise_dim for layer in self])):
+            x, log_weight = layer(x, part)
+            total = total + log_weight
+        return x, total
+
+    def inverse(self, y: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        total = y.new_zeros(y.shape[:-1])
+        shares = _shares(noise, [layer.inverse_noise_dim for layer in self])
+        for layer, part in zip(reversed(list(self)), reversed(shares)):
+            y, log_weight = layer.inverse(y, part)
+            total = total + log_weight
+        return y, total
+
+    def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
+        for layer in self:
+            after, _ = layer(x)
+            score = layer.transport(x, after, score, weight)
+            x = after
+        return score
+
+    def scored(self, x: Tensor, noise: Tensor | None, score: Tensor, reverse: Tensor) -> Scored:
+        sums: list[Tensor | float] = [0.0] * 4
+        for layer, part in zip(self, _shares(noise, [layer.noise_dim for layer in self])):
+            step = layer.scored(x, part, score, reverse)
+            x, score, reverse = step.y, step.score, step.reverse
+            sums = [a + b for a, b in zip(sums, (step.log_weight, *step[4:]))]
+        return Scored(x, sums[0], score, reverse, *sums[1:])  # type: ignore[arg-type]
+
+
+def _shares(noise: Tensor | None, sizes: Sequence[int]) -> Sequence[Tensor | None]:
+    """Each layer's share of the noise, None for those that need none."""
+    if noise is None:
+        return [None] * len(sizes)
+    return [part if size else None for part, size in zip(noise.split(list(sizes), -1), sizes)]
+
+
+class Inverse(Layer):
+    r"""A layer run backwards: ``forward`` is its ``inverse``. A MAF is ``Inverse`` of an IAF.
+
+    :param layer: a layer with an inverse.
+    :raises ValueError: if it has none.
+
+    Example::
+
+        >>> from pyro_nflows.layers import LocScale
+        >>> Inverse(LocScale(3, init_scale=2.0))(torch.ones(3))[0]
+        tensor([0.5000, 0.5000, 0.5000], grad_fn=<DivBackward0>)
+    """
+
+    def __init__(self, layer: Layer):
+        if not layer.has_inverse:
+            raise ValueError(f"Inverse: {type(layer).__name__} has no inverse")
+        super().__init__(layer.output_dim, layer.input_dim)
+        self.layer = layer
+        self.grade = layer.grade
+        self.noise_dim, self.inverse_noise_dim = layer.inverse_noise_dim, layer.noise_dim
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y, log_weight = self.layer.inverse(x, noise)
+        return y, -log_weight
+
+    def inverse(self, y: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, log_weight = self.layer(y, noise)
+        return x, -log_weight

@@ -1,0 +1,78 @@
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..layer import Layer
+from ..nets import MLP
+from ..transformers import Affine, Transformer
+
+
+class Coupling(Layer):
+    r"""One half of the coordinates sets how the other half is transformed.
+
+    .. math:: y_a = x_a, \qquad y_b = \tau(x_b; \theta(x_a))
+
+    with an element-wise monotone :math:`\tau`: :class:`~pyro_nflows.transformers.Shift` (NICE [1]),
+    :class:`~pyro_nflows.transformers.Affine` (RealNVP [2]) or
+    :class:`~pyro_nflows.transformers.RationalQuadratic` (neural spline flows [3]), and a tanh network
+    :math:`\theta`. Both directions cost one pass of the network; it starts at the identity. With one coordinate,
+    :math:`\theta` is a learned constant.
+
+    :param input_dim: dimension :math:`D`; ``x`` and ``y`` have shape ``(..., D)``.
+    :param transformer: :math:`\tau`.
+    :param flip: transform the first half rather than the second.
+    :param hidden_dims: widths of the network's hidden layers.
+    :raises ValueError: if ``input_dim < 1``.
+
+    Example::
+
+        >>> y, log_weight = Coupling(3, Affine())(torch.randn(10, 3))
+
+    **References**
+
+    [1] L. Dinh, D. Krueger, Y. Bengio (2014). NICE: Non-linear Independent Components Estimation.
+
+    [2] L. Dinh, J. Sohl-Dickstein, S. Bengio (2016). Density Estimation using Real NVP.
+
+    [3] C. Durkan, A. Bekasov, I. Murray, G. Papamakarios (2019). Neural Spline Flows.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        transformer: Transformer = Affine(),
+        *,
+        flip: bool = False,
+        hidden_dims: Sequence[int] = (32, 32),
+    ):
+        super().__init__(input_dim)
+        self.transformer = transformer
+        self.flip = flip and input_dim > 1
+        self.first = input_dim // 2
+        moved = self.first if self.flip else input_dim - self.first
+        self.net = MLP(input_dim - moved, moved * transformer.num_params, hidden_dims)
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The half that stays and the half that moves."""
+        first, second = x[..., : self.first], x[..., self.first :]
+        return (second, first) if self.flip else (first, second)
+
+    def _join(self, stays: Tensor, moves: Tensor) -> Tensor:
+        return torch.cat([moves, stays] if self.flip else [stays, moves], -1)
+
+    def _params(self, stays: Tensor) -> Tensor:
+        return self.net(stays).unflatten(-1, (-1, self.transformer.num_params))
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        stays, moves = self._split(x)
+        moves, log_slope = self.transformer.forward(moves, self._params(stays))
+        return self._join(stays, moves), log_slope.sum(-1)
+
+    def inverse(self, y: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        stays, moves = self._split(y)
+        moves, log_slope = self.transformer.inverse(moves, self._params(stays))
+        return self._join(stays, moves), log_slope.sum(-1)
+
+    def extra_repr(self) -> str:
+        return f"{self.input_dim}, {self.transformer}, flip={self.flip}"

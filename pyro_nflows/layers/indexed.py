@@ -1,0 +1,146 @@
+import torch
+from torch import Tensor
+
+from collections.abc import Sequence
+
+from ..layer import Layer, Scored, Weight
+from ..nets import MLP, check_sizes
+from ..numerics import normal_log_prob, soft_bound
+
+
+class Indexed(Layer):
+    r"""A continuously indexed flow (CIF): a bijection for every value of a latent index [1, 2].
+
+    .. math:: u \sim q(u | x), \qquad x' = e^{s(u)} (x + t(u)), \qquad y = f(x')
+
+    with :math:`q(u | x) = N(\mu(x), \mathrm{diag}\,\sigma(x)^2)`, any inner layer :math:`f`, and a reverse model
+    :math:`r(u | x')`, also a diagonal Gaussian. The log-weight is
+
+    .. math:: \log w = \log|\det \partial f| + \sum s(u) + \log r(u | x') - \log q(u | x).
+
+    A single bijection cannot make two pieces of one; a continuum of them can, because ``x`` no longer determines
+    ``y``. It starts at the inner layer, with :math:`\log r = \log q`.
+
+    :param inner: :math:`f`; its own auxiliary variables, if any, are kept.
+    :param index_dim: dimension of ``u``.
+    :param hidden_dims: widths of the four tanh networks.
+    :param bound: soft bound of :math:`|s|`.
+    :raises ValueError: if ``index_dim < 1``.
+
+    Example::
+
+        >>> from pyro_nflows.layers import Coupling
+        >>> layer = Indexed(Coupling(3))
+        >>> y, log_weight = layer(torch.randn(10, 3), torch.randn(10, layer.noise_dim))
+
+    **References**
+
+    [1] R. Cornish, A. Caterini, G. Deligiannidis, A. Doucet (2020). Relaxing Bijectivity Constraints with
+    Continuously Indexed Normalising Flows.
+
+    [2] A. Caterini, R. Cornish, D. Sejdinovic, A. Doucet (2021). Variational Inference with Continuously-Indexed
+    Normalizing Flows.
+    """
+
+    def __init__(
+        self,
+        inner: Layer,
+        index_dim: int = 1,
+        *,
+        hidden_dims: Sequence[int] = (10, 10),
+        bound: float = 2.0,
+    ):
+        super().__init__(inner.input_dim, inner.output_dim)
+        check_sizes("Indexed", index_dim=index_dim)
+        self.inner, self.index_dim, self.bound = inner, index_dim, bound
+        self.grade = min(Weight.PROPER, inner.grade)
+        self.noise_dim = index_dim + inner.noise_dim
+        self.inverse_noise_dim = index_dim + inner.inverse_noise_dim
+        self.shift_scale = MLP(index_dim, 2 * inner.input_dim, hidden_dims, skip=False)
+        self.index = MLP(inner.input_dim, 2 * index_dim, hidden_dims, skip=False)
+        self.reverse = MLP(inner.input_dim, 2 * index_dim, hidden_dims, skip=False)
+
+    @property
+    def has_inverse(self) -> bool:
+        return self.inner.has_inverse
+
+    def _gaussian(self, net: MLP, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation of the index."""
+        loc, log_scale = net(x).chunk(2, -1)
+        return loc, soft_bound(log_scale, 4.0)
+
+    def _affine(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """:math:`t(u)` and :math:`s(u)`."""
+        shift, log_scale = self.shift_scale(u).chunk(2, -1)
+        return shift, soft_bound(log_scale, self.bound)
+
+    def _advance(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``(u, x')`` and the part of the log-weight that comes before ``r`` and ``f``."""
+        loc, log_scale = self._gaussian(self.index, x)
+        u = loc + log_scale.exp() * eps
+        shift, stretch = self._affine(u)
+        log_q = normal_log_prob(u, loc, log_scale)
+        return u, stretch.exp() * (x + shift), stretch.sum(-1) - log_q
+
+    def _retreat(self, x_prime: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """``x`` and the same part of the log-weight, from ``(x', u)``."""
+        shift, stretch = self._affine(u)
+        x = (-stretch).exp() * x_prime - shift
+        return x, stretch.sum(-1) - normal_log_prob(u, *self._gaussian(self.index, x))
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        assert noise is not None  # the contract's check has run
+        u, x_prime, log_weight = self._advance(x, noise[..., : self.index_dim])
+        log_r = normal_log_prob(u, *self._gaussian(self.reverse, x_prime))
+        y, inner = self.inner(x_prime, noise[..., self.index_dim :])
+        return y, inner + log_weight + log_r
+
+    def inverse(self, y: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        assert noise is not None  # the contract's check has run
+        x_prime, inner = self.inner.inverse(y, noise[..., self.index_dim :])
+        loc, log_scale = self._gaussian(self.reverse, x_prime)
+        u = loc + log_scale.exp() * noise[..., : self.index_dim]
+        x, log_weight = self._retreat(x_prime, u)
+        return x, inner + log_weight + normal_log_prob(u, loc, log_scale)
+
+    def scored(self, x: Tensor, noise: Tensor | None, score: Tensor, reverse: Tensor) -> Scored:
+        """The pass in the extended space: ``(x, eps)`` to ``(y, u)`` is a bijection."""
+        assert noise is not None
+        u, x_prime, log_weight = self._advance(x, noise[..., : self.index_dim])
+        log_r = normal_log_prob(u, *self._gaussian(self.reverse, x_prime))
+        score, index_score = self._transport_extended(x_prime, u, score, -1.0)
+        index_reverse: Tensor | float = 0.0
+        if reverse.numel():
+            reverse, along = self._transport_extended(x_prime, u, reverse, 0.0)
+            here = self._reverse_gradient(x_prime, u)
+            reverse, index_reverse = reverse + here[0], ((along + here[1]) * u).sum(-1)
+        step = self.inner.scored(x_prime, noise[..., self.index_dim :], score, reverse)
+        return Scored(
+            step.y,
+            step.log_weight + log_weight + log_r,
+            step.score,
+            step.reverse,
+            step.index_score + (index_score * u).sum(-1),
+            step.index_reverse + index_reverse,
+            step.log_r + log_r,
+        )
+
+    def _transport_extended(
+        self, x_prime: Tensor, u: Tensor, score: Tensor, weight: float
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients in ``x'`` and in ``u`` of a function of ``x`` whose gradient is ``score``."""
+        with torch.no_grad():
+            (_, log_weight), pull = torch.func.vjp(self._retreat, x_prime.detach(), u.detach())
+            along, index = pull((score, torch.full_like(log_weight, weight)))
+        return along.detach(), index.detach()
+
+    def _reverse_gradient(self, x_prime: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of ``log r(u | x')`` in ``x'`` and in ``u``."""
+
+        def log_r(x_prime: Tensor, u: Tensor) -> Tensor:
+            return normal_log_prob(u, *self._gaussian(self.reverse, x_prime))
+
+        with torch.no_grad():
+            value, pull = torch.func.vjp(log_r, x_prime.detach(), u.detach())
+            along, index = pull(torch.ones_like(value))
+        return along.detach(), index.detach()

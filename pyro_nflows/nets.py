@@ -1,0 +1,116 @@
+r"""The networks inside the layers: small tanh perceptrons whose heads start at zero.
+
+A zero head makes the layer around it start at its neutral parameters, that is at the identity. The linear
+skip (also zero at the start) lets a layer represent a linear dependence exactly, in the tails too.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+
+def check_sizes(name: str, **sizes: int) -> None:
+    """Raise a ValueError that names the first size which is not a positive integer.
+
+    Example::
+
+        >>> check_sizes("Planar", input_dim=0)
+        Traceback (most recent call last):
+        ValueError: Planar: input_dim must be a positive integer, got 0
+    """
+    for key, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name}: {key} must be a positive integer, got {size!r}")
+
+
+class MLP(nn.Module):
+    r"""A tanh perceptron with a linear skip; it starts as the zero function.
+
+    .. math:: f(x) = W_h \tanh(\cdots \tanh(W_1 x + b_1) \cdots) + b_h + W_s x
+
+    :param input_dim: size of the last dimension of ``x``; 0 makes a learnable constant.
+    :param output_dim: size of the last dimension of the result.
+    :param hidden_dims: widths of the hidden layers.
+    :param skip: whether to add :math:`W_s x`.
+
+    Example::
+
+        >>> MLP(3, 4, (16,))(torch.randn(10, 3)).shape
+        torch.Size([10, 4])
+    """
+
+    def __init__(
+        self, input_dim: int, output_dim: int, hidden_dims: Sequence[int], skip: bool = True
+    ):
+        super().__init__()
+        widths = [input_dim, *hidden_dims] if input_dim else [0]
+        skip = skip and len(widths) > 1
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
+        self.bias = nn.Parameter(torch.zeros(output_dim))
+        self.head = nn.Parameter(torch.zeros(output_dim, widths[-1])) if widths[-1] else None
+        self.skip = nn.Parameter(torch.zeros(output_dim, input_dim)) if skip else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.head is None:
+            return self.bias.expand(*x.shape[:-1], -1)
+        h = x
+        for layer in self.hidden:
+            h = torch.tanh(layer(h))
+        y = linear(h, self.head, self.bias)
+        return y if self.skip is None else y + linear(x, self.skip)
+
+
+class MaskedMLP(nn.Module):
+    r"""A masked perceptron (MADE) [1]: output block :math:`i` reads inputs :math:`1, \dots, i - 1` only.
+
+    :param input_dim: number of inputs :math:`D`, and of output blocks.
+    :param num_params: outputs of each block; the result has shape ``(..., D, num_params)``.
+    :param hidden_dims: widths of the hidden layers.
+    :param reverse: read the inputs in the order :math:`D, \dots, 1` instead.
+
+    Example::
+
+        >>> MaskedMLP(3, 2, (16,))(torch.randn(10, 3)).shape
+        torch.Size([10, 3, 2])
+
+    **References**
+
+    [1] M. Germain, K. Gregor, I. Murray, H. Larochelle (2015). MADE: Masked Autoencoder for Distribution
+    Estimation.
+    """
+
+    def __init__(
+        self, input_dim: int, num_params: int, hidden_dims: Sequence[int], reverse: bool = False
+    ):
+        super().__init__()
+        self.shape = (input_dim, num_params)
+        degrees = [torch.arange(1, input_dim + 1)]
+        for width in hidden_dims:
+            degrees.append(torch.arange(width) % max(1, input_dim - 1) + 1)
+        first = degrees[0].flip(0) if reverse else degrees[0]
+        degrees[0] = first
+        last = first.repeat_interleave(num_params)
+        self.hidden = nn.ModuleList(
+            nn.Linear(len(a), len(b)) for a, b in zip(degrees, degrees[1:])
+        )
+        self.head = nn.Parameter(torch.zeros(len(last), len(degrees[-1])))
+        self.skip = nn.Parameter(torch.zeros(len(last), input_dim)) if hidden_dims else None
+        self.bias = nn.Parameter(torch.zeros(len(last)))
+        for i, (a, b) in enumerate(zip(degrees, degrees[1:])):
+            self._mask(f"mask_{i}", b[:, None] >= a)
+        self._mask("mask_head", last[:, None] > degrees[-1])
+        self._mask("mask_skip", last[:, None] > first)
+
+    def _mask(self, name: str, mask: Tensor) -> None:
+        self.register_buffer(name, mask.to(torch.get_default_dtype()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x
+        for i, layer in enumerate(self.hidden):
+            h = torch.tanh(linear(h, layer.weight * getattr(self, f"mask_{i}"), layer.bias))
+        y = linear(h, self.head * self.mask_head, self.bias)
+        if self.skip is not None:
+            y = y + linear(x, self.skip * self.mask_skip)
+        return y.unflatten(-1, self.shape)

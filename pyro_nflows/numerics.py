@@ -1,0 +1,114 @@
+r"""Small numerical pieces shared by the layers: stable, pure, and without a branch on a value.
+
+Everything here is elementwise or acts on the last dimension, broadcasts over the rest, and runs under
+``torch.func.vmap``, ``make_fx`` and ``torch.compile``.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+_LOG_2PI = math.log(2 * math.pi)
+#: ``softplus(_UNIT) == 1``: the offset at which softplus-positive quantities start at one.
+_UNIT = math.log(math.e - 1)
+
+
+def standard_normal_log_prob(x: Tensor) -> Tensor:
+    r"""Log density of :math:`N(0, I)`, summed over the last dimension.
+
+    :param x: points, ``(..., D)``.
+
+    Example::
+
+        >>> standard_normal_log_prob(torch.zeros(5, 2)).shape
+        torch.Size([5])
+    """
+    return -0.5 * (x.square().sum(-1) + x.shape[-1] * _LOG_2PI)
+
+
+def normal_log_prob(x: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
+    r"""Log density of :math:`N(\mu, \mathrm{diag}\,\sigma^2)`, summed over the last dimension.
+
+    :param x: points, ``(..., D)``.
+    :param loc: :math:`\mu`, broadcastable to ``x``.
+    :param log_scale: :math:`\log\sigma`, broadcastable to ``x``.
+
+    Example::
+
+        >>> normal_log_prob(torch.zeros(5, 2), torch.zeros(2), torch.zeros(2)).shape
+        torch.Size([5])
+    """
+    return standard_normal_log_prob((x - loc) * (-log_scale).exp()) - log_scale.sum(-1)
+
+
+def soft_bound(x: Tensor, bound: float) -> Tensor:
+    r"""Squash to :math:`(-b, b)` by :math:`b \tanh(x / b)`: the identity near zero.
+
+    Example::
+
+        >>> soft_bound(torch.tensor([0.0, 1e6]), 2.0)
+        tensor([0., 2.])
+    """
+    return bound * torch.tanh(x / bound)
+
+
+def positive(x: Tensor) -> Tensor:
+    r"""A positive number that is one at zero: :math:`\mathrm{softplus}(x + \log(e - 1))`.
+
+    Example::
+
+        >>> positive(torch.tensor([-100.0, 0.0])).round(decimals=4)
+        tensor([0., 1.])
+    """
+    return softplus(x + _UNIT)
+
+
+def above_minus_one(x: Tensor) -> Tensor:
+    r"""A number above -1 that is exactly zero at zero, increasing in ``x``.
+
+    Example::
+
+        >>> above_minus_one(torch.tensor([-100.0, 0.0]))
+        tensor([-1.,  0.])
+    """
+    return positive(x) - positive(torch.zeros_like(x))
+
+
+def monotone_root(
+    function: Callable[[Tensor], tuple[Tensor, Tensor]],
+    low: Tensor,
+    high: Tensor,
+    num_iterations: int = 60,
+) -> Tensor:
+    r"""The root of an increasing function, elementwise, differentiable in what the function closes over.
+
+    Newton's method, safeguarded by a bracket that every third step halves: at worst bisection, at best
+    quadratic. A last, differentiable Newton step gives the implicit derivative
+    :math:`-\partial_\theta f / \partial_\alpha f`.
+
+    :param function: maps :math:`\alpha` to :math:`(f(\alpha), f'(\alpha))`, with :math:`f' \geq 0`.
+    :param low: where :math:`f \leq 0`.
+    :param high: where :math:`f \geq 0`.
+    :param num_iterations: steps, a third of them bisections.
+
+    Example::
+
+        >>> cube = lambda a: (a**3 - 8, 3 * a**2)
+        >>> monotone_root(cube, torch.tensor(0.0), torch.tensor(10.0))
+        tensor(2.)
+    """
+    low, high = low.detach(), high.detach()
+    root = 0.5 * (low + high)
+    with torch.no_grad():
+        for i in range(num_iterations):
+            value, slope = (t.detach() for t in function(root))
+            low, high = torch.where(value <= 0, root, low), torch.where(value >= 0, root, high)
+            middle = 0.5 * (low + high)
+            newton = root - value / slope
+            inside = (newton >= low) & (newton <= high)
+            root = middle if i % 3 == 2 else torch.where(inside, newton, middle)
+    value, slope = function(root)
+    return root - value / slope.detach()

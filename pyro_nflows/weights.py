@@ -1,0 +1,89 @@
+r"""Draws of a flow with their weights: the one place where a guide and a model meet."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .layer import Layer, Scored
+from .numerics import standard_normal_log_prob
+
+#: A vectorised log density, ``(K, D) -> (K,)``.
+LogDensity = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Draws:
+    r"""Rows :math:`z \sim q` with :math:`\log p(x, z)` and :math:`\log \hat q`.
+
+    ``grad_log_p`` (detached) and ``scored`` are there only when path gradients were asked for; ``log_p`` then does not
+    depend on the flow's parameters.
+    """
+
+    z: Tensor
+    log_p: Tensor
+    log_q: Tensor
+    grad_log_p: Tensor | None = None
+    scored: Scored | None = None
+
+    @property
+    def log_weight(self) -> Tensor:
+        r""":math:`\log w = \log p(x, z) - \log \hat q`, one a row."""
+        return self.log_p - self.log_q
+
+    def path(self) -> tuple[Tensor, Tensor]:
+        r"""The two parts of :math:`\log w` as path gradients see it, one a row each.
+
+        The gradient of the first is that of the path, through the draw; of the second, that of the model's
+        parameters and of the reverse model :math:`r`, at a fixed draw.
+        """
+        assert self.scored is not None and self.grad_log_p is not None
+        _, _, score, reverse, index_score, index_reverse, log_r = self.scored
+        pull = self.grad_log_p - score
+        if not reverse.numel():
+            return (pull * self.z).sum(-1) - index_score, self.log_p + log_r
+        along = (reverse * self.z).sum(-1) + index_reverse
+        return (pull * self.z).sum(-1) - index_score + along, self.log_p + log_r - along
+
+
+def base_noise(layer: Layer, num_particles: int) -> Tensor:
+    """Standard normal numbers for ``num_particles`` draws: the base point and the layers' noise side by side."""
+    like = next(layer.parameters())
+    width = layer.input_dim + layer.noise_dim
+    return torch.randn(num_particles, width, dtype=like.dtype, device=like.device)
+
+
+def split_noise(layer: Layer, noise: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The base point and the layers' share."""
+    rest = noise[..., layer.input_dim :] if layer.noise_dim else None
+    return noise[..., : layer.input_dim], rest
+
+
+def draw(log_joint: LogDensity, layer: Layer, noise: Tensor) -> Draws:
+    """Draws whose log-weights are differentiable in everything: total gradients.
+
+    :param log_joint: ``z (K, D) -> (K,)``.
+    :param layer: the flow.
+    :param noise: from :func:`base_noise`.
+    """
+    x, rest = split_noise(layer, noise)
+    z, log_weight = layer(x, rest)
+    return Draws(z, log_joint(z), standard_normal_log_prob(x) - log_weight)
+
+
+def draw_scored(log_joint: LogDensity, layer: Layer, noise: Tensor, reverse: bool = False) -> Draws:
+    """Draws with what path gradients need.
+
+    :param log_joint: ``z (K, D) -> (K,)``.
+    :param layer: the flow.
+    :param noise: from :func:`base_noise`.
+    :param reverse: whether to split off the reverse models' share of the path (DReG needs it).
+    :raises NotImplementedError: if a layer has no path gradient.
+    """
+    x, rest = split_noise(layer, noise)
+    zero = torch.zeros_like(x if reverse and layer.noise_dim else x[:, :0])
+    scored = layer.scored(x, rest, -x.detach(), zero)
+    log_p, pull = torch.func.vjp(log_joint, scored.y.detach())
+    grad = pull(torch.ones_like(log_p), retain_graph=True)[0].detach()
+    return Draws(scored.y, log_p, standard_normal_log_prob(x) - scored.log_weight, grad, scored)
