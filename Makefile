@@ -12,10 +12,9 @@ PYTEST = MPLBACKEND=Agg OMP_NUM_THREADS=1 $(BIN) -m pytest -n $(WORKERS) --dist 
 NOTEBOOKS = $(patsubst tutorials/%.md,tutorials/notebooks/%.ipynb,$(wildcard tutorials/[0-9]*.md))
 WHEEL = build/wheel
 
-.PHONY: help demo test test-all coverage bench bench-speed bench-posteriors bench-densities docs notebooks lint \
-	format wheel-test clean
+.PHONY: help demo test test-all coverage bench posteriordb-given bench-speed bench-posteriors bench-densities \
+	docs notebooks lint format wheel-test clean
 .DELETE_ON_ERROR:
-.SECONDARY:
 
 help:
 	@echo "make demo        fit two real models and print the verdict"
@@ -38,7 +37,8 @@ $(VENV)/.made:
 
 # $(VENV)/.test: the package itself, editable, with its extra "test"; and so on for the other extras.
 $(VENV)/.%: setup.cfg pyproject.toml constraints.txt | $(VENV)/.made
-	$(BIN) -m pip install --disable-pip-version-check -c constraints.txt -e ".[$*]"
+	@echo "Installing pyro_nflows[$*] into $(VENV); the first time it takes minutes"
+	$(BIN) -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[$*]"
 	@touch $@
 
 demo: $(VENV)/.test
@@ -55,15 +55,17 @@ coverage: $(VENV)/.test $(VENV)/.dev
 
 bench: bench-posteriors bench-densities bench-speed
 
-bench-posteriors: $(VENV)/.bench
-	@test -d "$(POSTERIORDB)" || { echo "Say where posteriordb's posterior_database folder is: make $@ POSTERIORDB=..."; exit 1; }
+posteriordb-given:
+	@test -d "$(POSTERIORDB)" || { echo "Say where posteriordb's posterior_database is: make bench POSTERIORDB=..."; exit 1; }
+
+bench-posteriors: posteriordb-given $(VENV)/.bench
 	$(BIN) -m benchmarks.posteriors
 
 bench-speed bench-densities: bench-%: $(VENV)/.bench
 	$(BIN) -m benchmarks.$*
 
 docs: $(VENV)/.docs
-	$(BIN) -m sphinx -E -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
+	$(BIN) -m sphinx -E -T -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
 
 notebooks: $(NOTEBOOKS)
 
@@ -83,9 +85,9 @@ format: $(VENV)/.dev
 
 wheel-test: $(VENV)/.made
 	rm -rf build
-	$(BIN) -m pip wheel --disable-pip-version-check --no-deps --wheel-dir $(WHEEL) .
+	$(BIN) -m pip wheel -q --disable-pip-version-check --no-deps --wheel-dir $(WHEEL) .
 	$(BIN) -m venv $(WHEEL)/venv
-	$(WHEEL)/venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt $(WHEEL)/*.whl
+	$(WHEEL)/venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(WHEEL)/*.whl
 	$(WHEEL)/venv/bin/python tests/run_readme.py --installed
 
 clean:

@@ -1,7 +1,8 @@
 r"""The models of twelve ``posteriordb`` posteriors, in Pyro.
 
-Each density is the Stan program's with every prior normalised on its support; a flat prior is an
-improper uniform. Every model broadcasts from the left, so it runs under a particle plate as well as
+Each density is the Stan program's with every prior normalised on its support (but for the means of
+``low_dim_gauss_mix``, whose prior ignores that they are ordered); a flat prior is an improper
+uniform. Every model broadcasts from the left, so it runs under a particle plate as well as
 under :func:`torch.func.vmap`, and none branches on a value.
 
 **References**

@@ -19,6 +19,7 @@ from .guides import (
     AutoSpline,
 )
 from .objectives import ELBO, IWAE
+from .vi import VI
 
 try:
     __version__ = version("pyro_nflows")
@@ -37,6 +38,7 @@ __all__ = [
     "ELBO",
     "FlowDistribution",
     "IWAE",
+    "VI",
     "layers",
     "recipes",
 ]

@@ -15,6 +15,7 @@ A dimension is named by its plate, and ``{site}_dim_{i}`` if it has none. The re
 0.x and an ``xarray.DataTree`` on ArviZ 1.x.
 """
 
+import functools
 import importlib.metadata
 import inspect
 import itertools
@@ -23,9 +24,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_nflows.predictive import (
+from .predictive import (
     Answers,
     Draw,
     Run,
@@ -112,13 +114,13 @@ def to_arviz(
     with isolated(seed, next(iter(draws.values())).device):
         sites = run.sites({name: values[0] for name, values in draws.items()})
         answers = _ask(run, draws, log_likelihood, posterior_predictive)
+        if sample_stats:
+            stats = _flatten("sample_stats", sample_stats, group_by_chain, shape)[1]
+            answers |= {("sample_stats", name): values for name, values in stats.items()}
         prior, notes = _ask_prior(run, num_prior)
-    if sample_stats:
-        stats = _flatten("sample_stats", sample_stats, group_by_chain, shape)[1]
-        answers |= {("sample_stats", name): values for name, values in stats.items()}
-    label = _Labels(sites, dims or {})
-    groups = label.drawn(answers, shape) | label.drawn(prior, (1, num_prior))
-    groups |= {"observed_data": label.observed(), "constant_data": label.constant(run)}
+        label = _Labels(sites, dims or {})
+        groups = label.drawn(answers, shape) | label.drawn(prior, (1, num_prior))
+        groups |= {"observed_data": label.observed(), "constant_data": label.constant(run)}
     return _build(groups, coords or {}, notes + _left_out(sites, answers, log_likelihood))
 
 
@@ -128,8 +130,8 @@ def _flatten(
     """The shape (num_chains, num_draws), and the values with both along one dimension."""
     ndim = 2 if group_by_chain else 1
     shapes = {name: (1, *value.shape[:ndim])[-2:] for name, value in values.items()}
-    expected = expected or next(iter(shapes.values()), (1, 1))
-    if set(shapes.values()) != {expected} or min(value.dim() for value in values.values()) < ndim:
+    expected = expected or max(shapes.values(), key=len, default=(1,))
+    if len(expected) < 2 or set(shapes.values()) != {expected}:
         raise ValueError(
             f"{argument}: got (num_chains, num_draws) = {shapes}, expected {expected} for every name. "
             "Draw all sites together; group_by_chain=True is for values with a leading dimension of chains."
@@ -151,7 +153,7 @@ def _ask_prior(run: Run, num_prior: int) -> tuple[Answers, list[str]]:
     try:
         return each_draw(run.prior, {"": torch.arange(num_prior)}) if num_prior else {}, []
     except (NotImplementedError, RuntimeError, ValueError) as error:
-        return {}, [f"no prior: {type(error).__name__}: {error}"]
+        return {}, [f"no prior: {type(error).__name__}: {error}".splitlines()[0]]
 
 
 def _left_out(sites: Mapping[str, Site], answers: Answers, log_likelihood: bool) -> list[str]:
@@ -213,21 +215,28 @@ class _Labels:
         # pyro.deterministic takes every dimension for an event's unless told otherwise.
         num_batch = num_batch or (len(shape) if is_deterministic(site) else 0)
         axes = {num_batch + frame.dim: frame for frame in frames}
-        return {a: self._plate(f.name) for a, f in axes.items() if a >= 0 and shape[a] == f.size}
-
-    def _plate(self, name: str) -> str:
-        # xarray takes a variable with the name of a dimension for its labels.
-        return f"{name}_plate" if name in self.sites or name in SAMPLE_DIMS else name
+        return {a: _renamed(f.name) for a, f in axes.items() if a >= 0 and shape[a] == f.size}
 
 
 def _arguments(run: Run) -> dict[str, Any]:
     """The arguments of the model by name."""
-    signature = inspect.signature(getattr(run.model, "forward", run.model))
-    arguments = signature.bind(*run.args, **run.kwargs).arguments
+    model = _bare(run.model)
+    try:
+        signature = inspect.signature(getattr(model, "forward", model))
+        arguments = signature.bind(*run.args, **run.kwargs).arguments
+    except (TypeError, ValueError):  # a decorator hides what the model takes
+        return {"args": run.args, **run.kwargs}
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
             arguments.update(arguments.pop(parameter.name, {}))
     return arguments
+
+
+def _bare(model: Any) -> Any:
+    """The model inside ``poutine.condition`` and its like, such as an autoguide puts around it."""
+    while isinstance(getattr(model, "func", None), functools.partial) and isinstance(model.func.args[0], Messenger):
+        model = model.func.args[1]
+    return model
 
 
 def _tensors(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
@@ -280,6 +289,10 @@ def _dataset(group: str, variables: Mapping[str, Variable], coords: Mapping[str,
 
 def _is_modern(version: str) -> bool:
     return int(version.split(".")[0]) >= 1
+
+
+def _renamed(plate: str) -> str:
+    return f"{plate}_plate" if plate in SAMPLE_DIMS else plate
 
 
 def _safe(name: str) -> str:

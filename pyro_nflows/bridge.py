@@ -69,9 +69,7 @@ class TransformLayer(Layer):
 
     def __init__(self, transform: Transform, input_dim: int):
         if not transform.bijective or transform.domain.event_dim > 1:
-            raise ValueError(
-                f"TransformLayer: expected a bijective transform of scalars or vectors, got {transform}"
-            )
+            raise ValueError(f"TransformLayer: expected a bijective transform of scalars or vectors, got {transform}")
         super().__init__(input_dim, transform.forward_shape(torch.Size((input_dim,)))[-1])
         self.transform = transform
 

@@ -46,10 +46,13 @@ class Estimate(NamedTuple):
 
 
 class Tail(NamedTuple):
-    """The largest weights of one sample, relative to the largest of all, and the Pareto law fitted to them."""
+    """The largest weights of a sample, and the generalized Pareto law fitted to how far they exceed the cutoff.
 
-    index: Tensor  # positions in the sample, ordered by weight
-    exceedances: Tensor  # weight minus cutoff, ascending
+    Weights are relative to the largest, which is 1.
+    """
+
+    members: Tensor  # their positions in the sample, in order of weight
+    exceedances: Tensor
     cutoff: Tensor
     k_hat: Tensor
     sigma: Tensor
@@ -70,7 +73,7 @@ def ess(log_weights: Tensor) -> Tensor:
     """
     log_weights = _checked(log_weights)
     total = 2 * log_weights.logsumexp(-1) - (2 * log_weights).logsumexp(-1)
-    return (total - math.log(log_weights.shape[-1])).exp()
+    return (total - math.log(log_weights.shape[-1])).exp().clamp(max=1)
 
 
 def elbo(log_weights: Tensor) -> Estimate:
@@ -116,9 +119,9 @@ def pareto_k(log_weights: Tensor, r_eff: float = 1.0, *, num_tail: int | None = 
 
     Example::
 
-        >>> log_weights = torch.linspace(0.001, 0.999, 999).log().neg() / 2  # P(w > t) = t^-2
-        >>> pareto_k(log_weights).round(decimals=2)
-        tensor(0.4900, dtype=torch.float64)
+        >>> p = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+        >>> pareto_k(-0.6 * p.log()).round(decimals=1)  # P(w > t) = t^(-1/.6)
+        tensor(0.6000, dtype=torch.float64)
     """
     return psis(log_weights, r_eff, num_tail=num_tail)[1]
 
@@ -213,7 +216,7 @@ def min_num_samples(k: float) -> float:
         >>> round(min_num_samples(0.5)), min_num_samples(1.2)
         (100, inf)
     """
-    return 10 ** (1 / (1 - max(0.0, float(k)))) if k < 1 else math.inf
+    return math.inf if k >= 1 else 10 ** (1 / (1 - max(float(k), 0.0)))
 
 
 def tail_length(num_samples: int, r_eff: float = 1.0) -> int:
@@ -246,6 +249,11 @@ def gpd_fit(exceedances: Tensor) -> tuple[Tensor, Tensor]:
         (0.3, 2.0)
     """
     x = exceedances.detach().double().sort().values
+    if x.dim() != 1 or not len(x) or not x[0] > 0:
+        raise ValueError(
+            f"exceedances: got shape {tuple(x.shape)}, smallest {x.flatten()[:1].tolist()}, expected positive "
+            "numbers in one dimension. Subtract the cutoff and keep what is above it."
+        )
     num, num_grid = len(x), 30 + int(len(x) ** 0.5)
     grid = torch.arange(1, num_grid + 1, dtype=x.dtype, device=x.device) - 0.5
     theta = (1 - (num_grid / grid).sqrt()) / (3 * x[int(num / 4 + 0.5) - 1]) + 1 / x[-1]
@@ -264,31 +272,31 @@ def fit_tail(log_weights: Tensor, r_eff: float = 1.0, *, num_tail: int | None = 
 
     Example::
 
-        >>> fit_tail(torch.randn(1000)).index.shape
+        >>> fit_tail(torch.randn(1000)).members.shape
         torch.Size([95])
     """
     x = _checked(log_weights)
     x = x - x.max()
-    num_tail = min(tail_length(len(x), r_eff) if num_tail is None else num_tail, len(x) - 1)
+    num_tail = min(tail_length(len(x), r_eff) if num_tail is None else max(num_tail, 0), len(x) - 1)
     cutoff = x.sort().values[-num_tail - 1].clamp(min=math.log(torch.finfo(x.dtype).tiny))
     # Strictly above: ties with the cutoff would be exceedances of zero.
-    index = (x > cutoff).nonzero().squeeze(-1)
-    index = index[x[index].argsort()]
-    exceedances = x[index].exp() - cutoff.exp()
-    k_hat, sigma = gpd_fit(exceedances) if len(index) > 4 else x.new_tensor([math.inf, math.nan])
-    return Tail(index, exceedances, cutoff.exp(), k_hat, sigma)
+    members = (x > cutoff).nonzero().squeeze(-1)
+    members = members[x[members].argsort(stable=True)]
+    exceedances = x[members].exp() - cutoff.exp()
+    k_hat, sigma = gpd_fit(exceedances) if len(members) > 4 else x.new_tensor([math.inf, math.nan])
+    return Tail(members, exceedances, cutoff.exp(), k_hat, sigma)
 
 
 def _smooth(x: Tensor, r_eff: float, num_tail: int | None) -> tuple[Tensor, Tensor]:
     tail = fit_tail(x, r_eff, num_tail=num_tail)
     x = x - x.max()
     if tail.k_hat.isfinite():
-        x[tail.index] = (tail.cutoff + _expected_order_statistics(tail)).log().clamp(max=0)
+        x[tail.members] = (tail.cutoff + _expected_order_statistics(tail)).log().clamp(max=0)
     return x.log_softmax(0), tail.k_hat
 
 
 def _expected_order_statistics(tail: Tail) -> Tensor:
-    num = len(tail.index)
+    num = len(tail.members)
     p = (torch.arange(num, dtype=tail.sigma.dtype, device=tail.sigma.device) + 0.5) / num
     exponential = -torch.log1p(-p)
     if tail.k_hat.abs() < torch.finfo(p.dtype).eps:

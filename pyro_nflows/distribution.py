@@ -71,9 +71,7 @@ class FlowDistribution(TorchDistribution):
         """Draw ``x`` and the layer's noise; the only place where random numbers enter."""
         like = self._like()
         width = self.layer.input_dim if self.base_dist is None else 0
-        numbers = torch.randn(
-            *shape, width + self.layer.noise_dim, dtype=like.dtype, device=like.device
-        )
+        numbers = torch.randn(*shape, width + self.layer.noise_dim, dtype=like.dtype, device=like.device)
         x, noise = numbers[..., :width], numbers[..., width:]
         if self.base_dist is not None:
             x = self.base_dist.expand(shape).rsample()

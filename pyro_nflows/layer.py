@@ -41,6 +41,7 @@ import torch
 from torch import Tensor, nn
 
 from .nets import check_sizes
+from .numerics import pullback
 
 
 class Weight(enum.IntEnum):
@@ -143,11 +144,11 @@ class Layer(nn.Module):
             raise NotImplementedError(f"{type(self).__name__} has no path gradient; use gradient='total'")
         if not self.has_inverse:
             return self._transport_by_jacobian(x, score, weight)
-        (_, log_weight), pull = torch.func.vjp(self.inverse, y)
+        (_, log_weight), pull = pullback(self.inverse, y)
         return pull((score, torch.full_like(log_weight, -weight)))[0]
 
     def _transport_by_jacobian(self, x: Tensor, score: Tensor, weight: float) -> Tensor:
-        (_, log_weight), pull = torch.func.vjp(self, x)
+        (_, log_weight), pull = pullback(self, x)
         rows = torch.eye(self.output_dim, dtype=x.dtype, device=x.device)
         rows = rows[(...,) + (None,) * (x.dim() - 1) + (slice(None),)].expand(-1, *x.shape)
         jacobian = torch.func.vmap(lambda row: pull((row, torch.zeros_like(log_weight)))[0])(rows)
@@ -163,6 +164,9 @@ class Layer(nn.Module):
             score = self.transport(at, to, score).detach()
             reverse = self.transport(at, to, reverse, 0.0).detach() if reverse.numel() else reverse
         return Scored(y, log_weight, score, reverse)
+
+    def extra_repr(self) -> str:
+        return "" if self._modules else str(self.input_dim)
 
 
 def _checked(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -246,6 +250,8 @@ class Chain(Layer):
         return y, total
 
     def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
+        if self.noise_dim:
+            return super().transport(x, y, score, weight)
         for layer in self:
             after, _ = layer(x)
             score = layer.transport(x, after, score, weight)

@@ -5,6 +5,7 @@ skip (also zero at the start) lets a layer represent a linear dependence exactly
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +42,7 @@ class MLP(nn.Module):
         torch.Size([10, 4])
     """
 
-    def __init__(
-        self, input_dim: int, output_dim: int, hidden_dims: Sequence[int], skip: bool = True
-    ):
+    def __init__(self, input_dim: int, output_dim: int, hidden_dims: Sequence[int], skip: bool = True):
         super().__init__()
         widths = [input_dim, *hidden_dims] if input_dim else [0]
         skip = skip and len(widths) > 1
@@ -65,6 +64,8 @@ class MLP(nn.Module):
 class MaskedMLP(nn.Module):
     r"""A masked perceptron (MADE) [1]: output block :math:`i` reads inputs :math:`1, \dots, i - 1` only.
 
+    With one input that is none: a learnable constant.
+
     :param input_dim: number of inputs :math:`D`, and of output blocks.
     :param num_params: outputs of each block; the result has shape ``(..., D, num_params)``.
     :param hidden_dims: widths of the hidden layers.
@@ -81,10 +82,12 @@ class MaskedMLP(nn.Module):
     Estimation.
     """
 
-    def __init__(
-        self, input_dim: int, num_params: int, hidden_dims: Sequence[int], reverse: bool = False
-    ):
+    mask_head: Tensor
+    mask_skip: Tensor
+
+    def __init__(self, input_dim: int, num_params: int, hidden_dims: Sequence[int], reverse: bool = False):
         super().__init__()
+        hidden_dims = hidden_dims if input_dim > 1 else ()
         self.shape = (input_dim, num_params)
         degrees = [torch.arange(1, input_dim + 1)]
         for width in hidden_dims:
@@ -92,10 +95,8 @@ class MaskedMLP(nn.Module):
         first = degrees[0].flip(0) if reverse else degrees[0]
         degrees[0] = first
         last = first.repeat_interleave(num_params)
-        self.hidden = nn.ModuleList(
-            nn.Linear(len(a), len(b)) for a, b in zip(degrees, degrees[1:])
-        )
-        self.head = nn.Parameter(torch.zeros(len(last), len(degrees[-1])))
+        self.hidden = nn.ModuleList(nn.Linear(len(a), len(b)) for a, b in zip(degrees, degrees[1:]))
+        self.head = nn.Parameter(torch.zeros(len(last), len(degrees[-1])), requires_grad=input_dim > 1)
         self.skip = nn.Parameter(torch.zeros(len(last), input_dim)) if hidden_dims else None
         self.bias = nn.Parameter(torch.zeros(len(last)))
         for i, (a, b) in enumerate(zip(degrees, degrees[1:])):
@@ -109,6 +110,7 @@ class MaskedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = x
         for i, layer in enumerate(self.hidden):
+            layer = cast(nn.Linear, layer)
             h = torch.tanh(linear(h, layer.weight * getattr(self, f"mask_{i}"), layer.bias))
         y = linear(h, self.head * self.mask_head, self.bias)
         if self.skip is not None:

@@ -6,6 +6,7 @@ Everything here is elementwise or acts on the last dimension, broadcasts over th
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,6 +76,19 @@ def above_minus_one(x: Tensor) -> Tensor:
         tensor([-1.,  0.])
     """
     return positive(x) - positive(torch.zeros_like(x))
+
+
+def pullback(function: Callable[..., Any], *points: Tensor) -> tuple[Any, Callable[..., tuple[Tensor, ...]]]:
+    """A function's value, and the map from a gradient there to the gradients at ``points``.
+
+    Example::
+
+        >>> value, pull = pullback(torch.square, torch.tensor(3.0))
+        >>> value, pull(torch.tensor(1.0))
+        (tensor(9.), (tensor(6.),))
+    """
+    value, pull, *_ = torch.func.vjp(function, *points)
+    return value, pull
 
 
 def monotone_root(

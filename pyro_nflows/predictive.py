@@ -6,6 +6,7 @@ Answers are keyed by ``(group, site)``, with ArviZ's names for the groups.
 """
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -64,7 +65,7 @@ class Run(NamedTuple):
         sites = self.sites(draw)
         enumerated = self._enumerated(draw, sites)
         masks = {n: log_prob_and_mask(s)[1] for n, s in sites.items() if is_observation(s)}
-        terms = {n: _sum_out_enumerated(enumerated, n) for n in masks}
+        terms = {n: _sum_out_enumerated(enumerated, n, mask.numel()) for n, mask in masks.items()}
         return {
             ("log_likelihood", n): torch.where(masks[n], term.reshape(masks[n].shape), torch.nan)
             for n, term in terms.items()
@@ -81,8 +82,8 @@ class Run(NamedTuple):
         """Latent and deterministic sites, and observations, drawn from the prior."""
         with _Sample(), _Replicate():
             sites = self._trace()
-        groups = {n: "prior_predictive" for n, s in sites.items() if is_observation(s)}
-        groups |= {n: "prior" for n, s in sites.items() if is_latent(s) or is_deterministic(s)}
+        groups = {n: "prior" for n, s in sites.items() if is_latent(s) or is_deterministic(s)}
+        groups |= {n: "prior_predictive" for n, s in sites.items() if is_observation(s)}
         return {(group, n): sites[n]["value"] for n, group in groups.items()}
 
     def _enumerated(self, draw: Draw, sites: dict[str, Site]) -> dict[str, Site]:
@@ -201,6 +202,8 @@ def each_draw(ask: Callable[[Draw], Answers], draws: Draw) -> Answers:
         {('posterior', 'b'): tensor([0., 2., 4.])}
     """
     first = ask({name: values[0] for name, values in draws.items()})
+    if not first:
+        return {}
     try:
         answers = _vectorised(ask, draws, chunk_size=_chunk_size(first, draws))
     except Exception:  # whatever the model cannot do under vmap; its own mistakes come back from the loop
@@ -255,7 +258,7 @@ def _agree(answers: Answers, first: Answers) -> bool:
     if {key: value.shape[1:] for key, value in answers.items()} != shapes:
         return False
     fixed = {key for key in first if key[0] in ("posterior", "log_likelihood")}
-    same = all(torch.allclose(answers[key][0], first[key], 1e-4, 1e-4, equal_nan=True) for key in fixed)
+    same = all(torch.allclose(answers[k][0].double(), first[k].double(), 1e-4, 1e-4, equal_nan=True) for k in fixed)
     return same and not any(answers[key].isnan().any() > first[key].isnan().any() for key in shapes.keys() - fixed)
 
 
@@ -265,10 +268,10 @@ def _chunk_size(first: Answers, draws: Draw) -> int:
 
 
 def _left_of_plates(sites: Mapping[str, Site]) -> int:
-    return min((f.dim for s in sites.values() for f in s["cond_indep_stack"] if f.vectorized), default=0) - 1
+    return -1 - max(len(s["fn"].batch_shape) for s in sites.values())
 
 
-def _sum_out_enumerated(sites: Mapping[str, Site], name: str) -> Tensor | None:
+def _sum_out_enumerated(sites: Mapping[str, Site], name: str, num_observed: int) -> Tensor | None:
     r"""``log p(y_i | z) = logsumexp_d [log p(d_i | z) + log p(y_i | d_i, z)]``, or None if it has no such form.
 
     It has where every discrete latent that ``y`` depends on is in the same plates as ``y`` and touches no other site:
@@ -280,11 +283,13 @@ def _sum_out_enumerated(sites: Mapping[str, Site], name: str) -> Tensor | None:
     terms = {n: _masked_log_prob(s) for n, s in sites.items() if not is_deterministic(s)}
     group = _coupled(terms, set(own_dim.values()), name)
     dims = [own_dim[n] for n in group if n in own_dim]
+    if not dims:
+        return terms[name]
     plates = {frozenset(sites[n]["cond_indep_stack"]) for n in group}
-    if len(plates) > 1 or len(group) > len(dims) + 1 or len(set(dims)) < len(dims):
+    in_plates = math.prod(f.size for f in next(iter(plates)) if f.vectorized) == num_observed
+    if not in_plates or len(plates) > 1 or len(group) > len(dims) + 1 or len(set(dims)) < len(dims):
         return None
-    total = torch.stack(torch.broadcast_tensors(*(terms[n] for n in group))).sum(0)
-    return total.logsumexp(dims) if dims else total
+    return torch.stack(torch.broadcast_tensors(*(terms[n] for n in group))).sum(0).logsumexp(dims)
 
 
 def _masked_log_prob(site: Site) -> Tensor:

@@ -87,9 +87,7 @@ def couplings(
             shuffle = torch.randperm(latent_dim, generator=generator)
             layers.append(Permutation(shuffle))
             order = order[shuffle]
-        layers.append(
-            Coupling(latent_dim, transformer, flip=bool(i % 2), hidden_dims=hidden_dims)
-        )
+        layers.append(Coupling(latent_dim, transformer, flip=bool(i % 2), hidden_dims=hidden_dims))
     if latent_dim > 2 and num_layers > 2:
         layers.append(Permutation(order.argsort()))
     return Chain(*layers)

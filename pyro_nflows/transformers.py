@@ -59,7 +59,7 @@ class Affine:
     """
 
     num_params: ClassVar[int] = 2
-    bound: float = 2.0
+    bound: float = 4.0
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         log_scale = soft_bound(params[..., 1], self.bound)

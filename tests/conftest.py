@@ -1,4 +1,4 @@
-"""Where every test starts: one seed, an empty parameter store, Pyro's checks on, one thread; and in double precision."""
+"""Where every test starts: one seed, no stored parameters, Pyro's checks on, one thread; and in double precision."""
 
 from collections.abc import Iterator
 

@@ -44,12 +44,8 @@ class AutoPlanar(AutoFlow):
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
     ):
-        build = functools.partial(
-            recipes.planar, num_layers=num_layers
-        )
-        super().__init__(
-            model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates
-        )
+        build = functools.partial(recipes.planar, num_layers=num_layers)
+        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
 
 class AutoRadial(AutoFlow):
@@ -86,12 +82,8 @@ class AutoRadial(AutoFlow):
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
     ):
-        build = functools.partial(
-            recipes.radial, num_layers=num_layers
-        )
-        super().__init__(
-            model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates
-        )
+        build = functools.partial(recipes.radial, num_layers=num_layers)
+        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
 
 class AutoIAF(AutoFlow):
@@ -131,12 +123,8 @@ class AutoIAF(AutoFlow):
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
     ):
-        build = functools.partial(
-            recipes.iaf, num_layers=num_layers, hidden_dims=hidden_dims
-        )
-        super().__init__(
-            model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates
-        )
+        build = functools.partial(recipes.iaf, num_layers=num_layers, hidden_dims=hidden_dims)
+        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
 
 class AutoNICE(AutoFlow):
@@ -175,12 +163,8 @@ class AutoNICE(AutoFlow):
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
     ):
-        build = functools.partial(
-            recipes.nice, num_layers=num_layers, hidden_dims=hidden_dims
-        )
-        super().__init__(
-            model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates
-        )
+        build = functools.partial(recipes.nice, num_layers=num_layers, hidden_dims=hidden_dims)
+        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
 
 class AutoRealNVP(AutoFlow):
@@ -219,12 +203,8 @@ class AutoRealNVP(AutoFlow):
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
     ):
-        build = functools.partial(
-            recipes.realnvp, num_layers=num_layers, hidden_dims=hidden_dims
-        )
-        super().__init__(
-            model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates
-        )
+        build = functools.partial(recipes.realnvp, num_layers=num_layers, hidden_dims=hidden_dims)
+        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
 
 class AutoSpline(AutoFlow):
@@ -270,9 +250,7 @@ class AutoSpline(AutoFlow):
         build = functools.partial(
             recipes.spline, num_layers=num_layers, hidden_dims=hidden_dims, num_bins=num_bins, bound=bound
         )
-        super().__init__(
-            model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates
-        )
+        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
 
 class AutoCIF(AutoFlow):
@@ -318,10 +296,5 @@ class AutoCIF(AutoFlow):
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
     ):
-        build = functools.partial(
-            recipes.cif, inner=inner, index_dim=index_dim, hidden_dims=hidden_dims
-        )
-        super().__init__(
-            model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates
-        )
-
+        build = functools.partial(recipes.cif, inner=inner, index_dim=index_dim, hidden_dims=hidden_dims)
+        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)

@@ -24,6 +24,7 @@ from ..distribution import FlowDistribution
 from ..initialization import FlatPriors
 from ..layer import Chain, Layer
 from ..layers import LocScale, TriangularAffine
+from . import checks
 
 #: Above this many dimensions the end of the default guide is diagonal: a full matrix costs D^2 numbers.
 MAX_FULL_RANK = 512
@@ -59,6 +60,7 @@ class AutoFlow(AutoContinuous):
     """
 
     layer: Chain | None
+    prototype_trace: Any
     _full_rank = True
 
     def __init__(
@@ -70,19 +72,18 @@ class AutoFlow(AutoContinuous):
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
     ):
-        name = type(self).__name__
-        if not callable(model):
-            raise TypeError(f"{name}: expected a Pyro model (a callable), got {type(model).__name__}")
-        if not callable(build):
-            raise TypeError(f"{name}: build maps latent_dim to a Layer, got {type(build).__name__}")
-        if not init_scale > 0:
-            raise ValueError(f"{name}: init_scale must be a positive number, got {init_scale}")
+        functions = {"model": model, "build": build, "init_loc_fn": init_loc_fn}
+        if create_plates is not None:
+            functions["create_plates"] = create_plates
+        checks.check_arguments(type(self).__name__, init_scale, **functions)
         super().__init__(model, init_loc_fn=FlatPriors(init_loc_fn))
+        self._bare_model: tuple[Callable[..., Any]] | None = (model,)
         self.create_plates = create_plates
         self.init_scale = float(init_scale)
         self.build: recipes.Build | None = build
         self.layer = None
-        self._site_shapes: dict[str, list[int]] | None = None
+        self._site_shapes: checks.Shapes | None = None
+        self._claims_store = False
 
     # ---- structure ------------------------------------------------------------------------------------------
 
@@ -93,58 +94,38 @@ class AutoFlow(AutoContinuous):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         try:
+            self._look_at_model(*args, **kwargs)
+        except Exception:
+            self.prototype_trace = None  # so that the next call looks, and complains, again
+            raise
+
+    def _look_at_model(self, *args: Any, **kwargs: Any) -> None:
+        name = type(self).__name__
+        try:
             super()._setup_prototype(*args, **kwargs)
-        except RuntimeError as error:
-            if "no latent variables" not in str(error):
-                raise
-            raise ValueError(
-                f"{type(self).__name__} found no continuous latent variables in the model; check that its "
-                "latents are pyro.sample statements without obs= and not hidden by poutine.block"
-            ) from None
-        self._refuse_subsampled()
+        except (RuntimeError, ValueError) as error:
+            if self.prototype_trace is not None:
+                checks.refuse_discrete(name, self.prototype_trace)
+            if "no latent variables" in str(error):
+                raise checks.no_latents(name) from None
+            raise
+        checks.refuse_subsampled(name, self._cond_indep_stacks)
         loc = self._init_loc()
         if self.layer is None:
             self._build_layer(loc)
-        self._check_sites(self._site_shapes)
+        checks.check_sites(name, self._site_shapes, self._shapes())
         self._site_shapes = self._shapes()
 
-    def _refuse_subsampled(self) -> None:
-        for name, frames in self._cond_indep_stacks.items():
-            for frame in frames:
-                if frame.full_size is not None and frame.full_size != frame.size:
-                    self.prototype_trace = None
-                    raise ValueError(
-                        f"{type(self).__name__}: latent site '{name}' is inside plate '{frame.name}', which is "
-                        f"subsampled ({frame.size} of {frame.full_size}). A joint guide has one fixed set of "
-                        "latents and would be silently wrong there. Remove subsample_size, move the latent out "
-                        "of the plate, or hide it with poutine.block and write its guide by hand"
-                    )
-
     def _build_layer(self, loc: Tensor) -> None:
-        assert self.build is not None
-        flow = as_layer(self.build(loc.numel()), loc.numel())
-        if (flow.input_dim, flow.output_dim) != (loc.numel(), loc.numel()):
-            raise ValueError(
-                f"{type(self).__name__}: build({loc.numel()}) made a layer of {flow.input_dim} -> "
-                f"{flow.output_dim} dimensions, but the model has {loc.numel()} latent dimensions"
-            )
-        full_rank = self._full_rank and loc.numel() <= MAX_FULL_RANK
-        end = (TriangularAffine if full_rank else LocScale)(loc.numel(), loc, self.init_scale)
+        latent_dim = loc.numel()
+        flow = as_layer(self.build(latent_dim), latent_dim)  # type: ignore[misc]
+        checks.check_build(type(self).__name__, flow, latent_dim)
+        full_rank = self._full_rank and latent_dim <= MAX_FULL_RANK
+        end = (TriangularAffine if full_rank else LocScale)(latent_dim, loc, self.init_scale)
         self.layer = Chain(flow, end).to(loc)
 
-    def _shapes(self) -> dict[str, list[int]]:
+    def _shapes(self) -> checks.Shapes:
         return {name: list(shape) for name, shape in self._unconstrained_shapes.items()}
-
-    def _check_sites(self, expected: dict[str, list[int]] | None) -> None:
-        """Compare the model's latents with those of the state that was loaded."""
-        found = self._shapes()
-        for name in {} if expected is None else {**expected, **found}:
-            if expected is not None and expected.get(name) != found.get(name):
-                raise ValueError(
-                    f"{type(self).__name__}: the loaded state is of another model: site '{name}' has "
-                    f"unconstrained shape {expected.get(name, 'absent')} there and "
-                    f"{found.get(name, 'absent')} here; load it into a guide of the model it was saved from"
-                )
 
     @property
     def latent_names(self) -> list[str]:
@@ -152,62 +133,61 @@ class AutoFlow(AutoContinuous):
         self._need_setup()
         return list(self._unconstrained_shapes)
 
-    def _need_setup(self) -> None:
+    def _need_setup(self) -> Chain:
+        """The flow, once the model has been run."""
         if self.layer is None or self.prototype_trace is None:
             raise RuntimeError(
                 f"{type(self).__name__} does not know the model's latents yet; "
                 "call guide(*args) once with the model's arguments"
             )
+        return self.layer
 
     # ---- the posterior --------------------------------------------------------------------------------------
 
     def get_base_dist(self) -> dist.TorchDistribution:
         """Standard normal in ``latent_dim`` dimensions."""
-        self._need_setup()
-        zero = next(self.layer.parameters()).new_zeros(self.latent_dim)  # type: ignore[union-attr]
+        zero = next(self._need_setup().parameters()).new_zeros(self.latent_dim)
         return dist.Normal(zero, torch.ones_like(zero), validate_args=False).to_event(1)
 
     def get_transform(self, *args: Any, **kwargs: Any) -> torch.distributions.Transform:
         """The flow as a torch ``Transform`` from the base to unconstrained space.
 
         :raises NotImplementedError: for flows with auxiliary variables (``AutoCIF``).
+        :raises ValueError: if ``NeuTraReparam`` asks for it inside a plate: it would be silently wrong there.
         """
         self._need_setup()
+        checks.refuse_plates(type(self).__name__, self._prototype_frames)
         return as_transform(self._current_layer())
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
         """A fresh :class:`~pyro_nflows.FlowDistribution` over the flat unconstrained latent."""
-        if self.layer is None:
-            self._need_setup()
         return FlowDistribution(self._current_layer())
 
     def _current_layer(self) -> Layer:
-        layer = self.registered_layer() if self._pyro_context.active else self.layer
-        assert layer is not None
-        return layer
+        layer = self._need_setup() if self.layer is None else self.layer
+        return self.registered_layer() if self._pyro_context.active else layer
 
     def registered_layer(self) -> Layer:
         """The flow, after announcing its parameters as ``pyro.param`` sites (as a call of the guide does)."""
-        layer = self._modules["layer"]
-        assert isinstance(layer, Layer)
+        layer: Layer = self._modules["layer"]  # type: ignore[assignment]
         with self._pyro_context:
             if pyro.settings.get("module_local_params"):
                 return self.layer  # type: ignore[return-value]
             name = self._pyro_get_fullname("layer")
-            self._check_param_store(name, layer)
+            if self._claims_store:
+                self._claims_store = False
+                checks.forget_params(name, layer)
+            checks.check_param_store(type(self).__name__, name, layer)
             pyro.module(name, layer, update_module_params=True)
         return layer
 
-    def _check_param_store(self, name: str, layer: Layer) -> None:
-        store = pyro.get_param_store()
-        for key, param in layer.named_parameters():
-            stored = store._params.get(f"{name}$$${key}")
-            if stored is not None and stored.shape != param.shape:
-                raise ValueError(
-                    f"{type(self).__name__}: the param store holds '{name}$$${key}' of shape "
-                    f"{tuple(stored.shape)} from another guide, expected {tuple(param.shape)}; "
-                    "call pyro.clear_param_store() before making a new guide"
-                )
+    def adopt(self, layer: Chain) -> None:
+        """Take a layer trained elsewhere; the next call puts it into the param store, over any of its name.
+
+        :param layer: as :attr:`layer`.
+        """
+        self.layer = layer
+        self._claims_store = True
 
     @torch.no_grad()
     def quantiles(self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -221,9 +201,10 @@ class AutoFlow(AutoContinuous):
         """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        assert self.layer is not None
-        draws, _ = self.layer(*_symmetric_normal(self.layer))
+        layer = self._need_setup()
+        draws, _ = layer(*_symmetric_normal(layer))
         levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device)
+        checks.check_levels(type(self).__name__, levels)
         result = {}
         for site, unconstrained in self._unpack_rows(draws):
             transform = biject_to(site["fn"].support)
@@ -242,17 +223,14 @@ class AutoFlow(AutoContinuous):
 
     def _unpack_rows(self, draws: Tensor) -> Iterator[tuple[dict[str, Any], Tensor]]:
         """Each site with its unconstrained values ``(num_draws, *site shape)``."""
-        assert self.prototype_trace is not None
-        sizes = [max(1, torch.Size(s).numel()) for s in self._unconstrained_shapes.values()]
+        sizes = [torch.Size(s).numel() for s in self._unconstrained_shapes.values()]
         for (name, shape), part in zip(self._unconstrained_shapes.items(), draws.split(sizes, -1)):
             yield self.prototype_trace.nodes[name], part.reshape(draws.shape[:-1] + shape)
 
     def constrain(self, latent: Tensor) -> dict[str, Tensor]:
         """Flat unconstrained draws ``(num_draws, latent_dim)`` to a dict of site values."""
         self._need_setup()
-        return {
-            site["name"]: biject_to(site["fn"].support)(value) for site, value in self._unpack_rows(latent)
-        }
+        return {site["name"]: biject_to(site["fn"].support)(value) for site, value in self._unpack_rows(latent)}
 
     def log_prob(self, values: dict[str, Tensor], num_samples: int = 1) -> Tensor:
         r"""Log density of the guide at given values of all latent sites, in their own (constrained) space.
@@ -282,7 +260,8 @@ class AutoFlow(AutoContinuous):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state["_model"] = state["master"] = None
+        state["_model"] = state["_bare_model"] = state["master"] = None
+        state["_claims_store"] = True
         if self.layer is not None:
             state["build"] = None  # often a lambda, and no longer needed
         return state
@@ -291,17 +270,19 @@ class AutoFlow(AutoContinuous):
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        new._model, new.build = self._model, self.build
+        new._model, new._bare_model, new.build = self._model, self._bare_model, self.build
+        new._claims_store = self._claims_store
         return new
 
     @property
     def model(self) -> Callable[..., Any]:
-        if self._model is None:
-            raise RuntimeError(
-                f"this {type(self).__name__} was unpickled and has no model; guides are saved without it. "
-                "Make a new guide of the model and load_state_dict() into it"
-            )
-        return self._model[0]
+        """The model, started at the guide's initial values."""
+        return checks.need_model(type(self).__name__, self._model)
+
+    @property
+    def bare_model(self) -> Callable[..., Any]:
+        """The model as it was given."""
+        return checks.need_model(type(self).__name__, self._bare_model)
 
     def get_extra_state(self) -> Tensor:
         """The sites' names and shapes, as bytes in a tensor so that a state dict holds tensors only."""
@@ -310,9 +291,11 @@ class AutoFlow(AutoContinuous):
 
     def set_extra_state(self, state: Tensor) -> None:
         shapes = json.loads(bytes(state.tolist()).decode())
-        if shapes is not None and self.prototype_trace is not None:
-            self._check_sites(shapes)
-        self._site_shapes = shapes if self._site_shapes is None else self._site_shapes
+        if self.prototype_trace is None:
+            self._site_shapes = shapes
+        elif shapes is not None:
+            checks.check_sites(type(self).__name__, shapes, self._shapes())
+        self._claims_store = True
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         loc = state_dict.get(f"{prefix}layer.layers.1.loc")

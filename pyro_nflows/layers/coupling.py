@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..layer import Layer
 from ..nets import MLP
+from ..numerics import pullback
 from ..transformers import Affine, Transformer
 
 
@@ -64,15 +65,26 @@ class Coupling(Layer):
     def _params(self, stays: Tensor) -> Tensor:
         return self.net(stays).unflatten(-1, (-1, self.transformer.num_params))
 
+    def _move(self, stays: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
+        return self.transformer.forward(moves, self._params(stays))
+
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         stays, moves = self._split(x)
-        moves, log_slope = self.transformer.forward(moves, self._params(stays))
+        moves, log_slope = self._move(stays, moves)
         return self._join(stays, moves), log_slope.sum(-1)
 
     def inverse(self, y: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         stays, moves = self._split(y)
         moves, log_slope = self.transformer.inverse(moves, self._params(stays))
         return self._join(stays, moves), log_slope.sum(-1)
+
+    def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
+        """By blocks: the Jacobian is triangular, with a diagonal block for the half that moves."""
+        (_, log_slope), pull = pullback(self._move, *self._split(x))
+        stays, moves = self._split(score)
+        cost = torch.full_like(log_slope, -weight)
+        moves = (moves + pull((torch.zeros_like(moves), cost))[1]) * (-log_slope).exp()
+        return self._join(stays + pull((-moves, cost))[0], moves)
 
     def extra_repr(self) -> str:
         return f"{self.input_dim}, {self.transformer}, flip={self.flip}"

@@ -1,11 +1,12 @@
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import Tensor
 
-from collections.abc import Sequence
-
 from ..layer import Layer, Scored, Weight
 from ..nets import MLP, check_sizes
-from ..numerics import normal_log_prob, soft_bound
+from ..numerics import normal_log_prob, pullback, soft_bound
 
 
 class Indexed(Layer):
@@ -64,6 +65,11 @@ class Indexed(Layer):
     def has_inverse(self) -> bool:
         return self.inner.has_inverse
 
+    def _shares(self, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The index's share of the noise, and the inner layer's."""
+        noise = cast(Tensor, noise)
+        return noise[..., : self.index_dim], noise[..., self.index_dim :]
+
     def _gaussian(self, net: MLP, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of the index."""
         loc, log_scale = net(x).chunk(2, -1)
@@ -89,24 +95,24 @@ class Indexed(Layer):
         return x, stretch.sum(-1) - normal_log_prob(u, *self._gaussian(self.index, x))
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        assert noise is not None  # the contract's check has run
-        u, x_prime, log_weight = self._advance(x, noise[..., : self.index_dim])
+        eps, rest = self._shares(noise)
+        u, x_prime, log_weight = self._advance(x, eps)
         log_r = normal_log_prob(u, *self._gaussian(self.reverse, x_prime))
-        y, inner = self.inner(x_prime, noise[..., self.index_dim :])
+        y, inner = self.inner(x_prime, rest)
         return y, inner + log_weight + log_r
 
     def inverse(self, y: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        assert noise is not None  # the contract's check has run
-        x_prime, inner = self.inner.inverse(y, noise[..., self.index_dim :])
+        eps, rest = self._shares(noise)
+        x_prime, inner = self.inner.inverse(y, rest)
         loc, log_scale = self._gaussian(self.reverse, x_prime)
-        u = loc + log_scale.exp() * noise[..., : self.index_dim]
+        u = loc + log_scale.exp() * eps
         x, log_weight = self._retreat(x_prime, u)
         return x, inner + log_weight + normal_log_prob(u, loc, log_scale)
 
     def scored(self, x: Tensor, noise: Tensor | None, score: Tensor, reverse: Tensor) -> Scored:
         """The pass in the extended space: ``(x, eps)`` to ``(y, u)`` is a bijection."""
-        assert noise is not None
-        u, x_prime, log_weight = self._advance(x, noise[..., : self.index_dim])
+        eps, rest = self._shares(noise)
+        u, x_prime, log_weight = self._advance(x, eps)
         log_r = normal_log_prob(u, *self._gaussian(self.reverse, x_prime))
         score, index_score = self._transport_extended(x_prime, u, score, -1.0)
         index_reverse: Tensor | float = 0.0
@@ -114,7 +120,7 @@ class Indexed(Layer):
             reverse, along = self._transport_extended(x_prime, u, reverse, 0.0)
             here = self._reverse_gradient(x_prime, u)
             reverse, index_reverse = reverse + here[0], ((along + here[1]) * u).sum(-1)
-        step = self.inner.scored(x_prime, noise[..., self.index_dim :], score, reverse)
+        step = self.inner.scored(x_prime, rest, score, reverse)
         return Scored(
             step.y,
             step.log_weight + log_weight + log_r,
@@ -125,12 +131,10 @@ class Indexed(Layer):
             step.log_r + log_r,
         )
 
-    def _transport_extended(
-        self, x_prime: Tensor, u: Tensor, score: Tensor, weight: float
-    ) -> tuple[Tensor, Tensor]:
+    def _transport_extended(self, x_prime: Tensor, u: Tensor, score: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         """Gradients in ``x'`` and in ``u`` of a function of ``x`` whose gradient is ``score``."""
         with torch.no_grad():
-            (_, log_weight), pull = torch.func.vjp(self._retreat, x_prime.detach(), u.detach())
+            (_, log_weight), pull = pullback(self._retreat, x_prime.detach(), u.detach())
             along, index = pull((score, torch.full_like(log_weight, weight)))
         return along.detach(), index.detach()
 
@@ -141,6 +145,6 @@ class Indexed(Layer):
             return normal_log_prob(u, *self._gaussian(self.reverse, x_prime))
 
         with torch.no_grad():
-            value, pull = torch.func.vjp(log_r, x_prime.detach(), u.detach())
+            value, pull = pullback(log_r, x_prime.detach(), u.detach())
             along, index = pull(torch.ones_like(value))
         return along.detach(), index.detach()

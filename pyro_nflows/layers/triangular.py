@@ -28,7 +28,8 @@ class TriangularAffine(Layer):
             raise ValueError(f"TriangularAffine: init_scale must be a positive number, got {init_scale}")
         self.loc = nn.Parameter(torch.zeros(input_dim) + torch.as_tensor(init_loc).detach())
         self.log_scale = nn.Parameter(torch.full_like(self.loc, init_scale).log())
-        self.lower = nn.Parameter(torch.zeros_like(self.loc).repeat(input_dim, 1))
+        lower = torch.zeros_like(self.loc).repeat(input_dim, 1)
+        self.lower = nn.Parameter(lower, requires_grad=input_dim > 1)  # one coordinate has nothing below it
 
     def scale_tril(self) -> Tensor:
         """:math:`L`, of shape ``(D, D)``: its rows are those of ``lower`` scaled to the diagonal's units."""

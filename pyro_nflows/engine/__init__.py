@@ -1,0 +1,20 @@
+"""How training is run: a pure step, and backends that run it."""
+
+from .backends import Engine, EngineWarning, compile_step
+from .program import Inputs, Program, State
+from .start import Gaussian, best_start
+from .trainer import History, Round, Trainer
+
+__all__ = [
+    "Engine",
+    "EngineWarning",
+    "Gaussian",
+    "History",
+    "Inputs",
+    "Program",
+    "Round",
+    "State",
+    "Trainer",
+    "best_start",
+    "compile_step",
+]

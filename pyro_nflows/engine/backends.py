@@ -1,0 +1,96 @@
+r"""Ways to run a program's step: eagerly, or traced once into a graph without Python."""
+
+import enum
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch._functorch.compile_utils import fx_graph_cse
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from .program import Inputs, Program, State
+
+Step = Callable[[State, Inputs], tuple[State, Tensor]]
+
+
+class Engine(str, enum.Enum):
+    """How training steps are run."""
+
+    EAGER = "eager"
+    TRACED = "traced"
+
+
+class EngineWarning(UserWarning):
+    """A faster engine could not run this model, so a slower one does; results are the same."""
+
+
+def compile_step(program: Program, engine: Engine | None, inputs: Inputs) -> tuple[Step, Engine]:
+    """The program's step on the engine asked for, or on the fastest that reproduces the eager step.
+
+    :param program: the program.
+    :param engine: an engine, or None for the fastest.
+    :param inputs: example inputs, on which the traced step is checked against the eager one.
+    :return: the step, and the engine it runs on.
+    """
+    if engine is Engine.EAGER:
+        return program.step, Engine.EAGER
+    try:
+        step = trace(program, inputs)
+        reason = _difference(program, step, inputs)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+    if reason is None:
+        return step, Engine.TRACED
+    warnings.warn(
+        f"the traced engine cannot run this model ({reason}); using the eager engine, which is slower. "
+        "Python branches on values and Python or NumPy random numbers are the usual cause",
+        EngineWarning,
+        stacklevel=3,
+    )
+    return program.step, Engine.EAGER
+
+
+def trace(program: Program, inputs: Inputs) -> Step:
+    """The step as one graph of tensor operations."""
+    state = program.init()
+
+    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
+        after, loss = program.step(State(*tensors[: len(state)]), Inputs(*tensors[len(state) :]))
+        return *after, loss
+
+    graph = _simplify(make_fx(flat)(*state, *inputs))
+
+    def step(state: State, inputs: Inputs) -> tuple[State, Tensor]:
+        *after, loss = graph(*state, *inputs)
+        return State(*after), loss
+
+    return step
+
+
+def _simplify(graph: GraphModule) -> GraphModule:
+    """Without what only autograd needed, without dead code, and with equal nodes computed once."""
+    for node in list(graph.graph.nodes):
+        if node.target in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+            node.replace_all_uses_with(node.args[0])
+    graph.graph.eliminate_dead_code()
+    return GraphModule(graph, fx_graph_cse(graph.graph))
+
+
+def _difference(program: Program, step: Step, inputs: Inputs) -> str | None:
+    """Why a traced step cannot be trusted: it differs from the eager one on other inputs."""
+    state = program.init()
+    fresh = inputs._replace(noise=0.5 * inputs.noise.flip(0))
+    losses, after = [], []
+    for run in (program.step, step):
+        torch.manual_seed(0)
+        state_after, loss = run(state, fresh)
+        losses.append(loss)
+        after.append(state_after.params)
+    tolerance = 1e3 * torch.finfo(losses[0].dtype).eps
+    if not torch.allclose(*losses, rtol=tolerance, atol=tolerance, equal_nan=True):
+        return f"its loss at fresh points is {losses[1]:.6g} rather than {losses[0]:.6g}"
+    if not torch.allclose(*after, rtol=1e-3, atol=1e-3, equal_nan=True):
+        return "its gradient at fresh points differs from the model's"
+    return None

@@ -1,0 +1,146 @@
+r"""Training as a program: one pure step of tensors, which a backend runs eagerly, traced or compiled."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from ..layer import Layer
+from ..objectives import ELBO, Gradient
+from ..weights import Draws, LogDensity
+
+
+class State(NamedTuple):
+    """All that a step changes: parameters, Adam's moments, the step count and the steps skipped."""
+
+    params: Tensor
+    mean: Tensor
+    square: Tensor
+    count: Tensor
+    skipped: Tensor
+
+
+class Inputs(NamedTuple):
+    """What a step is given: noise ``(K, width)``, the step size, and the power of ``log p`` (1 unless annealed)."""
+
+    noise: Tensor
+    rate: Tensor
+    power: Tensor
+
+
+class _Draw(nn.Module):
+    """The layer with the objective's draws as its forward pass, so that ``functional_call`` reaches it."""
+
+    def __init__(self, layer: Layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, draws: Callable[[Layer], Draws]) -> Draws:
+        return draws(self.layer)
+
+
+class _Swap(TorchFunctionMode):
+    """Every operation that reads a leaf tensor reads a given tensor in its place."""
+
+    def __init__(self, leaves: Sequence[Tensor], values: Sequence[Tensor]):
+        super().__init__()
+        self.table = {id(leaf): value for leaf, value in zip(leaves, values)}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map(lambda a: self.table.get(id(a), a), (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+class Program:
+    r"""The step that trains a layer, and a model's own parameters, on an objective with Adam [1].
+
+    A step whose loss or gradient is not finite changes nothing and is counted. Gradients are clipped by norm.
+
+    :param log_joint: the model, ``(K, D) -> (K,)``.
+    :param layer: the flow.
+    :param objective: what to maximise.
+    :param gradient: its estimator.
+    :param num_particles: draws a step.
+    :param leaves: the model's trainable leaf tensors (unconstrained ``pyro.param`` values).
+    :param max_norm: largest norm of a gradient.
+
+    **References**
+
+    [1] D. Kingma, J. Ba (2015). Adam: A Method for Stochastic Optimization.
+    """
+
+    def __init__(
+        self,
+        log_joint: LogDensity,
+        layer: Layer,
+        objective: ELBO,
+        gradient: Gradient,
+        num_particles: int,
+        leaves: Sequence[Tensor] = (),
+        max_norm: float = 100.0,
+    ):
+        self.log_joint, self.layer, self.objective = log_joint, layer, objective
+        self.gradient, self.num_particles, self.max_norm = gradient, num_particles, max_norm
+        self.leaves = list(leaves)
+        self._module = _Draw(layer)
+        self._names = [name for name, p in self._module.named_parameters() if p.requires_grad]
+        self._tensors = [p for p in self._module.parameters() if p.requires_grad]
+
+    @property
+    def noise_width(self) -> int:
+        """Standard normal numbers a draw takes."""
+        return self.layer.input_dim + self.layer.noise_dim
+
+    def init(self) -> State:
+        """The state that the layer and the leaves are in."""
+        params = torch.cat([p.detach().reshape(-1) for p in [*self._tensors, *self.leaves]]).clone()
+        zero = params.new_zeros(())
+        return State(params, torch.zeros_like(params), torch.zeros_like(params), zero, zero)
+
+    @torch.no_grad()
+    def write(self, state: State) -> None:
+        """Put a state's parameters into the layer and the leaves."""
+        for tensor, part in zip([*self._tensors, *self.leaves], self._split(state.params)):
+            tensor.copy_(part)
+
+    def _split(self, params: Tensor) -> list[Tensor]:
+        tensors = [*self._tensors, *self.leaves]
+        parts = params.split([p.numel() for p in tensors])
+        return [part.view(p.shape) for part, p in zip(parts, tensors)]
+
+    def loss(self, params: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """A scalar with the estimator's gradient, and minus the estimated bound."""
+        parts = self._split(params)
+        flow = dict(zip(self._names, parts))
+        leaves = parts[len(flow) :]
+
+        def log_p(z: Tensor) -> Tensor:
+            if not leaves:
+                return inputs.power * self.log_joint(z)
+            with _Swap(self.leaves, leaves):
+                return inputs.power * self.log_joint(z)
+
+        def draws(layer: Layer) -> Draws:
+            return self.objective.draws(log_p, layer, inputs.noise, self.gradient)
+
+        result = functional_call(self._module, flow, (draws,))
+        value = self.objective.bound(result.log_weight.detach())
+        return -self.objective.surrogate(result, self.gradient), -value
+
+    def step(self, state: State, inputs: Inputs) -> tuple[State, Tensor]:
+        """One step of Adam: the next state, and the loss before it."""
+        gradient, loss = grad(self.loss, has_aux=True)(state.params, inputs)
+        norm = gradient.norm()
+        good = torch.isfinite(norm) & torch.isfinite(loss)
+        gradient = torch.where(good, gradient, 0.0) * (self.max_norm / norm.clamp(min=self.max_norm))
+        count = state.count + 1
+        mean = 0.9 * state.mean + 0.1 * gradient
+        square = 0.999 * state.square + 0.001 * gradient.square()
+        rate = inputs.rate * (1 - 0.999**count).sqrt() / (1 - 0.9**count)
+        moved = State(state.params - rate * mean / (square.sqrt() + 1e-8), mean, square, count, state.skipped)
+        stayed = state._replace(skipped=state.skipped + 1)
+        return State(*(torch.where(good, a, b) for a, b in zip(moved, stayed))), loss

@@ -1,0 +1,131 @@
+r"""The recipe: from a guide and a model to a trained guide and weighed draws.
+
+1. Start at ``init_loc_fn``, or at the best Gaussian on the way to a mode, whichever has the better ELBO.
+2. Fit the guide's affine end by itself (a Gaussian): the flow in front of it then works in whitened coordinates.
+3. Train the whole flow by path gradients in rounds, each with a step size that falls to zero, until fresh draws
+   have an ESS that more training would not better much.
+4. Judge with fresh draws.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import diagnostics
+from .engine import Gaussian, Round, Trainer, best_start
+from .guides import AutoFlow
+from .layer import Chain
+from .layers import LocScale, TriangularAffine
+from .objectives import ELBO, Gradient
+from .weights import Draws, LogDensity, base_noise, draw
+
+#: An ESS at which no further round is run.
+GOOD_ESS = 0.97
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sizes of the recipe's parts.
+
+    :param end: the round that fits the affine end alone.
+    :param rounds: rounds of the whole flow, run until the ESS is good.
+    :param num_draws: fresh draws for the verdict.
+    """
+
+    end: Round = Round(800, 64, 2e-2)
+    rounds: Sequence[Round] = (Round(1000, 64, 3e-3), Round(3500, 128, 3e-3))
+    num_draws: int = 22_500
+
+    @staticmethod
+    def of_steps(num_steps: int, num_particles: int | None, annealing: float) -> "Recipe":
+        """One round of a given length."""
+        end = Round(min(800, max(1, num_steps // 2)), 64, 2e-2)
+        return Recipe(end, (Round(num_steps, num_particles or 128, 3e-3, annealing),))
+
+
+@dataclass
+class Fit:
+    """A trained layer and draws from it, without gradients."""
+
+    layer: Chain
+    draws: Draws
+
+    @property
+    def log_evidence(self) -> diagnostics.Estimate:
+        """The importance estimate of the log evidence."""
+        return diagnostics.log_evidence(self.draws.log_weight)
+
+
+def fit(
+    trainer: Trainer,
+    guide: AutoFlow,
+    objective: ELBO,
+    gradient: Gradient,
+    recipe: Recipe,
+    loc: Tensor,
+    title: str = "",
+) -> Fit:
+    """Run the recipe from one starting point; the guide's own layer is not touched.
+
+    :param trainer: holds the model, the engine and the bar.
+    :param guide: its layer is copied.
+    :param objective: what to maximise.
+    :param gradient: its estimator.
+    :param recipe: sizes.
+    :param loc: a point of finite density.
+    :param title: what the bar calls this start.
+    """
+    layer = copy.deepcopy(guide.layer)
+    assert layer is not None
+    if is_fresh(layer):
+        init = Gaussian(loc, guide.init_scale * torch.eye(len(loc)).to(loc))
+        annealed = any(plan.annealing for plan in recipe.rounds)
+        # An annealed fit begins on a flattened density, where a mode's Gaussian would be a bad place to be.
+        place(layer, init if annealed else best_start(trainer.log_joint, init))
+        if not annealed:
+            trainer.run(Chain(layer[1]), ELBO(), Gradient.PATH, recipe.end, f"{title}Gaussian")
+    for i, plan in enumerate(recipe.rounds):
+        if trainer.stopped:
+            break
+        trainer.run(layer, objective, gradient, plan, f"{title}flow" if i == 0 else f"{title}flow, round {i + 1}")
+        if diagnostics.ess(sample(trainer.log_joint, layer, 2000).log_weight.nan_to_num(-torch.inf)) > GOOD_ESS:
+            break
+    return Fit(layer, sample(trainer.log_joint, layer, recipe.num_draws))
+
+
+@torch.no_grad()
+def sample(log_joint: LogDensity, layer: Chain, num_draws: int, chunk_size: int = 2000) -> Draws:
+    """Fresh draws with their log densities, in chunks to bound memory."""
+    parts = [
+        draw(log_joint, layer, base_noise(layer, min(chunk_size, num_draws - start)))
+        for start in range(0, num_draws, chunk_size)
+    ]
+    z, log_p, log_q = (torch.cat([getattr(part, name) for part in parts]) for name in ("z", "log_p", "log_q"))
+    return Draws(z, log_p.double(), log_q.double())
+
+
+@torch.no_grad()
+def is_fresh(layer: Chain) -> bool:
+    """Whether the flow in front of the affine end is still the identity."""
+    noise = base_noise(layer[0], 16)
+    y, log_weight = layer[0](noise[:, : layer.input_dim], noise[:, layer.input_dim :])
+    tolerance = 1e3 * torch.finfo(y.dtype).eps
+    moved = torch.maximum((y - noise[:, : layer.input_dim]).abs().max(), log_weight.abs().max())
+    return bool(moved < tolerance)
+
+
+@torch.no_grad()
+def place(layer: Chain, gaussian: Gaussian) -> None:
+    """Put the affine end at a Gaussian; a diagonal end takes its conditional widths."""
+    end = layer[1]
+    assert isinstance(end, (LocScale, TriangularAffine))
+    end.loc.copy_(gaussian.loc)
+    scale = gaussian.scale_tril.diagonal()
+    if isinstance(end, TriangularAffine):
+        end.lower.copy_((gaussian.scale_tril / scale[:, None]).tril(-1))
+    else:
+        scale = torch.cholesky_inverse(gaussian.scale_tril).diagonal().rsqrt()
+    end.log_scale.copy_(scale.log())

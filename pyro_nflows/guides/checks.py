@@ -1,0 +1,129 @@
+r"""What flow guides refuse, each with what was found and what to do instead."""
+
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
+from typing import Any
+
+import pyro
+from pyro.poutine.runtime import get_plates
+from torch import nn
+
+#: Sites' names and the shapes of their unconstrained values.
+Shapes = Mapping[str, list[int]]
+
+
+def check_arguments(name: str, init_scale: Any, **functions: Any) -> None:
+    """The arguments of a guide; ``functions`` are those that must be callable, by name."""
+    for key, function in functions.items():
+        if not callable(function):
+            wanted = "a Pyro model, which is a function" if key == "model" else "a function"
+            raise TypeError(f"{name}: expected {key} to be {wanted}, got {type(function).__name__}")
+    if isinstance(init_scale, bool) or not isinstance(init_scale, Real):
+        raise TypeError(f"{name}: expected init_scale to be a number, got {type(init_scale).__name__}")
+    if not 0 < float(init_scale) < float("inf"):
+        raise ValueError(f"{name}: init_scale must be a positive number, got {init_scale}")
+
+
+def no_latents(name: str) -> ValueError:
+    """For a model without latents."""
+    return ValueError(
+        f"{name} found no continuous latent variables in the model; check that its latents are pyro.sample "
+        "statements without obs= and not hidden by poutine.block"
+    )
+
+
+def refuse_discrete(name: str, trace: Any) -> None:
+    """Discrete latents are summed out or hidden, but not guided."""
+    for site, node in trace.nodes.items():
+        support = getattr(node.get("fn"), "support", None)
+        latent = node["type"] == "sample" and not node["is_observed"]
+        if latent and support is not None and support.is_discrete and not _is_subsample(node):
+            raise ValueError(
+                f"{name}: latent site '{site}' is discrete ({type(node['fn']).__name__}), and flows are continuous. "
+                'Mark it infer={"enumerate": "parallel"}, or the model @config_enumerate, to have it summed out; '
+                "or hide it with poutine.block and write its guide by hand"
+            )
+
+
+def _is_subsample(node: Any) -> bool:
+    return type(node["fn"]).__name__ == "_Subsample"
+
+
+def refuse_subsampled(name: str, frames: Mapping[str, Iterable[Any]]) -> None:
+    """Latents in a subsampled plate are other latents at each step."""
+    for site, stack in frames.items():
+        for frame in stack:
+            if frame.full_size is not None and frame.full_size != frame.size:
+                raise ValueError(
+                    f"{name}: latent site '{site}' is inside plate '{frame.name}', which is subsampled "
+                    f"({frame.size} of {frame.full_size}). A joint guide has one fixed set of latents and would "
+                    "be silently wrong there. Remove subsample_size, move the latent out of the plate, or hide it "
+                    "with poutine.block and write its guide by hand"
+                )
+
+
+def refuse_plates(name: str, own: Mapping[str, Any]) -> None:
+    """``NeuTraReparam`` (Pyro 1.9) adds the flow's log-determinant to the first site, once a row of its plates."""
+    for frame in get_plates():
+        if frame.name in own and frame.size > 1:
+            raise ValueError(
+                f"{name}: NeuTraReparam would count the flow's log-determinant {frame.size} times, once for each row "
+                f"of plate '{frame.name}', because the model's first latent is inside it. Sample a latent that is "
+                "outside of plates first, or use .to_event() instead of the plate"
+            )
+
+
+def check_sites(name: str, expected: Shapes | None, found: Shapes) -> None:
+    """Compare a model's latents with those of the state that was loaded."""
+    for site in {} if expected is None else {**expected, **found}:
+        then, now = (expected or {}).get(site, "absent"), found.get(site, "absent")
+        if then != now:
+            raise ValueError(
+                f"{name}: the loaded state is of another model: site '{site}' has unconstrained shape {then} there "
+                f"and {now} here; load it into a guide of the model it was saved from"
+            )
+
+
+def check_build(name: str, flow: Any, latent_dim: int) -> None:
+    """The dimensions of what ``build`` made."""
+    if (flow.input_dim, flow.output_dim) != (latent_dim, latent_dim):
+        raise ValueError(
+            f"{name}: build({latent_dim}) made a layer of {flow.input_dim} -> {flow.output_dim} dimensions, but the "
+            f"model has {latent_dim} latent dimensions"
+        )
+
+
+def check_param_store(name: str, prefix: str, layer: nn.Module) -> None:
+    """The param store may hold another guide's parameters of the same name: fine only if their shapes fit."""
+    store = pyro.get_param_store()
+    for key, param in layer.named_parameters():
+        stored = store._params.get(f"{prefix}$$${key}")
+        if stored is not None and stored.shape != param.shape:
+            raise ValueError(
+                f"{name}: the param store holds '{prefix}$$${key}' of shape {tuple(stored.shape)} from another guide, "
+                f"expected {tuple(param.shape)}; call pyro.clear_param_store() before making a new guide"
+            )
+
+
+def forget_params(prefix: str, layer: nn.Module) -> None:
+    """Drop what the param store holds under a layer's names."""
+    store = pyro.get_param_store()
+    for key, _ in layer.named_parameters():
+        if f"{prefix}$$${key}" in store:
+            del store[f"{prefix}$$${key}"]
+
+
+def check_levels(name: str, levels: Any) -> None:
+    """Levels of quantiles: one, or a list of them."""
+    if levels.dim() > 1 or not bool(((levels >= 0) & (levels <= 1)).all()):
+        raise ValueError(f"{name}.quantiles: expected numbers between 0 and 1, got {levels.tolist()}")
+
+
+def need_model(name: str, model: tuple[Callable[..., Any]] | None) -> Callable[..., Any]:
+    """The model that a tuple holds, unless the guide was unpickled."""
+    if model is None:
+        raise RuntimeError(
+            f"this {name} was unpickled and has no model; guides are saved without it. "
+            "Make a new guide of the model and load_state_dict() into it"
+        )
+    return model[0]

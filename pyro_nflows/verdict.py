@@ -1,0 +1,120 @@
+r"""One sentence that says whether to trust a fit; the members of :class:`Outcome` are the sentences."""
+
+import enum
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import diagnostics
+
+
+class Outcome(enum.Enum):
+    """What was found, what it means, and what to try. The value is the sentence, its numbers to be filled in."""
+
+    TRUST = "Trust these draws: ESS is {ess:.0%} of the draws and k-hat {pareto_k:.2f} (below {threshold:.2f})."
+    RESAMPLED = (
+        "Trust the draws of get_samples(), which are importance-resampled, but not the guide by itself: ESS is only "
+        "{ess:.0%} of the draws (k-hat {pareto_k:.2f}); for a closer guide try more steps or AutoCIF."
+    )
+    TAILS = (
+        "Trust means and central intervals, but not far tails: ESS is {ess:.0%} of the draws, yet k-hat "
+        "{pareto_k:.2f} is above {threshold:.2f}; heavier tails or a non-centered model may help."
+    )
+    DISTRUST = (
+        "Do not trust these draws: k-hat {pareto_k:.2f} is above {threshold:.2f} (ESS {ess:.1%}), so the guide misses "
+        "part of the posterior; try more steps, AutoCIF, a non-centered or rescaled model, or MCMC."
+    )
+    STARTS_DISAGREE = (
+        "Do not trust these draws: fits from different starts disagree (log evidence {lowest:.2f} to {highest:.2f}), "
+        "so the posterior probably has several modes and each fit found some; try AutoCIF with annealing, or more "
+        "starts."
+    )
+    NOT_FINITE = (
+        "Do not trust these draws: training met values that are not finite ({skipped} of {num_steps} steps), first "
+        "at site '{site}'; look at its distribution's parameters for overflow, or rescale the model."
+    )
+
+
+class Evidence(NamedTuple):
+    """What a verdict rests on; log evidences and mean draws are one a start."""
+
+    log_weight: Tensor
+    log_evidences: Sequence[diagnostics.Estimate]
+    means: Sequence[Tensor]
+    sd: Tensor
+    bad_site: str | None = None
+
+
+class Verdict(NamedTuple):
+    """An outcome and its sentence."""
+
+    outcome: Outcome
+    sentence: str
+
+
+def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0) -> Verdict:
+    """The verdict on draws with these weights.
+
+    :param evidence: see :class:`Evidence`.
+    :param num_steps: steps taken.
+    :param skipped: steps skipped because something was not finite.
+
+    Example::
+
+        >>> flat = Evidence(torch.zeros(1000), [], [], torch.ones(1))
+        >>> judge(flat).outcome.name
+        'TRUST'
+    """
+    ess = float(diagnostics.ess(evidence.log_weight))
+    pareto_k, threshold = tail_index(evidence.log_weight), diagnostics.k_threshold(len(evidence.log_weight))
+    values = [float(e.value) for e in evidence.log_evidences] or [math.nan]
+    outcome = _decide(evidence, ess, pareto_k, threshold)
+    sentence = outcome.value.format(
+        ess=ess,
+        pareto_k=pareto_k,
+        threshold=threshold,
+        lowest=min(values),
+        highest=max(values),
+        skipped=skipped,
+        num_steps=num_steps,
+        site=evidence.bad_site,
+    )
+    return Verdict(outcome, sentence)
+
+
+def _decide(evidence: Evidence, ess: float, pareto_k: float, threshold: float) -> Outcome:
+    if evidence.bad_site is not None:
+        return Outcome.NOT_FINITE
+    if starts_disagree(evidence):
+        return Outcome.STARTS_DISAGREE
+    if pareto_k >= threshold:
+        return Outcome.TAILS if ess >= 0.9 else Outcome.DISTRUST
+    return Outcome.TRUST if ess >= 0.5 else Outcome.RESAMPLED
+
+
+def tail_index(log_weight: Tensor) -> float:
+    r""":math:`\hat k`; ``-inf`` where the weights are equal up to rounding, for then there is no tail.
+
+    Example::
+
+        >>> tail_index(torch.zeros(1000))
+        -inf
+    """
+    spread = float(log_weight.max() - log_weight.min())
+    if spread < 1e3 * torch.finfo(log_weight.dtype).eps * (1 + float(log_weight.abs().max())):
+        return -math.inf
+    return float(diagnostics.pareto_k(log_weight))
+
+
+def starts_disagree(evidence: Evidence) -> bool:
+    """Whether two starts differ in log evidence, or in a mean, by more than noise explains."""
+    for i, a in enumerate(evidence.log_evidences):
+        for j, b in enumerate(evidence.log_evidences[:i]):
+            gap, noise = abs(float(a.value - b.value)), float(a.se.square() + b.se.square()) ** 0.5
+            shift = float(((evidence.means[i] - evidence.means[j]).abs() / evidence.sd).max())
+            if not gap <= 0.1 + 5 * noise or not shift <= 0.3:
+                return True
+    return False

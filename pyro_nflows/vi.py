@@ -1,0 +1,322 @@
+r"""``VI``: shaped like ``MCMC``, one changed line."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from . import diagnostics
+from .arviz import to_arviz
+from .engine import Engine, History, Trainer
+from .fit import Fit, Recipe, fit, sample
+from .guides import AutoFlow
+from .log_joint import LogJoint
+from .nets import check_sizes
+from .objectives import ELBO, Gradient, IWAE
+from .start import check_start, dispersed_start, first_bad_site
+from .table import summary_table
+from .verdict import Evidence, Verdict, judge, tail_index
+from .weights import Draws
+
+
+class VI:
+    r"""Variational inference with a flow guide, from start to verdict.
+
+    ``VI(AutoFlow(model)).run(data)`` stands where ``MCMC(NUTS(model), ...).run(data)`` stood: it trains the guide,
+    stops by itself, judges the result with fresh importance-weighted draws, and keeps those draws. The model's own
+    ``pyro.param`` s are trained too (maximum likelihood); nothing else in the param store is touched, nor is the
+    global random state when ``seed`` is given.
+
+    :param guide: a flow guide such as ``AutoFlow(model)``. A trained one is trained further.
+    :param objective: ``ELBO(...)`` or ``IWAE(...)``; its ``num_particles`` is used if more than one. By default the
+        ELBO by path gradients, with the recipe's numbers of particles.
+    :param num_steps: steps of the flow; by default the recipe runs rounds until the ESS is good.
+    :param num_starts: independent fits; the best is kept, and their agreement enters the verdict.
+    :param seed: makes the run reproducible.
+    :param engine: ``"eager"`` or ``"traced"``; by default the fastest that can run the model.
+    :param annealing: share of the steps, from 0 to 1, in which ``log p`` is flattened: for several modes.
+    :param progress_bar: whether to show ELBO, steps, rate and time left.
+    :raises TypeError: if ``guide`` is not a flow guide, or an argument has the wrong type.
+    :raises ValueError: if an argument has a value out of range.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(y):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+        ...
+        >>> vi = VI(AutoFlow(model), num_steps=50, seed=0, progress_bar=False).run(torch.tensor(0.5))
+        >>> vi.get_samples(10)["z"].shape
+        torch.Size([10])
+        >>> vi.diagnostics()["outcome"].name
+        'TRUST'
+    """
+
+    def __init__(
+        self,
+        guide: AutoFlow,
+        *,
+        objective: ELBO | None = None,
+        num_steps: int | None = None,
+        num_starts: int = 1,
+        seed: int | None = None,
+        engine: Engine | str | None = None,
+        annealing: float = 0.0,
+        progress_bar: bool = True,
+    ):
+        _check_types(guide, objective, engine)
+        check_sizes("VI", num_starts=num_starts, **({} if num_steps is None else {"num_steps": num_steps}))
+        if not 0 <= annealing <= 1:
+            raise ValueError(f"VI: annealing is a share of the steps, from 0 to 1, got {annealing}")
+        self.guide, self.objective, self.num_starts = guide, objective or ELBO(), num_starts
+        self.num_steps, self.seed, self.annealing = num_steps, seed, annealing
+        self.engine = None if engine is None else Engine(engine)
+        self.progress_bar = progress_bar
+        self.history = History()
+        self._fits: list[Fit] = []
+        self._draws: Draws | None = None
+        self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._bad_site: str | None = None
+
+    # ---- running --------------------------------------------------------------------------------------------
+
+    def run(self, *args: Any, **kwargs: Any) -> "VI":
+        """Fit the guide to the model at these arguments.
+
+        ``Ctrl-C`` stops training and keeps what has been reached. Called again, it trains further.
+
+        :return: this object.
+        :raises ValueError: if the model cannot be started (the site is named), or is not one this guide can fit.
+        """
+        seed = int(torch.randint(2**31, ())) if self.seed is None else self.seed
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self._run(args, kwargs)
+        return self
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        guide = self.guide
+        if guide.prototype_trace is None:
+            guide._setup_prototype(*args, **kwargs)
+        joint = LogJoint(guide.bare_model, guide)
+        joint.prepare(*args, **kwargs)
+        loc = check_start(joint, args, kwargs)
+        trainer = Trainer(
+            lambda z: joint(z, *args, **kwargs), _leaves(joint, loc, args, kwargs), self.engine, self.progress_bar
+        )
+        self._call, self.history = (args, kwargs), trainer.history
+        self._fits = [self._fit(trainer, joint, loc, i) for i in range(self.num_starts) if not trainer.stopped]
+        best = max(self._fits, key=lambda f: float(diagnostics.elbo(f.draws.log_weight).value))
+        guide.layer = best.layer
+        self._draws = best.draws
+        if trainer.history.failed:
+            self._bad_site = first_bad_site(joint, best.draws.z, args, kwargs)
+
+    def _fit(self, trainer: Trainer, joint: LogJoint, loc: Tensor, index: int) -> Fit:
+        args, kwargs = self._call or ((), {})
+        if index:
+            loc = dispersed_start(joint, loc, args, kwargs)
+        objective, gradient = self.objective, self.objective.gradient or self.objective._best
+        objective.check_layer(self.guide.layer)  # type: ignore[arg-type]
+        title = f"start {index + 1}, " if self.num_starts > 1 else ""
+        return fit(trainer, self.guide, objective, gradient, self._recipe(), loc, title)
+
+    def _recipe(self) -> Recipe:
+        particles = self.objective.num_particles
+        many = particles if particles > 1 else None
+        if self.num_steps is None and many is None and not self.annealing:
+            return Recipe()
+        return Recipe.of_steps(self.num_steps or 4000, many, self.annealing)
+
+    # ---- asking ---------------------------------------------------------------------------------------------
+
+    def _need_run(self) -> Draws:
+        if self._draws is None:
+            raise RuntimeError("VI has no draws yet; call run(*args) with the model's arguments first")
+        return self._draws
+
+    @torch.no_grad()
+    def get_samples(self, num_samples: int = 1000, *, resample: bool | None = None) -> dict[str, Tensor]:
+        """Posterior draws, as ``MCMC.get_samples`` gives them.
+
+        :param num_samples: how many.
+        :param resample: whether to resample by Pareto-smoothed importance weights; by default where the verdict's
+            k-hat allows it.
+        :return: a dict from site to a tensor ``(num_samples, *site shape)``.
+        :raises RuntimeError: before ``run``.
+        """
+        check_sizes("get_samples", num_samples=num_samples)
+        return self.guide.constrain(self._chosen(num_samples, resample).z)
+
+    def _chosen(self, num_samples: int, resample: bool | None) -> Draws:
+        """Draws with their weights, resampled or as they come."""
+        draws = self._need_run()
+        if resample is None:
+            resample = tail_index(draws.log_weight) < diagnostics.k_threshold(len(draws.log_weight))
+        if num_samples > len(draws.z):
+            draws = self._draws = self._more(draws, num_samples)
+        if resample:
+            index = diagnostics.psis_resample(draws.log_weight, num_samples)
+        else:
+            index = torch.randperm(len(draws.z))[:num_samples]
+        return Draws(draws.z[index], draws.log_p[index], draws.log_q[index])
+
+    def _more(self, draws: Draws, num_draws: int) -> Draws:
+        if self._call is None or self.guide.layer is None:
+            raise ValueError(
+                f"this VI was loaded without its data, so it has only its {len(draws.z)} saved draws; "
+                f"ask for at most that many, got {num_draws}"
+            )
+        args, kwargs = self._call
+        joint = LogJoint(self.guide.bare_model, self.guide)
+        more = sample(lambda z: joint(z, *args, **kwargs), self.guide.layer, num_draws - len(draws.z))
+        pairs = ((draws.z, more.z), (draws.log_p, more.log_p), (draws.log_q, more.log_q))
+        return Draws(*(torch.cat(pair) for pair in pairs))
+
+    def verdict(self) -> Verdict:
+        """What to make of the draws: an outcome and one sentence."""
+        draws = self._need_run()
+        means = [fit.draws.z.mean(0) for fit in self._fits]
+        evidence = Evidence(
+            draws.log_weight, [f.log_evidence for f in self._fits], means, draws.z.std(0), self._bad_site
+        )
+        return judge(evidence, self.history.num_steps, self.history.skipped)
+
+    def diagnostics(self) -> dict[str, Any]:
+        """The evidence, from fresh draws of the trained guide.
+
+        :return: ``elbo``, ``elbo_se``, ``iwae`` (the importance estimate of the log evidence), ``iwae_se``,
+            ``pareto_k``, ``ess`` (as a fraction of the draws), ``num_steps``, ``num_skipped``, ``interrupted``,
+            ``seconds`` and ``outcome``.
+        """
+        log_weight = self._need_run().log_weight
+        elbo, iwae = diagnostics.elbo(log_weight), diagnostics.log_evidence(log_weight)
+        return {
+            "elbo": float(elbo.value),
+            "elbo_se": float(elbo.se),
+            "iwae": float(iwae.value),
+            "iwae_se": float(iwae.se),
+            "pareto_k": tail_index(log_weight),
+            "ess": float(diagnostics.ess(log_weight)),
+            "num_steps": self.history.num_steps,
+            "num_skipped": self.history.skipped,
+            "interrupted": self.history.interrupted,
+            "seconds": self.history.seconds,
+            "outcome": self.verdict().outcome,
+        }
+
+    def summary(self, prob: float = 0.9) -> None:
+        """Print each parameter's mean, sd, median and interval, the evidence, and the verdict.
+
+        :param prob: mass of the central interval.
+        """
+        if not 0 < prob < 1:
+            raise ValueError(f"VI.summary: prob must be between 0 and 1, got {prob}")
+        samples = self.get_samples(len(self._need_run().z))
+        d = self.diagnostics()
+        print(summary_table(samples, prob))
+        print(
+            f"\nELBO {d['elbo']:.3f} ± {d['elbo_se']:.3f}   log evidence {d['iwae']:.3f} ± {d['iwae_se']:.3f}   "
+            f"ESS {d['ess']:.1%}   k-hat {d['pareto_k']:.2f}   {d['num_steps']} steps in {d['seconds']:.1f} s"
+        )
+        if d["interrupted"]:
+            print("Training was interrupted; the draws are those of the state reached.")
+        print(self.verdict().sentence)
+
+    def to_arviz(
+        self,
+        num_samples: int = 4000,
+        *,
+        coords: dict[str, Sequence[Any]] | None = None,
+        dims: dict[str, Sequence[str]] | None = None,
+    ) -> Any:
+        """The draws and all that ArviZ can use: ``InferenceData`` (ArviZ < 1) or ``DataTree`` (ArviZ >= 1).
+
+        :param num_samples: posterior draws.
+        :param coords: labels along a dimension, such as ``{"school": ["A", "B"]}``.
+        :param dims: names of a site's dimensions, where plates do not name them.
+        """
+        draws = self._chosen(num_samples, None)
+        if self._call is None:
+            raise ValueError("this VI was loaded without its data; call to_arviz before saving, or run again")
+        args, kwargs = self._call
+        stats = {"lp": draws.log_p, "log_q": draws.log_q, "log_weight": draws.log_weight}
+        return to_arviz(
+            self.guide.bare_model,
+            self.guide.constrain(draws.z),
+            args,
+            kwargs,
+            sample_stats=stats,
+            coords=coords,
+            dims=dims,
+            seed=self.seed or 0,
+        )
+
+    # ---- saving ---------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the trained guide, the draws and the history to a file; the model itself is not saved."""
+        draws = self._need_run()
+        state = {
+            "guide": type(self.guide).__name__,
+            "state_dict": self.guide.state_dict(),
+            "draws": (draws.z, draws.log_p, draws.log_q),
+            "trace": self.history.trace(),
+            "skipped": self.history.skipped,
+            "seconds": self.history.seconds,
+            "interrupted": self.history.interrupted,
+            "bad_site": self._bad_site,
+        }
+        torch.save(state, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], guide: AutoFlow, *args: Any, **kwargs: Any) -> "VI":
+        """Read what ``save`` wrote into a fresh guide of the same model.
+
+        :param path: the file.
+        :param guide: ``AutoFlow(model)``, or whichever guide was saved.
+        :param args: the model's arguments, with ``kwargs``: the same data.
+        :raises ValueError: if the file is of another kind of guide, or of another model.
+        """
+        _check_types(guide, None, None)
+        state = torch.load(path)
+        if state["guide"] != type(guide).__name__:
+            raise ValueError(
+                f"VI.load: the file holds a {state['guide']}, expected the same kind of guide, got {type(guide).__name__}"
+            )
+        vi = VI(guide)
+        guide.load_state_dict(state["state_dict"])
+        if guide.prototype_trace is None:
+            guide._setup_prototype(*args, **kwargs)
+        vi._call = (args, kwargs)
+        vi._draws, vi._bad_site = Draws(*state["draws"]), state["bad_site"]
+        vi.history.elbos = [state["trace"]]
+        for name in ("skipped", "seconds", "interrupted"):
+            setattr(vi.history, name, state[name])
+        return vi
+
+
+def _check_types(guide: Any, objective: Any, engine: Any) -> None:
+    if not isinstance(guide, AutoFlow):
+        raise TypeError(
+            f"VI: expected a flow guide, VI(AutoFlow(model)), got {type(guide).__name__}; "
+            "other Pyro guides train with pyro.infer.SVI"
+        )
+    if objective is not None and not isinstance(objective, ELBO):
+        raise TypeError(
+            f"VI: objective must be a pyro_nflows ELBO or IWAE, got {type(objective).__name__}"
+        )
+    if engine is not None and engine not in [e.value for e in Engine]:
+        raise ValueError(f"VI: engine must be one of {[e.value for e in Engine]}, got {engine!r}")
+
+
+def _leaves(joint: LogJoint, loc: Tensor, args: Any, kwargs: Any) -> list[Tensor]:
+    """The model's trainable leaf tensors."""
+    with poutine.trace(param_only=True) as capture, torch.no_grad():
+        joint.single(loc, *args, **kwargs)
+    found = [site["value"].unconstrained() for site in capture.trace.nodes.values()]
+    return [leaf for leaf in found if leaf.requires_grad]

@@ -1,0 +1,95 @@
+"""Every flow guide that ships, one line each, and the models the citizen suite runs them on."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+import pyro_nflows as nf
+from pyro_nflows.guides import AutoFlow
+
+Model = Callable[..., Any]
+SMALL = {"num_layers": 2, "hidden_dims": (8,)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A guide with sizes small enough to test everything but accuracy on."""
+
+    guide: type[AutoFlow]
+    sizes: dict[str, Any] = field(default_factory=dict)
+    bijective: bool = True
+
+    def __call__(self, model: Model, **kwargs: Any) -> AutoFlow:
+        return self.guide(model, **self.sizes, **kwargs)
+
+    @property
+    def name(self) -> str:
+        return self.guide.__name__
+
+
+CASES = [
+    Case(nf.AutoFlow),
+    Case(nf.AutoPlanar, {"num_layers": 2}),
+    Case(nf.AutoRadial, {"num_layers": 2}),
+    Case(nf.AutoIAF, SMALL),
+    Case(nf.AutoNICE, SMALL),
+    Case(nf.AutoRealNVP, SMALL),
+    Case(nf.AutoSpline, SMALL),
+    Case(nf.AutoCIF, {"hidden_dims": (8,)}, bijective=False),
+]
+
+
+def cases(*, bijective: bool | None = None) -> Any:
+    """Run a test on every guide: ``@cases()``; or on those with a density in closed form."""
+    chosen: Sequence[Case] = [c for c in CASES if bijective in (None, c.bijective)]
+    return pytest.mark.parametrize("case", chosen, ids=lambda c: c.name)
+
+
+def moved(guide: AutoFlow, size: float = 0.3, seed: int = 1) -> AutoFlow:
+    """The guide after a random step, so that its flow is no longer the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for param in guide.parameters():
+            param += size * torch.randn(param.shape, generator=generator, dtype=param.dtype)
+    return guide
+
+
+#: The pairs' log evidence is -6.567, and their posterior N(data / 2, 1 / 2).
+PAIRS = torch.tensor([1.0, -1.0, 2.0, 0.14], dtype=torch.float64)
+PAIRS_EVIDENCE = -PAIRS.square().sum().item() / 4 - 2 * math.log(4 * math.pi)
+
+
+def pairs(x: Tensor = PAIRS) -> None:
+    with pyro.plate("unit", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def pairs_without_plate(x: Tensor = PAIRS) -> None:
+    z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0).to_event(1))
+    pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def exact_pairs(case: Case, model: Model = pairs, **kwargs: Any) -> AutoFlow:
+    """A guide of the pairs that starts at their posterior."""
+    return case(model, init_loc_fn=lambda site: PAIRS / 2, init_scale=0.5**0.5, **kwargs)
+
+
+def one_of_each(y: Tensor | None = None) -> None:
+    """Latents of many shapes and supports."""
+    pyro.sample("real", dist.Normal(0.0, 1.0))
+    pyro.sample("vector", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    tau = pyro.sample("positive", dist.HalfCauchy(1.0))
+    pyro.sample("interval", dist.Uniform(-1.0, 3.0))
+    weights = pyro.sample("simplex", dist.Dirichlet(torch.ones(3)))
+    pyro.sample("cholesky", dist.LKJCholesky(3, 2.0))
+    with pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 3, dim=-1):
+        z = pyro.sample("nested", dist.Normal(0.0, tau))
+        pyro.sample("y", dist.Normal(z + weights[0], 1.0), obs=torch.ones(2, 3) if y is None else y)

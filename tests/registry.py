@@ -1,0 +1,103 @@
+"""Every layer of the package, by name: one line each, and every law is tested on it (``test_laws.py``)."""
+
+from collections.abc import Callable
+
+import pyro.distributions.transforms as pyro_transforms
+import torch
+from torch.distributions import transforms as torch_transforms
+
+from pyro_nflows import recipes
+from pyro_nflows.bridge import TransformLayer, as_layer
+from pyro_nflows.layer import Chain, Inverse, Layer
+from pyro_nflows.layers import (
+    Autoregressive,
+    Coupling,
+    Indexed,
+    LocScale,
+    Permutation,
+    Planar,
+    Radial,
+    TriangularAffine,
+)
+from pyro_nflows.transformers import Affine, RationalQuadratic, Shift
+
+#: Layers that start at the identity.
+AT_IDENTITY: dict[str, Callable[[], Layer]] = {
+    "Planar(1)": lambda: Planar(1),
+    "Planar(3)": lambda: Planar(3),
+    "Radial(1)": lambda: Radial(1),
+    "Radial(3)": lambda: Radial(3),
+    "LocScale(1)": lambda: LocScale(1),
+    "LocScale(3)": lambda: LocScale(3),
+    "TriangularAffine(1)": lambda: TriangularAffine(1),
+    "TriangularAffine(3)": lambda: TriangularAffine(3),
+    "Coupling(1)": lambda: Coupling(1),
+    "Coupling(2)": lambda: Coupling(2),
+    "Coupling(3, flip)": lambda: Coupling(3, flip=True),
+    "Coupling(1, flip)": lambda: Coupling(1, flip=True),
+    "Coupling(3, no hidden layers)": lambda: Coupling(3, hidden_dims=()),
+    "Coupling(3, Shift)": lambda: Coupling(3, Shift()),
+    "Coupling(3, Affine(0.5))": lambda: Coupling(3, Affine(0.5)),
+    "Coupling(1, RationalQuadratic)": lambda: Coupling(1, RationalQuadratic()),
+    "Coupling(3, RationalQuadratic)": lambda: Coupling(3, RationalQuadratic(4, 3.0)),
+    "Autoregressive(1)": lambda: Autoregressive(1),
+    "Autoregressive(2)": lambda: Autoregressive(2),
+    "Autoregressive(3, reverse)": lambda: Autoregressive(3, reverse=True),
+    "Autoregressive(3, no hidden layers)": lambda: Autoregressive(3, hidden_dims=()),
+    "Autoregressive(3, Shift)": lambda: Autoregressive(3, Shift()),
+    "Autoregressive(3, RationalQuadratic)": lambda: Autoregressive(3, RationalQuadratic(4, 3.0)),
+    "Inverse(Planar)": lambda: Inverse(Planar(2)),
+    "Inverse(Radial)": lambda: Inverse(Radial(2)),
+    "Inverse(Autoregressive)": lambda: Inverse(Autoregressive(3)),
+    "Inverse(Inverse(Coupling))": lambda: Inverse(Inverse(Coupling(2))),
+    "Inverse(Chain)": lambda: Inverse(Chain(Planar(2), LocScale(2))),
+    "Inverse(Indexed)": lambda: Inverse(Indexed(Coupling(2))),
+    "Chain(Planar)": lambda: Chain(Planar(2)),
+    "Chain(Chain, Inverse)": lambda: Chain(Chain(Radial(2), Coupling(2)), Inverse(Planar(2)), TriangularAffine(2)),
+    "Chain(Indexed, Indexed)": lambda: Chain(Indexed(Planar(2)), Coupling(2), Indexed(Coupling(2), 2), LocScale(2)),
+    "Chain(Indexed, Inverse(Indexed))": lambda: Chain(Indexed(LocScale(2)), Inverse(Indexed(LocScale(2)))),
+    "Indexed(Planar(1))": lambda: Indexed(Planar(1)),
+    "Indexed(Planar, 2)": lambda: Indexed(Planar(2), 2),
+    "Indexed(Radial)": lambda: Indexed(Radial(2)),
+    "Indexed(LocScale)": lambda: Indexed(LocScale(2)),
+    "Indexed(TriangularAffine)": lambda: Indexed(TriangularAffine(2)),
+    "Indexed(Coupling, 3)": lambda: Indexed(Coupling(2), 3),
+    "Indexed(Autoregressive)": lambda: Indexed(Autoregressive(3)),
+    "Indexed(Chain)": lambda: Indexed(Chain(Coupling(3), Indexed(Planar(3)), Coupling(3, flip=True))),
+    "Indexed(Inverse)": lambda: Indexed(Inverse(Autoregressive(2))),
+    "Indexed(Indexed(Coupling))": lambda: Indexed(Indexed(Coupling(2)), 2),
+    "planar(2)": lambda: recipes.planar(2, 4),
+    "radial(2)": lambda: recipes.radial(2, 4),
+    "iaf(1)": lambda: recipes.iaf(1),
+    "iaf(3)": lambda: recipes.iaf(3),
+    "iaf(2, RationalQuadratic)": lambda: recipes.iaf(2, 2, transformer=RationalQuadratic()),
+    "couplings(5)": lambda: recipes.couplings(5, 5),
+    "realnvp(1)": lambda: recipes.realnvp(1),
+    "realnvp(2)": lambda: recipes.realnvp(2),
+    "nice(1)": lambda: recipes.nice(1),
+    "nice(4)": lambda: recipes.nice(4, 4),
+    "spline(1)": lambda: recipes.spline(1),
+    "spline(3)": lambda: recipes.spline(3),
+    "default(1)": lambda: recipes.default(1),
+    "default(3)": lambda: recipes.default(3),
+    "cif(1)": lambda: recipes.cif(1),
+    "cif(3)": lambda: recipes.cif(3, lambda dim: recipes.couplings(dim, 4)),
+    "cif(2, nice)": lambda: recipes.cif(2, lambda dim: recipes.nice(dim, 2), index_dim=2),
+}
+
+#: Layers that do not, or need not.
+ELSEWHERE: dict[str, Callable[[], Layer]] = {
+    "LocScale(init)": lambda: LocScale(3, torch.arange(3.0), 0.1),
+    "TriangularAffine(init)": lambda: TriangularAffine(3, torch.arange(3.0), 0.1),
+    "Permutation(1)": lambda: Permutation([0]),
+    "Permutation(3)": lambda: Permutation([2, 0, 1]),
+    "Indexed(Permutation)": lambda: Indexed(Permutation([1, 0])),
+    "TransformLayer(torch, element-wise)": lambda: TransformLayer(torch_transforms.AffineTransform(1.0, -2.0), 2),
+    "TransformLayer(torch, cached)": lambda: TransformLayer(torch_transforms.AffineTransform(1.0, 2.0, 0, 1), 2),
+    "TransformLayer(Pyro's affine coupling)": lambda: TransformLayer(pyro_transforms.affine_coupling(3), 3),
+    "TransformLayer(Pyro's IAF)": lambda: TransformLayer(pyro_transforms.affine_autoregressive(2), 2),
+    "TransformLayer(Pyro's Householder)": lambda: TransformLayer(pyro_transforms.householder(2), 2),
+    "Indexed(TransformLayer)": lambda: Indexed(as_layer(pyro_transforms.affine_autoregressive(2), 2)),
+}
+
+LAYERS: dict[str, Callable[[], Layer]] = AT_IDENTITY | ELSEWHERE
