@@ -27,6 +27,9 @@ except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "ELBO",
+    "IWAE",
+    "VI",
     "AutoCIF",
     "AutoFlow",
     "AutoIAF",
@@ -35,10 +38,7 @@ __all__ = [
     "AutoRadial",
     "AutoRealNVP",
     "AutoSpline",
-    "ELBO",
     "FlowDistribution",
-    "IWAE",
-    "VI",
     "layers",
     "recipes",
 ]

@@ -1,11 +1,12 @@
 r"""Bounds of a flow with auxiliary variables: what its indices cost, and how much of it is slack.
 
-For a draw :math:`z` of a continuously indexed flow, :math:`\log \hat q(z)` of the draw itself gives the *auxiliary* ELBO.
-Passing back through the flow :math:`M` times, with fresh indices from the reverse models, gives :math:`M` unbiased
-estimates of :math:`q(z)`. Alone they make an estimate whose ELBO is too high on average; together with the pass that made
-the draw, a lower bound that tightens with :math:`M`:
+For a draw :math:`z` of a continuously indexed flow, :math:`\log \hat q(z)` of the draw itself gives the
+*auxiliary* ELBO. Passing back through the flow :math:`M` times, with fresh indices from the reverse models, gives
+:math:`M` unbiased estimates of :math:`q(z)`. Alone they make an estimate whose ELBO is too high on average;
+together with the pass that made the draw, a lower bound that tightens with :math:`M`:
 
-.. math:: \mathrm{auxiliary} \le (M{+}1)\text{-sample bound} \le \mathrm{ELBO} \le M\text{-sample estimate}.
+.. math:: \mathrm{auxiliary} \le (M{+}1)\text{-sample bound} \le \mathrm{ELBO} \le
+    M\text{-sample estimate}.
 """
 
 import math
@@ -29,9 +30,7 @@ class Bounds(NamedTuple):
 
 
 @torch.no_grad()
-def elbo_bounds(
-    log_joint: LogDensity, layer: Layer, num_samples: int = 16, num_draws: int = 4000
-) -> Bounds:
+def elbo_bounds(log_joint: LogDensity, layer: Layer, num_samples: int = 16, num_draws: int = 4000) -> Bounds:
     r"""The auxiliary ELBO, the :math:`(M+1)`-sample bound and the :math:`M`-sample estimate, from the same draws.
 
     For an exact flow the three are equal.
@@ -52,8 +51,8 @@ def elbo_bounds(
 
     **References**
 
-    A. Caterini, R. Cornish, D. Sejdinovic, A. Doucet (2021). Variational Inference with Continuously-Indexed Normalizing
-    Flows.
+    A. Caterini, R. Cornish, D. Sejdinovic, A. Doucet (2021). Variational Inference with Continuously-Indexed
+    Normalizing Flows.
     """
     check_sizes("elbo_bounds", num_samples=num_samples, num_draws=num_draws)
     if layer.grade < Weight.PROPER:

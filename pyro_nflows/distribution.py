@@ -6,6 +6,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from .layer import Layer, Weight
+from .nets import check_sizes
 from .numerics import standard_normal_log_prob
 
 
@@ -17,7 +18,8 @@ class FlowDistribution(TorchDistribution):
     With an ``EXACT`` layer, ``log_prob`` is the log density. With auxiliary variables it depends on where the point
     came from: for a value *drawn from this very object* it is :math:`\log \hat q` of that draw, whose mean given
     ``y`` is at least :math:`\log q(y)` (so an ELBO built on it is a lower bound); for any other value it is the
-    importance estimate of :meth:`log_prob`, whose mean is at most :math:`\log q(y)`.
+    importance estimate of :meth:`log_prob`, whose mean is at most :math:`\log q(y)`. A draw is forgotten once the
+    layer's parameters change.
 
     :param layer: a :class:`~pyro_nflows.layer.Layer`, base to posterior.
     :param base_dist: distribution of ``x`` with event shape ``(layer.input_dim,)``; standard normal by default.
@@ -53,7 +55,7 @@ class FlowDistribution(TorchDistribution):
         if base_dist is not None:
             batch_shape = torch.broadcast_shapes(batch_shape, base_dist.batch_shape)
         self.layer, self.base_dist = layer, base_dist
-        self._drawn: tuple[Tensor, Tensor] | None = None
+        self._drawn: tuple[Tensor, Tensor, list[tuple[Tensor, int]]] | None = None
         super().__init__(batch_shape, torch.Size((layer.output_dim,)), validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "FlowDistribution":
@@ -81,12 +83,27 @@ class FlowDistribution(TorchDistribution):
         """Draw; the log density of this very tensor is remembered by this object."""
         x, noise = self.base_sample(torch.Size(sample_shape) + self.batch_shape)
         y, log_weight = self.layer(x, noise)
-        self._drawn = (y, self.base_log_prob(x) - log_weight)
+        self._drawn = (y, self.base_log_prob(x) - log_weight, self._parameters())
         return y
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         with torch.no_grad():
             return self.rsample(sample_shape)
+
+    def _parameters(self) -> list[tuple[Tensor, int]]:
+        """The layer's parameters, each with a number that changes with its values."""
+        return [(p, 0 if p.is_inference() else p._version) for p in self.layer.parameters()]
+
+    def _remembered(self, value: Tensor) -> Tensor | None:
+        """Log density of a value drawn from this object: unless outdated, or without the gradients it should have."""
+        if self._drawn is None or value is not self._drawn[0]:
+            return None
+        _, log_prob, then = self._drawn
+        now = self._parameters()
+        if len(now) != len(then) or any(p is not q or i != j for (p, i), (q, j) in zip(now, then)):
+            return None
+        wanted = torch.is_grad_enabled() and any(p.requires_grad for p, _ in now)
+        return None if wanted and not log_prob.requires_grad and self.layer.has_inverse else log_prob
 
     def log_prob(self, value: Tensor, num_samples: int = 1) -> Tensor:
         r"""Log density, or an estimate of it where the layer has auxiliary variables.
@@ -97,12 +114,17 @@ class FlowDistribution(TorchDistribution):
         Its mean is at most :math:`\log q(y)` and increases to it with ``num_samples``.
 
         :param value: ``(..., output_dim)``.
-        :param num_samples: :math:`M`; unused where the layer is exact.
+        :param num_samples: :math:`M`; unused where the layer is exact. More than one asks for the estimate, of a value
+            drawn from this object too.
+        :raises ValueError: if ``num_samples < 1``.
         :raises NotImplementedError: if the layer has no inverse and ``value`` was not drawn from this object, or
             if its log-weight is right in log space only.
         """
-        if self._drawn is not None and value is self._drawn[0]:
-            return self._drawn[1]
+        check_sizes("FlowDistribution.log_prob", num_samples=num_samples)
+        remembered = self._remembered(value) if num_samples == 1 else None
+        if remembered is not None:
+            return remembered
+        value = value.expand(torch.broadcast_shapes(value.shape[:-1], self.batch_shape) + value.shape[-1:])
         if self.layer.grade is Weight.EXACT or num_samples == 1:
             return self._log_prob(value)
         self._need_proper()
@@ -119,6 +141,9 @@ class FlowDistribution(TorchDistribution):
                 "this flow's log-weight is unbiased in log space only, so averaging weights is wrong; "
                 "use num_samples=1, or a layer with an exact log-determinant"
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_drawn": None}
 
     @property
     def mean(self) -> Tensor:

@@ -9,7 +9,8 @@ r"""The recipe: from a guide and a model to a trained guide and weighed draws.
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from .guides import AutoFlow
 from .layer import Chain
 from .layers import LocScale, TriangularAffine
 from .objectives import ELBO, Gradient
-from .weights import Draws, LogDensity, base_noise, draw
+from .weights import Draws, LogDensity, base_noise, concatenate, draw
 
 #: An ESS at which no further round is run.
 GOOD_ESS = 0.97
@@ -35,7 +36,7 @@ class Recipe:
     :param num_draws: fresh draws for the verdict.
     """
 
-    end: Round = Round(800, 64, 2e-2)
+    end: Round = field(default_factory=lambda: Round(800, 64, 2e-2))
     rounds: Sequence[Round] = (Round(1000, 64, 3e-3), Round(3500, 128, 3e-3))
     num_draws: int = 22_500
 
@@ -78,8 +79,7 @@ def fit(
     :param loc: a point of finite density.
     :param title: what the bar calls this start.
     """
-    layer = copy.deepcopy(guide.layer)
-    assert layer is not None
+    layer = cast(Chain, copy.deepcopy(guide.layer))
     if is_fresh(layer):
         init = Gaussian(loc, guide.init_scale * torch.eye(len(loc)).to(loc))
         annealed = any(plan.annealing for plan in recipe.rounds)
@@ -99,12 +99,9 @@ def fit(
 @torch.no_grad()
 def sample(log_joint: LogDensity, layer: Chain, num_draws: int, chunk_size: int = 2000) -> Draws:
     """Fresh draws with their log densities, in chunks to bound memory."""
-    parts = [
-        draw(log_joint, layer, base_noise(layer, min(chunk_size, num_draws - start)))
-        for start in range(0, num_draws, chunk_size)
-    ]
-    z, log_p, log_q = (torch.cat([getattr(part, name) for part in parts]) for name in ("z", "log_p", "log_q"))
-    return Draws(z, log_p.double(), log_q.double())
+    sizes = [min(chunk_size, num_draws - start) for start in range(0, num_draws, chunk_size)]
+    draws = concatenate([draw(log_joint, layer, base_noise(layer, size)) for size in sizes])
+    return Draws(draws.z, draws.log_p.double(), draws.log_q.double())
 
 
 @torch.no_grad()
@@ -120,8 +117,7 @@ def is_fresh(layer: Chain) -> bool:
 @torch.no_grad()
 def place(layer: Chain, gaussian: Gaussian) -> None:
     """Put the affine end at a Gaussian; a diagonal end takes its conditional widths."""
-    end = layer[1]
-    assert isinstance(end, (LocScale, TriangularAffine))
+    end = cast(LocScale | TriangularAffine, layer[1])
     end.loc.copy_(gaussian.loc)
     scale = gaussian.scale_tril.diagonal()
     if isinstance(end, TriangularAffine):

@@ -5,7 +5,9 @@ enumerated discrete latents summed out by Pyro's own contraction. Rows are vecto
 no demands on how the model broadcasts; where it cannot run, by Pyro's particle plate; and else by a loop.
 """
 
+import contextlib
 import enum
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,12 +16,13 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.ops import special
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
-from .guides import AutoFlow
+from .guides import AutoFlow, checks
 
 
 class Vectorization(enum.Enum):
@@ -49,6 +52,31 @@ class _Enum(EnumMessenger):
         }
 
 
+class _SafeLog:
+    """Pyro's logarithm with bounded slopes, for contractions and HMMs, without an ``autograd.Function``.
+
+    Those of Pyro cannot be transformed by ``torch.func``.
+    """
+
+    @staticmethod
+    def apply(x: Tensor) -> Tensor:
+        """``log(x)``, with slope ``1 / max(x, eps)``."""
+        eps = torch.finfo(x.dtype).eps
+        small, still = x < eps, x.detach()
+        return torch.where(small, still.log() + (x - still) / eps, torch.where(small, 1.0, x).log())
+
+
+@contextlib.contextmanager
+def _transformable() -> Iterator[None]:
+    """Within it, Pyro's own operations can be transformed by ``torch.func``."""
+    names = vars(special)
+    pyros, names["_SafeLog"] = names["_SafeLog"], _SafeLog
+    try:
+        yield
+    finally:
+        names["_SafeLog"] = pyros
+
+
 class LogJoint:
     r"""Log joint density of a model at rows of a guide's flat latent.
 
@@ -71,23 +99,50 @@ class LogJoint:
     def __init__(self, model: Callable[..., Any], guide: AutoFlow):
         self.model, self.guide = model, guide
         self.how: Vectorization | None = None
+        self.start: Tensor | None = None
         self.enumerates = False
         self.max_plate_nesting = 0
 
     def __call__(self, z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """``z (num_particles, latent_dim)`` to ``(num_particles,)``."""
-        if self.how is None:
-            self.prepare(*args, **kwargs)
-        assert self.how is not None
-        return self._rows(self.how)(z, args, kwargs)
+        how = self.how or self.prepare(*args, **kwargs)
+        return self._rows(how)(z, args, kwargs)
 
-    def prepare(self, *args: Any, **kwargs: Any) -> None:
-        """Run the model near the guide's starting point, and choose how to vectorise it."""
-        loc = self.guide._init_loc()
-        rows = torch.stack([loc, loc + 0.01])
-        with torch.no_grad():
-            self._look(rows[0], args, kwargs)
-            self.how = self._choose(rows, args, kwargs)
+    @torch.no_grad()
+    def prepare(self, *args: Any, **kwargs: Any) -> Vectorization:
+        """Run the model near ``start`` (by default the guide's), and choose how to vectorise it."""
+        near = self.look(*args, **kwargs)
+        self.how = self._choose(near, args, kwargs)
+        return self.how
+
+    @torch.no_grad()
+    def look(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the model at two points near ``start``: refuse what the guide cannot follow, and learn its structure.
+
+        :return: the two points, one a row.
+        """
+        start = self.guide._init_loc() if self.start is None else self.start
+        near = torch.stack([start, start + 0.01])
+        with pyro.validation_enabled(False):  # a first look: the start may yet prove infeasible
+            traces = [self._look(row, args, kwargs) for row in near]
+        frames = [f for s in traces[0].nodes.values() for f in s.get("cond_indep_stack", ())]
+        self.max_plate_nesting = -min((f.dim for f in frames if f.vectorized), default=0)
+        self.enumerates = any(is_enumerated(site) for site in latents(traces[0]))
+        return near
+
+    def _look(self, z: Tensor, args: Any, kwargs: Any) -> Any:
+        name, trace = type(self.guide).__name__, self.run(z, *args, **kwargs)
+        checks.refuse_nan(name, trace)
+        for site, part in self.guide._unpack_rows(z):
+            node, value = trace.nodes[site["name"]], _constrain(site, part)[0]
+            checks.check_shape(name, node, value)
+            checks.check_support(name, node, part, value)
+        return trace
+
+    def run(self, z: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """A trace of the model at one flat latent, without log densities."""
+        values = {site["name"]: _constrain(site, part)[0] for site, part in self.guide._unpack_rows(z)}
+        return self._run(self.model, values, args, kwargs)
 
     def _rows(self, how: Vectorization) -> Callable[..., Tensor]:
         return {
@@ -99,12 +154,11 @@ class LogJoint:
     def _choose(self, rows: Tensor, args: Any, kwargs: Any) -> Vectorization:
         """The best way that runs and agrees with the loop, with a warning unless it is vmap."""
         loop = self._by_loop(rows, args, kwargs)  # the user's own mistakes surface here
-        try:
-            self._by_vmap(rows, args, kwargs)
+        reason = self._objection(Vectorization.VMAP, loop, rows, args, kwargs)
+        if reason is None:
             return Vectorization.VMAP
-        except Exception as error:
-            reason = str(error).strip().split("\n")[0]
-        how = Vectorization.PLATE if self._plate_agrees(rows, loop, args, kwargs) else Vectorization.LOOP
+        plate = not self.enumerates and self._objection(Vectorization.PLATE, loop, rows, args, kwargs) is None
+        how = Vectorization.PLATE if plate else Vectorization.LOOP
         warnings.warn(
             f"torch.vmap cannot run this model ({reason}); particles go through {how.value}. Results are right, "
             "but slower; Python branches on values and .item() are the usual cause",
@@ -113,11 +167,25 @@ class LogJoint:
         )
         return how
 
-    def _plate_agrees(self, rows: Tensor, loop: Tensor, args: Any, kwargs: Any) -> bool:
+    def _objection(self, how: Vectorization, loop: Tensor, rows: Tensor, args: Any, kwargs: Any) -> str | None:
+        """Why a way is not to be taken, if there is a reason."""
         try:
-            return torch.allclose(self._by_plate(rows, args, kwargs), loop, rtol=1e-4, atol=1e-4)
-        except Exception:
-            return False
+            values = self._rows(how)(rows, args, kwargs)
+        except Exception as error:
+            return str(error).strip().split("\n")[0] or type(error).__name__
+        close = functools.partial(torch.allclose, rtol=1e-4, atol=1e-4, equal_nan=True)
+        # A model that subsamples differs from run to run, and cannot be compared.
+        if close(values, loop) or not close(self._by_loop(rows, args, kwargs), loop):
+            return None
+        return f"its values there differ from those of single runs by up to {float((values - loop).abs().max()):.2g}"
+
+    def leaves(self, z: Tensor, *args: Any, **kwargs: Any) -> list[Tensor]:
+        """The model's trainable leaf tensors: unconstrained ``pyro.param`` values and module parameters."""
+        with poutine.trace(param_only=True) as capture, torch.no_grad():
+            self.single(z, *args, **kwargs)
+        values = [site["value"] for site in capture.trace.nodes.values()]
+        found = [value.unconstrained() for value in values if value is not None]
+        return [leaf for leaf in found if leaf.requires_grad]
 
     # ---- three ways to run rows -----------------------------------------------------------------------------
 
@@ -129,6 +197,7 @@ class LogJoint:
     def _by_loop(self, z: Tensor, args: Any, kwargs: Any) -> Tensor:
         return torch.stack([self.single(row, *args, **kwargs) for row in z])
 
+    @_transformable()
     def _by_plate(self, z: Tensor, args: Any, kwargs: Any) -> Tensor:
         nesting = self.max_plate_nesting
         latent = z.reshape(len(z), *(1,) * nesting, -1)
@@ -147,6 +216,7 @@ class LogJoint:
 
     # ---- one row --------------------------------------------------------------------------------------------
 
+    @_transformable()
     def single(self, z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """One flat latent ``(latent_dim,)`` to a scalar."""
         values, log_det = {}, z.new_zeros(())
@@ -156,48 +226,30 @@ class LogJoint:
         if self.enumerates:
             return log_det + self._enumerated(values, args, kwargs)
         trace = self._trace(self.model, values, args, kwargs)
+        for name, value in values.items():
+            checks.check_shape(type(self.guide).__name__, trace.nodes[name], value)
         return log_det + trace.log_prob_sum()
 
     def _trace(self, model: Callable[..., Any], values: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
-        conditioned = poutine.trace(poutine.condition(model, values))
-        with poutine.block(hide_fn=lambda msg: msg["type"] == "sample"):
-            trace = conditioned.get_trace(*args, **kwargs)
-        self._check_sites(trace, values)
-        trace = prune_subsample_sites(trace)
+        trace = prune_subsample_sites(self._run(model, values, args, kwargs))
         trace.compute_log_prob()
         return trace
 
-    def _check_sites(self, trace: Any, values: dict[str, Tensor]) -> None:
-        name = type(self.guide).__name__
-        for site in _latents(trace):
-            if site["infer"].get("enumerate") != "parallel":
-                raise ValueError(
-                    f"{name}: the model has a latent site '{site['name']}' that the guide does not know. Either the "
-                    "model's sites change from run to run (they must not), or the site was hidden from the guide: "
-                    'mark it infer={"enumerate": "parallel"} if it is discrete, else include it'
-                )
-        for missing in values.keys() - trace.nodes.keys():
-            raise ValueError(
-                f"{name}: the guide has a latent site '{missing}' that this run of the model did not reach; "
-                "models whose sites change from run to run are not supported"
-            )
+    def _run(self, model: Callable[..., Any], values: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
+        """A trace of the model at given latents, without log densities."""
+        conditioned = poutine.trace(poutine.condition(model, values))
+        with poutine.block(hide_fn=lambda msg: msg["type"] == "sample"):
+            trace = conditioned.get_trace(*args, **kwargs)
+        unknown = [site["name"] for site in latents(trace) if not is_enumerated(site)]
+        checks.check_run(type(self.guide).__name__, unknown, sorted(values.keys() - trace.nodes.keys()))
+        return trace
 
     # ---- enumeration ----------------------------------------------------------------------------------------
-
-    def _look(self, z: Tensor, args: Any, kwargs: Any) -> None:
-        """Find the model's plate nesting, and whether it has enumerated sites."""
-        values = {site["name"]: _constrain(site, part)[0] for site, part in self.guide._unpack_rows(z)}
-        with poutine.block(hide_fn=lambda msg: msg["type"] == "sample"):
-            trace = poutine.trace(poutine.condition(self.model, values)).get_trace(*args, **kwargs)
-        self.enumerates = any(s["infer"].get("enumerate") == "parallel" for s in _latents(trace))
-        frames = [f for s in trace.nodes.values() for f in s.get("cond_indep_stack", ())]
-        self.max_plate_nesting = -min((f.dim for f in frames if f.vectorized), default=0)
 
     def _enumerated(self, values: dict[str, Tensor], args: Any, kwargs: Any) -> Tensor:
         """Log density with the enumerated sites summed out."""
         nesting = self.max_plate_nesting
-        with _Enum(first_available_dim=-1 - nesting):
-            trace = self._trace(self.model, values, args, kwargs)
+        trace = self._trace(_Enum(first_available_dim=-1 - nesting)(self.model), values, args, kwargs)
         trace.pack_tensors()
         log_prob: Tensor = TraceEinsumEvaluator(trace, True, nesting).log_prob(trace)
         return log_prob
@@ -210,8 +262,13 @@ def _constrain(site: dict[str, Any], unconstrained: Tensor) -> tuple[Tensor, Ten
     return value, transform.log_abs_det_jacobian(unconstrained, value)
 
 
-def _latents(trace: Any) -> Iterator[dict[str, Any]]:
+def latents(trace: Any) -> Iterator[dict[str, Any]]:
     """Sample sites that are neither observed, conditioned nor subsampled indices."""
     for site in trace.nodes.values():
         if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site):
             yield site
+
+
+def is_enumerated(site: dict[str, Any]) -> bool:
+    """Whether a site is to be summed out."""
+    return bool(site["infer"].get("enumerate") == "parallel")

@@ -82,6 +82,7 @@ class MaskedMLP(nn.Module):
     Estimation.
     """
 
+    head: Tensor
     mask_head: Tensor
     mask_skip: Tensor
 
@@ -96,7 +97,11 @@ class MaskedMLP(nn.Module):
         degrees[0] = first
         last = first.repeat_interleave(num_params)
         self.hidden = nn.ModuleList(nn.Linear(len(a), len(b)) for a, b in zip(degrees, degrees[1:]))
-        self.head = nn.Parameter(torch.zeros(len(last), len(degrees[-1])), requires_grad=input_dim > 1)
+        head = torch.zeros(len(last), len(degrees[-1]))
+        if input_dim > 1:
+            self.head = nn.Parameter(head)
+        else:  # all masked, and Pyro warns of parameters that do not train
+            self.register_buffer("head", head)
         self.skip = nn.Parameter(torch.zeros(len(last), input_dim)) if hidden_dims else None
         self.bias = nn.Parameter(torch.zeros(len(last)))
         for i, (a, b) in enumerate(zip(degrees, degrees[1:])):

@@ -24,7 +24,6 @@ Objectives.
 import enum
 import math
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -77,7 +76,7 @@ class ELBO(elbo.ELBO):
     """
 
     _gradients: tuple[Gradient, ...] = (Gradient.TOTAL, Gradient.PATH)
-    _best = Gradient.PATH
+    best_gradient = Gradient.PATH
 
     def __init__(self, num_particles: int = 1, gradient: Gradient | str | None = None):
         name = type(self).__name__
@@ -136,7 +135,7 @@ class ELBO(elbo.ELBO):
         :return: a scalar tensor.
         """
         draws = self._weigh(model, guide, args, kwargs, self._choose(guide, args, kwargs))
-        gradient = Gradient.TOTAL if draws.scored is None else (self.gradient or self._best)
+        gradient = Gradient.TOTAL if draws.scored is None else (self.gradient or self.best_gradient)
         surrogate = self.surrogate(draws, gradient)
         return surrogate.detach() - surrogate - self.bound(draws.log_weight.detach())
 
@@ -154,7 +153,7 @@ class ELBO(elbo.ELBO):
 
     def _choose(self, guide: Any, args: Any, kwargs: Any) -> Gradient:
         """The gradient asked for, or the best this guide can give."""
-        wanted = self.gradient or self._best
+        wanted = self.gradient or self.best_gradient
         if _is_flow(guide):
             return wanted
         if self.gradient not in (None, Gradient.TOTAL):
@@ -163,7 +162,7 @@ class ELBO(elbo.ELBO):
 
     def _tell(self, reason: str) -> None:
         warnings.warn(
-            f"{type(self).__name__}: no '{(self.gradient or self._best).value}' gradient here ({reason}); "
+            f"{type(self).__name__}: no '{(self.gradient or self.best_gradient).value}' gradient here ({reason}); "
             "using gradient='total'",
             GradientWarning,
             stacklevel=4,
@@ -181,10 +180,11 @@ class ELBO(elbo.ELBO):
         noise = base_noise(layer, self.num_particles)
         try:
             return self.draws(log_joint, layer, noise, gradient)
-        except NotImplementedError as error:
-            if gradient is Gradient.TOTAL:
+        except RuntimeError as error:  # NotImplementedError is one too
+            reason = _why_no_path(error)
+            if gradient is Gradient.TOTAL or reason is None:
                 raise
-            self._tell(str(error))
+            self._tell(reason)
             return self.draws(log_joint, layer, noise, Gradient.TOTAL)
 
     def _joint(self, model: Any, guide: AutoFlow, args: Any, kwargs: Any) -> LogDensity:
@@ -233,7 +233,7 @@ class IWAE(ELBO):
     """
 
     _gradients = (Gradient.TOTAL, Gradient.PATH, Gradient.DREG)
-    _best = Gradient.DREG
+    best_gradient = Gradient.DREG
 
     def __init__(self, num_particles: int = 16, gradient: Gradient | str | None = None):
         super().__init__(num_particles, gradient)
@@ -251,6 +251,13 @@ class IWAE(ELBO):
                 "IWAE averages weights, but this flow's log-weight is unbiased in log space only (its "
                 "log-determinant is a roulette estimate); train on ELBO, or use layers with an exact log-determinant"
             )
+
+
+def _why_no_path(error: RuntimeError) -> str | None:
+    """The reason for which there is no path gradient, if that is what an error says."""
+    if "setup_context" in str(error):
+        return "the model has an autograd.Function without setup_context, which torch.func cannot transform"
+    return str(error) if isinstance(error, NotImplementedError) else None
 
 
 def _is_flow(guide: Any) -> bool:

@@ -4,10 +4,10 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from .log_joint import LogJoint, _constrain
+from .log_joint import LogJoint
 
 #: Points tried before giving up.
 NUM_TRIES = 100
@@ -16,14 +16,16 @@ NUM_TRIES = 100
 def check_start(joint: LogJoint, args: Any, kwargs: Any) -> Tensor:
     """A point of finite log density: the guide's own start, or one drawn around zero as Stan does.
 
-    :raises ValueError: if there is none in :data:`NUM_TRIES` tries; it names the first site that is not finite.
+    It becomes ``joint.start``.
+
+    :raises ValueError: if the model's sites are not the guide's; or if there is no such point in :data:`NUM_TRIES`
+        tries: it names the first site that is not finite.
     """
+    joint.look(*args, **kwargs)
     loc = joint.guide._init_loc()
-    if _finite(joint, loc, args, kwargs):
-        return loc
-    for _ in range(NUM_TRIES):
-        point = 4 * torch.rand_like(loc) - 2
+    for point in (loc, *(_random(loc) for _ in range(NUM_TRIES))):
         if _finite(joint, point, args, kwargs):
+            joint.start = point
             return point
     site = first_bad_site(joint, loc[None], args, kwargs)
     raise ValueError(
@@ -35,36 +37,37 @@ def check_start(joint: LogJoint, args: Any, kwargs: Any) -> Tensor:
 
 def dispersed_start(joint: LogJoint, loc: Tensor, args: Any, kwargs: Any) -> Tensor:
     """A random point of finite density, uniform on (-2, 2) in unconstrained space; ``loc`` if none is found."""
-    for _ in range(NUM_TRIES):
-        point = 4 * torch.rand_like(loc) - 2
-        if _finite(joint, point, args, kwargs):
-            return point
-    return loc
+    points = (_random(loc) for _ in range(NUM_TRIES))
+    return next((point for point in points if _finite(joint, point, args, kwargs)), loc)
 
 
+def _random(like: Tensor) -> Tensor:
+    return 4 * torch.rand_like(like) - 2
+
+
+@torch.no_grad()
 def _finite(joint: LogJoint, point: Tensor, args: Any, kwargs: Any) -> bool:
-    with torch.no_grad(), pyro.validation_enabled(False):
-        try:
-            return bool(torch.isfinite(joint(point[None], *args, **kwargs)).all())
-        except (ValueError, RuntimeError):  # a Cholesky that failed, say
-            return False
+    try:
+        return bool(torch.isfinite(joint.single(point, *args, **kwargs)))
+    except (ValueError, RuntimeError):  # a value out of its support, or a Cholesky that failed
+        return False
 
 
+@torch.no_grad()
 def first_bad_site(joint: LogJoint, draws: Tensor, args: Any, kwargs: Any) -> str | None:
     """The first site, in the model's order, whose log density is not finite at any of some draws."""
-    with torch.no_grad(), pyro.validation_enabled(False):
+    with pyro.validation_enabled(False):
         for row in draws[:100]:
-            values = {s["name"]: _constrain(s, part)[0] for s, part in joint.guide._unpack_rows(row)}
-            with poutine.block(hide_fn=lambda msg: msg["type"] == "sample"):
-                trace = poutine.trace(poutine.condition(joint.model, values)).get_trace(*args, **kwargs)
-            for name, site in trace.nodes.items():
+            for name, site in joint.run(row, *args, **kwargs).nodes.items():
                 if site["type"] == "sample" and not _is_finite(site):
                     return str(name)
     return None
 
 
 def _is_finite(site: Any) -> bool:
-    try:
-        return bool(torch.isfinite(site["fn"].log_prob(site["value"])).all())
-    except (ValueError, RuntimeError):
-        return False
+    with pyro.validation_enabled():  # or data out of the support might get a number
+        try:
+            log_prob = site["fn"].log_prob(site["value"])
+        except (ValueError, RuntimeError):
+            return False
+    return bool(torch.isfinite(scale_and_mask(log_prob, site["scale"], site["mask"])).all())

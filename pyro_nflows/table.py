@@ -33,9 +33,9 @@ def summary_table(samples: dict[str, Tensor], prob: float = 0.9) -> str:
 
 def _scalars(samples: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for name, values in samples.items():
-        for index in itertools.product(*(range(n) for n in values.shape[1:])):
-            label = f"{name}[{','.join(map(str, index))}]" if index else name
-            yield label, values[(slice(None), *index)].double()
+        columns = values.double().flatten(1) if values.dim() > 1 else values.double()[:, None]
+        for i, index in enumerate(itertools.product(*(range(n) for n in values.shape[1:]))):
+            yield f"{name}[{','.join(map(str, index))}]" if index else name, columns[:, i]
 
 
 def _number(x: float) -> str:

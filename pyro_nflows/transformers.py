@@ -10,6 +10,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from .nets import check_sizes
 from .numerics import positive, soft_bound
 
 
@@ -51,6 +52,7 @@ class Affine:
     r""":math:`y = e^s x + t` with the log-scale bounded softly: :math:`s = b \tanh(s' / b)`.
 
     :param bound: :math:`b`.
+    :raises ValueError: if ``bound <= 0``.
 
     Example::
 
@@ -60,6 +62,10 @@ class Affine:
 
     num_params: ClassVar[int] = 2
     bound: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not self.bound > 0:
+            raise ValueError(f"Affine: bound must be a positive number, got {self.bound}")
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         log_scale = soft_bound(params[..., 1], self.bound)
@@ -82,6 +88,7 @@ class RationalQuadratic:
     :param num_bins: :math:`K`; an element takes :math:`3 K - 1` parameters.
     :param bound: :math:`B`, in units of the base's standard deviation.
     :param min_size: least width and height of a bin as a share of :math:`2 B`, and least derivative.
+    :raises ValueError: if ``num_bins < 1``, ``bound <= 0``, or ``min_size`` is not between 0 and ``1 / num_bins``.
 
     Example::
 
@@ -97,6 +104,16 @@ class RationalQuadratic:
     num_bins: int = 8
     bound: float = 5.0
     min_size: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_sizes("RationalQuadratic", num_bins=self.num_bins)
+        if not self.bound > 0:
+            raise ValueError(f"RationalQuadratic: bound must be a positive number, got {self.bound}")
+        if not 0 < self.min_size < 1 / self.num_bins:
+            raise ValueError(
+                f"RationalQuadratic: min_size must be between 0 and 1 / num_bins = {1 / self.num_bins:.3g}, "
+                f"got {self.min_size}"
+            )
 
     @property
     def num_params(self) -> int:
@@ -141,7 +158,7 @@ class RationalQuadratic:
         widths, lefts = self._knots(params[..., : self.num_bins])
         heights, bottoms = self._knots(params[..., self.num_bins : 2 * self.num_bins])
         inner = self.min_size + (1 - self.min_size) * positive(params[..., 2 * self.num_bins :])
-        one = torch.ones_like(inner[..., :1])
+        one = torch.ones_like(widths[..., :1])
         edges = (lefts, bottoms)[axis]
         index = (value[..., None] >= edges[..., 1:]).sum(-1, keepdim=True)
         start, end = torch.cat([one, inner], -1), torch.cat([inner, one], -1)

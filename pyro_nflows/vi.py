@@ -1,25 +1,24 @@
 r"""``VI``: shaped like ``MCMC``, one changed line."""
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from . import diagnostics
 from .arviz import to_arviz
+from .checkpoint import Path, load_fit, save_fit
 from .engine import Engine, History, Trainer
 from .fit import Fit, Recipe, fit, sample
 from .guides import AutoFlow
 from .log_joint import LogJoint
 from .nets import check_sizes
-from .objectives import ELBO, Gradient, IWAE
+from .objectives import ELBO
 from .start import check_start, dispersed_start, first_bad_site
 from .table import summary_table
 from .verdict import Evidence, Verdict, judge, tail_index
-from .weights import Draws
+from .weights import Draws, concatenate
 
 
 class VI:
@@ -103,15 +102,14 @@ class VI:
         if guide.prototype_trace is None:
             guide._setup_prototype(*args, **kwargs)
         joint = LogJoint(guide.bare_model, guide)
-        joint.prepare(*args, **kwargs)
         loc = check_start(joint, args, kwargs)
-        trainer = Trainer(
-            lambda z: joint(z, *args, **kwargs), _leaves(joint, loc, args, kwargs), self.engine, self.progress_bar
-        )
+        joint.prepare(*args, **kwargs)
+        leaves = joint.leaves(loc, *args, **kwargs)
+        trainer = Trainer(lambda z: joint(z, *args, **kwargs), leaves, self.engine, self.progress_bar)
         self._call, self.history = (args, kwargs), trainer.history
         self._fits = [self._fit(trainer, joint, loc, i) for i in range(self.num_starts) if not trainer.stopped]
         best = max(self._fits, key=lambda f: float(diagnostics.elbo(f.draws.log_weight).value))
-        guide.layer = best.layer
+        guide.adopt(best.layer)
         self._draws = best.draws
         if trainer.history.failed:
             self._bad_site = first_bad_site(joint, best.draws.z, args, kwargs)
@@ -120,7 +118,8 @@ class VI:
         args, kwargs = self._call or ((), {})
         if index:
             loc = dispersed_start(joint, loc, args, kwargs)
-        objective, gradient = self.objective, self.objective.gradient or self.objective._best
+        objective = self.objective
+        gradient = objective.gradient or objective.best_gradient
         objective.check_layer(self.guide.layer)  # type: ignore[arg-type]
         title = f"start {index + 1}, " if self.num_starts > 1 else ""
         return fit(trainer, self.guide, objective, gradient, self._recipe(), loc, title)
@@ -173,9 +172,9 @@ class VI:
             )
         args, kwargs = self._call
         joint = LogJoint(self.guide.bare_model, self.guide)
+        joint.start = draws.z[draws.log_p.argmax()]
         more = sample(lambda z: joint(z, *args, **kwargs), self.guide.layer, num_draws - len(draws.z))
-        pairs = ((draws.z, more.z), (draws.log_p, more.log_p), (draws.log_q, more.log_q))
-        return Draws(*(torch.cat(pair) for pair in pairs))
+        return concatenate([draws, more])
 
     def verdict(self) -> Verdict:
         """What to make of the draws: an outcome and one sentence."""
@@ -258,23 +257,12 @@ class VI:
 
     # ---- saving ---------------------------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: Path) -> None:
         """Write the trained guide, the draws and the history to a file; the model itself is not saved."""
-        draws = self._need_run()
-        state = {
-            "guide": type(self.guide).__name__,
-            "state_dict": self.guide.state_dict(),
-            "draws": (draws.z, draws.log_p, draws.log_q),
-            "trace": self.history.trace(),
-            "skipped": self.history.skipped,
-            "seconds": self.history.seconds,
-            "interrupted": self.history.interrupted,
-            "bad_site": self._bad_site,
-        }
-        torch.save(state, path)
+        save_fit(path, self.guide, self._need_run(), self.history, self._bad_site)
 
     @staticmethod
-    def load(path: str | os.PathLike[str], guide: AutoFlow, *args: Any, **kwargs: Any) -> "VI":
+    def load(path: Path, guide: AutoFlow, *args: Any, **kwargs: Any) -> "VI":
         """Read what ``save`` wrote into a fresh guide of the same model.
 
         :param path: the file.
@@ -282,21 +270,11 @@ class VI:
         :param args: the model's arguments, with ``kwargs``: the same data.
         :raises ValueError: if the file is of another kind of guide, or of another model.
         """
-        _check_types(guide, None, None)
-        state = torch.load(path)
-        if state["guide"] != type(guide).__name__:
-            raise ValueError(
-                f"VI.load: the file holds a {state['guide']}, expected the same kind of guide, got {type(guide).__name__}"
-            )
         vi = VI(guide)
-        guide.load_state_dict(state["state_dict"])
+        vi._draws, vi.history, vi._bad_site = load_fit(path, guide)
         if guide.prototype_trace is None:
             guide._setup_prototype(*args, **kwargs)
         vi._call = (args, kwargs)
-        vi._draws, vi._bad_site = Draws(*state["draws"]), state["bad_site"]
-        vi.history.elbos = [state["trace"]]
-        for name in ("skipped", "seconds", "interrupted"):
-            setattr(vi.history, name, state[name])
         return vi
 
 
@@ -307,16 +285,6 @@ def _check_types(guide: Any, objective: Any, engine: Any) -> None:
             "other Pyro guides train with pyro.infer.SVI"
         )
     if objective is not None and not isinstance(objective, ELBO):
-        raise TypeError(
-            f"VI: objective must be a pyro_nflows ELBO or IWAE, got {type(objective).__name__}"
-        )
+        raise TypeError(f"VI: objective must be a pyro_nflows ELBO or IWAE, got {type(objective).__name__}")
     if engine is not None and engine not in [e.value for e in Engine]:
         raise ValueError(f"VI: engine must be one of {[e.value for e in Engine]}, got {engine!r}")
-
-
-def _leaves(joint: LogJoint, loc: Tensor, args: Any, kwargs: Any) -> list[Tensor]:
-    """The model's trainable leaf tensors."""
-    with poutine.trace(param_only=True) as capture, torch.no_grad():
-        joint.single(loc, *args, **kwargs)
-    found = [site["value"].unconstrained() for site in capture.trace.nodes.values()]
-    return [leaf for leaf in found if leaf.requires_grad]

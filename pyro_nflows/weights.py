@@ -1,13 +1,13 @@
 r"""Draws of a flow with their weights: the one place where a guide and a model meet."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .layer import Layer, Scored
-from .numerics import standard_normal_log_prob
+from .numerics import pullback, standard_normal_log_prob
 
 #: A vectorised log density, ``(K, D) -> (K,)``.
 LogDensity = Callable[[Tensor], Tensor]
@@ -38,7 +38,8 @@ class Draws:
         The gradient of the first is that of the path, through the draw; of the second, that of the model's
         parameters and of the reverse model :math:`r`, at a fixed draw.
         """
-        assert self.scored is not None and self.grad_log_p is not None
+        if self.scored is None or self.grad_log_p is None:
+            raise ValueError("Draws.path: these draws carry no path gradients; take them with draw_scored")
         _, _, score, reverse, index_score, index_reverse, log_r = self.scored
         pull = self.grad_log_p - score
         if not reverse.numel():
@@ -84,6 +85,15 @@ def draw_scored(log_joint: LogDensity, layer: Layer, noise: Tensor, reverse: boo
     x, rest = split_noise(layer, noise)
     zero = torch.zeros_like(x if reverse and layer.noise_dim else x[:, :0])
     scored = layer.scored(x, rest, -x.detach(), zero)
-    log_p, pull = torch.func.vjp(log_joint, scored.y.detach())
+    log_p, pull = pullback(log_joint, scored.y.detach())
     grad = pull(torch.ones_like(log_p), retain_graph=True)[0].detach()
     return Draws(scored.y, log_p, standard_normal_log_prob(x) - scored.log_weight, grad, scored)
+
+
+def concatenate(parts: Sequence[Draws]) -> Draws:
+    """Several batches of draws as one, without what path gradients need."""
+    return Draws(
+        torch.cat([part.z for part in parts]),
+        torch.cat([part.log_p for part in parts]),
+        torch.cat([part.log_q for part in parts]),
+    )

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -15,15 +16,25 @@ import pyro_nflows as nf
 from pyro_nflows.guides import AutoFlow
 
 Model = Callable[..., Any]
-SMALL = {"num_layers": 2, "hidden_dims": (8,)}
+
+
+class Training(NamedTuple):
+    """How to reach the exact ELBO of a correlated Gaussian, and how far from it to stop."""
+
+    sizes: dict[str, Any]
+    num_steps: int
+    rate: float
+    gap: float = 0.01
+    slow: bool = False
 
 
 @dataclass(frozen=True)
 class Case:
-    """A guide with sizes small enough to test everything but accuracy on."""
+    """A guide, with sizes small enough to test everything but accuracy on."""
 
     guide: type[AutoFlow]
-    sizes: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, Any]
+    training: Training
     bijective: bool = True
 
     def __call__(self, model: Model, **kwargs: Any) -> AutoFlow:
@@ -34,15 +45,23 @@ class Case:
         return self.guide.__name__
 
 
+def sizes(num_layers: int, *hidden_dims: int, **more: Any) -> dict[str, Any]:
+    return {"num_layers": num_layers, "hidden_dims": hidden_dims, **more}
+
+
+def inner(num_layers: int, *hidden_dims: int) -> dict[str, Any]:
+    return {"inner": partial(nf.recipes.realnvp, **sizes(num_layers, *hidden_dims)), "hidden_dims": hidden_dims}
+
+
 CASES = [
-    Case(nf.AutoFlow),
-    Case(nf.AutoPlanar, {"num_layers": 2}),
-    Case(nf.AutoRadial, {"num_layers": 2}),
-    Case(nf.AutoIAF, SMALL),
-    Case(nf.AutoNICE, SMALL),
-    Case(nf.AutoRealNVP, SMALL),
-    Case(nf.AutoSpline, SMALL),
-    Case(nf.AutoCIF, {"hidden_dims": (8,)}, bijective=False),
+    Case(nf.AutoFlow, {}, Training({}, 150, 1e-2)),
+    Case(nf.AutoPlanar, {"num_layers": 2}, Training({"num_layers": 10}, 300, 5e-2)),
+    Case(nf.AutoRadial, {"num_layers": 2}, Training({"num_layers": 16}, 3000, 2e-2, slow=True)),
+    Case(nf.AutoIAF, sizes(2, 8), Training(sizes(2, 8), 150, 4e-2)),
+    Case(nf.AutoNICE, sizes(2, 8), Training(sizes(4, 4), 200, 4e-2)),
+    Case(nf.AutoRealNVP, sizes(2, 8), Training(sizes(4, 4), 200, 3e-2)),
+    Case(nf.AutoSpline, sizes(2, 8), Training(sizes(4, 16), 1500, 1e-2, slow=True)),
+    Case(nf.AutoCIF, inner(2, 8), Training(inner(3, 4), 250, 3e-2), bijective=False),
 ]
 
 
@@ -57,7 +76,8 @@ def moved(guide: AutoFlow, size: float = 0.3, seed: int = 1) -> AutoFlow:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for param in guide.parameters():
-            param += size * torch.randn(param.shape, generator=generator, dtype=param.dtype)
+            width = param.shape[-1] ** 0.5 if param.dim() > 1 else 1.0
+            param += size / width * torch.randn(param.shape, generator=generator, dtype=param.dtype)
     return guide
 
 

@@ -1,9 +1,13 @@
-"""Every layer obeys every law that applies to it; and a layer that breaks a law is caught by that law."""
+"""Every layer obeys every law that applies to it."""
+
+import inspect
 
 import pytest
 import registry
+import torch
 
-from pyro_nflows.testing import check_identity_at_initialisation, laws_of
+from pyro_nflows import layers, recipes
+from pyro_nflows.testing import check_identity_at_initialisation, fresh, laws_of
 
 CASES = [
     pytest.param(law, make, id=f"{name}-{law.__name__.removeprefix('check_')}")
@@ -16,3 +20,23 @@ CASES = [
 @pytest.mark.parametrize(("law", "make"), CASES)
 def test_law(law, make):
     law(make)
+
+
+def test_every_layer_is_in_the_registry():
+    public = {name for name in layers.__all__ if isinstance(getattr(layers, name), type)} - {"Layer", "Weight"}
+    tested = {type(part).__name__ for make in registry.LAYERS.values() for part in fresh(make).modules()}
+    assert public - tested == set()
+
+
+def test_every_recipe_is_in_the_registry():
+    public = {name for name, value in vars(recipes).items() if inspect.isfunction(value)} - {"check_sizes"}
+    assert public - {name.partition("(")[0] for name in registry.LAYERS} == set()
+
+
+@pytest.mark.parametrize("name", ["spline(3)", "cif(3)", "Permutation(3)"])
+def test_a_layer_follows_the_device(name):
+    """On the device without memory, shapes alone: any tensor made elsewhere is an error."""
+    layer = registry.LAYERS[name]().to("meta")
+    x = torch.empty(5, layer.input_dim, device="meta")
+    y, log_weight = layer(x, torch.empty(5, layer.noise_dim, device="meta"))
+    assert (y.shape, log_weight.shape) == (x.shape, x.shape[:1])

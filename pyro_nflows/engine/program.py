@@ -20,7 +20,7 @@ class State(NamedTuple):
     params: Tensor
     mean: Tensor
     square: Tensor
-    count: Tensor
+    steps: Tensor
     skipped: Tensor
 
 
@@ -98,8 +98,8 @@ class Program:
     def init(self) -> State:
         """The state that the layer and the leaves are in."""
         params = torch.cat([p.detach().reshape(-1) for p in [*self._tensors, *self.leaves]]).clone()
-        zero = params.new_zeros(())
-        return State(params, torch.zeros_like(params), torch.zeros_like(params), zero, zero)
+        zeros = (torch.zeros_like(params), torch.zeros_like(params), params.new_zeros(()), params.new_zeros(()))
+        return State(params, *zeros)
 
     @torch.no_grad()
     def write(self, state: State) -> None:
@@ -137,10 +137,10 @@ class Program:
         norm = gradient.norm()
         good = torch.isfinite(norm) & torch.isfinite(loss)
         gradient = torch.where(good, gradient, 0.0) * (self.max_norm / norm.clamp(min=self.max_norm))
-        count = state.count + 1
+        steps = state.steps + 1
         mean = 0.9 * state.mean + 0.1 * gradient
         square = 0.999 * state.square + 0.001 * gradient.square()
-        rate = inputs.rate * (1 - 0.999**count).sqrt() / (1 - 0.9**count)
-        moved = State(state.params - rate * mean / (square.sqrt() + 1e-8), mean, square, count, state.skipped)
+        rate = inputs.rate * (1 - 0.999**steps).sqrt() / (1 - 0.9**steps)
+        moved = State(state.params - rate * mean / (square.sqrt() + 1e-8), mean, square, steps, state.skipped)
         stayed = state._replace(skipped=state.skipped + 1)
         return State(*(torch.where(good, a, b) for a, b in zip(moved, stayed))), loss

@@ -33,9 +33,7 @@ class Gaussian(NamedTuple):
         return torch.where(torch.isfinite(value), value, -torch.inf)
 
 
-def best_start(
-    log_joint: LogDensity, init: Gaussian, num_iterations: int = 150, num_candidates: int = 8
-) -> Gaussian:
+def best_start(log_joint: LogDensity, init: Gaussian, num_iterations: int = 150, num_candidates: int = 8) -> Gaussian:
     """The best Gaussian along an L-BFGS path from ``init.loc``, or ``init`` itself."""
     noise = torch.randn(64, len(init.loc), dtype=init.loc.dtype, device=init.loc.device)
     best, best_elbo = init, _elbo(log_joint, init, noise)

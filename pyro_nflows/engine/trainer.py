@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ..layer import Layer
 from ..objectives import ELBO, Gradient
@@ -124,9 +124,7 @@ class Trainer:
         part = slice(start, start + num)
         return [Inputs(*row) for row in zip(noise, plan.rates(like)[part], plan.powers(like)[part])]
 
-    def _block(
-        self, program: Program, step: Step, state: State, plan: Round, start: int, bar: Any
-    ) -> State:
+    def _block(self, program: Program, step: Step, state: State, plan: Round, start: int, bar: Any) -> State:
         before, losses = state.skipped, []
         for inputs in self._inputs(program, plan, state, start, min(BLOCK, plan.num_steps - start)):
             state, loss = step(state, inputs)

@@ -1,12 +1,15 @@
 r"""What flow guides refuse, each with what was found and what to do instead."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 import pyro
+import torch
 from pyro.poutine.runtime import get_plates
-from torch import nn
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+from torch.distributions import biject_to
 
 #: Sites' names and the shapes of their unconstrained values.
 Shapes = Mapping[str, list[int]]
@@ -32,21 +35,32 @@ def no_latents(name: str) -> ValueError:
     )
 
 
-def refuse_discrete(name: str, trace: Any) -> None:
-    """Discrete latents are summed out or hidden, but not guided."""
+def refuse_sites(name: str, trace: Any) -> None:
+    """Latents for which there is no continuous, unconstrained, vectorised stand-in."""
     for site, node in trace.nodes.items():
-        support = getattr(node.get("fn"), "support", None)
-        latent = node["type"] == "sample" and not node["is_observed"]
-        if latent and support is not None and support.is_discrete and not _is_subsample(node):
+        if node["type"] != "sample" or node["is_observed"] or site_is_subsample(node):
+            continue
+        support = node["fn"].support
+        if support.is_discrete:
             raise ValueError(
                 f"{name}: latent site '{site}' is discrete ({type(node['fn']).__name__}), and flows are continuous. "
                 'Mark it infer={"enumerate": "parallel"}, or the model @config_enumerate, to have it summed out; '
                 "or hide it with poutine.block and write its guide by hand"
             )
-
-
-def _is_subsample(node: Any) -> bool:
-    return type(node["fn"]).__name__ == "_Subsample"
+        for frame in node["cond_indep_stack"]:
+            if not frame.vectorized:
+                raise ValueError(
+                    f"{name}: latent site '{site}' is inside the sequential plate '{frame.name}', which autoguides "
+                    f'cannot follow; use `with pyro.plate("{frame.name}", ...):`, or a Python range for the loop'
+                )
+        try:
+            biject_to(support)
+        except NotImplementedError:
+            raise ValueError(
+                f"{name}: latent site '{site}' has support {support}, to which torch knows no bijection from real "
+                "vectors; build it from latents that have one (LKJCholesky and scales for a covariance), or use "
+                "a poutine.reparam"
+            ) from None
 
 
 def refuse_subsampled(name: str, frames: Mapping[str, Iterable[Any]]) -> None:
@@ -70,6 +84,53 @@ def refuse_plates(name: str, own: Mapping[str, Any]) -> None:
                 f"{name}: NeuTraReparam would count the flow's log-determinant {frame.size} times, once for each row "
                 f"of plate '{frame.name}', because the model's first latent is inside it. Sample a latent that is "
                 "outside of plates first, or use .to_event() instead of the plate"
+            )
+
+
+def check_run(name: str, unknown: Sequence[str], missing: Sequence[str]) -> None:
+    """A run's latents against the guide's: those that it does not know, and those that were not reached."""
+    if unknown:
+        raise ValueError(
+            f"{name}: the model has a latent site '{unknown[0]}' that the guide does not know. Either the model's "
+            "sites change from run to run (they must not), or the site was hidden from the guide: mark it "
+            'infer={"enumerate": "parallel"} if it is discrete, else include it'
+        )
+    if missing:
+        raise ValueError(
+            f"{name}: the guide has a latent site '{missing[0]}' that this run of the model did not reach; models "
+            "whose sites change from run to run are not supported"
+        )
+
+
+def check_shape(name: str, node: Any, value: Tensor) -> None:
+    """A latent's shape in a run against that in the guide's first one."""
+    shape = node["fn"].shape()
+    if shape != value.shape:
+        raise ValueError(
+            f"{name}: latent site '{node['name']}' has shape {tuple(shape)} in this run of the model, and had "
+            f"{tuple(value.shape)} when the guide was set up; make a new guide for data of another size"
+        )
+
+
+def check_support(name: str, node: Any, unconstrained: Tensor, value: Tensor) -> None:
+    """A latent's support in a run against that in the guide's first one, which gave ``value``."""
+    now = biject_to(node["fn"].support)(unconstrained)
+    if not torch.allclose(now, value, rtol=1e-5, atol=1e-6, equal_nan=True):
+        raise ValueError(
+            f"{name}: the support of latent site '{node['name']}' changes with other latents or with the model's "
+            "arguments, and a guide can only follow a fixed one. Sample on a fixed support and transform: for "
+            '`b ~ Uniform(0, 1 - a)`, sample c ~ Uniform(0, 1) and set pyro.deterministic("b", (1 - a) * c)'
+        )
+
+
+def refuse_nan(name: str, trace: Any) -> None:
+    """Data with NaN: even where they are masked, gradients through them are NaN."""
+    for site, node in trace.nodes.items():
+        value = node.get("value")
+        if node["type"] == "sample" and node["is_observed"] and torch.is_tensor(value) and bool(value.isnan().any()):
+            raise ValueError(
+                f"{name}: site '{site}' is observed with NaN ({int(value.isnan().sum())} of {value.numel()} values). "
+                "Drop those rows; or fill them with any valid value and hide them with obs_mask or poutine.mask"
             )
 
 

@@ -103,9 +103,9 @@ class AutoFlow(AutoContinuous):
         name = type(self).__name__
         try:
             super()._setup_prototype(*args, **kwargs)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError) as error:  # NotImplementedError is a RuntimeError
             if self.prototype_trace is not None:
-                checks.refuse_discrete(name, self.prototype_trace)
+                checks.refuse_sites(name, self.prototype_trace)
             if "no latent variables" in str(error):
                 raise checks.no_latents(name) from None
             raise
@@ -259,19 +259,19 @@ class AutoFlow(AutoContinuous):
     # ---- copying and saving ---------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state["_model"] = state["_bare_model"] = state["master"] = None
-        state["_claims_store"] = True
-        if self.layer is not None:
-            state["build"] = None  # often a lambda, and no longer needed
-        return state
+        # The param store hangs weak references, which cannot be pickled, on parameters; copies have none.
+        return {**self._state(), "_modules": copy.deepcopy(self._modules), "_claims_store": True}
+
+    def _state(self) -> dict[str, Any]:
+        """All but the model; and ``build``, often a lambda, only while it is needed."""
+        forgotten = dict.fromkeys(("_model", "_bare_model", "master"))
+        return {**self.__dict__, **forgotten, "build": self.build if self.layer is None else None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AutoFlow":
         new = type(self).__new__(type(self))
         memo[id(self)] = new
-        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        new.__setstate__(copy.deepcopy(self._state(), memo))
         new._model, new._bare_model, new.build = self._model, self._bare_model, self.build
-        new._claims_store = self._claims_store
         return new
 
     @property

@@ -29,7 +29,11 @@ class TriangularAffine(Layer):
         self.loc = nn.Parameter(torch.zeros(input_dim) + torch.as_tensor(init_loc).detach())
         self.log_scale = nn.Parameter(torch.full_like(self.loc, init_scale).log())
         lower = torch.zeros_like(self.loc).repeat(input_dim, 1)
-        self.lower = nn.Parameter(lower, requires_grad=input_dim > 1)  # one coordinate has nothing below it
+        self.lower: Tensor
+        if input_dim > 1:
+            self.lower = nn.Parameter(lower)
+        else:  # one coordinate has nothing below it, and Pyro warns of parameters that do not train
+            self.register_buffer("lower", lower)
 
     def scale_tril(self) -> Tensor:
         """:math:`L`, of shape ``(D, D)``: its rows are those of ``lower`` scaled to the diagonal's units."""

@@ -16,13 +16,10 @@ def check_shapes(make: Make) -> None:
     layer = perturbed(make)
     x, noise = points(layer, 6)
     y, log_weight = layer(x, noise)
-    for shape in ((6,), (2, 3), (6, 1)):
+    for shape in ((6,), (2, 3), (6, 1, 1)):
         got = layer(x.reshape(*shape, -1), None if noise is None else noise.reshape(*shape, -1))
         agree_pair(f"of a batch of shape {shape}", got, (y.reshape(*shape, -1), log_weight.reshape(shape)))
-    for shape in ((), (0,)):
-        got = layer(*points(layer, *shape))
-        expected = torch.zeros(*shape, layer.output_dim).to(y), torch.zeros(shape).to(y)
-        agree_pair(f"of a batch of shape {shape}, times zero", [0 * t for t in got], expected)
+    agree_pair("of a single vector", layer(x[0], None if noise is None else noise[0]), (y[0], log_weight[0]))
 
 
 @law()
@@ -52,7 +49,7 @@ def check_forward_is_pure(make: Make) -> None:
         agree(f"'{name}' after a call", value, state[name])
     with torch.no_grad():
         for parameter in (*layer.parameters(), *twin.parameters()):
-            parameter += 0.1
+            parameter.add_(0.1)
     agree_pair("of a layer whose parameters changed, against a new one", layer(x, noise), twin(x, noise))
 
 
@@ -87,7 +84,7 @@ def check_functional_transforms(make: Make) -> None:
     other = copy.deepcopy(layer)
     with torch.no_grad():
         for parameter in other.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
     old, new = ({name: p.detach() for name, p in each.named_parameters()} for each in (layer, other))
     x, noise = points(layer, 5)
     agree_pair("under functional_call", torch.func.functional_call(layer, new, (x, noise)), other(x, noise))
@@ -101,7 +98,7 @@ def check_functional_transforms(make: Make) -> None:
         return torch.func.grad(loss, has_aux=True)(params)
 
     graph = make_fx(run)(old, x, noise)
-    for spread in (0.3, 1.0, 5.0):
+    for spread in (0.3, 4.0):
         x, noise = points(layer, 5, spread=spread)
         (got, pair), (expected, expected_pair) = graph(new, x, noise), run(new, x, noise)
         agree_pair("of a traced graph at a new point", pair, expected_pair)
@@ -137,7 +134,7 @@ def check_copies(make: Make) -> None:
         agree_pair(f"after {name}", twin(x, noise), expected)
     with torch.no_grad():
         for parameter in (*copied.parameters(), *loaded.parameters()):
-            parameter += 1.0
+            parameter.add_(1.0)
     agree_pair("after a copy of the layer changed", layer(x, noise), expected)
 
 

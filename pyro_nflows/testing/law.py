@@ -51,7 +51,7 @@ def perturbed(make: Make, size: float = 0.5) -> Layer:
     with torch.no_grad():
         for parameter in layer.parameters():
             columns = parameter.shape[-1] if parameter.dim() > 1 else 1
-            parameter += size * torch.randn_like(parameter) / max(1, columns) ** 0.5
+            parameter.add_(torch.randn_like(parameter), alpha=size / max(1, columns) ** 0.5)
     return layer
 
 

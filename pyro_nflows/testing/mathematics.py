@@ -1,18 +1,19 @@
 """What a layer's numbers mean: the log-weight, the inverse, the path gradient."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..layer import Layer, Scored, Weight
+from ..layer import Layer, Weight
 from ..numerics import standard_normal_log_prob
+from .integral import far_from_start, integral
 from .law import Make, agree, agree_on_average, agree_pair, law, perturbed, points
 
-_NUM_DRAWS = 10_000
+_NUM_DRAWS = 6000
 
 
 def _is_square(layer: Layer) -> bool:
@@ -28,7 +29,7 @@ def check_inverse_undoes_forward(make: Make) -> None:
     """
     layer = perturbed(make)
     if layer.noise_dim and layer.inverse_noise_dim:
-        _check_inverse_on_average(layer)
+        far_from_start(make, _check_inverse_on_average)
     elif layer.inverse_noise_dim:
         y = 2 * torch.randn(20, layer.output_dim, dtype=torch.float64)
         x, log_weight = layer.inverse(y)
@@ -57,7 +58,7 @@ def _check_inverse_on_average(layer: Layer) -> None:
     if layer.grade is Weight.UNBIASED:
         agree_on_average("log-weight of inverse less that of forward", layer.inverse(y)[1] - log_weight, 0.0)
         return
-    bump = _bumps(y, 1)[0]
+    bump = dist.Normal(y[0], 0.5 * y.std(0)).to_event(1)
 
     def integrand(point: Tensor) -> Tensor:
         y, noise = point[:, : layer.output_dim], point[:, layer.output_dim :]
@@ -66,31 +67,8 @@ def _check_inverse_on_average(layer: Layer) -> None:
 
     start = torch.cat([y, torch.randn(len(y), layer.inverse_noise_dim).to(y)], -1)
     by_forward = bump.log_prob(y).exp()
-    difference = (_integral(integrand, start) - by_forward) / by_forward.mean()
+    difference = (integral(integrand, start) - by_forward) / by_forward.mean()
     agree_on_average("(E[f] by the density of inverse - E[f] by forward) / E[f]", difference, 0.0)
-
-
-def _bumps(y: Tensor, number: int) -> list[TorchDistribution]:
-    """Normal densities around the first few of ``y``, a quarter as wide as all of them."""
-    return [dist.Normal(center, 0.25 * y.std(0)).to_event(1) for center in y[:number]]
-
-
-def _integral(log_integrand: Callable[[Tensor], Tensor], points: Tensor, num_rounds: int = 5) -> Tensor:
-    """Terms, as many as ``points``, whose mean is the integral of a positive function.
-
-    Importance sampling from a Student's t, fitted to ``points`` and then again and again to its own weighted draws.
-    """
-    log_weight = torch.zeros_like(points[:, 0])
-    for i in range(num_rounds):
-        weights = (log_weight / (2 if i < num_rounds - 1 else 1)).softmax(0)
-        loc = weights @ points
-        offset = points - loc
-        covariance = 1.3 * offset.T @ (weights[:, None] * offset)
-        covariance.diagonal().add_(1e-6)
-        proposal = dist.MultivariateStudentT(5.0, loc, torch.linalg.cholesky(covariance))
-        points = proposal.sample((len(points),))
-        log_weight = log_integrand(points) - proposal.log_prob(points)
-    return log_weight.exp()
 
 
 @law(lambda layer: layer.grade is Weight.EXACT and _is_square(layer) and not layer.noise_dim)
@@ -111,13 +89,18 @@ def _jacobian(y: Tensor, x: Tensor) -> Tensor:
 @law(lambda layer: layer.grade >= Weight.PROPER)
 def check_unit_evidence(make: Make) -> None:
     r""":math:`E_q[f / \hat q] = \int f = 1` for densities :math:`f` (of layers onto all of space)."""
-    layer = perturbed(make, 0.2)
-    with torch.no_grad():
-        x, noise = points(layer, _NUM_DRAWS)
-        y, _ = layer(x, noise)
-        start = x if noise is None else torch.cat([x, noise], -1)
-        for bump in _bumps(y, 2):
-            agree_on_average("E[f / q]", _integral(functools.partial(_evidence, layer, bump), start), 1.0)
+    far_from_start(make, _check_evidence)
+
+
+@torch.no_grad()
+def _check_evidence(layer: Layer) -> None:
+    x, noise = points(layer, _NUM_DRAWS)
+    y, _ = layer(x, noise)
+    start = x if noise is None else torch.cat([x, noise], -1)
+    for center in y[:3]:
+        density = dist.Normal(center, 0.25 * y.std(0)).to_event(1)
+        terms = integral(functools.partial(_evidence, layer, density), start)
+        agree_on_average("E[f / q]", terms, 1.0)
 
 
 def _evidence(layer: Layer, density: TorchDistribution, point: Tensor) -> Tensor:
@@ -132,82 +115,55 @@ def check_mean_log_weight(make: Make) -> None:
     """An UNBIASED log-weight is log |det dy/dx| on average over the noise, if ``y`` does not depend on it."""
     layer = perturbed(make)
     x = points(layer, 4)[0].requires_grad_()
-    noise = points(layer, _NUM_DRAWS // 4, 4)[1]
+    noise = points(layer, _NUM_DRAWS, 4)[1]
     y, _ = layer(x, None if noise is None else noise[0])
     log_det = torch.linalg.slogdet(_jacobian(y, x)).logabsdet
     with torch.no_grad():
-        every, log_weight = layer(x.expand(_NUM_DRAWS // 4, -1, -1), noise)
+        every, log_weight = layer(x.expand(_NUM_DRAWS, -1, -1), noise)
     if every.allclose(y.expand_as(every)):
         agree_on_average("log-weight, against log |det J|", log_weight, log_det)
 
 
 @law()
 def check_path_gradient(make: Make) -> None:
-    """``scored`` agrees with ``forward``, and what it carries with autograd; or it refuses, saying so."""
-    layer = perturbed(make)
+    r"""``scored`` agrees with ``forward``, and carries the gradients of densities; or it refuses, saying so.
+
+    With parameters held fixed, :math:`\log q` and :math:`\log r` move with the base point and the noise only as the
+    draw does: along ``score`` and ``reverse``.
+    """
+    layer = perturbed(make).requires_grad_(False)
     x, noise = points(layer, 20)
+    inputs = [t.requires_grad_() for t in (x, noise) if t is not None]
     try:
-        scored = layer.scored(x, noise, -x, x[..., :0])
+        scored = layer.scored(x, noise, -x, torch.zeros_like(x))
     except NotImplementedError:
         if not layer.noise_dim and _is_square(layer):
             raise
         return
     agree_pair("of scored, against forward", scored[:2], layer(x, noise))
-    if layer.noise_dim:
-        _check_path_on_average(layer)
-    else:
-        _check_transport(layer, x.requires_grad_(), scored)
+    y, log_weight, score, reverse, index_score, index_reverse, log_r = scored
+    pairs = {
+        "log q": (standard_normal_log_prob(x) - log_weight + log_r, (score * y).sum(-1) + index_score),
+        "log r": (log_r + 0 * log_weight, (reverse * y).sum(-1) + index_reverse),
+    }
+    for name, sides in pairs.items():
+        expected, got = (_gradients(side, inputs) for side in sides)
+        agree(f"gradient of {name} along the path", got, expected, 1e-6)
+    if not layer.noise_dim:
+        _check_transport(layer, x)
 
 
-def _check_transport(layer: Layer, x: Tensor, scored: Scored) -> None:
-    """Against a solve with autograd's Jacobian, for a log density and for a plain function."""
+def _gradients(value: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    """The gradients of independent rows, side by side."""
+    value = value + sum(0 * t.sum(-1) for t in inputs)
+    return torch.cat(torch.autograd.grad(value.sum(), inputs, retain_graph=True), -1)
+
+
+def _check_transport(layer: Layer, x: Tensor) -> None:
+    """Of a gradient: pulled back by autograd, it is what it was."""
     y, log_weight = layer(x)
-    slope = torch.autograd.grad((log_weight + 0 * x.sum(-1)).sum(), x, retain_graph=True)[0]
-    transposed, score = _jacobian(y, x).mT, torch.randn_like(x)
-    x, y = x.detach(), y.detach()
-    agree("score of scored", scored.score, torch.linalg.solve(transposed, -x - slope), 1e-6)
-    agree("transport", layer.transport(x, y, score), torch.linalg.solve(transposed, score - slope), 1e-6)
-    agree("transport, weight 0", layer.transport(x, y, score, 0.0), torch.linalg.solve(transposed, score), 1e-6)
-
-
-class _Scoring(nn.Module):
-    """``scored`` as a module's ``forward``, for ``functional_call``."""
-
-    def __init__(self, layer: Layer):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor, noise: Tensor) -> Scored:
-        return self.layer.scored(x, noise, -x, torch.zeros_like(x))
-
-
-def _check_path_on_average(layer: Layer, num_draws: int = 2000) -> None:
-    r"""The doubly reparameterised gradient of a two-sample bound is its gradient, on average.
-
-    The bound is :math:`E \log \frac12 \sum_k f(y_k) / \hat q_k` with :math:`f = N(0, 4)`. The estimator weighs the path
-    of :math:`\log(f / \hat q)` by squares, so it is right only if both parts that ``scored`` carries are.
-    """
-    scoring = _Scoring(layer)
-    params = {name: p.detach() for name, p in scoring.named_parameters() if p.requires_grad}
-    signs = {name: torch.randn_like(p).sign() for name, p in params.items()}
-
-    def weigh(params: dict[str, Tensor], x: Tensor, noise: Tensor) -> tuple[Scored, Tensor]:
-        step: Scored = torch.func.functional_call(scoring, params, (x, noise))
-        return step, step.log_weight + 0.5 * x.square().sum(-1) - step.y.square().sum(-1) / 8
-
-    def total(params: dict[str, Tensor], x: Tensor, noise: Tensor) -> Tensor:
-        return weigh(params, x, noise)[1].logsumexp(-1)
-
-    def surrogate(params: dict[str, Tensor], x: Tensor, noise: Tensor) -> Tensor:
-        step, log_weight = weigh(params, x, noise)
-        weights = log_weight.detach().softmax(-1)
-        reverse = (step.reverse * step.y).sum(-1) + step.index_reverse
-        along = ((-step.y.detach() / 4 - step.score) * step.y).sum(-1) - step.index_score + reverse
-        return (weights.square() * along + weights * (step.log_r - reverse)).sum()
-
-    def difference(x: Tensor, noise: Tensor) -> Tensor:
-        a, b = torch.func.grad(surrogate)(params, x, noise), torch.func.grad(total)(params, x, noise)
-        return torch.stack([(signs[name] * (a[name] - b[name])).sum() for name in signs])
-
-    x, noise = points(layer, num_draws, 2)
-    agree_on_average("path gradient less total gradient", torch.func.vmap(difference, chunk_size=500)(x, noise), 0.0)
+    score = torch.randn_like(x)
+    for weight in (1.0, 0.0):
+        moved = layer.transport(x.detach(), y.detach(), score, weight).detach()
+        got = _gradients((moved * y).sum(-1) + weight * log_weight, [x])
+        agree(f"transport with weight {weight:.0f}, pulled back", got, score, 1e-6)
