@@ -49,10 +49,11 @@ class Recipe:
 
 @dataclass
 class Fit:
-    """A trained layer and draws from it, without gradients."""
+    """A trained layer and draws from it, without gradients; ``undefined`` are those with NaN in place of a weight."""
 
     layer: Chain
     draws: Draws
+    undefined: Tensor
 
     @property
     def log_evidence(self) -> diagnostics.Estimate:
@@ -93,7 +94,14 @@ def fit(
         trainer.run(layer, objective, gradient, plan, f"{title}flow" if i == 0 else f"{title}flow, round {i + 1}")
         if diagnostics.ess(sample(trainer.log_joint, layer, 2000).log_weight.nan_to_num(-torch.inf)) > GOOD_ESS:
             break
-    return Fit(layer, sample(trainer.log_joint, layer, recipe.num_draws))
+    draws = sample(trainer.log_joint, layer, recipe.num_draws)
+    undefined = ~(draws.log_weight < torch.inf)
+    return Fit(layer, weightless(draws, undefined), undefined)
+
+
+def weightless(draws: Draws, which: Tensor) -> Draws:
+    """The draws, some of which count for nothing."""
+    return Draws(draws.z, torch.where(which, -torch.inf, draws.log_p), torch.where(which, 0.0, draws.log_q))
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ enumerated discrete latents summed out by Pyro's own contraction. Rows are vecto
 no demands on how the model broadcasts; where it cannot run, by Pyro's particle plate; and else by a loop.
 """
 
-import contextlib
 import enum
 import functools
 import warnings
@@ -16,13 +15,12 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
-from pyro.ops import special
-from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
 from .guides import AutoFlow, checks
+from .handlers import Enumerate, Sized, transformable
 
 
 class Vectorization(enum.Enum):
@@ -35,46 +33,6 @@ class Vectorization(enum.Enum):
 
 class VectorizationWarning(UserWarning):
     """The model could not be vectorised by ``torch.vmap``; results are right, but slower."""
-
-
-class _Enum(EnumMessenger):
-    """Pyro's, without its use of ``value.data``, which vmap refuses."""
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        value = msg["value"]
-        if value is None or not hasattr(msg["fn"], "event_dim"):
-            return
-        shape = value.shape[: value.dim() - msg["fn"].event_dim]
-        dim_to_id = msg["infer"].setdefault("_dim_to_id", {})
-        dim_to_id.update(self._param_dims.get(msg["name"], {}))
-        self._value_dims[msg["name"]] = {
-            dim: id_ for dim, id_ in dim_to_id.items() if len(shape) >= -dim and shape[dim] > 1
-        }
-
-
-class _SafeLog:
-    """Pyro's logarithm with bounded slopes, for contractions and HMMs, without an ``autograd.Function``.
-
-    Those of Pyro cannot be transformed by ``torch.func``.
-    """
-
-    @staticmethod
-    def apply(x: Tensor) -> Tensor:
-        """``log(x)``, with slope ``1 / max(x, eps)``."""
-        eps = torch.finfo(x.dtype).eps
-        small, still = x < eps, x.detach()
-        return torch.where(small, still.log() + (x - still) / eps, torch.where(small, 1.0, x).log())
-
-
-@contextlib.contextmanager
-def _transformable() -> Iterator[None]:
-    """Within it, Pyro's own operations can be transformed by ``torch.func``."""
-    names = vars(special)
-    pyros, names["_SafeLog"] = names["_SafeLog"], _SafeLog
-    try:
-        yield
-    finally:
-        names["_SafeLog"] = pyros
 
 
 class LogJoint:
@@ -134,15 +92,13 @@ class LogJoint:
         name, trace = type(self.guide).__name__, self.run(z, *args, **kwargs)
         checks.refuse_nan(name, trace)
         for site, part in self.guide._unpack_rows(z):
-            node, value = trace.nodes[site["name"]], _constrain(site, part)[0]
-            checks.check_shape(name, node, value)
-            checks.check_support(name, node, part, value)
+            checks.check_support(name, trace.nodes[site["name"]], part, _constrain(site, part)[0])
         return trace
 
     def run(self, z: Tensor, *args: Any, **kwargs: Any) -> Any:
         """A trace of the model at one flat latent, without log densities."""
         values = {site["name"]: _constrain(site, part)[0] for site, part in self.guide._unpack_rows(z)}
-        return self._run(self.model, values, args, kwargs)
+        return self._run(self._sized(values), values, args, kwargs)
 
     def _rows(self, how: Vectorization) -> Callable[..., Tensor]:
         return {
@@ -197,7 +153,7 @@ class LogJoint:
     def _by_loop(self, z: Tensor, args: Any, kwargs: Any) -> Tensor:
         return torch.stack([self.single(row, *args, **kwargs) for row in z])
 
-    @_transformable()
+    @transformable()
     def _by_plate(self, z: Tensor, args: Any, kwargs: Any) -> Tensor:
         nesting = self.max_plate_nesting
         latent = z.reshape(len(z), *(1,) * nesting, -1)
@@ -216,7 +172,7 @@ class LogJoint:
 
     # ---- one row --------------------------------------------------------------------------------------------
 
-    @_transformable()
+    @transformable()
     def single(self, z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """One flat latent ``(latent_dim,)`` to a scalar."""
         values, log_det = {}, z.new_zeros(())
@@ -225,10 +181,12 @@ class LogJoint:
             log_det = log_det + step.sum()
         if self.enumerates:
             return log_det + self._enumerated(values, args, kwargs)
-        trace = self._trace(self.model, values, args, kwargs)
-        for name, value in values.items():
-            checks.check_shape(type(self.guide).__name__, trace.nodes[name], value)
+        trace = self._trace(self._sized(values), values, args, kwargs)
         return log_det + trace.log_prob_sum()
+
+    def _sized(self, values: dict[str, Tensor]) -> Callable[..., Any]:
+        model: Callable[..., Any] = Sized(type(self.guide).__name__, values)(self.model)
+        return model
 
     def _trace(self, model: Callable[..., Any], values: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
         trace = prune_subsample_sites(self._run(model, values, args, kwargs))
@@ -249,7 +207,7 @@ class LogJoint:
     def _enumerated(self, values: dict[str, Tensor], args: Any, kwargs: Any) -> Tensor:
         """Log density with the enumerated sites summed out."""
         nesting = self.max_plate_nesting
-        trace = self._trace(_Enum(first_available_dim=-1 - nesting)(self.model), values, args, kwargs)
+        trace = self._trace(Enumerate(first_available_dim=-1 - nesting)(self.model), values, args, kwargs)
         trace.pack_tensors()
         log_prob: Tensor = TraceEinsumEvaluator(trace, True, nesting).log_prob(trace)
         return log_prob

@@ -66,7 +66,9 @@ class ELBO(elbo.ELBO):
 
     Example::
 
+        >>> import pyro
         >>> import pyro.distributions as dist
+        >>> from pyro.infer.autoguide import init_to_feasible
         >>> def model():
         ...     pyro.sample("z", dist.Normal(0.0, 1.0))
         ...
@@ -219,7 +221,9 @@ class IWAE(ELBO):
 
     Example::
 
+        >>> import pyro
         >>> import pyro.distributions as dist
+        >>> from pyro.infer.autoguide import init_to_feasible
         >>> def model():
         ...     pyro.sample("z", dist.Normal(0.0, 1.0))
         ...

@@ -3,6 +3,7 @@ r"""``VI``: shaped like ``MCMC``, one changed line."""
 from collections.abc import Sequence
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -100,7 +101,8 @@ class VI:
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         guide = self.guide
         if guide.prototype_trace is None:
-            guide._setup_prototype(*args, **kwargs)
+            with pyro.validation_enabled(False):  # an infeasible start is dealt with below
+                guide._setup_prototype(*args, **kwargs)
         joint = LogJoint(guide.bare_model, guide)
         loc = check_start(joint, args, kwargs)
         joint.prepare(*args, **kwargs)
@@ -111,8 +113,9 @@ class VI:
         best = max(self._fits, key=lambda f: float(diagnostics.elbo(f.draws.log_weight).value))
         guide.adopt(best.layer)
         self._draws = best.draws
-        if trainer.history.failed:
-            self._bad_site = first_bad_site(joint, best.draws.z, args, kwargs)
+        if trainer.history.failed or best.undefined.any():
+            blamed = best.draws.z[best.undefined] if best.undefined.any() else best.draws.z
+            self._bad_site = first_bad_site(joint, blamed, args, kwargs)
 
     def _fit(self, trainer: Trainer, joint: LogJoint, loc: Tensor, index: int) -> Fit:
         args, kwargs = self._call or ((), {})

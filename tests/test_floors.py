@@ -28,6 +28,7 @@ FLOORS = {
     "testing": 3,
     "initialization": 3,
     "guides": 4,
+    "handlers": 4,
     "log_joint": 4,
     "weights": 4,
     "objectives": 5,

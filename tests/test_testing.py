@@ -284,6 +284,12 @@ class InverseOfAnotherTrace(Hutchinson):
         return x, 10 * log_weight
 
 
+class InverseOffWithTrace(Hutchinson):
+    def inverse(self, y, noise=None):
+        x, log_weight = super().inverse(y, noise)
+        return x + 1e-3, log_weight
+
+
 class ForgetsReverse(Indexed):
     def forward(self, x, noise=None):
         y, log_weight = super().forward(x, noise)
@@ -362,6 +368,7 @@ WRONG: dict[Callable[[Any], None], list[Callable[[], Layer]]] = {
         lambda: InverseNegatesWeight(2),
         lambda: InverseWithoutGradient(2),
         lambda: InverseOfAnotherTrace(2),
+        lambda: InverseOffWithTrace(2),
         lambda: InverseForgetsStretch(Coupling(2)),
         lambda: InverseDrawsFromPrior(Coupling(2)),
     ],

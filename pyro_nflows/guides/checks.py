@@ -112,6 +112,16 @@ def check_shape(name: str, node: Any, value: Tensor) -> None:
         )
 
 
+def check_value(name: str, node: Any, values: Mapping[str, Tensor]) -> None:
+    """The value whose density is asked for."""
+    site, shape = node["name"], node["fn"].shape()
+    if site not in values:
+        raise ValueError(f"{name}.log_prob: no value for site '{site}'; expected one for each latent site")
+    got = values[site].shape
+    if got[len(got) - len(shape) :] != shape:
+        raise ValueError(f"{name}.log_prob: expected site '{site}' of shape {('...', *shape)}, got {tuple(got)}")
+
+
 def check_support(name: str, node: Any, unconstrained: Tensor, value: Tensor) -> None:
     """A latent's support in a run against that in the guide's first one, which gave ``value``."""
     now = biject_to(node["fn"].support)(unconstrained)

@@ -240,14 +240,13 @@ class AutoFlow(AutoContinuous):
 
         :param values: a dict from site to a value of the site's shape, or with leading dimensions.
         :param num_samples: indices drawn, for flows with auxiliary variables.
-        :raises ValueError: if a site is missing.
+        :raises ValueError: if a site is missing, or has another shape.
         """
-        missing = [name for name in self.latent_names if name not in values]
-        if missing:
-            raise ValueError(f"{type(self).__name__}.log_prob: no value for site '{missing[0]}'")
+        self._need_setup()
         parts, log_det = [], 0.0
         for name, shape in self._unconstrained_shapes.items():
             site = self.prototype_trace.nodes[name]
+            checks.check_value(type(self).__name__, site, values)
             transform = biject_to(site["fn"].support)
             unconstrained = transform.inv(values[name])
             batch = unconstrained.shape[: unconstrained.dim() - len(shape)]

@@ -98,12 +98,11 @@ def check_functional_transforms(make: Make) -> None:
         return torch.func.grad(loss, has_aux=True)(params)
 
     graph = make_fx(run)(old, x, noise)
-    for spread in (0.3, 4.0):
-        x, noise = points(layer, 5, spread=spread)
-        (got, pair), (expected, expected_pair) = graph(new, x, noise), run(new, x, noise)
-        agree_pair("of a traced graph at a new point", pair, expected_pair)
-        for name, value in expected.items():
-            agree(f"the gradient of '{name}' in a traced graph at a new point", got[name], value)
+    x, noise = points(layer, 5, spread=3.0)
+    (got, pair), (expected, expected_pair) = graph(new, x, noise), run(new, x, noise)
+    agree_pair("of a traced graph at a new point", pair, expected_pair)
+    for name, value in expected.items():
+        agree(f"the gradient of '{name}' in a traced graph at a new point", got[name], value)
 
 
 @law()

@@ -11,14 +11,14 @@ from torch import Tensor
 from ..layer import Layer
 from .law import LawError, Make, perturbed
 
-_NUM_DRAWS = 6000
+_NUM_DRAWS = 5000
 
 
 class TooFewDrawsError(Exception):
     """Hardly any draws reach where the integrand is, so that no error could be told."""
 
 
-def integral(log_integrand: Callable[[Tensor], Tensor], points: Tensor, num_rounds: int = 6) -> Tensor:
+def integral(log_integrand: Callable[[Tensor], Tensor], points: Tensor, num_rounds: int = 5) -> Tensor:
     """Terms whose mean is the integral of a positive function.
 
     Importance sampling from Student's t, fitted to ``points`` and then, again and again, to its own weighted draws.

@@ -1,0 +1,367 @@
+"""VI from run to verdict, on models small enough to know the answer."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from guide_registry import PAIRS, PAIRS_EVIDENCE, Case, cases, pairs
+from pyro.infer import Predictive
+from torch import Tensor
+
+from pyro_nflows import ELBO, IWAE, VI, AutoFlow, recipes
+from pyro_nflows.diagnostics import Estimate
+from pyro_nflows.engine import Engine
+from pyro_nflows.guides import AutoFlow as AnyGuide
+from pyro_nflows.verdict import Evidence, Outcome, judge
+
+TWO = partial(recipes.realnvp, num_layers=2, hidden_dims=(4,))
+
+
+def small(model: Callable[..., Any] = pairs) -> AutoFlow:
+    return AutoFlow(model, TWO)
+
+
+def quick(model: Callable[..., Any] = pairs, **kwargs: Any) -> VI:
+    options = {"num_steps": 20, "engine": "eager", "seed": 0, "progress_bar": False, **kwargs}
+    return VI(small(model), **options)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> VI:
+    pyro.clear_param_store()
+    return quick(num_steps=100).run(PAIRS)
+
+
+# ---- asking -------------------------------------------------------------------------------------------------
+
+
+def test_diagnostics_are_those_of_the_exact_posterior(fitted: VI) -> None:
+    d = fitted.diagnostics()
+    assert d["elbo"] == pytest.approx(PAIRS_EVIDENCE, abs=0.01)
+    assert d["iwae"] == pytest.approx(PAIRS_EVIDENCE, abs=5 * d["iwae_se"] + 1e-6)
+    assert d["elbo"] <= d["iwae"]
+    assert 0 <= d["elbo_se"] < 0.001
+    assert d["ess"] > 0.99
+    assert d["outcome"] is Outcome.TRUST
+    assert (d["num_steps"], d["num_skipped"], d["interrupted"]) == (150, 0, False)
+    assert d["seconds"] > 0
+
+
+@pytest.mark.parametrize("resample", [None, True, False])
+def test_samples_are_posterior_draws(fitted: VI, resample: bool | None) -> None:
+    z = fitted.get_samples(4000, resample=resample)["z"]
+    assert z.shape == (4000, 4)
+    assert z.dtype == torch.float64
+    assert not z.requires_grad
+    assert ((z.mean(0) - PAIRS / 2).abs() < 5 * (0.5 / 4000) ** 0.5 + 0.01).all()
+    assert ((z.var(0) - 0.5).abs() < 5 * 0.5 * (2 / 4000) ** 0.5 + 0.01).all()
+
+
+def test_more_samples_than_were_kept() -> None:
+    vi = quick(num_steps=2).run(PAIRS)
+    kept = len(vi.get_samples(10**4)["z"])
+    assert kept == 10**4
+    assert vi.get_samples(23_000)["z"].shape == (23_000, 4)
+    assert vi.diagnostics()["elbo"] <= vi.diagnostics()["iwae"]
+
+
+def test_summary_prints_a_table_the_evidence_and_the_verdict(fitted: VI, capsys: pytest.CaptureFixture[str]) -> None:
+    fitted.summary(prob=0.8)
+    out = capsys.readouterr().out
+    head, *rows = out.splitlines()
+    assert head.split() == ["mean", "std", "median", "10.0%", "90.0%"]
+    assert [row.split()[0] for row in rows[:4]] == ["z[0]", "z[1]", "z[2]", "z[3]"]
+    mean, std = (float(number) for number in rows[2].split()[1:3])
+    assert (mean, std) == pytest.approx((1.0, 0.5**0.5), abs=0.05)
+    assert "ELBO -6.5" in out
+    assert "150 steps" in out
+    assert out.strip().endswith(fitted.verdict().sentence)
+
+
+def test_to_arviz(fitted: VI) -> None:
+    data = fitted.to_arviz(500)
+    assert data["posterior"]["z"].shape == (1, 500, 4)
+    assert data["posterior"]["z"].dims[-1] == "unit"
+    stats = data["sample_stats"]
+    np.testing.assert_allclose(stats["log_weight"], stats["lp"] - stats["log_q"])
+    np.testing.assert_allclose(data["observed_data"]["x"], PAIRS)
+
+
+def test_save_and_load(fitted: VI, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "vi.pt")
+    again = VI.load(tmp_path / "vi.pt", small(), PAIRS)
+    assert again.diagnostics() == fitted.diagnostics()
+    assert torch.equal(again.history.trace(), fitted.history.trace())
+    samples = []
+    for vi in (fitted, again):
+        pyro.set_rng_seed(1)
+        samples.append(vi.get_samples(50)["z"])
+    assert torch.equal(*samples)
+    assert again.get_samples(23_000)["z"].shape == (23_000, 4)
+    torch.testing.assert_close(again.guide.median(), fitted.guide.median())
+
+
+def test_the_guide_is_ready_for_pyro(fitted: VI) -> None:
+    predictive = Predictive(pairs, guide=fitted.guide, num_samples=2000, parallel=True, return_sites=["z"])
+    z = predictive(PAIRS)["z"]
+    assert ((z.mean(0) - PAIRS / 2).abs() < 5 * (0.5 / 2000) ** 0.5 + 0.01).all()
+
+
+# ---- running ------------------------------------------------------------------------------------------------
+
+
+def test_a_seed_makes_a_run_reproducible() -> None:
+    first, same, other = (quick(seed=seed).run(PAIRS) for seed in (1, 1, 2))
+    assert torch.equal(first.history.trace(), same.history.trace())
+    assert first.diagnostics()["elbo"] == same.diagnostics()["elbo"]
+    assert not torch.equal(first.history.trace(), other.history.trace())
+
+
+def test_without_a_seed_pyros_seed_decides() -> None:
+    traces = []
+    for seed in (1, 1, 2):
+        pyro.set_rng_seed(seed)
+        traces.append(quick(seed=None).run(PAIRS).history.trace())
+    assert torch.equal(traces[0], traces[1])
+    assert not torch.equal(traces[0], traces[2])
+
+
+def test_global_random_states_are_left_alone() -> None:
+    pyro.set_rng_seed(11)  # torch's, Python's and NumPy's
+    before = pyro.util.get_rng_state()
+    quick().run(PAIRS)
+    after = pyro.util.get_rng_state()
+    assert torch.equal(after["torch"], before["torch"])
+    assert after["random"] == before["random"]
+    assert (after["numpy"][1] == before["numpy"][1]).all()
+
+
+def test_the_param_store_is_left_alone() -> None:
+    pyro.param("mine", torch.tensor(2.0))
+    mine = pyro.get_param_store()._params["mine"]
+    quick().run(PAIRS).get_samples(5)
+    assert list(pyro.get_param_store().keys()) == ["mine"]
+    assert pyro.get_param_store()._params["mine"] is mine
+
+
+def test_two_fits_of_the_same_shapes_do_not_mix() -> None:
+    """Though their guides have the same names in the param store."""
+
+    def shifted(x: Tensor) -> None:
+        pairs(x + 10)
+
+    guides = [quick(model).run(PAIRS).guide for model in (pairs, shifted)]
+    for guide, mean in zip(guides, (PAIRS / 2, PAIRS / 2 + 5)):
+        guide(PAIRS)
+        assert (guide.median()["z"] - mean).abs().max() < 1
+
+
+@pytest.mark.parametrize("engine", ["eager", "traced"])
+def test_params_of_the_model_are_trained(engine: str) -> None:
+    """Maximum likelihood: the mean of ``x`` is that of the data."""
+
+    def model(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("unit", len(x)):
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    data = 0.4 + 0.1 * PAIRS
+    vi = quick(model, num_steps=150, engine=engine, objective=ELBO(32)).run(data)
+    assert list(pyro.get_param_store().keys()) == ["loc"]
+    assert float(pyro.param("loc").detach()) == pytest.approx(float(data.mean()), abs=0.02)
+    assert vi.diagnostics()["ess"] > 0.9
+
+
+def test_run_again_trains_further() -> None:
+    vi = quick(num_steps=30).run(PAIRS)
+    first = vi.diagnostics()["elbo"]
+    steps = vi.run(PAIRS).diagnostics()["num_steps"]
+    assert steps == 30
+    assert vi.diagnostics()["elbo"] > first - 0.05
+
+
+def test_traced_and_eager_runs_are_the_same() -> None:
+    traces = []
+    for engine in ("eager", "traced"):
+        vi = quick(engine=engine, num_steps=60).run(PAIRS)
+        assert set(vi.history.engines) == {Engine(engine)}
+        traces.append(vi.history.trace())
+    torch.testing.assert_close(*traces, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("objective", [ELBO(8, "total"), IWAE(8), IWAE(8, "path")])
+def test_any_objective(objective: ELBO) -> None:
+    d = quick(objective=objective, num_steps=60).run(PAIRS).diagnostics()
+    assert d["elbo"] == pytest.approx(PAIRS_EVIDENCE, abs=0.1)
+
+
+@cases()
+def test_any_guide(case: Case) -> None:
+    guide: AnyGuide = case(pairs)
+    vi = VI(guide, num_steps=10, engine="eager", seed=0, progress_bar=False).run(PAIRS)
+    assert vi.diagnostics()["elbo"] == pytest.approx(PAIRS_EVIDENCE, abs=0.2)
+
+
+def test_one_dimension_and_keyword_arguments() -> None:
+    def model(*, y: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    vi = VI(AutoFlow(model), num_steps=10, engine="eager", seed=0, progress_bar=False).run(y=torch.tensor(0.5))
+    assert vi.diagnostics()["elbo"] == pytest.approx(-0.5 * math.log(4 * math.pi) - 0.0625, abs=0.05)
+
+
+def test_enumerated_latents_are_summed_out() -> None:
+    def model(y: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        k = pyro.sample("k", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+        pyro.sample("y", dist.Normal(z + k, 1.0), obs=y)
+
+    d = quick(model, num_steps=60).run(torch.tensor(0.5)).diagnostics()
+    parts = torch.tensor([0.7, 0.3]).log() + dist.Normal(torch.tensor([0.0, 1.0]), 2**0.5).log_prob(torch.tensor(0.5))
+    assert d["iwae"] == pytest.approx(float(parts.logsumexp(0)), abs=5 * d["iwae_se"] + 1e-6)
+
+
+# ---- when things go wrong -----------------------------------------------------------------------------------
+
+
+class Counting:
+    """The pairs, and something else at some of the runs under ``vmap``."""
+
+    def __init__(self, act: Callable[[int], Any]):
+        self.act, self.count = act, 0
+
+    def __call__(self, x: Tensor) -> None:
+        with pyro.plate("unit", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        if torch._C._functorch.maybe_current_level() is not None:
+            self.count += 1
+            pyro.factor("trouble", z.sum() * 0 + self.act(self.count))
+
+
+def interrupt_at(when: int) -> Callable[[int], float]:
+    def act(count: int) -> float:
+        if count == when:
+            raise KeyboardInterrupt
+        return 0.0
+
+    return act
+
+
+def test_an_interrupted_run_keeps_what_it_has_reached(capsys: pytest.CaptureFixture[str]) -> None:
+    model = Counting(lambda count: 0.0)
+    quick(model, num_steps=120).run(PAIRS)
+    before_flow = model.count - 120
+    vi = quick(Counting(interrupt_at(before_flow + 60)), num_steps=120).run(PAIRS)
+    d = vi.diagnostics()
+    assert d["interrupted"]
+    assert 60 < d["num_steps"] < 180
+    assert d["elbo"] == pytest.approx(PAIRS_EVIDENCE, abs=0.5)
+    assert vi.get_samples(5)["z"].isfinite().all()
+    vi.summary()
+    assert "Training was interrupted" in capsys.readouterr().out
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted() -> None:
+    vi = quick(Counting(lambda count: math.nan if count % 7 == 0 else 0.0), num_steps=100).run(PAIRS)
+    assert 15 <= vi.diagnostics()["num_skipped"] <= 25
+    assert all(param.isfinite().all() for param in vi.guide.parameters())
+
+
+def test_too_many_of_them_name_the_site() -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=torch.tensor(0.0))
+        pyro.factor("cliff", torch.where(z.abs() > 0.5, math.nan, 0.0) * z)
+
+    vi = quick(model).run()
+    assert vi.history.failed
+    assert vi.diagnostics()["outcome"] is Outcome.NOT_FINITE
+    assert "first at site 'cliff'" in vi.verdict().sentence
+    assert vi.get_samples(5)["z"].isfinite().all()
+
+
+def test_starts_that_find_different_modes_are_told() -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 10.0))
+        modes = torch.stack([dist.Normal(-5.0, 0.1).log_prob(z), dist.Normal(5.0, 0.1).log_prob(z) + 1])
+        pyro.factor("modes", modes.logsumexp(0))
+
+    for num_starts, outcome in ((1, Outcome.TRUST), (6, Outcome.STARTS_DISAGREE)):
+        vi = quick(model, num_starts=num_starts).run()
+        assert vi.diagnostics()["outcome"] is outcome
+
+
+def test_annealing() -> None:
+    vi = quick(annealing=0.5, num_steps=60).run(PAIRS)
+    assert vi.history.num_steps == 60  # no Gaussian is fitted first
+    assert math.isfinite(vi.diagnostics()["elbo"])
+
+
+def test_the_bar_shows_elbo_steps_and_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    quick(progress_bar=True).run(PAIRS)
+    bar = capsys.readouterr().err
+    for part in ("Gaussian", "flow", "ELBO -6.", "20/20", "step/s"):
+        assert part in bar
+    quick().run(PAIRS)
+    assert capsys.readouterr().err == ""
+
+
+# ---- the verdict --------------------------------------------------------------------------------------------
+
+
+def weights(kind: str) -> Tensor:
+    """Log-weights of 10,000 draws, laid out as quantiles of their law."""
+    p = (torch.arange(10_000) + 0.5) / 10_000
+    return {
+        "equal": torch.zeros(10_000),
+        "light": 0.3 * torch.special.ndtri(p),
+        "wide": 1.1 * torch.special.ndtri(p).clamp(max=2.0),
+        "heavy": -0.9 * p.log(),
+    }[kind]
+
+
+def evidence(log_weight: Tensor, **kwargs: Any) -> Evidence:
+    return Evidence(log_weight, **{"log_evidences": [], "means": [], "sd": torch.ones(1), **kwargs})
+
+
+def starts(gap: float = 0.0, shift: float = 0.0) -> dict[str, Any]:
+    estimates = [Estimate(torch.tensor(value), torch.tensor(0.001)) for value in (-3.0, -3.0 + gap)]
+    return {"log_evidences": estimates, "means": [torch.zeros(2), torch.tensor([0.0, shift])], "sd": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    ("given", "outcome", "says"),
+    [
+        (evidence(weights("equal")), Outcome.TRUST, "ESS is 100% of the draws"),
+        (evidence(weights("light")), Outcome.TRUST, "Trust these draws"),
+        (evidence(weights("wide")), Outcome.RESAMPLED, "importance-resampled"),
+        (evidence(weights("heavy")), Outcome.DISTRUST, "is above 0.70"),
+        (evidence(weights("light"), **starts()), Outcome.TRUST, "Trust these draws"),
+        (evidence(weights("light"), **starts(gap=0.5)), Outcome.STARTS_DISAGREE, "log evidence -3.00 to -2.50"),
+        (evidence(weights("light"), **starts(shift=0.5)), Outcome.STARTS_DISAGREE, "several modes"),
+        (evidence(weights("light"), bad_site="tau"), Outcome.NOT_FINITE, "(3 of 9 steps), first at site 'tau'"),
+    ],
+)
+def test_every_outcome(given: Evidence, outcome: Outcome, says: str) -> None:
+    verdict = judge(given, num_steps=9, skipped=3)
+    assert verdict.outcome is outcome
+    assert says in verdict.sentence
+    assert "{" not in verdict.sentence
+
+
+def test_tails_alone_do_not_condemn() -> None:
+    """A high k-hat with a high ESS: a few draws in ten thousand that weigh more."""
+    exceedances = ((torch.arange(300) + 0.5) / 300) ** -0.9 - 1
+    verdict = judge(evidence(torch.cat([-1e-3 * torch.rand(9700), 0.05 * exceedances]).log1p()))
+    assert verdict.outcome is Outcome.TAILS
+    assert "but not far tails" in verdict.sentence
