@@ -1,7 +1,7 @@
 r"""Flow-based autoguides for Pyro: one changed line, and the draws are as good as long MCMC's.
 
-    >>> from pyro_nflows import AutoFlow, VI
-    >>> # vi = VI(AutoFlow(model)); vi.run(data); vi.summary()
+>>> from pyro_nflows import AutoFlow, VI
+>>> # vi = VI(AutoFlow(model)); vi.run(data); vi.summary()
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -92,11 +92,16 @@ def fit(
         if trainer.stopped:
             break
         trainer.run(layer, objective, gradient, plan, f"{title}flow" if i == 0 else f"{title}flow, round {i + 1}")
-        if diagnostics.ess(sample(trainer.log_joint, layer, 2000).log_weight.nan_to_num(-torch.inf)) > GOOD_ESS:
+        if float(diagnostics.ess(_weighed(trainer, layer, 2000)[0].log_weight)) > GOOD_ESS:
             break
-    draws = sample(trainer.log_joint, layer, recipe.num_draws)
+    return Fit(layer, *_weighed(trainer, layer, recipe.num_draws))
+
+
+def _weighed(trainer: Trainer, layer: Chain, num_draws: int) -> tuple[Draws, Tensor]:
+    """Fresh draws, and which of them have no defined weight; those count for nothing."""
+    draws = sample(trainer.log_joint, layer, num_draws)
     undefined = ~(draws.log_weight < torch.inf)
-    return Fit(layer, weightless(draws, undefined), undefined)
+    return weightless(draws, undefined), undefined
 
 
 def weightless(draws: Draws, which: Tensor) -> Draws:

@@ -26,6 +26,22 @@ def check_sizes(name: str, **sizes: int) -> None:
             raise ValueError(f"{name}: {key} must be a positive integer, got {size!r}")
 
 
+def check_widths(name: str, hidden_dims: Sequence[int]) -> None:
+    """Raise a ValueError if the widths of hidden layers are not a sequence of positive integers.
+
+    Example::
+
+        >>> check_widths("MLP", 32)
+        Traceback (most recent call last):
+        ValueError: MLP: hidden_dims must be a sequence of positive integers, such as (32, 32), got 32
+    """
+    widths = hidden_dims if isinstance(hidden_dims, Sequence) else [None]
+    if not all(isinstance(width, int) and width > 0 for width in widths):
+        raise ValueError(
+            f"{name}: hidden_dims must be a sequence of positive integers, such as (32, 32), got {hidden_dims!r}"
+        )
+
+
 class MLP(nn.Module):
     r"""A tanh perceptron with a linear skip; it starts as the zero function.
 
@@ -44,6 +60,7 @@ class MLP(nn.Module):
 
     def __init__(self, input_dim: int, output_dim: int, hidden_dims: Sequence[int], skip: bool = True):
         super().__init__()
+        check_widths("MLP", hidden_dims)
         widths = [input_dim, *hidden_dims] if input_dim else [0]
         skip = skip and len(widths) > 1
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
@@ -88,6 +105,7 @@ class MaskedMLP(nn.Module):
 
     def __init__(self, input_dim: int, num_params: int, hidden_dims: Sequence[int], reverse: bool = False):
         super().__init__()
+        check_widths("MaskedMLP", hidden_dims)
         hidden_dims = hidden_dims if input_dim > 1 else ()
         self.shape = (input_dim, num_params)
         degrees = [torch.arange(1, input_dim + 1)]

@@ -70,8 +70,10 @@ class VI:
     ):
         _check_types(guide, objective, engine)
         check_sizes("VI", num_starts=num_starts, **({} if num_steps is None else {"num_steps": num_steps}))
-        if not 0 <= annealing <= 1:
-            raise ValueError(f"VI: annealing is a share of the steps, from 0 to 1, got {annealing}")
+        if not isinstance(annealing, int | float) or not 0 <= annealing <= 1:
+            raise ValueError(f"VI: annealing is a share of the steps, from 0 to 1, got {annealing!r}")
+        if seed is not None and not isinstance(seed, int):
+            raise TypeError(f"VI: expected seed to be an integer or None, got {type(seed).__name__}")
         self.guide, self.objective, self.num_starts = guide, objective or ELBO(), num_starts
         self.num_steps, self.seed, self.annealing = num_steps, seed, annealing
         self.engine = None if engine is None else Engine(engine)
@@ -108,7 +110,7 @@ class VI:
         joint.prepare(*args, **kwargs)
         leaves = joint.leaves(loc, *args, **kwargs)
         trainer = Trainer(lambda z: joint(z, *args, **kwargs), leaves, self.engine, self.progress_bar)
-        self._call, self.history = (args, kwargs), trainer.history
+        self._call, self.history, self._bad_site = (args, kwargs), trainer.history, None
         self._fits = [self._fit(trainer, joint, loc, i) for i in range(self.num_starts) if not trainer.stopped]
         best = max(self._fits, key=lambda f: float(diagnostics.elbo(f.draws.log_weight).value))
         guide.adopt(best.layer)

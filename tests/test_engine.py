@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from pyro_nflows import ELBO, IWAE, AutoCIF, AutoFlow, recipes
-from pyro_nflows.engine import Engine, EngineWarning, Gaussian, Inputs, Program, Round, Trainer, best_start, compile_step
+from pyro_nflows.engine import (
+    Engine,
+    EngineWarning,
+    Gaussian,
+    Inputs,
+    Program,
+    Round,
+    Trainer,
+    best_start,
+    compile_step,
+)
 from pyro_nflows.layer import Chain
 from pyro_nflows.layers import LocScale, TriangularAffine
 from pyro_nflows.log_joint import LogJoint

@@ -15,7 +15,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
-from pyro_nflows import ELBO, IWAE, VI, AutoFlow, AutoIAF, recipes
+from pyro_nflows import ELBO, IWAE, VI, AutoFlow, AutoIAF, AutoRealNVP, recipes
 from pyro_nflows.layer import Weight
 from pyro_nflows.layers import LocScale
 
@@ -297,6 +297,13 @@ def test_num_layers_of_a_guide(num_layers: Any) -> None:
         AutoIAF(pairs, num_layers)()
 
 
+@pytest.mark.parametrize("guide", [AutoIAF, AutoRealNVP])
+@pytest.mark.parametrize("hidden_dims", [8, "8", (8, 0), (8.0,)])
+def test_hidden_dims_of_a_guide(guide: Callable[..., AutoFlow], hidden_dims: Any) -> None:
+    with pytest.raises(ValueError, match=r"hidden_dims must be a sequence of positive integers, such as .* got"):
+        guide(pairs, hidden_dims=hidden_dims)()
+
+
 @pytest.mark.parametrize("levels", [[-0.1], [0.5, 1.1], [math.nan], [[0.5]]])
 def test_levels_of_quantiles(levels: Any) -> None:
     with pytest.raises(ValueError, match=r"AutoFlow.quantiles: expected numbers between 0 and 1, got"):
@@ -324,6 +331,8 @@ def test_log_prob_needs_every_site() -> None:
         ({"num_steps": 10.0}, ValueError, "VI: num_steps must be a positive integer, got 10.0"),
         ({"num_starts": 0}, ValueError, "VI: num_starts must be a positive integer, got 0"),
         ({"annealing": 1.5}, ValueError, "VI: annealing is a share of the steps, from 0 to 1, got 1.5"),
+        ({"annealing": "half"}, ValueError, "VI: annealing is a share of the steps, from 0 to 1, got 'half'"),
+        ({"seed": "zero"}, TypeError, "VI: expected seed to be an integer or None, got str"),
         ({"engine": "fast"}, ValueError, r"VI: engine must be one of \['eager', 'traced'.*got 'fast'"),
         ({"objective": "elbo"}, TypeError, "VI: objective must be a pyro_nflows ELBO or IWAE, got str"),
         ({"objective": pyro.infer.Trace_ELBO()}, TypeError, "must be a pyro_nflows ELBO or IWAE, got Trace_ELBO"),

@@ -20,6 +20,7 @@ FLOORS = {
     "numerics": 0,
     "nets": 0,
     "transformers": 0,
+    "tails": 0,
     "layer": 1,
     "layers": 2,
     "recipes": 3,

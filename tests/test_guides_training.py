@@ -4,8 +4,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from guide_registry import CASES, Case, Training
-from pyro.infer import SVI
+from guide_registry import CASES, Case, Training, cases
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import init_to_feasible
 from pyro.optim import ClippedAdam
 
 from pyro_nflows import ELBO, AutoIAF, AutoRadial
@@ -67,3 +68,22 @@ def test_svi_trains_as_well() -> None:
     losses = [svi.step() for _ in range(150)]
     assert elbo_of(guide) > -0.02
     assert losses[-1] < losses[0]
+
+
+def three_supports() -> None:
+    pyro.sample("real", dist.Normal(0.0, 1.0))
+    pyro.sample("positive", dist.LogNormal(0.0, 1.0))
+    pyro.sample("unit", dist.Beta(2.0, 2.0))
+
+
+@cases()
+def test_medians_and_quantiles_after_a_short_svi_with_pyros_elbo(case: Case) -> None:
+    guide = case(three_supports, init_scale=0.5, init_loc_fn=init_to_feasible)
+    elbo = Trace_ELBO(num_particles=30, vectorize_particles=True, max_plate_nesting=0)
+    svi = SVI(three_supports, guide, ClippedAdam({"lr": 0.02, "lrd": 0.98}), elbo)
+    for _ in range(80):
+        svi.step()
+    quantiles = {name: value.tolist() for name, value in guide.quantiles([0.1, 0.5, 0.9]).items()}
+    assert quantiles["real"] == pytest.approx([-1.28, 0.0, 1.28], abs=0.4)
+    assert quantiles["positive"] == pytest.approx([0.28, 1.0, 3.6], rel=0.4)
+    assert quantiles["unit"] == pytest.approx([0.2, 0.5, 0.8], abs=0.12)

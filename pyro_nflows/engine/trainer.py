@@ -2,7 +2,8 @@ r"""Rounds of training: a bar, a schedule, and nothing lost on a bad step or a C
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,7 +92,10 @@ class Trainer:
         program = Program(self.log_joint, layer, objective, gradient, plan.num_particles, self.leaves)
         state = program.init()
         began = time.perf_counter()
-        with tqdm(total=plan.num_steps, disable=not self.progress_bar, unit="step", leave=True) as bar:
+        with (
+            restored_threads(),
+            tqdm(total=plan.num_steps, disable=not self.progress_bar, unit="step", leave=True) as bar,
+        ):
             bar.set_description(f"{title}: tracing")
             try:
                 step = self._prepare(program, plan, state)
@@ -115,6 +119,7 @@ class Trainer:
     def _prepare(self, program: Program, plan: Round, state: State) -> Step:
         step, engine = compile_step(program, self.engine, self._inputs(program, plan, state, 0, 1)[0])
         self.history.engines.append(engine)
+        choose_threads(lambda: step(state, self._inputs(program, plan, state, 0, 1)[0]))
         return step
 
     def _inputs(self, program: Program, plan: Round, state: State, start: int, num: int) -> list[Inputs]:
@@ -135,3 +140,29 @@ class Trainer:
         bar.set_postfix_str(f"ELBO {float(elbos.nanmean()):.3f}", refresh=False)
         bar.update(len(losses))
         return state
+
+
+@contextmanager
+def restored_threads() -> Iterator[None]:
+    """Put torch's number of threads back at the end."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def choose_threads(step: Callable[[], Any], num_steps: int = 3) -> None:
+    """Run on one thread where that is no slower, as it is when tensors are small."""
+    many = torch.get_num_threads()
+    if many == 1:
+        return
+    seconds = {}
+    for num in (many, 1):
+        torch.set_num_threads(num)
+        step()
+        began = time.perf_counter()
+        for _ in range(num_steps):
+            step()
+        seconds[num] = time.perf_counter() - began
+    torch.set_num_threads(min(seconds, key=lambda num: seconds[num]))
