@@ -1,4 +1,4 @@
-r"""Ways to run a program's step: eagerly, or traced once into a graph without Python."""
+r"""Ways to run a program's step: eagerly, or recorded once and replayed without the model's Python."""
 
 import enum
 import warnings
@@ -6,11 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._functorch.compile_utils import fx_graph_cse
-from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from .program import Inputs, Program, State
+from .tape import Tape
 
 Step = Callable[[State, Inputs], tuple[State, Tensor]]
 
@@ -53,30 +51,21 @@ def compile_step(program: Program, engine: Engine | None, inputs: Inputs) -> tup
 
 
 def trace(program: Program, inputs: Inputs) -> Step:
-    """The step as one graph of tensor operations."""
+    """The step recorded once and replayed without Python."""
     state = program.init()
 
     def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
         after, loss = program.step(State(*tensors[: len(state)]), Inputs(*tensors[len(state) :]))
         return *after, loss
 
-    # Tracing knows inputs by their identity: none may be the same object as another.
-    graph = _simplify(make_fx(flat)(*(tensor.clone() for tensor in (*state, *inputs))))
+    tape = Tape(flat, [*state, *inputs])
 
+    @torch.inference_mode()
     def step(state: State, inputs: Inputs) -> tuple[State, Tensor]:
-        *after, loss = graph(*state, *inputs)
+        *after, loss = tape.run([*state, *inputs])
         return State(*after), loss
 
     return step
-
-
-def _simplify(graph: GraphModule) -> GraphModule:
-    """Without what only autograd needed, without dead code, and with equal nodes computed once."""
-    for node in list(graph.graph.nodes):
-        if node.target in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
-            node.replace_all_uses_with(node.args[0])
-    graph.graph.eliminate_dead_code()
-    return GraphModule(graph, fx_graph_cse(graph.graph))
 
 
 def _difference(program: Program, step: Step, inputs: Inputs) -> str | None:

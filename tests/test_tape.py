@@ -1,0 +1,89 @@
+"""A recording replays what was recorded, whatever the function does to its tensors."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from pyro_nflows.engine.tape import Tape, TraceError
+
+
+def scaled_in_place(x: Tensor) -> Sequence[Tensor]:
+    y = x * 2
+    before = y + 1
+    y.masked_fill_(x > 0, 0.5)
+    y.mul_(3.0)
+    return before, y
+
+
+def through_a_view(x: Tensor) -> Sequence[Tensor]:
+    y = x.new_zeros(2, 3)
+    y[0] = x
+    first = y.sum(0)
+    y[1].copy_(x * x)
+    return first, y
+
+
+def constant_filled(x: Tensor) -> Sequence[Tensor]:
+    mask = torch.zeros(3, dtype=x.dtype)
+    used = x + mask
+    mask.fill_(2.0)
+    return used, x * mask
+
+
+def derivative(x: Tensor) -> Sequence[Tensor]:
+    return (vmap(grad(lambda t: (t.tanh() * t.clamp(min=0.1)).pow(2)))(x), grad(lambda t: t.norm())(x))
+
+
+def lists_and_numbers(x: Tensor) -> Sequence[Tensor]:
+    first, second = torch.cat([x, 1 - 0.5 * x]).split([2, 4])
+    return first, second.view(2, 2).t(), torch.where(x > 0.2, x, -torch.inf), x.sum(), x
+
+
+def masked_by_integers(x: Tensor) -> Sequence[Tensor]:
+    return (x[torch.tensor([2, 0, 0])],)
+
+
+CASES = [scaled_in_place, through_a_view, constant_filled, derivative, lists_and_numbers, masked_by_integers]
+
+
+@pytest.mark.parametrize("function", CASES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_replays_at_other_points(function: Callable[..., Sequence[Tensor]], dtype: torch.dtype) -> None:
+    tape = Tape(function, [torch.tensor([0.3, -0.7, 1.1], dtype=dtype)])
+    x = torch.tensor([-0.4, 0.9, 0.05], dtype=dtype)
+    for _ in range(2):  # the second replay must not see traces of the first
+        for got, expected in zip(tape.run([x.clone()]), function(x.clone()), strict=True):
+            assert got.dtype == expected.dtype
+            assert torch.equal(got, expected)
+    graph = tape.graph()
+    for got, expected in zip(graph(x.clone()), function(x.clone()), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_notes_only_what_is_needed_and_only_once() -> None:
+    def function(x: Tensor) -> Sequence[Tensor]:
+        x.cos()
+        return (x.sin() + x.sin() * torch.ones(3).exp(),)
+
+    assert [str(call.target) for call in Tape(function, [torch.zeros(3)]).calls] == [
+        "aten.sin.default",
+        "aten.mul.Tensor",
+        "aten.add.Tensor",
+    ]
+
+
+def test_keeps_every_random_number() -> None:
+    tape = Tape(lambda x: (x + torch.randn(3), x + torch.randn(3)), [torch.zeros(3)])
+    torch.manual_seed(0)
+    expected = [torch.randn(3), torch.randn(3)]
+    torch.manual_seed(0)
+    assert all(torch.equal(a, b) for a, b in zip(tape.run([torch.zeros(3)]), expected))
+
+
+@pytest.mark.parametrize("function", [lambda x: (x * x.sum().item(),), lambda x: (x[x > 0],), lambda x: (x.nonzero(),)])
+def test_refuses_what_depends_on_values(function: Callable[..., Sequence[Tensor]]) -> None:
+    with pytest.raises(TraceError, match="depend on the data"):
+        Tape(function, [torch.ones(3)])
