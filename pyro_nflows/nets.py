@@ -130,12 +130,43 @@ class MaskedMLP(nn.Module):
     def _mask(self, name: str, mask: Tensor) -> None:
         self.register_buffer(name, mask.to(torch.get_default_dtype()), persistent=False)
 
+    def _weights(self) -> list[Tensor]:
+        """The masked weights of the hidden layers."""
+        return [cast(nn.Linear, h).weight * getattr(self, f"mask_{i}") for i, h in enumerate(self.hidden)]
+
+    def _hidden(self, x: Tensor) -> list[Tensor]:
+        """Values of the hidden layers, the input first."""
+        values = [x]
+        for layer, weight in zip(self.hidden, self._weights()):
+            values.append(torch.tanh(linear(values[-1], weight, cast(nn.Linear, layer).bias)))
+        return values
+
     def forward(self, x: Tensor) -> Tensor:
-        h = x
-        for i, layer in enumerate(self.hidden):
-            layer = cast(nn.Linear, layer)
-            h = torch.tanh(linear(h, layer.weight * getattr(self, f"mask_{i}"), layer.bias))
-        y = linear(h, self.head * self.mask_head, self.bias)
+        y = linear(self._hidden(x)[-1], self.head * self.mask_head, self.bias)
         if self.skip is not None:
             y = y + linear(x, self.skip * self.mask_skip)
         return y.unflatten(-1, self.shape)
+
+    def pullbacks(self, x: Tensor, each: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Gradients of the output blocks one by one, and of them all: :math:`D + 1` pulls in one batch.
+
+        :param x: ``(K, D)``.
+        :param each: what multiplies the outputs of each block, ``(K, D, num_params)``.
+        :param total: what multiplies all outputs in the last pull, ``(K, D, num_params)``.
+        :return: ``(D, K, D)``, block :math:`i`'s gradient in ``x``, and ``(K, D)``.
+        """
+        *hidden, last = self._hidden(x)
+        hidden, blocks = [*hidden, last], each.transpose(0, 1)
+        head = self.head * self.mask_head
+        pulled = _pull_blocks(head, blocks, total)
+        for weight, value in zip(reversed(self._weights()), reversed(hidden)):
+            pulled = ((pulled * (1 - value * value)).flatten(0, 1) @ weight).unflatten(0, pulled.shape[:2])
+        if self.skip is not None:
+            pulled = pulled + _pull_blocks(self.skip * self.mask_skip, blocks, total)
+        return pulled[:-1], pulled[-1]
+
+
+def _pull_blocks(head: Tensor, blocks: Tensor, total: Tensor) -> Tensor:
+    """``(D, K, P)`` against each block's rows of ``head (D P, H)``, then ``(K, D, P)`` against all: ``(D + 1, K, H)``."""
+    each = blocks @ head.unflatten(0, (blocks.shape[0], -1))
+    return torch.cat([each, (total.flatten(1) @ head)[None]])

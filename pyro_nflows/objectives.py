@@ -207,6 +207,31 @@ class ELBO(elbo.ELBO):
         return Draws(torch.empty(self.num_particles, 0), torch.stack(log_p), torch.stack(log_q))
 
 
+class Covering(ELBO):
+    r"""The ELBO's path gradient with a share of it where the guide is too thin: a last touch, not a bound.
+
+    A draw's weight in the gradient is :math:`\frac{1-s}{K} + s\,\sqrt{w_k} / \sum_j \sqrt{w_j}`, between the ELBO's
+    and the Rényi divergence's of order one half [1]. The exact posterior is a fixed point of both, because the path
+    gradient of each draw vanishes there. A guide that is not exact then leaves fewer rare draws of large weight.
+
+    :param share: :math:`s`, between 0 (the ELBO) and 1.
+
+    **References**
+
+    [1] Y. Li, R. E. Turner (2016). Rényi Divergence Variational Inference.
+    """
+
+    _gradients = (Gradient.PATH,)
+
+    def __init__(self, share: float = 0.8):
+        super().__init__()
+        self.share = share
+
+    def coefficients(self, log_weight: Tensor, gradient: Gradient) -> tuple[Tensor, Tensor]:
+        even = torch.full_like(log_weight, 1 / len(log_weight))
+        return (1 - self.share) * even + self.share * (0.5 * log_weight).softmax(0), even
+
+
 class IWAE(ELBO):
     r"""The importance-weighted bound [1]: tighter than the ELBO, equal to it at one particle.
 

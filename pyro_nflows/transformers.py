@@ -49,7 +49,10 @@ class Shift:
 
 @dataclass(frozen=True)
 class Affine:
-    r""":math:`y = e^s x + t` with the log-scale bounded softly: :math:`s = b \tanh(s' / b)`.
+    r""":math:`y = e^s (x + t)` with the log-scale bounded softly: :math:`s = b \tanh(s' / b)`.
+
+    The shift is in units of ``x``, so that an error in it shrinks with the scale: the narrow neck of a hierarchical
+    posterior asks for that.
 
     :param bound: :math:`b`.
     :raises ValueError: if ``bound <= 0``.
@@ -61,19 +64,23 @@ class Affine:
     """
 
     num_params: ClassVar[int] = 2
-    bound: float = 4.0
+    bound: float = 10.0
 
     def __post_init__(self) -> None:
         if not self.bound > 0:
             raise ValueError(f"Affine: bound must be a positive number, got {self.bound}")
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale = soft_bound(params[..., 1], self.bound)
-        return x * log_scale.exp() + params[..., 0], log_scale
+        shift, log_scale = self._shift_scale(params)
+        return (x + shift) * log_scale.exp(), log_scale
 
     def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale = soft_bound(params[..., 1], self.bound)
-        return (y - params[..., 0]) * (-log_scale).exp(), log_scale
+        shift, log_scale = self._shift_scale(params)
+        return y * (-log_scale).exp() - shift, log_scale
+
+    def _shift_scale(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        shift, log_scale = params.unbind(-1)
+        return shift, soft_bound(log_scale, self.bound)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 _aten = torch.ops.aten
 _ALIASES = {_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default}
+_VIEWS = {_aten.view.default, _aten._unsafe_view.default, _aten.expand.default, _aten._reshape_alias.default}
 #: Whose result depends on the argument's shape only.
 _SHAPED = {
     getattr(_aten, name).default
@@ -112,7 +113,7 @@ class _Recorder(TorchDispatchMode):
         if _is_dynamic(func, args) and self._varies(named):
             raise TraceError(f"{func} makes Python values or shapes depend on the data")
         result = func(*args, **kwargs)
-        if func in _ALIASES and self.pure:
+        if self.pure and (func in _ALIASES or (func in _VIEWS and _is_same(result, args[0]))):
             self._bind(result, self.number(args[0]))
             return result
         self._note(func, named, result)
@@ -160,9 +161,11 @@ class _Recorder(TorchDispatchMode):
         key = (func, _hashable(named)) if reuse else None
         if reuse and key in self._known:
             for number, tensor in zip(self._known[key].results, tensors):
-                self._bind(tensor, number)
+                if isinstance(tensor, Tensor):
+                    self._bind(tensor, number)
             return
-        call = Call(func, *named, tuple(self._name(t) for t in tensors), is_list)
+        results = tuple(self._name(t) if isinstance(t, Tensor) else next(self._fresh) for t in tensors)
+        call = Call(func, *named, results, is_list)
         self.calls.append(call)
         if reuse:
             self._known[key] = call
@@ -170,6 +173,11 @@ class _Recorder(TorchDispatchMode):
 
 class _Impure(Exception):
     """A tensor was changed in place."""
+
+
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    """Whether a view is all of its tensor as it was."""
+    return a.shape == b.shape and a.stride() == b.stride()
 
 
 def _is_dynamic(func: Any, args: Any) -> bool:
@@ -250,10 +258,11 @@ class Tape:
             args, kwargs = self._arguments(call, scope, names)
             target = f"f{next(names)}"
             scope[target] = _SHORT.get(call.target, call.target) if _is_short(call) else call.target
-            results = ", ".join(f"v{n}" for n in call.results) + (", " if call.is_list else "")
+            results = "".join(f"v{n}, " for n in call.results) if call.is_list else f"v{call.results[0]}"
             dead = sorted({value.index for value in _values(call) if last[value.index] == i} - keep)
             drop = "; del " + ", ".join(f"v{n}" for n in dead) if dead else ""
-            lines.append(f"    {results} = {target}({', '.join([*args, *kwargs])}){drop}")
+            store = f"{results} = " if call.results else ""
+            lines.append(f"    {store}{target}({', '.join([*args, *kwargs])}){drop}")
         lines.append(f"    return [{', '.join(f'v{n}' for n in self.results)}]")
         exec(compile("\n".join(lines), "<tape>", "exec"), scope)
         return scope["replay"]  # type: ignore[no-any-return]

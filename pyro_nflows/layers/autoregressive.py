@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..layer import Layer
 from ..nets import MaskedMLP
+from ..numerics import pullback
 from ..transformers import Affine, Transformer
 
 
@@ -59,9 +60,15 @@ class Autoregressive(Layer):
 
     def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
         """By a triangular solve against the Jacobian, whose rows come in one batch: the inverse takes D passes."""
-        jacobian, slope = self.jacobian(x)
-        cost = (score - weight * slope)[..., None]
-        return torch.linalg.solve_triangular(jacobian.mT, cost, upper=not self.reverse)[..., 0]
+        flat, score = x.reshape(-1, self.input_dim), score.reshape(-1, self.input_dim)
+        (_, log_slope), pull = pullback(self.transformer.forward, flat, self.net(flat))
+        none, one = torch.zeros_like(flat), torch.ones_like(flat)
+        diagonal, each = pull((one, none))
+        along, total = pull((none, -weight * one))
+        rows, slope = self.net.pullbacks(flat, each, total)
+        jacobian = rows.permute(1, 2, 0) + torch.diag_embed(diagonal)
+        cost = (score + along + slope)[..., None]
+        return torch.linalg.solve_triangular(jacobian, cost, upper=not self.reverse).reshape(x.shape)
 
     def extra_repr(self) -> str:
         return f"{self.input_dim}, {self.transformer}, reverse={self.reverse}"
