@@ -23,6 +23,7 @@ def save_fit(path: Path, guide: AutoFlow, draws: Draws, history: History, bad_si
         "skipped": history.skipped,
         "seconds": history.seconds,
         "interrupted": history.interrupted,
+        "drift": history.drift,
         "bad_site": bad_site,
     }
     torch.save(state, path)
@@ -46,5 +47,6 @@ def load_fit(path: Path, guide: AutoFlow) -> tuple[Draws, History, str | None]:
         skipped=state["skipped"],
         seconds=state["seconds"],
         interrupted=state["interrupted"],
+        drift=state["drift"],
     )
     return Draws(*state["draws"]), history, state["bad_site"]

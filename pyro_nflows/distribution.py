@@ -5,6 +5,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
+from .bridge import as_transform
 from .layer import Layer, Weight
 from .nets import check_sizes
 from .numerics import standard_normal_log_prob
@@ -64,6 +65,14 @@ class FlowDistribution(TorchDistribution):
     def _like(self) -> Tensor:
         """A tensor of the flow's dtype and device."""
         return next(self.layer.parameters(), torch.zeros(()))
+
+    @property
+    def transforms(self) -> list[torch.distributions.Transform]:
+        """The layer as a torch ``Transform``, as ``TransformedDistribution`` has them.
+
+        :raises NotImplementedError: if the layer has auxiliary variables.
+        """
+        return [as_transform(self.layer)]
 
     def base_log_prob(self, x: Tensor) -> Tensor:
         """Log density of the base at ``x``."""

@@ -9,7 +9,7 @@ r"""The recipe: from a guide and a model to a trained guide and weighed draws.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -22,6 +22,7 @@ from .guides import AutoFlow
 from .layer import Chain, Weight
 from .layers import LocScale, TriangularAffine
 from .objectives import ELBO, Covering, Gradient
+from .verdict import SETTLED, effective, is_hopeless
 from .weights import Draws, LogDensity, base_noise, concatenate, draw
 
 #: The first round, counted from 0, in which draws of large weight count for more.
@@ -37,17 +38,24 @@ class Recipe:
     :param end: the round that fits the affine end alone.
     :param rounds: rounds of the whole flow, run until the ESS is good.
     :param num_draws: fresh draws for the verdict.
+    :param max_ends: rounds of the affine end alone, more than one only while the model's own parameters move.
     """
 
     end: Round = field(default_factory=lambda: Round(800, 64, 2e-2))
-    rounds: Sequence[Round] = (Round(600, 64, 5e-3), Round(1200, 128, 3e-3), Round(1200, 256, 1e-3), Round(3000, 256, 2e-3))
+    rounds: Sequence[Round] = (
+        Round(600, 64, 5e-3),
+        Round(1200, 128, 3e-3),
+        Round(1200, 256, 1e-3),
+        Round(3000, 256, 2e-3),
+    )
     num_draws: int = 22_500
+    max_ends: int = 30
 
     @staticmethod
     def of_steps(num_steps: int, num_particles: int | None, annealing: float) -> "Recipe":
         """One round of a given length."""
         end = Round(min(800, max(1, num_steps // 2)), 64, 2e-2)
-        return Recipe(end, (Round(num_steps, num_particles or 128, 3e-3, annealing),))
+        return Recipe(end, (Round(num_steps, num_particles or 128, 3e-3, annealing),), max_ends=1)
 
 
 @dataclass
@@ -59,9 +67,21 @@ class Fit:
     undefined: Tensor
 
     @property
+    def elbo(self) -> diagnostics.Estimate:
+        """The evidence lower bound."""
+        return bound_of(self.draws.log_weight, diagnostics.elbo)
+
+    @property
     def log_evidence(self) -> diagnostics.Estimate:
         """The importance estimate of the log evidence."""
-        return diagnostics.log_evidence(self.draws.log_weight)
+        return bound_of(self.draws.log_weight, diagnostics.log_evidence)
+
+
+def bound_of(log_weight: Tensor, bound: Callable[[Tensor], diagnostics.Estimate]) -> diagnostics.Estimate:
+    """A bound of the evidence; ``-inf`` where no draw has any weight."""
+    if is_hopeless(log_weight):
+        return diagnostics.Estimate(torch.tensor(-torch.inf), torch.tensor(torch.inf))
+    return bound(log_weight)
 
 
 def fit(
@@ -84,39 +104,76 @@ def fit(
     :param title: what the bar calls this start.
     """
     layer = cast(Chain, copy.deepcopy(guide.layer))
-    if is_fresh(layer):
-        init = Gaussian(loc, guide.init_scale * torch.eye(len(loc)).to(loc))
-        annealed = any(plan.annealing for plan in recipe.rounds)
+    draws: Draws | None = None
+    try:
+        if is_fresh(layer):
+            _begin(trainer, guide, layer, recipe, loc, title)
+        draws = _train(trainer, layer, objective, gradient, recipe, title)
+    except KeyboardInterrupt:  # between rounds; within one, the trainer sees to it
+        trainer.history.interrupted = True
+    draws = draws or sample(trainer.log_joint, layer, recipe.num_draws)
+    undefined = ~(draws.log_weight < torch.inf)
+    return Fit(layer, weightless(draws, undefined), undefined)
+
+
+def _begin(trainer: Trainer, guide: AutoFlow, layer: Chain, recipe: Recipe, loc: Tensor, title: str) -> None:
+    """A fresh layer's affine end: where to start, and the best Gaussian from there."""
+    init = Gaussian(loc, guide.init_scale * torch.eye(len(loc)).to(loc))
+    if any(plan.annealing for plan in recipe.rounds):
         # An annealed fit begins on a flattened density, where a mode's Gaussian would be a bad place to be.
-        place(layer, init if annealed else best_start(trainer.log_joint, init))
-        if not annealed:
-            trainer.run(Chain(layer[1]), ELBO(), Gradient.PATH, recipe.end, f"{title}Gaussian")
+        return place(layer, init)
+    place(layer, best_start(trainer.log_joint, init))
+    for i in range(recipe.max_ends):
+        name = f"{title}Gaussian" + (f", round {i + 1}" if i else "")
+        _run(trainer, Chain(layer[1]), ELBO(), Gradient.PATH, recipe.end, name)
+        if trainer.stopped or trainer.history.drift < SETTLED:
+            break
+
+
+def _train(
+    trainer: Trainer, layer: Chain, objective: ELBO, gradient: Gradient, recipe: Recipe, title: str
+) -> Draws | None:
+    """Rounds of the whole flow; the last round's draws, if they were taken."""
     for i, plan in enumerate(recipe.rounds):
+        if trainer.stopped:
+            return None
         name = f"{title}flow" if i == 0 else f"{title}flow, round {i + 1}"
-        trainer.run(layer, _objective(objective, gradient, layer, i), gradient, plan, name)
-        last = trainer.stopped or i == len(recipe.rounds) - 1
-        if last or _ess(_weighed(trainer, layer, 2000)[0]) > GOOD_ESS:
-            draws, undefined = _weighed(trainer, layer, recipe.num_draws)
-            if last or _ess(draws) > GOOD_ESS:
-                break
-    return Fit(layer, draws, undefined)
+        _run(trainer, layer, _objective(objective, gradient, layer, i), gradient, plan, name)
+        if _ess(sample(trainer.log_joint, layer, 2000)) > GOOD_ESS and trainer.history.drift < SETTLED:
+            draws = sample(trainer.log_joint, layer, recipe.num_draws)
+            if _ess(draws) > GOOD_ESS:
+                return draws
+    return None
+
+
+def _run(trainer: Trainer, layer: Chain, objective: ELBO, gradient: Gradient, plan: Round, title: str) -> None:
+    """A round, and what it did to the log joint by moving the model's own parameters."""
+    before = [leaf.detach().clone() for leaf in trainer.leaves]
+    trainer.run(layer, objective, gradient, plan, title)
+    if not before:
+        return
+    after = [leaf.detach().clone() for leaf in trainer.leaves]
+    draws = sample(trainer.log_joint, layer, 500)
+    with torch.no_grad():
+        _put(trainer.leaves, before)
+        gain = draws.log_p - trainer.log_joint(draws.z)
+        _put(trainer.leaves, after)
+    trainer.history.drift = float(gain.mean().abs())
+
+
+def _put(leaves: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for leaf, value in zip(leaves, values):
+        leaf.copy_(value)
 
 
 def _ess(draws: Draws) -> float:
-    return float(diagnostics.ess(draws.log_weight))
+    return effective(weightless(draws, ~(draws.log_weight < torch.inf)).log_weight)
 
 
 def _objective(objective: ELBO, gradient: Gradient, layer: Chain, index: int) -> ELBO:
     """What a round maximises: the ELBO, where that is what was asked for, gives way to its covering kin."""
     plain = type(objective) is ELBO and gradient is Gradient.PATH and layer.grade >= Weight.PROPER
     return Covering() if plain and index >= COVERING_FROM else objective
-
-
-def _weighed(trainer: Trainer, layer: Chain, num_draws: int) -> tuple[Draws, Tensor]:
-    """Fresh draws, and which of them have no defined weight; those count for nothing."""
-    draws = sample(trainer.log_joint, layer, num_draws)
-    undefined = ~(draws.log_weight < torch.inf)
-    return weightless(draws, undefined), undefined
 
 
 def weightless(draws: Draws, which: Tensor) -> Draws:

@@ -155,11 +155,9 @@ class MaskedMLP(nn.Module):
         :param total: what multiplies all outputs in the last pull, ``(K, D, num_params)``.
         :return: ``(D, K, D)``, block :math:`i`'s gradient in ``x``, and ``(K, D)``.
         """
-        *hidden, last = self._hidden(x)
-        hidden, blocks = [*hidden, last], each.transpose(0, 1)
-        head = self.head * self.mask_head
-        pulled = _pull_blocks(head, blocks, total)
-        for weight, value in zip(reversed(self._weights()), reversed(hidden)):
+        blocks = each.transpose(0, 1)
+        pulled = _pull_blocks(self.head * self.mask_head, blocks, total)
+        for weight, value in zip(reversed(self._weights()), reversed(self._hidden(x))):
             pulled = ((pulled * (1 - value * value)).flatten(0, 1) @ weight).unflatten(0, pulled.shape[:2])
         if self.skip is not None:
             pulled = pulled + _pull_blocks(self.skip * self.mask_skip, blocks, total)
@@ -167,6 +165,6 @@ class MaskedMLP(nn.Module):
 
 
 def _pull_blocks(head: Tensor, blocks: Tensor, total: Tensor) -> Tensor:
-    """``(D, K, P)`` against each block's rows of ``head (D P, H)``, then ``(K, D, P)`` against all: ``(D + 1, K, H)``."""
+    """``(D, K, P)`` against each block's rows of ``head (D P, H)``, ``(K, D, P)`` against all: ``(D + 1, K, H)``."""
     each = blocks @ head.unflatten(0, (blocks.shape[0], -1))
     return torch.cat([each, (total.flatten(1) @ head)[None]])

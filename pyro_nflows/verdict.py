@@ -14,7 +14,7 @@ from . import diagnostics
 class Outcome(enum.Enum):
     """What was found, what it means, and what to try. The value is the sentence, its numbers to be filled in."""
 
-    TRUST = "Trust these draws: ESS is {ess:.0%} of the draws and k-hat {pareto_k:.2f} (below {threshold:.2f})."
+    TRUST = "Trust these draws: ESS is {ess:.0%} of the draws and k-hat {pareto_k:.2f} ({tail})."
     RESAMPLED = (
         "Trust the draws of get_samples(), which are importance-resampled, but not the guide by itself: ESS is only "
         "{ess:.0%} of the draws (k-hat {pareto_k:.2f}); for a closer guide try more steps or AutoCIF."
@@ -26,6 +26,10 @@ class Outcome(enum.Enum):
     DISTRUST = (
         "Do not trust these draws: k-hat {pareto_k:.2f} is above {threshold:.2f} (ESS {ess:.1%}), so the guide misses "
         "part of the posterior; try more steps, AutoCIF, a non-centered or rescaled model, or MCMC."
+    )
+    UNSETTLED = (
+        "Do not trust these draws yet: the model's own parameters (pyro.param) were still moving, and changed the log "
+        "joint by {drift:.2g} in the last round; call run() again, or give more num_steps."
     )
     STARTS_DISAGREE = (
         "Do not trust these draws: fits from different starts disagree (log evidence {lowest:.2f} to {highest:.2f}), "
@@ -46,6 +50,13 @@ class Evidence(NamedTuple):
     means: Sequence[Tensor]
     sd: Tensor
     bad_site: str | None = None
+    drift: float = 0.0
+
+
+#: How little (in nats) the model's own parameters change the log joint in a round once they have settled.
+SETTLED = 0.05
+#: From this ESS on the weights are so nearly equal that the shape of their tail matters little.
+NEARLY_EQUAL = 0.95
 
 
 class Verdict(NamedTuple):
@@ -68,7 +79,7 @@ def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0) -> Verdict:
         >>> judge(flat).outcome.name
         'TRUST'
     """
-    ess = float(diagnostics.ess(evidence.log_weight))
+    ess = effective(evidence.log_weight)
     pareto_k, threshold = tail_index(evidence.log_weight), diagnostics.k_threshold(len(evidence.log_weight))
     values = [float(e.value) for e in evidence.log_evidences] or [math.nan]
     outcome = _decide(evidence, ess, pareto_k, threshold)
@@ -81,6 +92,8 @@ def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0) -> Verdict:
         skipped=skipped,
         num_steps=num_steps,
         site=evidence.bad_site,
+        drift=evidence.drift,
+        tail=f"below {threshold:.2f}" if pareto_k < threshold else "a tail of nearly equal weights",
     )
     return Verdict(outcome, sentence)
 
@@ -88,21 +101,35 @@ def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0) -> Verdict:
 def _decide(evidence: Evidence, ess: float, pareto_k: float, threshold: float) -> Outcome:
     if evidence.bad_site is not None:
         return Outcome.NOT_FINITE
+    if not evidence.drift < SETTLED:
+        return Outcome.UNSETTLED
     if starts_disagree(evidence):
         return Outcome.STARTS_DISAGREE
-    if pareto_k >= threshold:
+    if pareto_k >= threshold and not (ess >= NEARLY_EQUAL and pareto_k < 1):
         return Outcome.TAILS if ess >= 0.9 else Outcome.DISTRUST
     return Outcome.TRUST if ess >= 0.5 else Outcome.RESAMPLED
 
 
+def is_hopeless(log_weight: Tensor) -> bool:
+    """Whether no draw has a finite weight."""
+    return not bool((log_weight > -math.inf).any())
+
+
+def effective(log_weight: Tensor) -> float:
+    """ESS as a fraction; 0 where no draw has any weight."""
+    return 0.0 if is_hopeless(log_weight) else float(diagnostics.ess(log_weight))
+
+
 def tail_index(log_weight: Tensor) -> float:
-    r""":math:`\hat k`; ``-inf`` where the weights are equal up to rounding, for then there is no tail.
+    r""":math:`\hat k`; ``-inf`` where the weights are equal up to rounding, ``inf`` where no draw has any.
 
     Example::
 
         >>> tail_index(torch.zeros(1000))
         -inf
     """
+    if is_hopeless(log_weight):
+        return math.inf
     spread = float(log_weight.max() - log_weight.min())
     if spread < 1e3 * torch.finfo(log_weight.dtype).eps * (1 + float(log_weight.abs().max())):
         return -math.inf

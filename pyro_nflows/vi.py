@@ -11,14 +11,14 @@ from . import diagnostics
 from .arviz import to_arviz
 from .checkpoint import Path, load_fit, save_fit
 from .engine import Engine, History, Trainer
-from .fit import Fit, Recipe, fit, sample
+from .fit import Fit, Recipe, bound_of, fit, sample
 from .guides import AutoFlow
 from .log_joint import LogJoint
 from .nets import check_sizes
 from .objectives import ELBO
 from .start import check_start, dispersed_start, first_bad_site
 from .table import summary_table
-from .verdict import Evidence, Verdict, judge, tail_index
+from .verdict import Evidence, Verdict, effective, is_hopeless, judge, tail_index
 from .weights import Draws, concatenate
 
 
@@ -112,10 +112,10 @@ class VI:
         trainer = Trainer(lambda z: joint(z, *args, **kwargs), leaves, self.engine, self.progress_bar)
         self._call, self.history, self._bad_site = (args, kwargs), trainer.history, None
         self._fits = [self._fit(trainer, joint, loc, i) for i in range(self.num_starts) if not trainer.stopped]
-        best = max(self._fits, key=lambda f: float(diagnostics.elbo(f.draws.log_weight).value))
+        best = max(self._fits, key=lambda f: float(f.elbo.value))
         guide.adopt(best.layer)
         self._draws = best.draws
-        if trainer.history.failed or best.undefined.any():
+        if trainer.history.failed or best.undefined.any() or is_hopeless(best.draws.log_weight):
             blamed = best.draws.z[best.undefined] if best.undefined.any() else best.draws.z
             self._bad_site = first_bad_site(joint, blamed, args, kwargs)
 
@@ -185,9 +185,8 @@ class VI:
         """What to make of the draws: an outcome and one sentence."""
         draws = self._need_run()
         means = [fit.draws.z.mean(0) for fit in self._fits]
-        evidence = Evidence(
-            draws.log_weight, [f.log_evidence for f in self._fits], means, draws.z.std(0), self._bad_site
-        )
+        bounds, sd = [f.log_evidence for f in self._fits], draws.z.std(0)
+        evidence = Evidence(draws.log_weight, bounds, means, sd, self._bad_site, self.history.drift)
         return judge(evidence, self.history.num_steps, self.history.skipped)
 
     def diagnostics(self) -> dict[str, Any]:
@@ -198,14 +197,14 @@ class VI:
             ``seconds`` and ``outcome``.
         """
         log_weight = self._need_run().log_weight
-        elbo, iwae = diagnostics.elbo(log_weight), diagnostics.log_evidence(log_weight)
+        elbo, iwae = (bound_of(log_weight, f) for f in (diagnostics.elbo, diagnostics.log_evidence))
         return {
             "elbo": float(elbo.value),
             "elbo_se": float(elbo.se),
             "iwae": float(iwae.value),
             "iwae_se": float(iwae.se),
             "pareto_k": tail_index(log_weight),
-            "ess": float(diagnostics.ess(log_weight)),
+            "ess": effective(log_weight),
             "num_steps": self.history.num_steps,
             "num_skipped": self.history.skipped,
             "interrupted": self.history.interrupted,

@@ -71,7 +71,7 @@ def cases(*, bijective: bool | None = None) -> Any:
     return pytest.mark.parametrize("case", chosen, ids=lambda c: c.name)
 
 
-def moved(guide: AutoFlow, size: float = 0.3, seed: int = 1) -> AutoFlow:
+def moved(guide: AutoFlow, size: float = 0.15, seed: int = 1) -> AutoFlow:
     """The guide after a random step, so that its flow is no longer the identity."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -52,7 +52,7 @@ def nothing() -> None:
 @everywhere
 @pytest.mark.parametrize("model", [nothing, poutine.block(pairs, hide=["z"]), poutine.condition(pairs, {"z": PAIRS})])
 def test_no_latents(use: Callable[..., None], model: Model) -> None:
-    with pytest.raises(ValueError, match=r"AutoFlow found no continuous latent variables.*without obs= and not hidden"):
+    with pytest.raises(RuntimeError, match=r"AutoFlow found no latent variables.*without obs= and not hidden"):
         use(model)
 
 

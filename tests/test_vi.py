@@ -114,6 +114,99 @@ def test_the_guide_is_ready_for_pyro(fitted: VI) -> None:
     assert ((z.mean(0) - PAIRS / 2).abs() < 5 * (0.5 / 2000) ** 0.5 + 0.01).all()
 
 
+# ---- the model's own parameters ---------------------------------------------------------------------------
+
+
+def located(y: Tensor) -> None:
+    loc = pyro.param("loc", torch.zeros((), dtype=y.dtype))
+    z = pyro.sample("z", dist.Normal(loc, 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def test_a_parameter_far_away_is_waited_for() -> None:
+    pyro.clear_param_store()
+    y = 30 + torch.randn(20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    vi = VI(small(located), seed=0, progress_bar=False).run(y)
+    assert pyro.param("loc").item() == pytest.approx(y.mean().item(), abs=0.02)
+    assert vi.diagnostics()["outcome"] is Outcome.TRUST
+
+
+def test_a_parameter_that_still_moves_is_told_of(tmp_path: Path) -> None:
+    pyro.clear_param_store()
+    y = torch.full((20,), 30.0, dtype=torch.float64)
+    vi = quick(located, num_steps=20).run(y)
+    assert vi.diagnostics()["outcome"] is Outcome.UNSETTLED
+    assert "still moving" in vi.verdict().sentence
+    vi.save(tmp_path / "vi.pt")
+    assert VI.load(tmp_path / "vi.pt", small(located), y).diagnostics()["outcome"] is Outcome.UNSETTLED
+
+
+# ---- what can go wrong, and nothing is lost -----------------------------------------------------------------
+
+
+class OldSquare(torch.autograd.Function):
+    """An autograd.Function in the old style, which torch.func refuses."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 2 * x * grad
+
+
+def squared() -> None:
+    z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+    pyro.factor("square", -OldSquare.apply(z))
+
+
+@pytest.mark.filterwarnings("ignore::pyro_nflows.log_joint.VectorizationWarning")
+def test_an_old_autograd_function_is_no_obstacle() -> None:
+    vi = quick(squared, num_steps=200).run()
+    assert vi.diagnostics()["elbo"] == pytest.approx(-0.5 * math.log(3), abs=0.01)
+
+
+class Stop:
+    """A model that is interrupted at its n-th run."""
+
+    def __init__(self, at: int):
+        self.at, self.runs = at, 0
+
+    def __call__(self) -> None:
+        self.runs += 1
+        if self.runs == self.at:
+            raise KeyboardInterrupt
+        pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+
+
+def test_an_interrupt_between_rounds_keeps_what_there_is() -> None:
+    first = Stop(0)
+    quick(first, num_steps=2).run()
+    vi = quick(Stop(first.runs // 3), num_steps=2).run()
+    assert vi.diagnostics()["interrupted"]
+    assert vi.get_samples(10)["z"].shape == (10,)
+
+
+def test_no_draw_with_any_weight_is_a_verdict_not_an_error() -> None:
+    runs = [0]
+
+    def dies() -> None:
+        runs[0] += 1
+        pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        pyro.factor("bad", torch.tensor(-math.inf if runs[0] > 30 else 0.0, dtype=torch.float64))
+
+    vi = quick(dies).run()
+    d = vi.diagnostics()
+    assert (d["elbo"], d["iwae"], d["ess"], d["pareto_k"]) == (-math.inf, -math.inf, 0.0, math.inf)
+    assert d["outcome"] is Outcome.NOT_FINITE
+    assert "'bad'" in vi.verdict().sentence
+    vi.summary()
+
+
 # ---- running ------------------------------------------------------------------------------------------------
 
 
@@ -359,9 +452,13 @@ def test_every_outcome(given: Evidence, outcome: Outcome, says: str) -> None:
     assert "{" not in verdict.sentence
 
 
-def test_tails_alone_do_not_condemn() -> None:
+@pytest.mark.parametrize(
+    ("size", "outcome", "words"),
+    [(0.05, Outcome.TRUST, "a tail of nearly equal weights"), (0.065, Outcome.TAILS, "but not far tails")],
+)
+def test_tails_alone_do_not_condemn(size: float, outcome: Outcome, words: str) -> None:
     """A high k-hat with a high ESS: a few draws in ten thousand that weigh more."""
     exceedances = ((torch.arange(300) + 0.5) / 300) ** -0.9 - 1
-    verdict = judge(evidence(torch.cat([-1e-3 * torch.rand(9700), 0.05 * exceedances]).log1p()))
-    assert verdict.outcome is Outcome.TAILS
-    assert "but not far tails" in verdict.sentence
+    verdict = judge(evidence(torch.cat([-1e-3 * torch.rand(9700), size * exceedances]).log1p()))
+    assert verdict.outcome is outcome
+    assert words in verdict.sentence

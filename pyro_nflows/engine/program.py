@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad
+from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -133,7 +133,10 @@ class Program:
 
     def step(self, state: State, inputs: Inputs) -> tuple[State, Tensor]:
         """One step of Adam: the next state, and the loss before it."""
-        gradient, loss = grad(self.loss, has_aux=True)(state.params, inputs)
+        with torch.enable_grad():
+            params = state.params.detach().requires_grad_()
+            surrogate, loss = self.loss(params, inputs)
+            (gradient,) = torch.autograd.grad(surrogate, params)
         norm = gradient.norm()
         good = torch.isfinite(norm) & torch.isfinite(loss)
         gradient = torch.where(good, gradient, 0.0) * (self.max_norm / norm.clamp(min=self.max_norm))

@@ -9,7 +9,7 @@ import itertools
 import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ _SCALED = {_aten.mul.Tensor, _aten.div.Tensor, _aten.add.Tensor, _aten.sub.Tenso
 class Value(NamedTuple):
     """A tensor of the recording by its number."""
 
-    index: int
+    number: int
 
 
 class Call(NamedTuple):
@@ -133,7 +133,7 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def _varies(self, named: Any) -> bool:
-        return any(isinstance(leaf, Value) and leaf.index not in self.constants for leaf in _leaves(named))
+        return any(isinstance(leaf, Value) and leaf.number not in self.constants for leaf in _leaves(named))
 
     def _scaled(self, func: Any, args: Any) -> Any:
         """Arguments with a Python number as a tensor, which replays faster."""
@@ -165,7 +165,8 @@ class _Recorder(TorchDispatchMode):
                     self._bind(tensor, number)
             return
         results = tuple(self._name(t) if isinstance(t, Tensor) else next(self._fresh) for t in tensors)
-        call = Call(func, *named, results, is_list)
+        args, kwargs = named
+        call = Call(func, args, kwargs, results, is_list)
         self.calls.append(call)
         if reuse:
             self._known[key] = call
@@ -234,7 +235,7 @@ class Tape:
             results = function(*inputs)
         self.results = [recorder.number(tensor) for tensor in results]
         self.calls = self._needed(recorder.calls) if pure else recorder.calls
-        used = {v.index for call in self.calls for v in _values(call)} | set(self.results)
+        used = {v.number for call in self.calls for v in _values(call)} | set(self.results)
         self.constants = {n: t.detach() for n, t in recorder.constants.items() if n in used}
 
     def _needed(self, calls: list[Call]) -> list[Call]:
@@ -243,13 +244,13 @@ class Tape:
         for call in reversed(calls):
             if needed & set(call.results):
                 kept.append(call)
-                needed |= {value.index for value in _values(call)}
+                needed |= {value.number for value in _values(call)}
         return kept[::-1]
 
     def _generate(self) -> Callable[[Sequence[Tensor]], list[Tensor]]:
         """The replay as Python source: one operation a line, tensors dropped after their last use."""
         scope: dict[str, Any] = {f"v{n}": tensor for n, tensor in self.constants.items()}
-        last = {value.index: i for i, call in enumerate(self.calls) for value in _values(call)}
+        last = {value.number: i for i, call in enumerate(self.calls) for value in _values(call)}
         keep = set(self.results) | set(self.constants)
         inputs = "".join(f"v{i}, " for i in range(self.num_inputs))
         lines = ["def replay(inputs):", f"    {inputs}= inputs"]
@@ -259,20 +260,20 @@ class Tape:
             target = f"f{next(names)}"
             scope[target] = _SHORT.get(call.target, call.target) if _is_short(call) else call.target
             results = "".join(f"v{n}, " for n in call.results) if call.is_list else f"v{call.results[0]}"
-            dead = sorted({value.index for value in _values(call) if last[value.index] == i} - keep)
+            dead = sorted({value.number for value in _values(call) if last[value.number] == i} - keep)
             drop = "; del " + ", ".join(f"v{n}" for n in dead) if dead else ""
             store = f"{results} = " if call.results else ""
             lines.append(f"    {store}{target}({', '.join([*args, *kwargs])}){drop}")
         lines.append(f"    return [{', '.join(f'v{n}' for n in self.results)}]")
         exec(compile("\n".join(lines), "<tape>", "exec"), scope)
-        return scope["replay"]  # type: ignore[no-any-return]
+        return cast(Callable[[Sequence[Tensor]], list[Tensor]], scope["replay"])
 
     def _arguments(self, call: Call, scope: dict[str, Any], names: Any) -> tuple[list[str], list[str]]:
         """Source of the arguments."""
 
         def source(leaf: Any) -> str:
             if isinstance(leaf, Value):
-                return f"v{leaf.index}"
+                return f"v{leaf.number}"
             name = f"c{next(names)}"
             scope[name] = leaf
             return name
@@ -298,7 +299,7 @@ class Tape:
             nodes[number] = graph.get_attr(f"v{number}")
         for call in self.calls:
             named, spec = tree_flatten((call.args, call.kwargs), is_leaf=lambda a: isinstance(a, Value))
-            args, kwargs = tree_unflatten([nodes[a.index] if isinstance(a, Value) else a for a in named], spec)
+            args, kwargs = tree_unflatten([nodes[a.number] if isinstance(a, Value) else a for a in named], spec)
             node = graph.call_function(call.target, args, kwargs)
             for i, number in enumerate(call.results):
                 nodes[number] = graph.call_function(operator.getitem, (node, i)) if call.is_list else node

@@ -47,13 +47,17 @@ class Round:
 
 @dataclass
 class History:
-    """What training has seen: minus the loss at every step, and why it ended."""
+    """What training has seen: minus the loss at every step, and why it ended.
+
+    ``drift`` is how much the model's own parameters changed the log joint in the last round.
+    """
 
     elbos: list[Tensor] = field(default_factory=list)
     skipped: int = 0
     interrupted: bool = False
     failed: bool = False
     seconds: float = 0.0
+    drift: float = 0.0
     engines: list[Engine] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)
 

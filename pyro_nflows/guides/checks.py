@@ -27,10 +27,10 @@ def check_arguments(name: str, init_scale: Any, **functions: Any) -> None:
         raise ValueError(f"{name}: init_scale must be a positive number, got {init_scale}")
 
 
-def no_latents(name: str) -> ValueError:
-    """For a model without latents."""
-    return ValueError(
-        f"{name} found no continuous latent variables in the model; check that its latents are pyro.sample "
+def no_latents(name: str) -> RuntimeError:
+    """For a model without latents; a RuntimeError, as Pyro's own guides raise."""
+    return RuntimeError(
+        f"{name} found no latent variables in the model; check that its latents are pyro.sample "
         "statements without obs= and not hidden by poutine.block"
     )
 

@@ -61,7 +61,7 @@ class Autoregressive(Layer):
     def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
         """By a triangular solve against the Jacobian, whose rows come in one batch: the inverse takes D passes."""
         flat, score = x.reshape(-1, self.input_dim), score.reshape(-1, self.input_dim)
-        (_, log_slope), pull = pullback(self.transformer.forward, flat, self.net(flat))
+        _, pull = pullback(self.transformer.forward, flat, self.net(flat))
         none, one = torch.zeros_like(flat), torch.ones_like(flat)
         diagonal, each = pull((one, none))
         along, total = pull((none, -weight * one))

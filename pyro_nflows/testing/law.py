@@ -45,9 +45,12 @@ def perturbed(make: Make, size: float = 0.5) -> Layer:
     r"""A new layer in double precision, away from its start: normal numbers are added to its parameters.
 
     :param make: makes a fresh layer, or is one.
-    :param size: their standard deviation; in a matrix of :math:`n` columns, times :math:`1 / \sqrt n`.
+    :param size: their standard deviation; in a matrix of :math:`n` columns, times :math:`1 / \sqrt n`, and in a chain
+        of :math:`m` layers, times :math:`1 / \sqrt m`: what they do together is then of one size.
     """
     layer = fresh(make)
+    kinds = [module for module in layer.modules() if isinstance(module, Layer)]
+    size /= sum(not any(isinstance(m, Layer) for m in kind.modules() if m is not kind) for kind in kinds) ** 0.5
     with torch.no_grad():
         for parameter in layer.parameters():
             columns = parameter.shape[-1] if parameter.dim() > 1 else 1
