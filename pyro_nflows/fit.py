@@ -9,6 +9,7 @@ r"""The recipe: from a guide and a model to a trained guide and weighed draws.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -25,10 +26,8 @@ from .objectives import ELBO, Covering, Gradient
 from .verdict import SETTLED, effective, is_hopeless
 from .weights import Draws, LogDensity, base_noise, concatenate, draw
 
-#: The first round, counted from 0, in which draws of large weight count for more.
-COVERING_FROM = 2
-#: An ESS at which no further round is run.
-GOOD_ESS = 0.96
+#: Below this ESS a few draws would have all the say in a covering round, and the plain ELBO is trained on.
+COVERING_ESS = 0.3
 
 
 @dataclass(frozen=True)
@@ -39,23 +38,29 @@ class Recipe:
     :param rounds: rounds of the whole flow, run until the ESS is good.
     :param num_draws: fresh draws for the verdict.
     :param max_ends: rounds of the affine end alone, more than one only while the model's own parameters move.
+    :param good_ess: an ESS at which no further round is run.
     """
 
     end: Round = field(default_factory=lambda: Round(800, 64, 2e-2))
     rounds: Sequence[Round] = (
         Round(600, 64, 5e-3),
         Round(1200, 128, 3e-3),
-        Round(1200, 256, 1e-3),
-        Round(3000, 256, 2e-3),
+        Round(1200, 256, 1e-3, covering=True),
+        Round(3000, 256, 2e-3, covering=True),
     )
     num_draws: int = 22_500
     max_ends: int = 30
+    good_ess: float = 0.96
 
     @staticmethod
     def of_steps(num_steps: int, num_particles: int | None, annealing: float) -> "Recipe":
-        """One round of a given length."""
+        """So many steps of the flow, whatever they reach; the last quarter are covering, unless annealed."""
         end = Round(min(800, max(1, num_steps // 2)), 64, 2e-2)
-        return Recipe(end, (Round(num_steps, num_particles or 128, 3e-3, annealing),), max_ends=1)
+        last = 0 if annealing else num_steps // 4
+        rounds = [Round(num_steps - last, num_particles or 128, 3e-3, annealing)]
+        if last:
+            rounds.append(Round(last, num_particles or 256, 1e-3, covering=True))
+        return Recipe(end, rounds, max_ends=1, good_ess=math.inf)
 
 
 @dataclass
@@ -138,10 +143,11 @@ def _train(
         if trainer.stopped:
             return None
         name = f"{title}flow" if i == 0 else f"{title}flow, round {i + 1}"
-        _run(trainer, layer, _objective(objective, gradient, layer, i), gradient, plan, name)
-        if _ess(sample(trainer.log_joint, layer, 2000)) > GOOD_ESS and trainer.history.drift < SETTLED:
+        _run(trainer, layer, _objective(trainer, layer, objective, gradient, plan), gradient, plan, name)
+        settled = recipe.good_ess < 1 and trainer.history.drift < SETTLED
+        if settled and _ess(sample(trainer.log_joint, layer, 2000)) > recipe.good_ess:
             draws = sample(trainer.log_joint, layer, recipe.num_draws)
-            if _ess(draws) > GOOD_ESS:
+            if _ess(draws) > recipe.good_ess:
                 return draws
     return None
 
@@ -170,10 +176,12 @@ def _ess(draws: Draws) -> float:
     return effective(weightless(draws, ~(draws.log_weight < torch.inf)).log_weight)
 
 
-def _objective(objective: ELBO, gradient: Gradient, layer: Chain, index: int) -> ELBO:
+def _objective(trainer: Trainer, layer: Chain, objective: ELBO, gradient: Gradient, plan: Round) -> ELBO:
     """What a round maximises: the ELBO, where that is what was asked for, gives way to its covering kin."""
     plain = type(objective) is ELBO and gradient is Gradient.PATH and layer.grade >= Weight.PROPER
-    return Covering() if plain and index >= COVERING_FROM else objective
+    if not plain or not plan.covering or _ess(sample(trainer.log_joint, layer, 2000)) < COVERING_ESS:
+        return objective
+    return Covering()
 
 
 def weightless(draws: Draws, which: Tensor) -> Draws:

@@ -1,4 +1,4 @@
-r"""What a guide is trained on: the ELBO and its importance-weighted sibling, as ordinary ``pyro.infer.ELBO``s.
+r"""What a guide is trained on: the ELBO and its importance-weighted sibling, as ordinary ``pyro.infer.ELBO``\ s.
 
 One particle's log-weight :math:`\log w = \log p(x, z) - \log \hat q(z)` sums over *all* sites and *all* plates. Then
 
@@ -208,22 +208,28 @@ class ELBO(elbo.ELBO):
 
 
 class Covering(ELBO):
-    r"""The ELBO's path gradient with a share of it where the guide is too thin: a last touch, not a bound.
+    r"""The ELBO and the Rényi bound of order one half, mixed: a last touch for a guide that is too thin somewhere.
 
-    A draw's weight in the gradient is :math:`\frac{1-s}{K} + s\,\sqrt{w_k} / \sum_j \sqrt{w_j}`, between the ELBO's
-    and the Rényi divergence's of order one half [1]. The exact posterior is a fixed point of both, because the path
-    gradient of each draw vanishes there. A guide that is not exact then leaves fewer rare draws of large weight.
+    The gradient of :math:`E_q \sqrt w` is a quarter of :math:`E_q[\sqrt w\, \nabla^\mathrm{path} \log w]` [1, 2], so
+    a draw's path counts
+
+    .. math:: \frac{1 - s}{K} + s\,\frac{\sqrt{w_k}}{\sum_j \sqrt{w_j}} .
+
+    Draws of large weight have more say, and fewer of them remain; the exact posterior is a fixed point of both parts.
 
     :param share: :math:`s`, between 0 (the ELBO) and 1.
 
     **References**
 
     [1] Y. Li, R. E. Turner (2016). Rényi Divergence Variational Inference.
+
+    [2] G. Tucker, D. Lawson, S. Gu, C. Maddison (2018). Doubly Reparameterized Gradient Estimators for Monte Carlo
+    Objectives.
     """
 
     _gradients = (Gradient.PATH,)
 
-    def __init__(self, share: float = 0.8):
+    def __init__(self, share: float = 0.5):
         super().__init__()
         self.share = share
 

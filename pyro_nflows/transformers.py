@@ -64,7 +64,7 @@ class Affine:
     """
 
     num_params: ClassVar[int] = 2
-    bound: float = 6.0
+    bound: float = 10.0
 
     def __post_init__(self) -> None:
         if not self.bound > 0:

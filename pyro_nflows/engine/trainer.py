@@ -26,12 +26,14 @@ class Round:
     """One run of the schedule: the step size falls from ``rate`` to zero along a cosine.
 
     For the first ``annealing`` share of the steps, ``log p`` is multiplied by a power that grows from .01 to 1.
+    ``covering`` gives draws of large weight more say (:class:`~pyro_nflows.objectives.Covering`).
     """
 
     num_steps: int
     num_particles: int
     rate: float
     annealing: float = 0.0
+    covering: bool = False
 
     def rates(self, like: Tensor) -> Tensor:
         """Step sizes, one a step."""

@@ -76,7 +76,7 @@ def _check_inverse_on_average(layer: Layer) -> None:
 
 @law(lambda layer: layer.grade is Weight.EXACT and _is_square(layer) and not layer.noise_dim)
 def check_log_weight_is_slogdet(make: Make) -> None:
-    """An EXACT log-weight is autograd's log |det dy/dx|."""
+    r"""An EXACT log-weight is autograd's :math:`\log|\det dy/dx|`."""
     layer = perturbed(make)
     x = points(layer, 20, spread=2.0)[0].requires_grad_()
     y, log_weight = layer(x)
@@ -115,7 +115,7 @@ def _evidence(layer: Layer, density: TorchDistribution, point: Tensor) -> Tensor
 
 @law(lambda layer: layer.grade is Weight.UNBIASED and _is_square(layer))
 def check_mean_log_weight(make: Make) -> None:
-    """An UNBIASED log-weight is log |det dy/dx| on average over the noise, if ``y`` does not depend on it."""
+    r"""An UNBIASED log-weight is :math:`\log|\det dy/dx|` on average over the noise, if ``y`` does not depend on it."""
     layer = perturbed(make)
     x = points(layer, 4)[0].requires_grad_()
     noise = points(layer, _NUM_DRAWS, 4)[1]
