@@ -4,7 +4,7 @@ r"""The recipe: from a guide and a model to a trained guide and weighed draws.
 2. Fit the guide's affine end by itself (a Gaussian): the flow in front of it then works in whitened coordinates.
 3. Train the whole flow by path gradients in rounds, each with a step size that falls to zero, until fresh draws
    have an ESS that more training would not better much. From the second round on, draws of large weight count for
-   more (:class:`~pyro_nflows.objectives.Covering`).
+   more (:class:`~pyro_nflows.estimators.Covering`).
 4. Judge with fresh draws.
 """
 
@@ -19,10 +19,11 @@ from torch import Tensor
 
 from . import diagnostics
 from .engine import Gaussian, Round, Trainer, best_start
+from .estimators import Balanced, Covering
 from .guides import AutoFlow
 from .layer import Chain, Weight
 from .layers import LocScale, TriangularAffine
-from .objectives import ELBO, Covering, Gradient
+from .objectives import ELBO, Gradient
 from .verdict import SETTLED, effective, is_hopeless
 from .weights import Draws, LogDensity, base_noise, concatenate, draw
 
@@ -177,11 +178,13 @@ def _ess(draws: Draws) -> float:
 
 
 def _objective(trainer: Trainer, layer: Chain, objective: ELBO, gradient: Gradient, plan: Round) -> ELBO:
-    """What a round maximises: the ELBO, where that is what was asked for, gives way to its covering kin."""
-    plain = type(objective) is ELBO and gradient is Gradient.PATH and layer.grade >= Weight.PROPER
-    if not plain or not plan.covering or _ess(sample(trainer.log_joint, layer, 2000)) < COVERING_ESS:
+    """What a round maximises: the ELBO, where that is what was asked for, gives way to its kin."""
+    if type(objective) is not ELBO or gradient is not Gradient.PATH or layer.grade < Weight.PROPER:
         return objective
-    return Covering()
+    if plan.annealing:
+        return Balanced(objective.num_particles)
+    enough = plan.covering and _ess(sample(trainer.log_joint, layer, 2000)) > COVERING_ESS
+    return Covering() if enough else objective
 
 
 def weightless(draws: Draws, which: Tensor) -> Draws:

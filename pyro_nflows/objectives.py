@@ -207,37 +207,6 @@ class ELBO(elbo.ELBO):
         return Draws(torch.empty(self.num_particles, 0), torch.stack(log_p), torch.stack(log_q))
 
 
-class Covering(ELBO):
-    r"""The ELBO and the Rényi bound of order one half, mixed: a last touch for a guide that is too thin somewhere.
-
-    The gradient of :math:`E_q \sqrt w` is a quarter of :math:`E_q[\sqrt w\, \nabla^\mathrm{path} \log w]` [1, 2], so
-    a draw's path counts
-
-    .. math:: \frac{1 - s}{K} + s\,\frac{\sqrt{w_k}}{\sum_j \sqrt{w_j}} .
-
-    Draws of large weight have more say, and fewer of them remain; the exact posterior is a fixed point of both parts.
-
-    :param share: :math:`s`, between 0 (the ELBO) and 1.
-
-    **References**
-
-    [1] Y. Li, R. E. Turner (2016). Rényi Divergence Variational Inference.
-
-    [2] G. Tucker, D. Lawson, S. Gu, C. Maddison (2018). Doubly Reparameterized Gradient Estimators for Monte Carlo
-    Objectives.
-    """
-
-    _gradients = (Gradient.PATH,)
-
-    def __init__(self, share: float = 0.5):
-        super().__init__()
-        self.share = share
-
-    def coefficients(self, log_weight: Tensor, gradient: Gradient) -> tuple[Tensor, Tensor]:
-        even = torch.full_like(log_weight, 1 / len(log_weight))
-        return (1 - self.share) * even + self.share * (0.5 * log_weight).softmax(0), even
-
-
 class IWAE(ELBO):
     r"""The importance-weighted bound [1]: tighter than the ELBO, equal to it at one particle.
 

@@ -47,6 +47,13 @@ class Draws:
         along = (reverse * self.z).sum(-1) + index_reverse
         return (pull * self.z).sum(-1) - index_score + along, self.log_p + log_r - along
 
+    def log_q_there(self) -> Tensor:
+        r"""A number a row whose gradient is the score, :math:`\nabla_\phi \log q_\phi` at a fixed draw."""
+        if self.scored is None:
+            raise ValueError("Draws.log_q_there: these draws carry no path gradients; take them with draw_scored")
+        path = (self.scored.score * self.z).sum(-1) + self.scored.index_score
+        return self.log_q + self.scored.log_r - path
+
 
 def base_noise(layer: Layer, num_particles: int) -> Tensor:
     """Standard normal numbers for ``num_particles`` draws: the base point and the layers' noise side by side."""

@@ -33,6 +33,7 @@ FLOORS = {
     "log_joint": 4,
     "weights": 4,
     "objectives": 5,
+    "estimators": 5,
     "bounds": 5,
     "diagnostics": 5,
     "predictive": 5,

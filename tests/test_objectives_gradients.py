@@ -1,5 +1,6 @@
 """Gradient estimators agree with the total gradient, in expectation, for every guide and to five standard errors."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from torch.func import functional_call, grad, vmap
 
 import pyro_nflows as nf
 from pyro_nflows import ELBO, IWAE, recipes
+from pyro_nflows.estimators import Balanced, Covering
 from pyro_nflows.guides import AutoFlow
 from pyro_nflows.layer import Layer
 from pyro_nflows.objectives import Gradient
@@ -50,10 +52,10 @@ FEW: dict[str, Callable[..., AutoFlow]] = {
 }
 
 
-def layer_of(name: str) -> Layer:
+def layer_of(name: str, size: float = 0.3) -> Layer:
     guide = FEW[name](plane, init_scale=1.0)
     guide()
-    moved(guide, 0.3)
+    moved(guide, size)
     return guide.get_posterior().layer
 
 
@@ -109,6 +111,48 @@ def test_path_gradients_hold_the_density_fixed(name: str, objective: ELBO, gradi
         param.requires_grad_()
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(bound, params)])
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_balanced_gradient_is_two_elbo_gradients(name: str) -> None:
+    """The path gradient, and K - 1 of K times the score gradient of all but the reverse models' parameters."""
+    layer, num = layer_of(name, 0.1), 5  # the score gradient has heavy tails
+    noise = torch.stack([base_noise(layer, num) for _ in range(4000)])
+    is_reverse = [torch.full((p.numel(),), "reverse" in key) for key, p in layer.named_parameters()]
+    times = torch.where(torch.cat(is_reverse), 1.0, 2 - 1 / num).to(noise)
+    total = gradients(layer, ELBO(num), Gradient.TOTAL, noise)
+    difference = gradients(layer, Balanced(num, limit=math.inf), Gradient.PATH, noise) - times * total
+    assert (difference.mean(0).abs() < 5 * difference.std(0) / len(noise) ** 0.5 + 1e-12).all()
+
+
+@pytest.mark.parametrize("name", [name for name in FEW if "CIF" not in name])
+def test_a_covering_gradient_is_that_of_the_mean_root_weight(name: str) -> None:
+    """A draw's path times the root of its weight is, on average, four times the gradient of that root."""
+    layer = layer_of(name)
+    noise = torch.stack([base_noise(layer, 1) for _ in range(4000)])
+    with torch.no_grad():
+        root = (0.5 * draw(banana, layer, noise[:, 0]).log_weight).exp()[:, None]
+    difference = root * (
+        gradients(layer, ELBO(1), Gradient.PATH, noise) - 2 * gradients(layer, ELBO(1), Gradient.TOTAL, noise)
+    )
+    assert (difference.mean(0).abs() < 5 * difference.std(0) / len(noise) ** 0.5 + 1e-12).all()
+    log_weight = torch.tensor([0.0, 2.0, -2.0], dtype=noise.dtype)
+    along, direct = Covering(0.5).coefficients(log_weight, Gradient.PATH)
+    roots = torch.tensor([1.0, math.e, 1 / math.e], dtype=noise.dtype)
+    torch.testing.assert_close(along, 1 / 6 + 0.5 * roots / roots.sum())
+    torch.testing.assert_close(direct, torch.full_like(direct, 1 / 3))
+
+
+@pytest.mark.parametrize("objective", [Balanced(50), Covering()])
+@pytest.mark.parametrize("name", ["AutoFlow", "AutoIAF"])
+def test_the_exact_guide_is_a_fixed_point(objective: ELBO, name: str) -> None:
+    """At a guide that is exact, not only the mean of the gradient is zero."""
+    guide = FEW[name](plane, init_scale=1.0, init_loc_fn=lambda site: torch.zeros(2, dtype=torch.float64))
+    guide()
+    layer = guide.get_posterior().layer
+    draws = objective.draws(lambda z: -0.5 * z.square().sum(-1), layer, base_noise(layer, 50), Gradient.PATH)
+    grads = torch.autograd.grad(objective.surrogate(draws, Gradient.PATH), list(layer.parameters()), allow_unused=True)
+    assert max(float(g.abs().max()) for g in grads if g is not None) < 1e-12
 
 
 @pytest.mark.parametrize("name", FEW)

@@ -25,8 +25,9 @@ BLOCK = 50
 class Round:
     """One run of the schedule: the step size falls from ``rate`` to zero along a cosine.
 
-    For the first ``annealing`` share of the steps, ``log p`` is multiplied by a power that grows from .01 to 1.
-    ``covering`` gives draws of large weight more say (:class:`~pyro_nflows.objectives.Covering`).
+    For the first ``annealing`` share of the steps, ``log p`` is multiplied by a power that grows from .01 to 1
+    (and the gradient is that of :class:`~pyro_nflows.estimators.Balanced`).
+    ``covering`` gives draws of large weight more say (:class:`~pyro_nflows.estimators.Covering`).
     """
 
     num_steps: int

@@ -1,0 +1,232 @@
+r"""How good, and how soon? The twelve posteriors with reference draws, by default settings and by the usual ways.
+
+    python -m benchmarks.posteriors --posteriordb PATH [--methods flow,normal] [--seeds 1] [--json FILE] [--plot FILE]
+
+Each fit runs in a process of its own, so that "cold" counts imports, tracing and compiling; "warm" is a second run in
+the same process. Nothing is set by hand for any posterior. Methods:
+
+``flow``    ``VI(AutoFlow(model)).run(data)``
+``normal``  Pyro's ``AutoMultivariateNormal``, ``Trace_ELBO`` of 16 particles, Adam at 1e-3, 20,000 steps
+``iaf``     Pyro's ``AutoIAFNormal``, the same
+``nuts``    Pyro's ``NUTS``, four chains of 1,000 + 1,000
+
+Errors are the worst over the parameters: of the mean in reference standard deviations, and of the standard deviation as
+a share; for weighed draws before and after importance resampling.
+"""
+
+import argparse
+import json
+import math
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoContinuous, AutoIAFNormal, AutoMultivariateNormal, init_to_value
+from torch import Tensor
+
+from benchmarks.models import POSTERIORS, Posterior, add_posteriordb_argument, errors, reference
+from pyro_nflows import VI, AutoFlow, diagnostics
+from pyro_nflows.log_joint import LogJoint
+from pyro_nflows.verdict import Evidence, judge
+
+NUM_DRAWS = 22_500
+Row = dict[str, Any]
+
+
+def weighed(posterior: Posterior, guide: AutoFlow, z: Tensor, log_weight: Tensor, path: str | None) -> Row:
+    """What the weights say, and the errors before and after resampling."""
+    resampled = z[diagnostics.psis_resample(log_weight, len(z))]
+    truth = reference(posterior.name, path)
+    before, after = (errors(posterior.to_reference(guide.constrain(rows)), truth) for rows in (z, resampled))
+    return {
+        "elbo": float(diagnostics.elbo(log_weight).value),
+        "iwae": float(diagnostics.log_evidence(log_weight).value),
+        "ess": float(diagnostics.ess(log_weight)),
+        "pareto_k": float(diagnostics.pareto_k(log_weight)),
+        "mean_error": before[0],
+        "sd_error": before[1],
+        "mean_error_psis": after[0],
+        "sd_error_psis": after[1],
+        "verdict": judge(Evidence(log_weight, [], [], torch.ones(1))).outcome.name,
+    }
+
+
+def by_flow(posterior: Posterior, args: tuple[Any, ...], seed: int, path: str | None) -> Row:
+    """Our default, whatever it is today."""
+    began = time.perf_counter()
+    vi = VI(AutoFlow(posterior.model), seed=seed, progress_bar=False).run(*args)
+    first = time.perf_counter() - began
+    began = time.perf_counter()
+    VI(AutoFlow(posterior.model), seed=seed, progress_bar=False).run(*args)
+    warm = time.perf_counter() - began
+    draws = vi._need_run()
+    row = weighed(posterior, vi.guide, draws.z, draws.log_weight, path)
+    return row | {
+        "steps": vi.history.num_steps,
+        "first": first,
+        "warm": warm,
+        "verdict": vi.verdict().outcome.name,
+        "engine": vi.history.engines[-1].value,
+    }
+
+
+def peer(make: Callable[..., AutoContinuous]) -> Callable[..., Row]:
+    """A Pyro guide in Pyro's loop."""
+
+    def fit(posterior: Posterior, args: tuple[Any, ...], seed: int, path: str | None, steps: int = 20_000) -> Row:
+        ours, values = start(posterior, args)
+        began = time.perf_counter()
+        guide = make(posterior.model, init_loc_fn=init_to_value(values=values))
+        loss = Trace_ELBO(num_particles=16, vectorize_particles=True)
+        svi = SVI(posterior.model, guide, pyro.optim.Adam({"lr": 1e-3}), loss)
+        for _ in range(steps):
+            svi.step(*args)
+        first = time.perf_counter() - began
+        with torch.no_grad():
+            q = guide.get_posterior()
+            z = q.sample((NUM_DRAWS,))
+            joint = LogJoint(posterior.model, ours)
+            joint.prepare(*args)
+            log_p = torch.cat([joint(rows, *args) for rows in z.split(2000)])
+            log_weight = torch.nan_to_num((log_p - q.log_prob(z)).double(), nan=-math.inf)
+        return weighed(posterior, ours, z, log_weight, path) | {"steps": steps, "first": first}
+
+    return fit
+
+
+def by_nuts(posterior: Posterior, args: tuple[Any, ...], seed: int, path: str | None) -> Row:
+    """Pyro's NUTS."""
+    _, values = start(posterior, args)
+    began = time.perf_counter()
+    kernel = NUTS(posterior.model, init_strategy=init_to_value(values=values))
+    mcmc = MCMC(kernel, num_samples=1000, warmup_steps=1000, num_chains=4, mp_context="spawn", disable_progbar=True)
+    mcmc.run(*args)
+    first = time.perf_counter() - began
+    mean, sd = errors(posterior.to_reference(mcmc.get_samples()), reference(posterior.name, path))
+    return {"first": first, "mean_error": mean, "sd_error": sd}
+
+
+def start(posterior: Posterior, args: tuple[Any, ...]) -> tuple[AutoFlow, dict[str, Tensor]]:
+    """A flow guide that knows the sites, and the values at zero in unconstrained space."""
+    guide = AutoFlow(posterior.model)
+    guide._setup_prototype(*args)
+    values = guide.constrain(torch.zeros(1, guide.latent_dim))
+    return guide, {name: value[0] for name, value in values.items()}
+
+
+METHODS: dict[str, Callable[..., Row]] = {
+    "flow": by_flow,
+    "normal": peer(AutoMultivariateNormal),
+    "iaf": peer(AutoIAFNormal),
+    "nuts": by_nuts,
+}
+COLUMNS = {
+    "steps": "7d",
+    "cold": "8.1f",
+    "warm": "8.1f",
+    "elbo": "10.3f",
+    "iwae": "10.3f",
+    "ess": "7.3f",
+    "pareto_k": "9.2f",
+    "mean_error": "11.3f",
+    "sd_error": "9.3f",
+    "mean_error_psis": "16.3f",
+    "sd_error_psis": "14.3f",
+}
+
+
+def one(method: str, name: str, seed: int, path: str | None) -> None:
+    """One fit, in this process: its row as JSON on the last line."""
+    torch.set_num_threads(1)
+    pyro.set_rng_seed(seed)
+    posterior = POSTERIORS[name]
+    args = posterior.args(path)
+    guide, _ = start(posterior, args)
+    row = METHODS[method](posterior, args, seed, path)
+    print(json.dumps(row | {"dim": guide.latent_dim}))
+
+
+def apart(method: str, name: str, seed: int, path: str | None) -> Row:
+    """The same in a process of its own, timed from outside."""
+    command = [sys.executable, "-m", "benchmarks.posteriors", "--one", method, name, str(seed)]
+    began = time.perf_counter()
+    done = subprocess.run([*command, *(["--posteriordb", path] if path else [])], capture_output=True, text=True)
+    seconds = time.perf_counter() - began
+    head = {"posterior": name, "method": method, "seed": seed}
+    if done.returncode:
+        return head | {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
+    row = json.loads(done.stdout.strip().splitlines()[-1])
+    return head | row | {"cold": seconds - row.get("warm", 0.0)}
+
+
+def line(row: Row) -> str:
+    """A row of the table."""
+    if "error" in row:
+        return f"{row['posterior']:<42}{row['method']:<8}{row['seed']:>4}  failed: {row['error'][:100]}"
+    cells = (
+        format(row[key], spec) if key in row else " " * int(spec.split(".")[0].rstrip("d"))
+        for key, spec in COLUMNS.items()
+    )
+    name = f"{row['posterior']:<42}{row['method']:<8}{row['seed']:>4}"
+    return f"{name}{row['dim']:>5}{''.join(cells)}  {row.get('verdict', '')}"
+
+
+def head() -> str:
+    """The head of the table."""
+    cells = "".join(f"{key:>{int(spec.split('.')[0].rstrip('d'))}}" for key, spec in COLUMNS.items())
+    return f"{'posterior':<42}{'method':<8}{'seed':>4}{'dim':>5}{cells}  verdict"
+
+
+def plot(rows: Sequence[Row], file: str) -> None:
+    """Error against seconds, a line for each posterior through its methods."""
+    from matplotlib import pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(7, 5), layout="constrained")
+    for method in METHODS:
+        found = [row for row in rows if row["method"] == method and "error" not in row]
+        error = [row.get("mean_error_psis", row["mean_error"]) for row in found]
+        ax.loglog([row["cold"] for row in found], error, "o", label=method, alpha=0.8)
+    ax.axhline(0.03, color="#888888", lw=0.8, ls=":")
+    ax.set(xlabel="seconds, cold", ylabel="worst error of a mean (reference sd)")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    fig.savefig(file, dpi=150)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_posteriordb_argument(parser)
+    parser.add_argument("--methods", default="flow,normal,iaf", help=f"some of {','.join(METHODS)}")
+    parser.add_argument("--posteriors", default="", help="parts of names, separated by commas; default all")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--json", help="write the rows here")
+    parser.add_argument("--plot", help="write a picture here")
+    parser.add_argument("--one", nargs=3, metavar=("METHOD", "POSTERIOR", "SEED"), help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.one:
+        return one(options.one[0], options.one[1], int(options.one[2]), options.posteriordb)
+    parts = options.posteriors.split(",")
+    names = [name for name in POSTERIORS if any(part in name for part in parts)]
+    print(f"{platform.machine()}, torch {torch.__version__}, one thread\n\n{head()}", flush=True)
+    rows: list[Row] = []
+    for name in names:
+        for method in options.methods.split(","):
+            for seed in range(options.seeds):
+                rows.append(apart(method, name, seed, options.posteriordb))
+                print(line(rows[-1]), flush=True)
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(rows, file, indent=1)
+    if options.plot:
+        plot(rows, options.plot)
+
+
+if __name__ == "__main__":
+    main()
