@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
+from torch.utils._pytree import tree_leaves
 
 _LOG_2PI = math.log(2 * math.pi)
 #: ``softplus(_UNIT) == 1``: the offset at which softplus-positive quantities start at one.
@@ -84,11 +85,25 @@ def pullback(function: Callable[..., Any], *points: Tensor) -> tuple[Any, Callab
     Example::
 
         >>> value, pull = pullback(torch.square, torch.tensor(3.0))
-        >>> value, pull(torch.tensor(1.0))
-        (tensor(9.), (tensor(6.),))
+        >>> value.item(), pull(torch.tensor(1.0))
+        (9.0, (tensor(6.),))
     """
-    value, pull, *_ = torch.func.vjp(function, *points)
-    return value, pull
+    try:
+        leaves = [point.detach().requires_grad_() for point in points]
+    except RuntimeError:  # inside a torch.func transform, where only torch.func may differentiate
+        value, pull, *_ = torch.func.vjp(function, *points)
+        return value, pull
+    with torch.enable_grad():
+        value = function(*leaves)
+
+    def pull_plainly(cotangent: Any) -> tuple[Tensor, ...]:
+        pairs = [(v, c) for v, c in zip(tree_leaves(value), tree_leaves(cotangent)) if v.requires_grad]
+        if not pairs:
+            return tuple(torch.zeros_like(leaf) for leaf in leaves)
+        outputs, costs = zip(*pairs)
+        return torch.autograd.grad(outputs, leaves, costs, retain_graph=True, allow_unused=True, materialize_grads=True)
+
+    return value, pull_plainly
 
 
 def monotone_root(

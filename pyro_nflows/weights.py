@@ -92,22 +92,9 @@ def draw_scored(log_joint: LogDensity, layer: Layer, noise: Tensor, reverse: boo
     x, rest = split_noise(layer, noise)
     zero = torch.zeros_like(x if reverse and layer.noise_dim else x[:, :0])
     scored = layer.scored(x, rest, -x.detach(), zero)
-    log_p, grad = _with_gradient(log_joint, scored.y.detach())
+    log_p, pull = pullback(log_joint, scored.y.detach())
+    grad = pull(torch.ones_like(log_p))[0].detach()
     return Draws(scored.y, log_p, standard_normal_log_prob(x) - scored.log_weight, grad, scored)
-
-
-def _with_gradient(log_joint: LogDensity, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The log joint, and its gradient in ``z`` (detached)."""
-    try:
-        log_p, pull = pullback(log_joint, z)
-        return log_p, pull(torch.ones_like(log_p), retain_graph=True)[0].detach()
-    except RuntimeError as error:
-        if "setup_context" not in str(error):  # an autograd.Function that torch.func refuses, and autograd takes
-            raise
-    with torch.enable_grad():
-        z.requires_grad_()
-        log_p = log_joint(z)
-        return log_p, torch.autograd.grad(log_p, z, torch.ones_like(log_p), retain_graph=True)[0]
 
 
 def concatenate(parts: Sequence[Draws]) -> Draws:

@@ -170,25 +170,15 @@ def test_an_old_autograd_function_is_no_obstacle() -> None:
     assert vi.diagnostics()["elbo"] == pytest.approx(-0.5 * math.log(3), abs=0.01)
 
 
-class Stop:
-    """A model that is interrupted at its n-th run."""
+@pytest.mark.parametrize("where", ["best_start", "_ess"])
+def test_an_interrupt_between_rounds_keeps_what_there_is(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
 
-    def __init__(self, at: int):
-        self.at, self.runs = at, 0
-
-    def __call__(self) -> None:
-        self.runs += 1
-        if self.runs == self.at:
-            raise KeyboardInterrupt
-        pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
-
-
-def test_an_interrupt_between_rounds_keeps_what_there_is() -> None:
-    first = Stop(0)
-    quick(first, num_steps=2).run()
-    vi = quick(Stop(first.runs // 3), num_steps=2).run()
+    monkeypatch.setattr(f"pyro_nflows.fit.{where}", interrupt)
+    vi = quick(num_steps=8).run(PAIRS)
     assert vi.diagnostics()["interrupted"]
-    assert vi.get_samples(10)["z"].shape == (10,)
+    assert vi.get_samples(10)["z"].shape == (10, 4)
 
 
 def test_no_draw_with_any_weight_is_a_verdict_not_an_error() -> None:

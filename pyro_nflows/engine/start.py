@@ -9,7 +9,7 @@ the highest ELBO wins, the guide's own start included.
 [1] L. Zhang, B. Carpenter, A. Gelman, A. Vehtari (2022). Pathfinder: Parallel Quasi-Newton Variational Inference.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from ..weights import LogDensity
 
 #: Above this dimension the curvature's diagonal stands for all of it.
 MAX_HESSIAN = 200
+#: Stands for a loss that is not finite: the line search then turns back.
+FAR = 1e30
 
 
 class Gaussian(NamedTuple):
@@ -51,29 +53,27 @@ def _elbo(log_joint: LogDensity, gaussian: Gaussian, noise: Tensor) -> Tensor:
 
 
 def lbfgs_path(log_joint: LogDensity, start: Tensor, num_iterations: int) -> list[Tensor]:
-    """Points of an L-BFGS ascent of the log joint; it ends where the density stops being finite."""
-    z = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([z], max_iter=1, history_size=10, line_search_fn="strong_wolfe")
+    """Points of an L-BFGS ascent of the log joint, those of finite density only."""
+    from scipy.optimize import minimize  # type: ignore[import-untyped]  # its import adds a filter of warnings
+
     path: list[Tensor] = []
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = -log_joint(z[None])[0]
-        (z.grad,) = torch.autograd.grad(loss, z)
-        return loss.detach()
-
-    previous = torch.inf
-    for _ in range(num_iterations):
+    def loss(x: Any) -> tuple[float, Any]:
+        z = torch.as_tensor(x).to(start).requires_grad_()
         try:
-            loss = float(optimizer.step(closure))
+            value = -log_joint(z[None])[0]
+            (slope,) = torch.autograd.grad(value, z)
         except (ValueError, RuntimeError):  # a distribution refused an overshooting point
-            break
-        if not torch.isfinite(z).all() or not loss < torch.inf:
-            break
-        path.append(z.detach().clone())
-        if abs(previous - loss) < 1e-7 * (1 + abs(loss)):
-            break
-        previous = loss
+            return FAR, 0.0 * x
+        if not torch.isfinite(value) or not torch.isfinite(slope).all():
+            return FAR, 0.0 * x
+        return float(value.detach()), slope.double().cpu().numpy()
+
+    def note(x: Any) -> None:
+        path.append(torch.as_tensor(x).to(start, copy=True))
+
+    options = {"maxiter": num_iterations, "maxcor": 10, "ftol": 1e-9}
+    minimize(loss, start.double().cpu().numpy(), jac=True, method="L-BFGS-B", callback=note, options=options)
     return path
 
 

@@ -89,6 +89,10 @@ class _Recorder(TorchDispatchMode):
         for tensor in inputs:
             self._name(tensor)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or every operation would go through torch._dynamo, whose import takes two seconds
+
     def _name(self, tensor: Tensor) -> int:
         return self._bind(tensor, next(self._fresh))
 
@@ -258,7 +262,7 @@ class Tape:
         for i, call in enumerate(self.calls):
             args, kwargs = self._arguments(call, scope, names)
             target = f"f{next(names)}"
-            scope[target] = _SHORT.get(call.target, call.target) if _is_short(call) else call.target
+            scope[target] = call.target if call.kwargs else _SHORT.get(call.target, call.target)
             results = "".join(f"v{n}, " for n in call.results) if call.is_list else f"v{call.results[0]}"
             dead = sorted({value.number for value in _values(call) if last[value.number] == i} - keep)
             drop = "; del " + ", ".join(f"v{n}" for n in dead) if dead else ""
@@ -312,8 +316,3 @@ class Tape:
 
 def _values(call: Call) -> list[Value]:
     return [leaf for leaf in _leaves((call.args, call.kwargs)) if isinstance(leaf, Value)]
-
-
-def _is_short(call: Call) -> bool:
-    """Whether the short way takes these arguments as they are."""
-    return not call.kwargs
