@@ -24,6 +24,7 @@ def save_fit(path: Path, guide: AutoFlow, draws: Draws, history: History, bad_si
         "seconds": history.seconds,
         "interrupted": history.interrupted,
         "drift": history.drift,
+        "missed": history.missed,
         "bad_site": bad_site,
     }
     torch.save(state, path)
@@ -48,5 +49,6 @@ def load_fit(path: Path, guide: AutoFlow) -> tuple[Draws, History, str | None]:
         seconds=state["seconds"],
         interrupted=state["interrupted"],
         drift=state["drift"],
+        missed=state["missed"],
     )
     return Draws(*state["draws"]), history, state["bad_site"]

@@ -36,6 +36,10 @@ class Outcome(enum.Enum):
         "so the posterior probably has several modes and each fit found some; try AutoCIF with annealing, or more "
         "starts."
     )
+    MODE_MISSED = (
+        "Do not trust these draws: the guide never goes where at least {missed:.0%} as much mass lies as it found; the "
+        "posterior has another mode. Try AutoCIF with annealing (and init_scale about the prior's), or more starts."
+    )
     NOT_FINITE = (
         "Do not trust these draws: training met values that are not finite ({skipped} of {num_steps} steps), first "
         "at site '{site}'; look at its distribution's parameters for overflow, or rescale the model."
@@ -51,10 +55,13 @@ class Evidence(NamedTuple):
     sd: Tensor
     bad_site: str | None = None
     drift: float = 0.0
+    missed: float = 0.0
 
 
 #: How little (in nats) the model's own parameters change the log joint in a round once they have settled.
 SETTLED = 0.05
+#: Mass elsewhere, as a share of the mass found, that is too much to miss.
+MISSED = 0.02
 #: From this ESS on the weights are so nearly equal that the shape of their tail matters little.
 NEARLY_EQUAL = 0.95
 
@@ -93,6 +100,7 @@ def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0) -> Verdict:
         num_steps=num_steps,
         site=evidence.bad_site,
         drift=evidence.drift,
+        missed=evidence.missed,
         tail=f"below {threshold:.2f}" if pareto_k < threshold else "a tail of nearly equal weights",
     )
     return Verdict(outcome, sentence)
@@ -103,6 +111,8 @@ def _decide(evidence: Evidence, ess: float, pareto_k: float, threshold: float) -
         return Outcome.NOT_FINITE
     if not evidence.drift < SETTLED:
         return Outcome.UNSETTLED
+    if evidence.missed > MISSED:
+        return Outcome.MODE_MISSED
     if starts_disagree(evidence):
         return Outcome.STARTS_DISAGREE
     if pareto_k >= threshold and not (ess >= NEARLY_EQUAL and pareto_k < 1):

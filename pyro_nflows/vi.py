@@ -10,6 +10,7 @@ from torch import Tensor
 from . import diagnostics
 from .arviz import to_arviz
 from .checkpoint import Path, load_fit, save_fit
+from .elsewhere import look_elsewhere, scattered
 from .engine import Engine, History, Trainer
 from .fit import Fit, Recipe, bound_of, fit, sample
 from .guides import AutoFlow
@@ -20,6 +21,9 @@ from .start import check_start, dispersed_start, first_bad_site
 from .table import summary_table
 from .verdict import Evidence, Verdict, effective, is_hopeless, judge, tail_index
 from .weights import Draws, concatenate
+
+#: Points from which missed modes are looked for after a fit.
+NUM_LOOKS = 6
 
 
 class VI:
@@ -115,6 +119,8 @@ class VI:
         best = max(self._fits, key=lambda f: float(f.elbo.value))
         guide.adopt(best.layer)
         self._draws = best.draws
+        if not (trainer.stopped or is_hopeless(best.draws.log_weight)):
+            self.history.missed = self._look_elsewhere(trainer, best)
         if trainer.history.failed or best.undefined.any() or is_hopeless(best.draws.log_weight):
             blamed = best.draws.z[best.undefined] if best.undefined.any() else best.draws.z
             self._bad_site = first_bad_site(joint, blamed, args, kwargs)
@@ -128,6 +134,11 @@ class VI:
         objective.check_layer(self.guide.layer)  # type: ignore[arg-type]
         title = f"start {index + 1}, " if self.num_starts > 1 else ""
         return fit(trainer, self.guide, objective, gradient, self._recipe(), loc, title)
+
+    def _look_elsewhere(self, trainer: Trainer, best: Fit) -> float:
+        points = scattered(best.draws.z[best.draws.log_weight > -torch.inf], NUM_LOOKS)
+        missed = look_elsewhere(trainer.log_joint, best.layer, float(best.log_evidence.value), points)
+        return missed.mass if missed else 0.0
 
     def _recipe(self) -> Recipe:
         particles = self.objective.num_particles
@@ -186,7 +197,9 @@ class VI:
         draws = self._need_run()
         means = [fit.draws.z.mean(0) for fit in self._fits]
         bounds, sd = [f.log_evidence for f in self._fits], draws.z.std(0)
-        evidence = Evidence(draws.log_weight, bounds, means, sd, self._bad_site, self.history.drift)
+        evidence = Evidence(
+            draws.log_weight, bounds, means, sd, self._bad_site, self.history.drift, self.history.missed
+        )
         return judge(evidence, self.history.num_steps, self.history.skipped)
 
     def diagnostics(self) -> dict[str, Any]:

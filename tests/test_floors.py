@@ -43,6 +43,7 @@ FLOORS = {
     "start": 5,
     "table": 5,
     "engine": 5,
+    "elsewhere": 5,
     "checkpoint": 6,
     "fit": 6,
     "vi": 6,

@@ -53,10 +53,10 @@ def _elbo(log_joint: LogDensity, gaussian: Gaussian, noise: Tensor) -> Tensor:
 
 
 def lbfgs_path(log_joint: LogDensity, start: Tensor, num_iterations: int) -> list[Tensor]:
-    """Points of an L-BFGS ascent of the log joint, those of finite density only."""
+    """Points of an L-BFGS ascent of the log joint, the start first."""
     from scipy.optimize import minimize  # type: ignore[import-untyped]  # its import adds a filter of warnings
 
-    path: list[Tensor] = []
+    path = [start]
 
     def loss(x: Any) -> tuple[float, Any]:
         z = torch.as_tensor(x).to(start).requires_grad_()

@@ -52,7 +52,8 @@ class Round:
 class History:
     """What training has seen: minus the loss at every step, and why it ended.
 
-    ``drift`` is how much the model's own parameters changed the log joint in the last round.
+    ``drift`` is how much the model's own parameters changed the log joint in the last round;
+    ``missed`` is mass found where the guide never goes, as a share of what it found.
     """
 
     elbos: list[Tensor] = field(default_factory=list)
@@ -61,6 +62,7 @@ class History:
     failed: bool = False
     seconds: float = 0.0
     drift: float = 0.0
+    missed: float = 0.0
     engines: list[Engine] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)
 

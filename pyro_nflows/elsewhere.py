@@ -1,0 +1,74 @@
+r"""Is there mass that the guide never visits? Draws of the guide cannot say; a look from elsewhere can.
+
+From points scattered around the posterior that was found, and around the origin, an L-BFGS ascent ends in some
+mode, and the best Gaussian :math:`g` on its way bounds that mode's mass from below: its ELBO is at most
+:math:`\log \int_\mathrm{mode} p`. If the guide's own density is far too small at :math:`g`'s draws,
+
+.. math:: \mathrm{median}\ \log p(x, z) - \log \hat Z - \log q(z) > t, \qquad z \sim g,
+
+then that mass is missing. What no ascent reaches stays unseen: silence is no proof.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .engine import Gaussian, best_start
+from .layer import Layer
+from .numerics import standard_normal_log_prob
+from .weights import LogDensity
+
+#: How many nats too small the guide's density has to be before a region counts as missed.
+TOO_THIN = 4.0
+#: How far from the posterior that was found to start, in its standard deviations; basins are wide out there.
+FAR_OUT = 10.0
+#: Draws of a Gaussian.
+NUM_DRAWS = 200
+
+
+class Missed(NamedTuple):
+    """A region that the guide misses: where, and a lower bound of its mass as a share of the mass that was found."""
+
+    loc: Tensor
+    mass: float
+
+
+def scattered(draws: Tensor, num: int) -> list[Tensor]:
+    """Points to look from: ten standard deviations around the draws, and around the origin as Stan does."""
+    mean, sd = draws.mean(0), draws.std(0)
+    near = [mean + FAR_OUT * sd * torch.randn_like(mean) for _ in range(num // 2)]
+    return [*near, *(4 * torch.rand_like(mean) - 2 for _ in range(num - num // 2))]
+
+
+def look_elsewhere(log_joint: LogDensity, layer: Layer, log_evidence: float, points: Iterable[Tensor]) -> Missed | None:
+    """The heaviest missed region that is found from these points, if any.
+
+    :param log_joint: the model, ``(K, D) -> (K,)``.
+    :param layer: the trained flow; one without an inverse has no density to compare, and nothing is found.
+    :param log_evidence: of the mass that the guide found.
+    :param points: where to start.
+    """
+    if not layer.has_inverse or not math.isfinite(log_evidence):
+        return None
+    found = [_look(log_joint, layer, log_evidence, point) for point in points]
+    return max((missed for missed in found if missed), key=lambda missed: missed.mass, default=None)
+
+
+def _look(log_joint: LogDensity, layer: Layer, log_evidence: float, point: Tensor) -> Missed | None:
+    tiny = Gaussian(point, 0.1 * torch.eye(len(point)).to(point))
+    mode = best_start(log_joint, tiny, num_iterations=100, num_candidates=4)
+    noise = torch.randn(NUM_DRAWS, len(point)).to(point)
+    with torch.no_grad():
+        z = mode.loc + noise @ mode.scale_tril.T
+        log_g = standard_normal_log_prob(noise) - mode.scale_tril.diagonal().log().sum()
+        log_p = log_joint(z)
+        x, log_weight = layer.inverse(z)
+        excess = log_p - log_evidence - standard_normal_log_prob(x) + log_weight
+    excess = torch.where(torch.isfinite(log_p), excess.nan_to_num(nan=torch.inf), -torch.inf)
+    mass = float((log_p - log_g).mean()) - log_evidence
+    if not float(excess.median()) > TOO_THIN or not math.isfinite(mass):
+        return None
+    return Missed(mode.loc, math.exp(min(mass, 50.0)))

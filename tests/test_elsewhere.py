@@ -1,0 +1,71 @@
+"""Missed modes are found from elsewhere, with their mass; where nothing is missed, nothing is found."""
+
+import math
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_nflows import VI, AutoFlow, recipes
+from pyro_nflows.elsewhere import look_elsewhere, scattered
+from pyro_nflows.layers import LocScale, Planar
+from pyro_nflows.verdict import Outcome
+
+
+def two_modes(share: float) -> dist.MixtureSameFamily:
+    weights = torch.tensor([1 - share, share], dtype=torch.float64)
+    means = torch.tensor([[0.0, 0.0], [6.0, -6.0]], dtype=torch.float64)
+    parts = dist.Normal(means, 1.0).to_event(1)
+    return dist.MixtureSameFamily(dist.Categorical(weights), parts)
+
+
+def model(share: float) -> None:
+    z = pyro.sample("z", dist.ImproperUniform(dist.constraints.real_vector, (), (2,)))
+    pyro.factor("modes", two_modes(share).log_prob(z))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_a_missed_mode_is_found_with_its_mass(share: float) -> None:
+    first = LocScale(2).double()  # the first mode, exactly
+    points = [torch.tensor([5.0, -4.0], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)]
+    missed = look_elsewhere(two_modes(share).log_prob, first, math.log(1 - share), points)
+    assert missed is not None
+    torch.testing.assert_close(missed.loc, torch.tensor([6.0, -6.0], dtype=torch.float64), atol=0.01, rtol=0)
+    assert missed.mass == pytest.approx(share / (1 - share), rel=1e-3)
+
+
+def test_nothing_is_missed_by_the_exact_guide() -> None:
+    layer = LocScale(2).double()
+    normal = dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1)
+    draws = torch.randn(1000, 2, dtype=torch.float64)
+    assert look_elsewhere(normal.log_prob, layer, 0.0, scattered(draws, 6)) is None
+
+
+def test_points_are_scattered_around_the_draws_and_the_origin() -> None:
+    torch.manual_seed(0)
+    draws = 100 + 2 * torch.randn(1000, 3, dtype=torch.float64)
+    points = torch.stack(scattered(draws, 41))
+    assert points.shape == (41, 3)
+    assert (points[20:].abs() < 2).all()
+    assert ((points[:20] - 100).abs() < 20 * 5).all()
+    assert (points[:20] - 100).std() == pytest.approx(20, rel=0.3)
+
+
+def test_a_flow_without_an_inverse_or_evidence_is_left_alone() -> None:
+    class OneWay(Planar):
+        has_inverse = False  # type: ignore[assignment]
+
+    points = [torch.zeros(2, dtype=torch.float64)]
+    assert look_elsewhere(two_modes(0.5).log_prob, OneWay(2).double(), 0.0, points) is None
+    assert look_elsewhere(two_modes(0.5).log_prob, LocScale(2).double(), -math.inf, points) is None
+
+
+def test_the_verdict_names_a_missed_mode(tmp_path: Path) -> None:
+    guide = AutoFlow(model, lambda dim: recipes.realnvp(dim, 2, (4,)), init_scale=0.1)
+    vi = VI(guide, num_steps=100, engine="eager", seed=0, progress_bar=False).run(0.5)
+    assert vi.diagnostics()["ess"] > 0.9  # the draws alone say nothing
+    assert vi.diagnostics()["outcome"] is Outcome.MODE_MISSED
+    assert "has another mode" in vi.verdict().sentence
+    torch.testing.assert_close(vi.history.missed, 1.0, atol=0.05, rtol=0)
