@@ -47,11 +47,11 @@ class Recipe:
         Round(600, 64, 5e-3),
         Round(1200, 128, 3e-3),
         Round(1200, 256, 1e-3, covering=True),
-        Round(3000, 256, 2e-3, covering=True),
+        Round(2500, 256, 2e-3, covering=True),
     )
     num_draws: int = 22_500
     max_ends: int = 30
-    good_ess: float = 0.96
+    good_ess: float = 0.95
 
     @staticmethod
     def of_steps(num_steps: int, num_particles: int | None, annealing: float) -> "Recipe":

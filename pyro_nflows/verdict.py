@@ -111,10 +111,10 @@ def _decide(evidence: Evidence, ess: float, pareto_k: float, threshold: float) -
         return Outcome.NOT_FINITE
     if not evidence.drift < SETTLED:
         return Outcome.UNSETTLED
-    if evidence.missed > MISSED:
-        return Outcome.MODE_MISSED
     if starts_disagree(evidence):
         return Outcome.STARTS_DISAGREE
+    if evidence.missed > MISSED:
+        return Outcome.MODE_MISSED
     if pareto_k >= threshold and not (ess >= NEARLY_EQUAL and pareto_k < 1):
         return Outcome.TAILS if ess >= 0.9 else Outcome.DISTRUST
     return Outcome.TRUST if ess >= 0.5 else Outcome.RESAMPLED
