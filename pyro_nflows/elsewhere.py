@@ -9,6 +9,7 @@ mode, and the best Gaussian :math:`g` on its way bounds that mode's mass from be
 then that mass is missing. What no ascent reaches stays unseen: silence is no proof.
 """
 
+import contextlib
 import math
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -53,7 +54,10 @@ def look_elsewhere(log_joint: LogDensity, layer: Layer, log_evidence: float, poi
     """
     if not layer.has_inverse or not math.isfinite(log_evidence):
         return None
-    found = [_look(log_joint, layer, log_evidence, point) for point in points]
+    found = []
+    for point in points:
+        with contextlib.suppress(ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
+            found.append(_look(log_joint, layer, log_evidence, point))
     return max((missed for missed in found if missed), key=lambda missed: missed.mass, default=None)
 
 

@@ -3,7 +3,7 @@ r"""The recipe: from a guide and a model to a trained guide and weighed draws.
 1. Start at ``init_loc_fn``, or at the best Gaussian on the way to a mode, whichever has the better ELBO.
 2. Fit the guide's affine end by itself (a Gaussian): the flow in front of it then works in whitened coordinates.
 3. Train the whole flow by path gradients in rounds, each with a step size that falls to zero, until fresh draws
-   have an ESS that more training would not better much. From the second round on, draws of large weight count for
+   have an ESS that more training would not better much. From the third round on, draws of large weight count for
    more (:class:`~pyro_nflows.estimators.Covering`).
 4. Judge with fresh draws.
 """
@@ -110,14 +110,13 @@ def fit(
     :param title: what the bar calls this start.
     """
     layer = cast(Chain, copy.deepcopy(guide.layer))
-    draws: Draws | None = None
     try:
         if is_fresh(layer):
             _begin(trainer, guide, layer, recipe, loc, title)
         draws = _train(trainer, layer, objective, gradient, recipe, title)
-    except KeyboardInterrupt:  # between rounds; within one, the trainer sees to it
+    except KeyboardInterrupt:  # between rounds, or while drawing; within a round, the trainer sees to it
         trainer.history.interrupted = True
-    draws = draws or sample(trainer.log_joint, layer, recipe.num_draws)
+        draws = sample(trainer.log_joint, layer, recipe.num_draws)
     undefined = ~(draws.log_weight < torch.inf)
     return Fit(layer, weightless(draws, undefined), undefined)
 
@@ -136,21 +135,22 @@ def _begin(trainer: Trainer, guide: AutoFlow, layer: Chain, recipe: Recipe, loc:
             break
 
 
-def _train(
-    trainer: Trainer, layer: Chain, objective: ELBO, gradient: Gradient, recipe: Recipe, title: str
-) -> Draws | None:
-    """Rounds of the whole flow; the last round's draws, if they were taken."""
+def _train(trainer: Trainer, layer: Chain, objective: ELBO, gradient: Gradient, recipe: Recipe, title: str) -> Draws:
+    """Rounds of the whole flow until its draws are good, and those draws."""
+    ess = 0.0
     for i, plan in enumerate(recipe.rounds):
         if trainer.stopped:
-            return None
+            break
         name = f"{title}flow" if i == 0 else f"{title}flow, round {i + 1}"
-        _run(trainer, layer, _objective(trainer, layer, objective, gradient, plan), gradient, plan, name)
-        settled = recipe.good_ess < 1 and trainer.history.drift < SETTLED
-        if settled and _ess(sample(trainer.log_joint, layer, 2000)) > recipe.good_ess:
+        _run(trainer, layer, _objective(layer, objective, gradient, plan, ess), gradient, plan, name)
+        if trainer.stopped or i == len(recipe.rounds) - 1:
+            break
+        ess = _ess(sample(trainer.log_joint, layer, 2000))
+        if ess > recipe.good_ess and trainer.history.drift < SETTLED:
             draws = sample(trainer.log_joint, layer, recipe.num_draws)
             if _ess(draws) > recipe.good_ess:
                 return draws
-    return None
+    return sample(trainer.log_joint, layer, recipe.num_draws)
 
 
 def _run(trainer: Trainer, layer: Chain, objective: ELBO, gradient: Gradient, plan: Round, title: str) -> None:
@@ -177,14 +177,13 @@ def _ess(draws: Draws) -> float:
     return effective(weightless(draws, ~(draws.log_weight < torch.inf)).log_weight)
 
 
-def _objective(trainer: Trainer, layer: Chain, objective: ELBO, gradient: Gradient, plan: Round) -> ELBO:
+def _objective(layer: Chain, objective: ELBO, gradient: Gradient, plan: Round, ess: float) -> ELBO:
     """What a round maximises: the ELBO, where that is what was asked for, gives way to its kin."""
     if type(objective) is not ELBO or gradient is not Gradient.PATH or layer.grade < Weight.PROPER:
         return objective
     if plan.annealing:
         return Balanced(objective.num_particles)
-    enough = plan.covering and _ess(sample(trainer.log_joint, layer, 2000)) > COVERING_ESS
-    return Covering() if enough else objective
+    return Covering() if plan.covering and ess > COVERING_ESS else objective
 
 
 def weightless(draws: Draws, which: Tensor) -> Draws:

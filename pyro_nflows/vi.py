@@ -120,7 +120,10 @@ class VI:
         guide.adopt(best.layer)
         self._draws = best.draws
         if not (trainer.stopped or is_hopeless(best.draws.log_weight)):
-            self.history.missed = self._look_elsewhere(trainer, best)
+            try:
+                self.history.missed = self._look_elsewhere(trainer, best)
+            except KeyboardInterrupt:
+                self.history.interrupted = True
         if trainer.history.failed or best.undefined.any() or is_hopeless(best.draws.log_weight):
             blamed = best.draws.z[best.undefined] if best.undefined.any() else best.draws.z
             self._bad_site = first_bad_site(joint, blamed, args, kwargs)
@@ -153,6 +156,11 @@ class VI:
         if self._draws is None:
             raise RuntimeError("VI has no draws yet; call run(*args) with the model's arguments first")
         return self._draws
+
+    @property
+    def log_weight(self) -> Tensor:
+        """Log-weights ``log p - log q`` of the draws that the verdict judges, ``(S,)``."""
+        return self._need_run().log_weight
 
     @torch.no_grad()
     def get_samples(self, num_samples: int = 1000, *, resample: bool | None = None) -> dict[str, Tensor]:
@@ -209,7 +217,7 @@ class VI:
             ``pareto_k``, ``ess`` (as a fraction of the draws), ``num_steps``, ``num_skipped``, ``interrupted``,
             ``seconds`` and ``outcome``.
         """
-        log_weight = self._need_run().log_weight
+        log_weight = self.log_weight
         elbo, iwae = (bound_of(log_weight, f) for f in (diagnostics.elbo, diagnostics.log_evidence))
         return {
             "elbo": float(elbo.value),

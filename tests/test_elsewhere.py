@@ -62,6 +62,16 @@ def test_a_flow_without_an_inverse_or_evidence_is_left_alone() -> None:
     assert look_elsewhere(two_modes(0.5).log_prob, LocScale(2).double(), -math.inf, points) is None
 
 
+def test_a_model_that_refuses_points_far_out_is_no_obstacle() -> None:
+    def refuses(z: torch.Tensor) -> torch.Tensor:
+        if z.abs().max() > 5:
+            raise RuntimeError("cholesky failed")
+        return dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1).log_prob(z)
+
+    points = [torch.full((2,), 20.0, dtype=torch.float64), torch.full((2,), 4.9, dtype=torch.float64)]
+    assert look_elsewhere(refuses, LocScale(2).double(), 0.0, points) is None
+
+
 def test_the_verdict_names_a_missed_mode(tmp_path: Path) -> None:
     guide = AutoFlow(model, lambda dim: recipes.realnvp(dim, 2, (4,)), init_scale=0.1)
     vi = VI(guide, num_steps=100, engine="eager", seed=0, progress_bar=False).run(0.5)

@@ -170,12 +170,12 @@ def test_an_old_autograd_function_is_no_obstacle() -> None:
     assert vi.diagnostics()["elbo"] == pytest.approx(-0.5 * math.log(3), abs=0.01)
 
 
-@pytest.mark.parametrize("where", ["best_start", "_ess"])
+@pytest.mark.parametrize("where", ["fit.best_start", "fit._ess", "vi.look_elsewhere"])
 def test_an_interrupt_between_rounds_keeps_what_there_is(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     def interrupt(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"pyro_nflows.fit.{where}", interrupt)
+    monkeypatch.setattr(f"pyro_nflows.{where}", interrupt)
     vi = quick(num_steps=8).run(PAIRS)
     assert vi.diagnostics()["interrupted"]
     assert vi.get_samples(10)["z"].shape == (10, 4)

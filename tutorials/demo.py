@@ -85,7 +85,7 @@ def pictures(vi: VI, stem: str, posterior: Callable[[Any], None]) -> str:
     """How it converged, how far to trust its weights, and a look at the posterior, side by side."""
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
     plot_elbo(vi.history.trace(), ax=axes[0])
-    plot_weights(vi._draws.log_weight, ax=axes[1])
+    plot_weights(vi.log_weight, ax=axes[1])
     posterior(axes[2])
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)

@@ -40,8 +40,11 @@ def best_start(log_joint: LogDensity, init: Gaussian, num_iterations: int = 150,
     noise = torch.randn(64, len(init.loc), dtype=init.loc.dtype, device=init.loc.device)
     best, best_elbo = init, _elbo(log_joint, init, noise)
     for point in _spread(lbfgs_path(log_joint, init.loc, num_iterations), num_candidates):
-        candidate = _laplace(log_joint, point, init)
-        elbo = _elbo(log_joint, candidate, noise)
+        try:
+            candidate = _laplace(log_joint, point, init)
+            elbo = _elbo(log_joint, candidate, noise)
+        except (ValueError, RuntimeError):  # the model cannot be evaluated there, or not differentiated twice
+            continue
         if elbo > best_elbo:
             best, best_elbo = candidate, elbo
     return best
