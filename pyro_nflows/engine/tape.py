@@ -86,6 +86,7 @@ class _Recorder(TorchDispatchMode):
         self._known: dict[Any, Call] = {}
         self._scalars: dict[Any, Tensor] = {}
         self._fresh = itertools.count()
+        self.metas: dict[int, tuple[torch.Size, torch.dtype]] = {}
         for tensor in inputs:
             self._name(tensor)
 
@@ -100,6 +101,7 @@ class _Recorder(TorchDispatchMode):
         if id(tensor) not in self._numbers:
             self._alive.append(tensor)
             self._sharing[_storage(tensor)] += 1
+        self.metas.setdefault(number, (tensor.shape, tensor.dtype))
         self._numbers[id(tensor)] = number
         return number
 
@@ -127,7 +129,8 @@ class _Recorder(TorchDispatchMode):
         """A change in place of a tensor that shares its storage with no other, as if it made a new one."""
         changed, target = args[0], _functional(func)
         before = self.number(changed)
-        if target is None or self._sharing[_storage(changed)] > 1:
+        reshapes = torch.Tag.inplace_view in func.tags  # and leaves the elements alone
+        if target is None or (self._sharing[_storage(changed)] > 1 and not reshapes):
             raise _Impure
         if before in self.constants:
             self.constants[before] = changed.clone()
@@ -226,21 +229,24 @@ class Tape:
     """
 
     def __init__(self, function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]):
-        self.num_inputs = len(inputs)
+        self.num_inputs, self.pure = len(inputs), True
+        self.inputs = [(tensor.shape, tensor.dtype) for tensor in inputs]
         try:
-            self._record(function, inputs, pure=True)
+            self._record(function, inputs)
         except _Impure:  # then order matters, and nothing may be shared, moved or left out
-            self._record(function, inputs, pure=False)
+            self.pure = False
+            self._record(function, inputs)
         self._replay = self._generate()
 
-    def _record(self, function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], pure: bool) -> None:
+    def _record(self, function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> None:
         inputs = [tensor.detach().clone() for tensor in inputs]  # no two the same object
-        with torch.autograd.set_multithreading_enabled(False), _Recorder(inputs, pure) as recorder:
+        with torch.autograd.set_multithreading_enabled(False), _Recorder(inputs, self.pure) as recorder:
             results = function(*inputs)
         self.results = [recorder.number(tensor) for tensor in results]
-        self.calls = self._needed(recorder.calls) if pure else recorder.calls
+        self.calls = self._needed(recorder.calls) if self.pure else recorder.calls
         used = {v.number for call in self.calls for v in _values(call)} | set(self.results)
         self.constants = {n: t.detach() for n, t in recorder.constants.items() if n in used}
+        self.metas = recorder.metas
 
     def _needed(self, calls: list[Call]) -> list[Call]:
         """Without what the results do not depend on."""

@@ -1,0 +1,294 @@
+"""From a plan to C: equal loops become one function, called with other pointers."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .lower import Lowering
+from .plan import C_TYPES, Access, Buffer, Extern, Loop, Operand, Plan, Product, Ref, Statement
+
+_PREFIX = {"float": "f", "double": "d"}
+_COMBINE = {"sum": "{0} += {1};", "max": "{0} = MAX({0}, {1});", "min": "{0} = MIN({0}, {1});"}
+_NEUTRAL = {"sum": "0", "max": "-INFINITY", "min": "INFINITY"}
+#: Buffers start at multiples of this many bytes.
+ALIGNMENT = 64
+
+
+@dataclass
+class Program:
+    """C source and what it needs at run time: offsets into one piece of memory, constants, and calls of torch."""
+
+    source: str
+    size: int
+    constants: list[Buffer]
+    externs: list[Extern]
+    pack: int
+
+
+@dataclass
+class _Kernel:
+    """A function under construction: its pointer parameters in order of appearance."""
+
+    params: list[tuple[str, Buffer]] = field(default_factory=list)
+    names: dict[Buffer, str] = field(default_factory=dict)
+    values: dict[Buffer, str] = field(default_factory=dict)
+
+    def pointer(self, buffer: Buffer) -> str:
+        if buffer not in self.names:
+            self.names[buffer] = f"p{len(self.names)}"
+            self.params.append((C_TYPES[buffer.dtype], buffer))
+        return self.names[buffer]
+
+    def element(self, access: Access) -> str:
+        """The C text of an element, by the loop counters ``i0``, ``i1``, ..."""
+        terms = [f"i{d}" if s == 1 else f"i{d} * {s}" for d, s in enumerate(access.strides) if s]
+        for index, stride, size in access.indices:
+            at = self.element(index)
+            terms.append(f"({at} < 0 ? {at} + {size} : {at}) * {stride}")
+        if access.offset or not terms:
+            terms.append(str(access.offset))
+        return f"{self.pointer(access.buffer)}[{' + '.join(terms)}]"
+
+    def operand(self, operand: Operand) -> str:
+        if isinstance(operand, str):
+            return operand
+        return self.values.get(operand.buffer) or self.element(operand)
+
+
+def _collapsed(loop: Loop) -> tuple[list[int], list[list[int]]]:
+    """Sizes after neighbouring loops are joined where every access allows it, and which loops each one joins."""
+    strides = [a.strides for s in loop.statements for a in _every(s)]
+    groups: list[list[int]] = []
+    for d, size in enumerate(loop.shape):
+        if groups and all(s[groups[-1][-1]] == s[d] * size for s in strides):
+            groups[-1].append(d)
+        else:
+            groups.append([d])
+    return [math.prod(loop.shape[d] for d in group) for group in groups], groups
+
+
+def _every(statement: Statement) -> list[Access]:
+    found = [o for o in [*statement.operands, statement.out] if isinstance(o, Access)]
+    return found + [index for access in found for index, _, _ in access.indices]
+
+
+def _joined(statement: Statement, groups: list[list[int]]) -> Statement:
+    def narrow(access: Access) -> Access:
+        inner = tuple((narrow(index), stride, size) for index, stride, size in access.indices)
+        return Access(access.buffer, access.offset, tuple(access.strides[g[-1]] for g in groups), inner)
+
+    operands: list[Operand] = [narrow(o) if isinstance(o, Access) else o for o in statement.operands]
+    return Statement(statement.kind, statement.template, operands, narrow(statement.out), statement.dtype)
+
+
+def _value(statement: Statement, operands: Sequence[str]) -> str:
+    c_type = C_TYPES[statement.dtype]
+    prefix = _PREFIX.get(c_type, "d")
+    names = {"T": c_type, "p": prefix, "sqrt": "sqrtf" if prefix == "f" else "sqrt"}
+    compared = [C_TYPES[o.buffer.dtype] for o in statement.operands if isinstance(o, Access)]
+    number = compared[0] if c_type == "u8" and compared else c_type
+    text = statement.template
+    for i, operand in enumerate(operands):
+        text = text.replace(f"{{{i}}}", operand)
+    for key, name in names.items():
+        text = text.replace(f"{{{key}}}", name)
+    return text.replace("(T)", f"({number})")
+
+
+def _loop(loop: Loop) -> tuple[str, list[tuple[str, Buffer]]]:
+    """A loop's function body and its parameters."""
+    sizes, groups = _collapsed(loop)
+    statements = [_joined(s, groups) for s in loop.statements]
+    kernel, inner, before, after, reductions = _Kernel(), [], [], [], []
+    last = len(sizes) - 1
+    ordered = any(s.kind == "scatter" for s in statements)
+    for i, statement in enumerate(statements):
+        value = _value(statement, [kernel.operand(o) for o in statement.operands])
+        out, c_type = statement.out, C_TYPES[statement.dtype]
+        if statement.kind == "let":
+            local = "_Bool" if c_type == "u8" else c_type
+            inner.append(f"const {local} v{i} = {value};")
+            kernel.values[out.buffer] = f"v{i}"
+            if out.buffer.needed:
+                inner.append(f"{kernel.element(out)} = v{i};")
+        elif statement.kind == "store":
+            inner.append(f"{kernel.element(out)} = {value};")
+        elif statement.kind == "scatter":
+            inner.append(f"{kernel.element(out)} += {value};")
+        else:
+            neutral, combine = _NEUTRAL[statement.kind], _COMBINE[statement.kind]
+            pointer = kernel.pointer(out.buffer)
+            before.append(f"for (i64 j = 0; j < {out.buffer.numel}; j++) {pointer}[j] = {neutral};")
+            if sizes and out.strides[last] == 0:
+                reductions.append((statement.kind, c_type, f"r{i}", neutral))
+                inner.append(combine.format(f"r{i}", f"({value})"))
+                after.append(combine.format(kernel.element(out), f"r{i}"))
+            else:
+                inner.append(combine.format(kernel.element(out), f"({value})"))
+    return _nest(sizes, inner, before, after, reductions, ordered), kernel.params
+
+
+def _nest(
+    sizes: list[int],
+    inner: list[str],
+    before: list[str],
+    after: list[str],
+    reductions: list[tuple[str, str, str, str]],
+    ordered: bool,
+) -> str:
+    lines, last = list(before), len(sizes) - 1
+    for d, size in enumerate(sizes):
+        if d == last:
+            lines += [f"{c_type} {name} = {neutral};" for _, c_type, name, neutral in reductions]
+            if not ordered:
+                marks = {"sum": "+", "max": "max", "min": "min"}
+                clauses = "".join(f" reduction({marks[kind]}:{name})" for kind, _, name, _ in reductions)
+                lines.append(f"#pragma omp simd{clauses}")
+        lines.append(f"for (i64 i{d} = 0; i{d} < {size}; i{d}++) {{")
+    lines += inner
+    for d in reversed(range(len(sizes))):
+        lines.append("}")
+        if d == last:
+            lines += after
+    return "\n".join(lines)
+
+
+class Emitter:
+    """Writes a plan's C.
+
+    :param lowering: the plan, its inputs and results.
+    :param num_carried: so many results are the next step's first inputs; the others are collected.
+    """
+
+    def __init__(self, lowering: Lowering, num_carried: int):
+        self.plan, self.inputs, self.results = lowering.plan, lowering.inputs, lowering.results
+        self.num_carried = num_carried
+        self.functions: dict[str, str] = {}
+        self.constants = [b for b in self.plan.buffers if b.constant is not None]
+        self.index = {buffer: i for i, buffer in enumerate(self.constants)}
+        self.externs: list[Extern] = []
+        self.pack = 0
+
+    def program(self) -> Program:
+        """The source, after every buffer has its place."""
+        size = place(self.plan)
+        calls = [self._step(step) for step in self.plan.steps]
+        functions = "\n".join(f"static {head} {{\n{body}\n}}" for body, head in self.functions.items())
+        source = _SKELETON.format(functions=functions, calls="\n".join(calls), inputs=self._inputs(), results=self._results())
+        return Program(source, size, self.constants, self.externs, self.pack)
+
+    def _pointer(self, buffer: Buffer) -> str:
+        c_type = C_TYPES.get(buffer.dtype, "u8")
+        if buffer.constant is not None:
+            return f"({c_type} *)constants[{self.index[buffer]}]"
+        return f"({c_type} *)(memory + {buffer.offset})"
+
+    def _step(self, step: Loop | Product | Extern) -> str:
+        if isinstance(step, Extern):
+            self.externs.append(step)
+            return f"if (call({len(self.externs) - 1})) return 1;"
+        if isinstance(step, Product):
+            return self._product(step)
+        body, params = _loop(step)
+        if body not in self.functions:
+            declared = ", ".join(f"{c_type} *restrict p{i}" for i, (c_type, _) in enumerate(params))
+            self.functions[body] = f"__attribute__((noinline)) void k{len(self.functions)}({declared})"
+        name = self.functions[body].split("void ")[1].split("(")[0]
+        return f"{name}({', '.join(self._pointer(buffer) for _, buffer in params)});"
+
+    def _product(self, step: Product) -> str:
+        *batch, m, k = step.a.meta.shape
+        n, prefix = step.b.meta.shape[-1], _PREFIX[C_TYPES[step.c.buffer.dtype]]
+        self.pack = max(self.pack, 32 * max(k, 1))
+        lines = []
+        for i in range(math.prod(batch)):
+            parts = [self._matrix(ref, i if batch else None) for ref in (step.a, step.b, step.c)]
+            lines.append(f"{prefix}product({m}, {n}, {k}, {parts[0]}, {parts[1]}, {parts[2]}, pack);")
+        if len(lines) <= 4:
+            return "\n".join(lines)
+        jumps = [int(ref.meta.stride(0)) for ref in (step.a, step.b, step.c)]
+        a, b, c = (self._matrix(ref, 0, f"i * {jump}") for ref, jump in zip((step.a, step.b, step.c), jumps))
+        return f"for (i64 i = 0; i < {len(lines)}; i++) {prefix}product({m}, {n}, {k}, {a}, {b}, {c}, pack);"
+
+    def _matrix(self, ref: Ref, batch: int | None, jump: str = "0") -> str:
+        meta = ref.meta if batch is None else ref.meta[batch]
+        strides = [0 if size == 1 else int(s) for size, s in zip(meta.shape, meta.stride())]
+        if ref.meta.is_contiguous() and meta.shape[-1] == 1:
+            strides[-1] = 1  # what is written must be seen as rows
+        return f"{self._pointer(ref.buffer)} + {int(meta.storage_offset())} + {jump}, {strides[0]}, {strides[1]}"
+
+    def _inputs(self) -> str:
+        """Copies of a step's streamed inputs into place."""
+        lines = []
+        for i, ref in enumerate(self.inputs[self.num_carried :]):
+            size = ref.buffer.numel * ref.buffer.dtype.itemsize
+            lines.append(f"memcpy(memory + {ref.buffer.offset}, streams[{i}] + step * {size}, {size});")
+        return "\n".join(lines)
+
+    def _results(self) -> str:
+        """Copies of a step's results to where the next step, or the caller, looks for them."""
+        lines = []
+        for i, ref in enumerate(self.results):
+            size = ref.buffer.numel * ref.buffer.dtype.itemsize
+            source = f"memory + {ref.buffer.offset}, {size}"
+            if i < self.num_carried:
+                lines.append(f"memcpy(memory + {self.inputs[i].buffer.offset}, {source});")
+            else:
+                lines.append(f"memcpy(collected[{i - self.num_carried}] + step * {size}, {source});")
+        return "\n".join(lines)
+
+
+_SKELETON = """#include "support.h"
+{functions}
+
+int run(u8 *memory, u8 **constants, u8 **streams, u8 **collected, void *pack, i64 steps, callback call) {{
+for (i64 step = 0; step < steps; step++) {{
+{inputs}
+{calls}
+{results}
+}}
+return 0;
+}}
+"""
+
+
+def place(plan: Plan) -> int:
+    """Give every buffer its offset; memory is used again once what it held has been read for the last time."""
+    free: list[tuple[int, int]] = []
+    end, now = 0, 0
+    alive: list[tuple[int, int, int]] = []  # last use, offset, size
+    dead_at = len(plan.steps)
+
+    def take(size: int) -> int:
+        nonlocal end
+        for i, (start, room) in enumerate(free):
+            if room >= size:
+                free[i : i + 1] = [(start + size, room - size)] if room > size else []
+                return start
+        end += size
+        return end - size
+
+    def release(before: int) -> None:
+        for last, start, size in [a for a in alive if a[0] < before]:
+            alive.remove((last, start, size))
+            free.append((start, size))
+        free.sort()
+        for i in range(len(free) - 1, 0, -1):
+            if sum(free[i - 1]) == free[i][0]:
+                free[i - 1 : i + 1] = [(free[i - 1][0], free[i - 1][1] + free[i][1])]
+
+    memory = [b for b in plan.buffers if b.constant is None and (b.pinned or b.writes and _is_stored(b))]
+    for buffer in sorted(memory, key=lambda b: -1 if b.pinned else min(b.writes)):
+        begins = -1 if buffer.pinned else min(buffer.writes)
+        if begins > now:
+            now = begins
+            release(now)
+        size = -(-buffer.numel * buffer.dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        buffer.offset = take(size)
+        last = dead_at if buffer.pinned else max([*buffer.reads, *buffer.writes])
+        alive.append((last, buffer.offset, size))
+    return end
+
+
+def _is_stored(buffer: Buffer) -> bool:
+    return buffer.home is None or buffer.needed

@@ -1,0 +1,137 @@
+r"""A recorded step run many times by one call of compiled code: :math:`(s, x_t) \mapsto (s', y_t)`."""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from ..tape import Tape
+from .build import Build
+from .emit import ALIGNMENT, Emitter
+from .lower import Lowering
+from .plan import Extern, Ref
+
+_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int64)
+
+
+class Scan:
+    r"""A tape as compiled code; compiling goes on in the background from the start.
+
+    :param tape: a recording without changes in place; its first ``num_carried`` results are the next step's first
+        inputs.
+    :param num_carried: how many.
+    :raises CompilerError: if there is no compiler.
+
+    Example::
+
+        >>> scan = Scan(Tape(lambda s, x: (s + x, s * x), [torch.zeros(()), torch.zeros(())]), num_carried=1)
+        >>> scan.run([torch.tensor(1.0)], [torch.tensor([1.0, 2.0, 3.0])])
+        ([tensor(7.)], [tensor([ 1.,  4., 12.])])
+    """
+
+    def __init__(self, tape: Tape, num_carried: int):
+        if not tape.pure:
+            raise NotImplementedError("the function changes tensors in place")
+        self._lowering = Lowering(tape)
+        self.num_carried = num_carried
+        self.program = Emitter(self._lowering, num_carried).program()
+        self._build = Build(self.program.source)
+        self._library: Any = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether :meth:`run` would start at once."""
+        return self._library is not None or self._build.is_ready
+
+    def cancel(self) -> None:
+        """Stop compiling."""
+        self._build.cancel()
+
+    def run(self, state: Sequence[Tensor], streams: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """All steps: the last state, and what each step gave, stacked.
+
+        :param state: the carried tensors.
+        :param streams: the other inputs, with a leading dimension of steps.
+        """
+        if self._library is None:
+            self._library = self._build.load()
+        return _Run(self).run(state, streams)
+
+
+class _Run:
+    """One run's memory, so that several may run side by side."""
+
+    def __init__(self, scan: Scan):
+        program, lowering = scan.program, scan._lowering
+        self.scan, self.inputs, self.results = scan, lowering.inputs, lowering.results
+        self.memory = _aligned(program.size)
+        # A page between what is packed and what is not, since the packed part is read in whole vectors.
+        self.pack = _aligned(8 * program.pack + 4096)
+        self.constants = [b.constant for b in program.constants]
+        self.externs = [self._extern(e) for e in program.externs]
+        self.error: BaseException | None = None
+
+    def run(self, state: Sequence[Tensor], streams: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        carried = self.scan.num_carried
+        steps = len(streams[0])
+        streams = [stream.contiguous() for stream in streams]
+        for ref, tensor in zip(self.inputs, state):
+            self._tensor(ref).copy_(tensor)
+        collected = [ref.meta.new_empty((steps, *ref.meta.shape), device="cpu") for ref in self.results[carried:]]
+        failed = self.scan._library.run(
+            ctypes.c_void_p(self.memory.data_ptr()),
+            _pointers([c for c in self.constants if c is not None]),
+            _pointers(streams),
+            _pointers(collected),
+            ctypes.c_void_p(self.pack.data_ptr()),
+            ctypes.c_int64(steps),
+            _CALLBACK(self._call),
+        )
+        if failed:
+            raise self.error or RuntimeError("compiled code stopped without saying why")
+        return [self._tensor(ref).clone() for ref in self.inputs[:carried]], collected
+
+    def _tensor(self, ref: Ref) -> Tensor:
+        """A tensor on this run's memory."""
+        buffer = ref.buffer
+        if buffer.constant is not None:
+            flat = buffer.constant.reshape(-1)
+        else:
+            size = buffer.numel * buffer.dtype.itemsize
+            flat = self.memory[buffer.offset : buffer.offset + size].view(buffer.dtype)
+        offset = flat.storage_offset() + int(ref.meta.storage_offset())
+        return flat.as_strided(ref.meta.shape, ref.meta.stride(), offset)
+
+    def _extern(self, extern: Extern) -> Callable[[], None]:
+        is_ref = lambda leaf: isinstance(leaf, Ref)  # noqa: E731
+        args, kwargs = tree_map(lambda a: self._tensor(a) if is_ref(a) else a, (extern.args, extern.kwargs), is_leaf=is_ref)
+        outs = [self._tensor(ref) for ref in extern.outs]
+
+        def call() -> None:
+            results = extern.target(*args, **kwargs)
+            for out, result in zip(outs, results if extern.is_list else [results]):
+                out.copy_(result)
+
+        return call
+
+    def _call(self, index: int) -> int:
+        try:
+            with torch.inference_mode():
+                self.externs[index]()
+        except BaseException as error:  # an exception cannot pass through compiled code
+            self.error = error
+            return 1
+        return 0
+
+
+def _aligned(size: int) -> Tensor:
+    memory = torch.zeros(size + ALIGNMENT, dtype=torch.uint8)
+    start = -memory.data_ptr() % ALIGNMENT
+    return memory[start : start + size]
+
+
+def _pointers(tensors: Sequence[Tensor]) -> Any:
+    return (ctypes.c_void_p * max(1, len(tensors)))(*[t.data_ptr() for t in tensors])

@@ -1,0 +1,238 @@
+/* What generated kernels call: elementary functions that a compiler can vectorise, and a small matrix product.
+
+   Every function is free of branches, so that a loop around it becomes vector code with any compiler. NaN and
+   infinities come out as they do from libm. Errors are below 2 units in the last place, but for tanh (3). */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef int64_t i64;
+typedef int32_t i32;
+typedef uint8_t u8;
+typedef int (*callback)(i64);
+
+#if defined(__AVX512F__)
+#define VECTOR 64
+#elif defined(__AVX__)
+#define VECTOR 32
+#else
+#define VECTOR 16
+#endif
+
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+/* As torch has it: NaN stays NaN. */
+#define TMAX(a, b) ((a) > (b) || (a) != (a) ? (a) : (b))
+#define TMIN(a, b) ((a) < (b) || (a) != (a) ? (a) : (b))
+#define SIGN(a) (((a) > 0) - ((a) < 0))
+
+static inline float f_of(i32 i) { union { i32 i; float f; } u; u.i = i; return u.f; }
+static inline i32 f_bits(float f) { union { i32 i; float f; } u; u.f = f; return u.i; }
+static inline double d_of(i64 i) { union { i64 i; double f; } u; u.i = i; return u.f; }
+static inline i64 d_bits(double f) { union { i64 i; double f; } u; u.f = f; return u.i; }
+
+/* Adding 1.5 2^(mantissa bits) rounds to an integer and leaves it in the low bits. */
+#define F_ROUND 12582912.0f
+#define D_ROUND 6755399441055744.0
+static inline float f_pow2(float n) { return f_of((i32)((uint32_t)f_bits(n + 127.0f + F_ROUND) << 23)); }
+static inline double d_pow2(double n) { return d_of((i64)((uint64_t)d_bits(n + 1023.0 + D_ROUND) << 52)); }
+
+/* e^r - 1 for |r| <= ln(2) / 2, by its Taylor series. */
+static inline float f_expm1_near(float r) {
+  float p = 1.0f / 5040;
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  return p * r * r + r;
+}
+static inline double d_expm1_near(double r) {
+  double p = 1.0 / 6227020800;
+  p = p * r + 1.0 / 479001600;
+  p = p * r + 1.0 / 39916800;
+  p = p * r + 1.0 / 3628800;
+  p = p * r + 1.0 / 362880;
+  p = p * r + 1.0 / 40320;
+  p = p * r + 1.0 / 5040;
+  p = p * r + 1.0 / 720;
+  p = p * r + 1.0 / 120;
+  p = p * r + 1.0 / 24;
+  p = p * r + 1.0 / 6;
+  p = p * r + 0.5;
+  return p * r * r + r;
+}
+
+/* log(m) for 1/sqrt(2) <= m < sqrt(2), by the series of atanh(s), s = (m - 1) / (m + 1). */
+static inline float f_log_near(float m) {
+  float s = (m - 1) / (m + 1), z = s * s;
+  float p = 2.0f / 9;
+  p = p * z + 2.0f / 7;
+  p = p * z + 2.0f / 5;
+  p = p * z + 2.0f / 3;
+  return 2 * s + s * z * p;
+}
+static inline double d_log_near(double m) {
+  double s = (m - 1) / (m + 1), z = s * s;
+  double p = 2.0 / 21;
+  p = p * z + 2.0 / 19;
+  p = p * z + 2.0 / 17;
+  p = p * z + 2.0 / 15;
+  p = p * z + 2.0 / 13;
+  p = p * z + 2.0 / 11;
+  p = p * z + 2.0 / 9;
+  p = p * z + 2.0 / 7;
+  p = p * z + 2.0 / 5;
+  p = p * z + 2.0 / 3;
+  return 2 * s + s * z * p;
+}
+
+/* x = n ln(2) + r; c is x kept where 2^n makes sense. ln(2) comes in two parts, the first with few digits. */
+#define SPLIT(T, P, LOW, HIGH, ROUND, LN2A, LN2B)                                 \
+  T c = x > HIGH ? HIGH : x;                                                      \
+  c = c < LOW ? LOW : c;                                                          \
+  T n = (c * (T)1.4426950408889634 + ROUND) - ROUND;                              \
+  T r = (c - n * LN2A) - n * LN2B;                                                \
+  T h = (n * (T)0.5 + ROUND) - ROUND;
+
+#define ELEMENTARY(T, P, LOW, HIGH, ROUND, LN2A, LN2B, TINY, FLAT)                \
+  static inline T P##exp(T x) {                                                   \
+    SPLIT(T, P, LOW, HIGH, ROUND, LN2A, LN2B)                                     \
+    return (P##_expm1_near(r) + 1) * P##_pow2(h) * P##_pow2(n - h);               \
+  }                                                                               \
+  static inline T P##expm1(T x) {                                                 \
+    SPLIT(T, P, LOW, HIGH, ROUND, LN2A, LN2B)                                     \
+    T a = P##_pow2(h), b = P##_pow2(n - h), s = a * b;                            \
+    T y = s * P##_expm1_near(r) + (s - 1);                                        \
+    return x > HIGH ? (T)INFINITY : y;                                            \
+  }                                                                               \
+  static inline T P##tanh(T x) {                                                  \
+    T a = x < 0 ? -x : x;                                                         \
+    T e = P##expm1(2 * (a > FLAT ? FLAT : a));                                    \
+    T y = e / (e + 2);                                                            \
+    return x < 0 ? -y : y;                                                        \
+  }                                                                               \
+  static inline T P##sigmoid(T x) { return 1 / (1 + P##exp(-x)); }                \
+  static inline T P##log(T x) {                                                   \
+    T big = x < TINY ? x * (1 / TINY) * 2 : x;                                    \
+    T k = P##_exponent(big);                                                      \
+    T y = P##_log_near(P##_mantissa(big));                                        \
+    k = x < TINY ? k + P##_exponent(TINY) - 1 : k;                                \
+    y = k * LN2A + (y + k * LN2B);                                                \
+    y = x > 0 ? y : (x == 0 ? -(T)INFINITY : (T)NAN);                             \
+    return x == (T)INFINITY ? x : y;                                              \
+  }                                                                               \
+  static inline T P##log1p(T x) {                                                 \
+    T u = 1 + x, y = P##log(u);                                                   \
+    T better = y + (x - (u - 1)) / u;                                             \
+    return u > 0 && u < (T)INFINITY ? better : y;                                 \
+  }                                                                               \
+  static inline T P##softplus(T x, T beta, T threshold) {                         \
+    T s = x * beta;                                                               \
+    return s > threshold ? x : P##log1p(P##exp(s)) / beta;                        \
+  }                                                                               \
+  static inline T P##log_sigmoid(T x) {                                           \
+    return MIN(x, 0) - P##log1p(P##exp(x < 0 ? x : -x));                          \
+  }                                                                               \
+  static inline T P##digamma(T x) {                                               \
+    double y = 0, z = x, w;                                                       \
+    if (z <= 0) {                                                                 \
+      if (z == floor(z)) return z == 0 ? (T)copysign(INFINITY, -z) : (T)NAN;      \
+      y = -M_PI / tan(M_PI * z);                                                  \
+      z = 1 - z;                                                                  \
+    }                                                                             \
+    while (z < 10) { y -= 1 / z; z += 1; }                                        \
+    w = 1 / (z * z);                                                              \
+    w *= 1.0 / 12 - w * (1.0 / 120 - w * (1.0 / 252 - w * (1.0 / 240 - w * (1.0 / 132 - w * 691 / 32760)))); \
+    return (T)(y + log(z) - 0.5 / z - w);                                         \
+  }
+
+#define F_HALF 0x3f3504f3 /* the bits of sqrt(1/2) */
+#define D_HALF 0x3fe6a09e667f3bcdLL
+static inline float f_exponent(float x) { return (float)((f_bits(x) - F_HALF) >> 23); }
+static inline float f_mantissa(float x) { return f_of(((f_bits(x) - F_HALF) & 0x7fffff) + F_HALF); }
+static inline double d_exponent(double x) {
+  /* positive before the shift, since vector units shift 64 bits without a sign only */
+  i64 k = (i64)((uint64_t)(d_bits(x) - D_HALF + (1024LL << 52)) >> 52);
+  return d_of(k + d_bits(D_ROUND)) - (D_ROUND + 1024.0);
+}
+static inline double d_mantissa(double x) { return d_of(((d_bits(x) - D_HALF) & 0xfffffffffffffLL) + D_HALF); }
+
+ELEMENTARY(float, f, -104.0f, 88.8f, F_ROUND, 0.693359375f, -2.12194440e-4f, 1.17549435e-38f, 10.0f)
+ELEMENTARY(double, d, -746.0, 709.9, D_ROUND, 6.93147180369123816490e-01, 1.90821492927058770002e-10,
+           2.2250738585072014e-308, 20.0)
+
+/* C (m x n) = A (m x k) B (k x n), whatever the strides; `pack` holds k x (n rounded up) numbers. */
+#define PRODUCT(T, P)                                                                                              \
+  typedef T P##vector __attribute__((vector_size(VECTOR), aligned(sizeof(T)), may_alias));                         \
+  enum { P##wide = 2 * VECTOR / sizeof(T) };                                                                       \
+  static inline __attribute__((always_inline)) void P##rows(int rows, i64 k, const T *a, i64 ai, i64 ak,           \
+                                                            const T *b, i64 bk, T *c, i64 ci, i64 width) {         \
+    P##vector sum[6][2];                                                                                           \
+    memset(sum, 0, sizeof(P##vector) * 2 * rows);                                                                  \
+    for (i64 l = 0; l < k; l++, a += ak, b += bk) {                                                                \
+      P##vector b0 = *(const P##vector *)b, b1 = *(const P##vector *)(b + P##wide / 2);                            \
+      _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++) {                                                     \
+        T x = a[r * ai];                                                                                           \
+        sum[r][0] += x * b0;                                                                                       \
+        sum[r][1] += x * b1;                                                                                       \
+      }                                                                                                            \
+    }                                                                                                              \
+    _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++) {                                                       \
+      if (width == P##wide) {                                                                                      \
+        *(P##vector *)(c + r * ci) = sum[r][0];                                                                    \
+        *(P##vector *)(c + r * ci + P##wide / 2) = sum[r][1];                                                      \
+      } else {                                                                                                     \
+        memcpy(c + r * ci, sum[r], width * sizeof(T));                                                             \
+      }                                                                                                            \
+    }                                                                                                              \
+  }                                                                                                                \
+  static __attribute__((noinline)) void P##panel(i64 m, i64 k, const T *a, i64 ai, i64 ak, const T *b, i64 bk,     \
+                                                 T *c, i64 ci, i64 width) {                                        \
+    i64 i = 0;                                                                                                     \
+    for (; i + 6 <= m; i += 6) P##rows(6, k, a + i * ai, ai, ak, b, bk, c + i * ci, ci, width);                    \
+    a += i * ai, c += i * ci;                                                                                      \
+    switch (m - i) {                                                                                               \
+      case 5: P##rows(5, k, a, ai, ak, b, bk, c, ci, width); break;                                                \
+      case 4: P##rows(4, k, a, ai, ak, b, bk, c, ci, width); break;                                                \
+      case 3: P##rows(3, k, a, ai, ak, b, bk, c, ci, width); break;                                                \
+      case 2: P##rows(2, k, a, ai, ak, b, bk, c, ci, width); break;                                                \
+      case 1: P##rows(1, k, a, ai, ak, b, bk, c, ci, width); break;                                                \
+    }                                                                                                              \
+  }                                                                                                                \
+  static __attribute__((noinline)) void P##product(i64 m, i64 n, i64 k, const T *a, i64 ai, i64 ak, const T *b,    \
+                                                   i64 bk, i64 bj, T *c, i64 ci, i64 cj, T *pack) {                \
+    if (cj != 1 || (n == 1 && m > 1)) { /* the transposed product */                                               \
+      const T *t = a; a = b; b = t;                                                                                \
+      i64 s = ai; ai = bj; bj = s;                                                                                 \
+      s = ak; ak = bk; bk = s;                                                                                     \
+      s = ci; ci = cj; cj = s;                                                                                     \
+      s = m; m = n; n = s;                                                                                         \
+    }                                                                                                              \
+    if (m < 4 && bk == 1 && bj != 1) { /* inner products: packing would cost more than it saves */                 \
+      for (i64 i = 0; i < m; i++)                                                                                  \
+        for (i64 j = 0; j < n; j++) {                                                                              \
+          T sum = 0;                                                                                               \
+          _Pragma("omp simd reduction(+ : sum)") for (i64 l = 0; l < k; l++) sum += a[i * ai + l * ak] * b[l + j * bj]; \
+          c[i * ci + j * cj] = sum;                                                                                \
+        }                                                                                                          \
+      return;                                                                                                      \
+    }                                                                                                              \
+    for (i64 j = 0; j < n; j += P##wide) {                                                                         \
+      i64 width = MIN(P##wide, n - j);                                                                             \
+      const T *p = b + j * bj;                                                                                     \
+      i64 step = bk;                                                                                               \
+      if (bj != 1 || width < P##wide) {                                                                            \
+        for (i64 l = 0; l < k; l++) {                                                                              \
+          i64 q = 0;                                                                                               \
+          for (; q < width; q++) pack[l * P##wide + q] = p[l * bk + q * bj];                                       \
+          for (; q < P##wide; q++) pack[l * P##wide + q] = 0;                                                      \
+        }                                                                                                          \
+        p = pack, step = P##wide;                                                                                  \
+      }                                                                                                            \
+      P##panel(m, k, a, ai, ak, p, step, c + j, ci, width);                                                        \
+    }                                                                                                              \
+  }
+
+PRODUCT(float, f)
+PRODUCT(double, d)
