@@ -5,13 +5,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .lower import Lowering
-from .plan import C_TYPES, Access, Buffer, Extern, Loop, Operand, Plan, Product, Ref, Statement
+from .plan import (
+    C_TYPES,
+    Access,
+    Buffer,
+    Cholesky,
+    Extern,
+    Loop,
+    Operand,
+    Plan,
+    Product,
+    Ref,
+    Solve,
+    Statement,
+    Step,
+)
 
 _PREFIX = {"float": "f", "double": "d"}
 _COMBINE = {"sum": "{0} += {1};", "max": "{0} = MAX({0}, {1});", "min": "{0} = MIN({0}, {1});"}
 _NEUTRAL = {"sum": "0", "max": "-INFINITY", "min": "INFINITY"}
 #: Buffers start at multiples of this many bytes.
 ALIGNMENT = 64
+#: At most so many columns does ``product`` pack at once.
+MAX_WIDE = 32
 
 
 @dataclass
@@ -29,30 +45,39 @@ class Program:
 class _Kernel:
     """A function under construction: its pointer parameters in order of appearance."""
 
-    params: list[tuple[str, Buffer]] = field(default_factory=list)
-    names: dict[Buffer, str] = field(default_factory=dict)
+    params: list[tuple[str, Buffer, int]] = field(default_factory=list)
+    names: dict[tuple[Buffer, int], str] = field(default_factory=dict)
     values: dict[Buffer, str] = field(default_factory=dict)
+    loads: dict[str, str] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
 
-    def pointer(self, buffer: Buffer) -> str:
-        if buffer not in self.names:
-            self.names[buffer] = f"p{len(self.names)}"
-            self.params.append((C_TYPES[buffer.dtype], buffer))
-        return self.names[buffer]
+    def pointer(self, buffer: Buffer, offset: int) -> str:
+        """A parameter that points into a buffer: offsets are the caller's, so that equal loops have equal texts."""
+        if (buffer, offset) not in self.names:
+            self.names[buffer, offset] = f"p{len(self.names)}"
+            self.params.append((C_TYPES[buffer.dtype], buffer, offset))
+        return self.names[buffer, offset]
 
     def element(self, access: Access) -> str:
         """The C text of an element, by the loop counters ``i0``, ``i1``, ..."""
         terms = [f"i{d}" if s == 1 else f"i{d} * {s}" for d, s in enumerate(access.strides) if s]
         for index, stride, size in access.indices:
-            at = self.element(index)
+            at = self.load(index)
             terms.append(f"({at} < 0 ? {at} + {size} : {at}) * {stride}")
-        if access.offset or not terms:
-            terms.append(str(access.offset))
-        return f"{self.pointer(access.buffer)}[{' + '.join(terms)}]"
+        return f"{self.pointer(access.buffer, access.offset)}[{' + '.join(terms) or '0'}]"
 
     def operand(self, operand: Operand) -> str:
         if isinstance(operand, str):
             return operand
-        return self.values.get(operand.buffer) or self.element(operand)
+        return self.values.get(operand.buffer) or self.load(operand)
+
+    def load(self, access: Access) -> str:
+        """A name for what is read: within a ``?:``, reading would keep the loop from being vectorised."""
+        element = self.element(access)
+        if element not in self.loads:
+            self.loads[element] = f"l{len(self.loads)}"
+            self.lines.append(f"const {C_TYPES[access.buffer.dtype]} {self.loads[element]} = {element};")
+        return self.loads[element]
 
 
 def _collapsed(loop: Loop) -> tuple[list[int], list[list[int]]]:
@@ -60,7 +85,7 @@ def _collapsed(loop: Loop) -> tuple[list[int], list[list[int]]]:
     strides = [a.strides for s in loop.statements for a in _every(s)]
     groups: list[list[int]] = []
     for d, size in enumerate(loop.shape):
-        if groups and all(s[groups[-1][-1]] == s[d] * size for s in strides):
+        if groups and not loop.closed and all(s[groups[-1][-1]] == s[d] * size for s in strides):
             groups[-1].append(d)
         else:
             groups.append([d])
@@ -95,13 +120,14 @@ def _value(statement: Statement, operands: Sequence[str]) -> str:
     return text.replace("(T)", f"({number})")
 
 
-def _loop(loop: Loop) -> tuple[str, list[tuple[str, Buffer]]]:
+def _loop(loop: Loop) -> tuple[str, list[tuple[str, Buffer, int]]]:
     """A loop's function body and its parameters."""
     sizes, groups = _collapsed(loop)
     statements = [_joined(s, groups) for s in loop.statements]
-    kernel, inner, before, after, reductions = _Kernel(), [], [], [], []
+    kernel, before, after, reductions = _Kernel(), [], [], []
+    inner = kernel.lines
     last = len(sizes) - 1
-    ordered = any(s.kind == "scatter" for s in statements)
+    ordered = any(s.kind == "scatter" or (s.kind == "running" and not last) for s in statements)
     for i, statement in enumerate(statements):
         value = _value(statement, [kernel.operand(o) for o in statement.operands])
         out, c_type = statement.out, C_TYPES[statement.dtype]
@@ -113,11 +139,15 @@ def _loop(loop: Loop) -> tuple[str, list[tuple[str, Buffer]]]:
                 inner.append(f"{kernel.element(out)} = v{i};")
         elif statement.kind == "store":
             inner.append(f"{kernel.element(out)} = {value};")
+        elif statement.kind == "running":
+            here = kernel.element(out)  # the same pointer for both: it is a restricted one
+            so_far = f"(i0 ? {here[:-1]} - {out.strides[0]}] : 0)" if sizes else "0"
+            inner.append(f"{here} = {value} + {so_far};")
         elif statement.kind == "scatter":
             inner.append(f"{kernel.element(out)} += {value};")
         else:
             neutral, combine = _NEUTRAL[statement.kind], _COMBINE[statement.kind]
-            pointer = kernel.pointer(out.buffer)
+            pointer = kernel.pointer(out.buffer, 0)
             before.append(f"for (i64 j = 0; j < {out.buffer.numel}; j++) {pointer}[j] = {neutral};")
             if sizes and out.strides[last] == 0:
                 reductions.append((statement.kind, c_type, f"r{i}", neutral))
@@ -177,45 +207,60 @@ class Emitter:
         source = _SKELETON.format(functions=functions, calls="\n".join(calls), inputs=self._inputs(), results=self._results())
         return Program(source, size, self.constants, self.externs, self.pack)
 
-    def _pointer(self, buffer: Buffer) -> str:
+    def _pointer(self, buffer: Buffer, offset: int) -> str:
         c_type = C_TYPES.get(buffer.dtype, "u8")
         if buffer.constant is not None:
-            return f"({c_type} *)constants[{self.index[buffer]}]"
-        return f"({c_type} *)(memory + {buffer.offset})"
+            return f"({c_type} *)constants[{self.index[buffer]}] + {offset}"
+        return f"({c_type} *)(memory + {buffer.offset + offset * buffer.dtype.itemsize})"
 
-    def _step(self, step: Loop | Product | Extern) -> str:
+    def _step(self, step: Step) -> str:
         if isinstance(step, Extern):
             self.externs.append(step)
             return f"if (call({len(self.externs) - 1})) return 1;"
         if isinstance(step, Product):
             return self._product(step)
+        if isinstance(step, Solve):
+            return self._solve(step)
+        if isinstance(step, Cholesky):
+            return self._cholesky(step)
         body, params = _loop(step)
         if body not in self.functions:
-            declared = ", ".join(f"{c_type} *restrict p{i}" for i, (c_type, _) in enumerate(params))
+            declared = ", ".join(f"{c_type} *restrict p{i}" for i, (c_type, _, _) in enumerate(params))
             self.functions[body] = f"__attribute__((noinline)) void k{len(self.functions)}({declared})"
         name = self.functions[body].split("void ")[1].split("(")[0]
-        return f"{name}({', '.join(self._pointer(buffer) for _, buffer in params)});"
+        return f"{name}({', '.join(self._pointer(buffer, offset) for _, buffer, offset in params)});"
 
     def _product(self, step: Product) -> str:
-        *batch, m, k = step.a.meta.shape
-        n, prefix = step.b.meta.shape[-1], _PREFIX[C_TYPES[step.c.buffer.dtype]]
-        self.pack = max(self.pack, 32 * max(k, 1))
-        lines = []
-        for i in range(math.prod(batch)):
-            parts = [self._matrix(ref, i if batch else None) for ref in (step.a, step.b, step.c)]
-            lines.append(f"{prefix}product({m}, {n}, {k}, {parts[0]}, {parts[1]}, {parts[2]}, pack);")
-        if len(lines) <= 4:
-            return "\n".join(lines)
-        jumps = [int(ref.meta.stride(0)) for ref in (step.a, step.b, step.c)]
-        a, b, c = (self._matrix(ref, 0, f"i * {jump}") for ref, jump in zip((step.a, step.b, step.c), jumps))
-        return f"for (i64 i = 0; i < {len(lines)}; i++) {prefix}product({m}, {n}, {k}, {a}, {b}, {c}, pack);"
+        m, k = step.a.meta.shape[-2:]
+        n = step.b.meta.shape[-1]
+        self.pack = max(self.pack, MAX_WIDE * k)
+        return self._batched("product", f"{m}, {n}, {k}", [step.a, step.b, step.c], "pack")
 
-    def _matrix(self, ref: Ref, batch: int | None, jump: str = "0") -> str:
-        meta = ref.meta if batch is None else ref.meta[batch]
-        strides = [0 if size == 1 else int(s) for size, s in zip(meta.shape, meta.stride())]
-        if ref.meta.is_contiguous() and meta.shape[-1] == 1:
-            strides[-1] = 1  # what is written must be seen as rows
-        return f"{self._pointer(ref.buffer)} + {int(meta.storage_offset())} + {jump}, {strides[0]}, {strides[1]}"
+    def _solve(self, step: Solve) -> str:
+        n, m = step.b.meta.shape[-2:]
+        rest = f"{int(step.upper)}, {int(step.unit)}"
+        return self._batched("solve", f"{n}, {m}", [step.a, step.b, step.x], rest)
+
+    def _cholesky(self, step: Cholesky) -> str:
+        info = self._pointer(step.info.buffer, 0)
+        rest = f"{info} + " + ("i" if step.a.meta.dim() > 2 else "0")
+        return self._batched("cholesky", str(step.a.meta.shape[-1]), [step.a, step.l], rest)
+
+    def _batched(self, name: str, sizes: str, matrices: list[Ref], rest: str) -> str:
+        """A call for each matrix of a batch."""
+        prefix = _PREFIX[C_TYPES[matrices[-1].buffer.dtype]]
+        *batch, _, _ = matrices[0].meta.shape
+        if len(batch) > 1:
+            matrices = [Ref(ref.buffer, ref.meta.flatten(0, -3)) for ref in matrices]
+        parts = ", ".join(self._matrix(ref) for ref in matrices)
+        call = f"{prefix}{name}({sizes}, {parts}, {rest});"
+        return f"for (i64 i = 0; i < {math.prod(batch)}; i++) {call}" if batch else call
+
+    def _matrix(self, ref: Ref) -> str:
+        """A matrix as C is given it: where it begins, and its two strides."""
+        jump = f" + i * {int(ref.meta.stride(0))}" if ref.meta.dim() > 2 else ""
+        row, column = (int(s) for s in ref.meta.stride()[-2:])
+        return f"{self._pointer(ref.buffer, int(ref.meta.storage_offset()))}{jump}, {row}, {column}"
 
     def _inputs(self) -> str:
         """Copies of a step's streamed inputs into place."""

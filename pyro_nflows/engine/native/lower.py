@@ -18,7 +18,7 @@ _SAME = {_aten.clone.default, _aten.contiguous.default, _aten.detach.default, _a
 #: Views whose schema does not say so.
 _VIEWS = {_aten._unsafe_view.default, _aten._reshape_alias.default}
 #: Multiplications and additions from which a call of torch's matrix product is worth its way.
-MAX_PRODUCT = 4e6
+MAX_PRODUCT = 4e9
 
 
 class Lowering:
@@ -57,6 +57,8 @@ class Lowering:
             views = self._view(target, args, kwargs)
             return views if isinstance(views, list) else [views]
         name = target._schema.name.split("::")[1]
+        if name == "linalg_cholesky_ex" and metas[0][1] in C_TYPES and not kwargs.get("upper") and len(args) < 2:
+            return list(self.plan.cholesky(args[0]))
         special = getattr(self, f"_{name.strip('_')}_op", None)
         if special is not None and not call.is_list:
             result = special(metas[0], *args, **kwargs)
@@ -104,7 +106,7 @@ class Lowering:
         return self._map(template, args, shape, args[0].meta.dtype)
 
     def _filled(self, shape: Sequence[int], dtype: torch.dtype, value: Any = 0) -> Ref:
-        out = self.plan.ref(shape, dtype)
+        out = self.plan.room(shape, dtype)
         self.plan.store(literal(value), out)
         return out
 
@@ -139,7 +141,7 @@ class Lowering:
 
     def _cat_op(self, meta: Any, parts: list[Ref], dim: int = 0) -> Ref | None:
         parts = [p for p in parts if p.meta.numel()]
-        out, start = self.plan.ref(*meta), 0
+        out, start = self.plan.room(*meta), 0
         if meta[1] not in C_TYPES or any(p.meta.dtype not in C_TYPES for p in parts):
             return None
         for part in parts:
@@ -173,12 +175,15 @@ class Lowering:
         return self._placed(meta, x, lambda m: m.diagonal(offset, dim1, dim2))
 
     def _constant_pad_nd_op(self, meta: Any, x: Ref, pad: list[int], value: Any = 0) -> Any:
-        if min(pad) < 0:
-            return None
+        for i, cut in enumerate(pad):
+            if cut < 0:
+                dim = -1 - i // 2
+                size = x.meta.shape[dim] + cut
+                x = Ref(x.buffer, x.meta.narrow(dim, -cut if i % 2 == 0 else 0, size))
 
         def place(m: Tensor) -> Tensor:
             for i, before in enumerate(pad[::2]):
-                m = m.narrow(-1 - i, before, x.meta.shape[-1 - i])
+                m = m.narrow(-1 - i, max(0, before), x.meta.shape[-1 - i])
             return m
 
         return self._placed(meta, x, place, value)
@@ -219,7 +224,7 @@ class Lowering:
         (dim,), index = dims, indices[dims[0]]
         assert index is not None
         after = x.meta.dim() - dim - 1
-        wide = Ref(index.buffer, index.meta.reshape(*index.meta.shape, *(1,) * after))
+        wide = Ref(index.buffer, index.meta[(..., *(None,) * after)])
         strides = x.meta.stride()
         spread = [*strides[:dim], *(0,) * index.meta.dim(), *strides[dim + 1 :]]
         return self._indirect(x, dim, wide, shape, spread)
@@ -270,9 +275,7 @@ class Lowering:
         rank = x.meta.dim()
         over = sorted({d % rank for d in dims}) if dims else list(range(rank))
         out = self.plan.reduce(kind, template, x, over, x.meta.dtype)
-        if keepdim:
-            return out
-        return Ref(out.buffer, out.meta.reshape([s for d, s in enumerate(out.meta.shape) if d not in over]))
+        return out if keepdim else Ref(out.buffer, out.meta.squeeze(tuple(over)))
 
     def _sum_op(self, meta: Any, x: Ref, dims: Any = None, keepdim: bool = False, dtype: Any = None) -> Ref | None:
         if x.meta.dtype != meta[1]:
@@ -303,8 +306,9 @@ class Lowering:
         if meta[1] not in C_TYPES or x.meta.dtype != meta[1]:
             return None
         top = self._like("{0} - {0} == 0 ? {0} : 0", self._reduced("max", x, dims, True))
-        rest = self._reduced("sum", self._like("{p}exp({0} - {1})", x, top), dims, keepdim)
-        return self._like("{p}log({0}) + {1}", rest, Ref(top.buffer, top.meta.reshape(rest.meta.shape)))
+        rest = self._reduced("sum", self._like("{p}exp({0} - {1})", x, top), dims, True)
+        out = self._like("{p}log({0}) + {1}", rest, top)
+        return out if keepdim else Ref(out.buffer, out.meta.squeeze(tuple(dims)))
 
     def _softmax_op(self, meta: Any, x: Ref, dim: int, half: bool) -> Ref | None:
         if meta[1] not in C_TYPES or not x.meta.dim():
@@ -334,10 +338,30 @@ class Lowering:
     def _mm_op(self, meta: Any, a: Ref, b: Ref) -> Ref | None:
         *batch, m, k = a.meta.shape
         size = math.prod(batch) * m * k * b.meta.shape[-1]
-        real = meta[1].is_floating_point and meta[1] in C_TYPES
-        return self.plan.product(a, b) if real and 0 < size < MAX_PRODUCT else None
+        if not meta[1].is_floating_point or meta[1] not in C_TYPES or not 0 < size < MAX_PRODUCT:
+            return None
+        return self.plan.product(a, self._convenient(b) if b.meta.dim() == 2 else b)
 
-    _bmm_op = _mm_op
+    def _convenient(self, b: Ref) -> Ref:
+        """A constant right factor with the dimension on which the product runs fastest as the innermost."""
+        if b.buffer.constant is None or b.buffer.numel != b.meta.numel():
+            return b
+        k, n = b.meta.shape
+        whole = b.buffer.constant.reshape(-1).as_strided(b.meta.shape, b.meta.stride(), int(b.meta.storage_offset()))
+        if n <= 64 < k:
+            ref = self.plan.constant(whole.t().contiguous())
+            return Ref(ref.buffer, ref.meta.t())
+        return self.plan.constant(whole.contiguous())
+
+    def _bmm_op(self, meta: Any, a: Ref, b: Ref) -> Ref | None:
+        """One product of matrices, where a batch of vectors meets one matrix."""
+        if a.meta.stride(0) == 0 and b.meta.shape[2] == 1:
+            flat = self._mm_op(meta, Ref(b.buffer, b.meta[:, :, 0]), Ref(a.buffer, a.meta[0].t()))
+            return None if flat is None else Ref(flat.buffer, flat.meta.unsqueeze(2))
+        if b.meta.stride(0) == 0 and a.meta.shape[1] == 1:
+            flat = self._mm_op(meta, Ref(a.buffer, a.meta[:, 0]), Ref(b.buffer, b.meta[0]))
+            return None if flat is None else Ref(flat.buffer, flat.meta.unsqueeze(1))
+        return self._mm_op(meta, a, b)
 
     def _mv_op(self, meta: Any, a: Ref, b: Ref) -> Ref | None:
         out = self._mm_op(meta, a, Ref(b.buffer, b.meta.unsqueeze(-1)))
@@ -350,7 +374,31 @@ class Lowering:
         product = self._mm_op(meta, a, b) if beta == 1 and alpha == 1 else None
         return None if product is None else self._map("{0} + {1}", [product, bias], *meta)
 
-    _baddbmm_op = _addmm_op
+    def _baddbmm_op(self, meta: Any, bias: Ref, a: Ref, b: Ref, beta: Any = 1, alpha: Any = 1) -> Ref | None:
+        product = self._bmm_op(meta, a, b) if beta == 1 and alpha == 1 else None
+        return None if product is None else self._map("{0} + {1}", [product, bias], *meta)
+
+    # ---- triangles ------------------------------------------------------------------------------------------
+
+    def _linalg_solve_triangular_op(self, meta: Any, a: Ref, b: Ref, *, upper: bool, left: bool = True, unitriangular: bool = False) -> Any:
+        if meta[1] not in C_TYPES:
+            return None
+        if left and a.meta.dim() == 2 and b.meta.dim() == 3 and b.meta.shape[2] == 1:  # one triangle, many vectors
+            out = self.plan.solve(a, Ref(b.buffer, b.meta[..., 0].t()), upper, unitriangular)
+            return Ref(out.buffer, out.meta.t().unsqueeze(2))
+        if a.meta.shape[:-2] != b.meta.shape[:-2]:
+            return None
+        if left:
+            return self.plan.solve(a, b, upper, unitriangular)
+        a, b = (Ref(r.buffer, r.meta.transpose(-1, -2)) for r in (a, b))
+        out = self.plan.solve(a, b, not upper, unitriangular)
+        return Ref(out.buffer, out.meta.transpose(-1, -2))
+
+    def _cumsum_op(self, meta: Any, x: Ref, dim: int, dtype: Any = None) -> Ref | None:
+        if meta[1] not in C_TYPES or x.meta.dtype != meta[1]:
+            return None
+        alone = not x.meta.dim() or x.meta.shape[dim] == 1
+        return x if alone else self.plan.running(x, dim % x.meta.dim())
 
 
 def _is_ref(leaf: Any) -> bool:

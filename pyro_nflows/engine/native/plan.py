@@ -24,8 +24,6 @@ C_TYPES = {
 }
 #: Statements after which a loop is full: longer ones only spill registers.
 MAX_STATEMENTS = 80
-#: Inner loops are at least this long where the shape allows.
-MIN_INNER = 8
 
 
 @dataclass(eq=False)
@@ -69,7 +67,7 @@ Operand = Access | str
 
 @dataclass(eq=False)
 class Statement:
-    """``kind`` is ``let`` (one value a point), ``store``, ``scatter``, or a reduction's ``sum``, ``max`` or ``min``."""
+    """``kind`` is ``let`` (one value a point), ``store``, ``scatter``, ``running``, or a reduction's name."""
 
     kind: str
     template: str
@@ -84,6 +82,11 @@ class Loop:
 
     shape: Shape
     statements: list[Statement] = field(default_factory=list)
+    closed: bool = False
+
+    def takes(self, shape: Shape) -> bool:
+        """Whether there is room for another statement over this shape."""
+        return self.shape == shape and not self.closed and len(self.statements) < MAX_STATEMENTS
 
 
 @dataclass(eq=False)
@@ -93,6 +96,26 @@ class Product:
     a: Ref
     b: Ref
     c: Ref
+
+
+@dataclass(eq=False)
+class Solve:
+    """``x`` in ``a x = b`` for a triangle ``a``."""
+
+    a: Ref
+    b: Ref
+    x: Ref
+    upper: bool
+    unit: bool
+
+
+@dataclass(eq=False)
+class Cholesky:
+    """The lower triangle ``l`` of ``a = l l'``, and in ``info`` whether there is none."""
+
+    a: Ref
+    l: Ref
+    info: Ref
 
 
 @dataclass(eq=False)
@@ -106,18 +129,31 @@ class Extern:
     is_list: bool
 
 
-Step = Loop | Product | Extern
+Step = Loop | Product | Solve | Cholesky | Extern
 
 
 def order_of(shape: Sequence[int]) -> list[int]:
-    """The dimensions to loop over, the innermost last: a long one, and none of a single element."""
+    """The dimensions to loop over: the longest innermost, and none of a single element."""
     dims = [d for d, size in enumerate(shape) if size != 1]
-    if dims and shape[dims[-1]] < MIN_INNER:
-        longest = max(dims, key=lambda d: shape[d])
-        if shape[longest] >= MIN_INNER:
-            dims.remove(longest)
-            dims.append(longest)
+    if dims:
+        longest = max(dims, key=lambda d: (shape[d], d))
+        dims.remove(longest)
+        dims.append(longest)
     return dims
+
+
+def packed(sizes: Sequence[int]) -> Shape:
+    """Strides without gaps."""
+    return tuple(math.prod(sizes[i + 1 :]) for i in range(len(sizes)))
+
+
+def laid_out(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor without memory whose elements lie in the order in which they are looped over."""
+    order = order_of(shape)
+    strides = [0] * len(shape)
+    for dim, stride in zip(order, packed([shape[d] for d in order])):
+        strides[dim] = stride
+    return torch.empty_strided(tuple(shape), strides, dtype=dtype, device="meta")
 
 
 class Plan:
@@ -137,9 +173,17 @@ class Plan:
         """A new contiguous tensor."""
         return Ref(self.buffer(dtype, math.prod(shape), **kwargs), torch.empty(tuple(shape), dtype=dtype, device="meta"))
 
+    def room(self, shape: Sequence[int], dtype: torch.dtype) -> Ref:
+        """A new tensor that lies as loops like it."""
+        return Ref(self.buffer(dtype, math.prod(shape)), laid_out(shape, dtype))
+
     def constant(self, tensor: Tensor) -> Ref:
-        """A tensor that the program holds."""
-        return self.ref(tensor.shape, tensor.dtype, constant=tensor.contiguous())
+        """A tensor that the program holds, without its repetitions."""
+        once = tensor
+        for dim, stride in enumerate(tensor.stride()):
+            once = once if stride else once[(slice(None),) * dim + (slice(0, 1),)]
+        ref = self.ref(once.shape, once.dtype, constant=once.contiguous())
+        return Ref(ref.buffer, ref.meta.expand(tensor.shape))
 
     # ---- elementwise ----------------------------------------------------------------------------------------
 
@@ -150,16 +194,10 @@ class Plan:
 
     def let(self, template: str, operands: list[Operand], shape: Sequence[int], dtype: torch.dtype) -> Ref:
         """An elementwise result; operands are made by :meth:`access` with the same shape."""
-        order = order_of(shape)
-        sizes = [shape[d] for d in order]
-        packed = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
-        strides = [0] * len(shape)
-        for dim, stride in zip(order, packed):
-            strides[dim] = stride
-        out = self.buffer(dtype, math.prod(shape))
-        access = Access(out, 0, tuple(packed))
-        out.home = self._join(tuple(sizes), Statement("let", template, operands, access, dtype))
-        return Ref(out, torch.empty_strided(tuple(shape), strides, dtype=dtype, device="meta"))
+        out, sizes = self.room(shape, dtype), tuple(shape[d] for d in order_of(shape))
+        statement = Statement("let", template, operands, Access(out.buffer, 0, packed(sizes)), dtype)
+        out.buffer.home = self._join(sizes, statement)
+        return out
 
     def store(self, value: Operand, out: Ref, template: str = "{0}") -> None:
         """Copy a value into a part of a buffer that exists."""
@@ -176,7 +214,7 @@ class Plan:
         """``value`` summed (or its greatest or least) over dimensions, which stay with size one."""
         shape = value.meta.shape
         kept = [1 if d in dims else size for d, size in enumerate(shape)]
-        out = self.ref(kept, dtype)
+        out = self.room(kept, dtype)
         statement = Statement(kind, template, [self.access(value, shape)], self.access(out, shape), dtype)
         self._join(tuple(shape[d] for d in order_of(shape)), statement)
         return out
@@ -190,7 +228,7 @@ class Plan:
             earliest = max(earliest, written + (statement.kind == "scatter"))
         for position in range(earliest, len(self.steps)):
             step = self.steps[position]
-            if isinstance(step, Loop) and step.shape == shape and len(step.statements) < MAX_STATEMENTS:
+            if isinstance(step, Loop) and step.takes(shape):
                 break
         else:
             position, step = len(self.steps), Loop(shape)
@@ -207,8 +245,7 @@ class Plan:
             return 0
         last = max(buffer.writes)
         home = buffer.home
-        packed = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
-        same = home is not None and home.shape == shape and access.offset == 0 and access.strides == packed
+        same = home is not None and home.shape == shape and access.offset == 0 and access.strides == packed(shape)
         return last if same and not access.indices and len(buffer.writes) == 1 else last + 1
 
     def _note(self, position: int, buffers: Sequence[Buffer]) -> None:
@@ -219,9 +256,34 @@ class Plan:
 
     def product(self, a: Ref, b: Ref) -> Ref:
         """``(batch, m, k)`` times ``(batch, k, n)``, or without the batch."""
-        shape = (*a.meta.shape[:-1], b.meta.shape[-1])
-        out = self.ref(shape, a.meta.dtype)
+        *batch, m, n = (*a.meta.shape[:-1], b.meta.shape[-1])
+        out = self.ref((*batch, n, m) if m > n else (*batch, m, n), a.meta.dtype)
+        if m > n:
+            out = Ref(out.buffer, out.meta.transpose(-1, -2))
         self._append(Product(a, b, out), [a, b], [out])
+        return out
+
+    def solve(self, a: Ref, b: Ref, upper: bool, unit: bool) -> Ref:
+        """``a x = b``, one for each of a batch."""
+        out = self.room(b.meta.shape, b.meta.dtype)
+        self._append(Solve(a, b, out, upper, unit), [a, b], [out])
+        return out
+
+    def cholesky(self, a: Ref) -> tuple[Ref, Ref]:
+        """The factor, and whether it failed."""
+        out, info = self.ref(a.meta.shape, a.meta.dtype), self.ref(a.meta.shape[:-2], torch.int32)
+        self._append(Cholesky(a, out, info), [a], [out, info])
+        return out, info
+
+    def running(self, x: Ref, dim: int) -> Ref:
+        """The running sum along a dimension."""
+        shape = x.meta.shape
+        out = self.room(shape, x.meta.dtype)
+        order = order_of(shape)
+        order = [dim, *(d for d in order if d != dim)] if dim in order else order
+        accesses = [Access(r.buffer, int(r.meta.storage_offset()), tuple(r.meta.stride(d) for d in order)) for r in (x, out)]
+        loop = Loop(tuple(shape[d] for d in order), [Statement("running", "{0}", [accesses[0]], accesses[1], x.meta.dtype)], closed=True)
+        self._append(loop, [x], [out])
         return out
 
     def extern(self, target: Any, args: Any, kwargs: Any, inputs: list[Ref], outs: list[Ref], is_list: bool) -> None:

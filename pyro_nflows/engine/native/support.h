@@ -63,14 +63,18 @@ static inline double d_expm1_near(double r) {
   return p * r * r + r;
 }
 
-/* log(m) for 1/sqrt(2) <= m < sqrt(2), by the series of atanh(s), s = (m - 1) / (m + 1). */
+/* log(m) for 1/sqrt(2) <= m < sqrt(2): in single precision f - f^2/2 + f^3 Q(f), f = m - 1, with Q interpolated at
+   Chebyshev points; in double the series of atanh(s), s = (m - 1) / (m + 1). */
 static inline float f_log_near(float m) {
-  float s = (m - 1) / (m + 1), z = s * s;
-  float p = 2.0f / 9;
-  p = p * z + 2.0f / 7;
-  p = p * z + 2.0f / 5;
-  p = p * z + 2.0f / 3;
-  return 2 * s + s * z * p;
+  float f = m - 1, q = -0.0790274377f;
+  q = q * f + 0.126223198f;
+  q = q * f - 0.129981838f;
+  q = q * f + 0.142144959f;
+  q = q * f - 0.166412815f;
+  q = q * f + 0.200010451f;
+  q = q * f - 0.250003064f;
+  q = q * f + 0.333333307f;
+  return f + f * f * (q * f - 0.5f);
 }
 static inline double d_log_near(double m) {
   double s = (m - 1) / (m + 1), z = s * s;
@@ -88,27 +92,27 @@ static inline double d_log_near(double m) {
 }
 
 /* x = n ln(2) + r; c is x kept where 2^n makes sense. ln(2) comes in two parts, the first with few digits. */
-#define SPLIT(T, P, LOW, HIGH, ROUND, LN2A, LN2B)                                 \
+#define SPLIT(T, LOW, HIGH, ROUND, LN2A, LN2B)                                    \
   T c = x > HIGH ? HIGH : x;                                                      \
   c = c < LOW ? LOW : c;                                                          \
   T n = (c * (T)1.4426950408889634 + ROUND) - ROUND;                              \
-  T r = (c - n * LN2A) - n * LN2B;                                                \
-  T h = (n * (T)0.5 + ROUND) - ROUND;
+  T r = (c - n * LN2A) - n * LN2B;
 
 #define ELEMENTARY(T, P, LOW, HIGH, ROUND, LN2A, LN2B, TINY, FLAT)                \
   static inline T P##exp(T x) {                                                   \
-    SPLIT(T, P, LOW, HIGH, ROUND, LN2A, LN2B)                                     \
-    return (P##_expm1_near(r) + 1) * P##_pow2(h) * P##_pow2(n - h);               \
+    SPLIT(T, LOW, HIGH, ROUND, LN2A, LN2B)                                        \
+    T p = P##_expm1_near(r) + 1;                                                  \
+    return (p + p) * P##_pow2(n - 1); /* zero below the least normal number */    \
   }                                                                               \
   static inline T P##expm1(T x) {                                                 \
-    SPLIT(T, P, LOW, HIGH, ROUND, LN2A, LN2B)                                     \
-    T a = P##_pow2(h), b = P##_pow2(n - h), s = a * b;                            \
-    T y = s * P##_expm1_near(r) + (s - 1);                                        \
-    return x > HIGH ? (T)INFINITY : y;                                            \
+    SPLIT(T, LOW, HIGH, ROUND, LN2A, LN2B)                                        \
+    T s = P##_pow2(n - 1);                                                        \
+    return 2 * (s * P##_expm1_near(r) + (s - (T)0.5));                            \
   }                                                                               \
   static inline T P##tanh(T x) {                                                  \
-    T a = x < 0 ? -x : x;                                                         \
-    T e = P##expm1(2 * (a > FLAT ? FLAT : a));                                    \
+    T a = x < 0 ? -x : x, c = 2 * (a > FLAT ? FLAT : a);                          \
+    T n = (c * (T)1.4426950408889634 + ROUND) - ROUND, s = P##_pow2(n);           \
+    T e = s * P##_expm1_near((c - n * LN2A) - n * LN2B) + (s - 1);                \
     T y = e / (e + 2);                                                            \
     return x < 0 ? -y : y;                                                        \
   }                                                                               \
@@ -158,8 +162,8 @@ static inline double d_exponent(double x) {
 }
 static inline double d_mantissa(double x) { return d_of(((d_bits(x) - D_HALF) & 0xfffffffffffffLL) + D_HALF); }
 
-ELEMENTARY(float, f, -104.0f, 88.8f, F_ROUND, 0.693359375f, -2.12194440e-4f, 1.17549435e-38f, 10.0f)
-ELEMENTARY(double, d, -746.0, 709.9, D_ROUND, 6.93147180369123816490e-01, 1.90821492927058770002e-10,
+ELEMENTARY(float, f, -87.6f, 88.8f, F_ROUND, 0.693359375f, -2.12194440e-4f, 1.17549435e-38f, 10.0f)
+ELEMENTARY(double, d, -708.7, 709.9, D_ROUND, 6.93147180369123816490e-01, 1.90821492927058770002e-10,
            2.2250738585072014e-308, 20.0)
 
 /* C (m x n) = A (m x k) B (k x n), whatever the strides; `pack` holds k x (n rounded up) numbers. */
@@ -200,6 +204,41 @@ ELEMENTARY(double, d, -746.0, 709.9, D_ROUND, 6.93147180369123816490e-01, 1.9082
       case 1: P##rows(1, k, a, ai, ak, b, bk, c, ci, width); break;                                                \
     }                                                                                                              \
   }                                                                                                                \
+  static inline __attribute__((always_inline)) void P##block(int rows, int cols, i64 k, const T *a, i64 ai,        \
+                                                             const T *b, i64 bj, T *c, i64 ci, i64 cj) {           \
+    P##vector sum[4][3];                                                                                           \
+    i64 l = 0;                                                                                                     \
+    memset(sum, 0, sizeof sum);                                                                                    \
+    for (; l + P##wide / 2 <= k; l += P##wide / 2) {                                                               \
+      P##vector y[3];                                                                                              \
+      _Pragma("GCC unroll 3") for (int q = 0; q < cols; q++) y[q] = *(const P##vector *)(b + q * bj + l);          \
+      _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++) {                                                     \
+        P##vector x = *(const P##vector *)(a + r * ai + l);                                                        \
+        _Pragma("GCC unroll 3") for (int q = 0; q < cols; q++) sum[r][q] += x * y[q];                              \
+      }                                                                                                            \
+    }                                                                                                              \
+    _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++) {                                                       \
+      _Pragma("GCC unroll 3") for (int q = 0; q < cols; q++) {                                                     \
+        T s = 0;                                                                                                   \
+        for (int v = 0; v < P##wide / 2; v++) s += sum[r][q][v];                                                   \
+        for (i64 t = l; t < k; t++) s += a[r * ai + t] * b[q * bj + t];                                            \
+        c[r * ci + q * cj] = s;                                                                                    \
+      }                                                                                                            \
+    }                                                                                                              \
+  }                                                                                                                \
+  static __attribute__((noinline)) void P##inner(i64 m, i64 n, i64 k, const T *a, i64 ai, const T *b, i64 bj,      \
+                                                 T *c, i64 ci, i64 cj) {                                           \
+    for (i64 i = 0; i < m; i += 4)                                                                                 \
+      for (i64 j = 0; j < n; j += 3) {                                                                             \
+        if (m - i >= 4 && n - j >= 3) {                                                                            \
+          P##block(4, 3, k, a + i * ai, ai, b + j * bj, bj, c + i * ci + j * cj, ci, cj);                          \
+        } else {                                                                                                   \
+          for (i64 r = i; r < MIN(i + 4, m); r++)                                                                  \
+            for (i64 q = j; q < MIN(j + 3, n); q++)                                                                \
+              P##block(1, 1, k, a + r * ai, ai, b + q * bj, bj, c + r * ci + q * cj, ci, cj);                      \
+        }                                                                                                          \
+      }                                                                                                            \
+  }                                                                                                                \
   static __attribute__((noinline)) void P##product(i64 m, i64 n, i64 k, const T *a, i64 ai, i64 ak, const T *b,    \
                                                    i64 bk, i64 bj, T *c, i64 ci, i64 cj, T *pack) {                \
     if (cj != 1 || (n == 1 && m > 1)) { /* the transposed product */                                               \
@@ -209,6 +248,7 @@ ELEMENTARY(double, d, -746.0, 709.9, D_ROUND, 6.93147180369123816490e-01, 1.9082
       s = ci; ci = cj; cj = s;                                                                                     \
       s = m; m = n; n = s;                                                                                         \
     }                                                                                                              \
+    if (ak == 1 && bk == 1 && bj != 1 && k >= P##wide) return P##inner(m, n, k, a, ai, b, bj, c, ci, cj);           \
     if (m < 4 && bk == 1 && bj != 1) { /* inner products: packing would cost more than it saves */                 \
       for (i64 i = 0; i < m; i++)                                                                                  \
         for (i64 j = 0; j < n; j++) {                                                                              \
@@ -234,5 +274,46 @@ ELEMENTARY(double, d, -746.0, 709.9, D_ROUND, 6.93147180369123816490e-01, 1.9082
     }                                                                                                              \
   }
 
+/* X (n x m) in A X = B for a triangle A, row by row. */
+#define TRIANGLE(T, P)                                                                                            \
+  static __attribute__((noinline)) void P##solve(i64 n, i64 m, const T *a, i64 ai, i64 aj, const T *b, i64 bi,     \
+                                                 i64 bj, T *x, i64 xi, i64 xj, int upper, int unit) {              \
+    for (i64 r = 0; r < n; r++) {                                                                                  \
+      i64 i = upper ? n - 1 - r : r;                                                                               \
+      T scale = unit ? 1 : 1 / a[i * (ai + aj)];                                                                   \
+      for (i64 j = 0; j < m; j++) x[i * xi + j * xj] = b[i * bi + j * bj];                                         \
+      for (i64 q = 0; q < r; q++) {                                                                                \
+        i64 l = upper ? n - 1 - q : q;                                                                             \
+        T c = a[i * ai + l * aj];                                                                                  \
+        T *to = x + i * xi, *from = x + l * xi;                                                                    \
+        if (xj == 1) {                                                                                             \
+          _Pragma("omp simd") for (i64 j = 0; j < m; j++) to[j] -= c * from[j];                                    \
+        } else {                                                                                                   \
+          for (i64 j = 0; j < m; j++) to[j * xj] -= c * from[j * xj];                                              \
+        }                                                                                                          \
+      }                                                                                                            \
+      for (i64 j = 0; j < m; j++) x[i * xi + j * xj] *= scale;                                                     \
+    }                                                                                                              \
+  }                                                                                                                \
+  static __attribute__((noinline)) void P##cholesky(i64 n, const T *a, i64 ai, i64 aj, T *l, i64 li, i64 lj,       \
+                                                    i32 *info) {                                                   \
+    *info = 0;                                                                                                     \
+    for (i64 i = 0; i < n; i++)                                                                                    \
+      for (i64 j = 0; j < n; j++) {                                                                                \
+        T s = i >= j ? a[i * ai + j * aj] : 0;                                                                     \
+        if (i >= j)                                                                                                \
+          for (i64 k = 0; k < j; k++) s -= l[i * li + k * lj] * l[j * li + k * lj];                                \
+        if (i == j) {                                                                                              \
+          if (!(s > 0) && !*info) *info = (i32)(i + 1);                                                            \
+          s = (T)sqrt(s);                                                                                          \
+        } else if (i > j) {                                                                                        \
+          s /= l[j * (li + lj)];                                                                                   \
+        }                                                                                                          \
+        l[i * li + j * lj] = s;                                                                                    \
+      }                                                                                                            \
+  }
+
 PRODUCT(float, f)
 PRODUCT(double, d)
+TRIANGLE(float, f)
+TRIANGLE(double, d)
