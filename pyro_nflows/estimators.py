@@ -34,9 +34,12 @@ class Covering(ELBO):
 
     _gradients = (Gradient.PATH,)
 
-    def __init__(self, share: float = 0.5):
+    def __init__(self, share: float | Tensor = 0.5):
         super().__init__()
         self.share = share
+
+    def mixed(self, share: Tensor) -> "Covering":
+        return Covering(share)
 
     def coefficients(self, log_weight: Tensor, gradient: Gradient) -> tuple[Tensor, Tensor]:
         even = torch.full_like(log_weight, 1 / len(log_weight))

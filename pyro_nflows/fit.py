@@ -111,6 +111,9 @@ def fit(
     """
     layer = cast(Chain, copy.deepcopy(guide.layer))
     try:
+        first = recipe.rounds[0]
+        num_steps = sum(plan.num_steps for plan in recipe.rounds if plan.num_particles == first.num_particles)
+        trainer.expect(layer, _objective(layer, objective, gradient, first, 0.0), gradient, first, num_steps)
         if is_fresh(layer):
             _begin(trainer, guide, layer, recipe, loc, title)
         draws = _train(trainer, layer, objective, gradient, recipe, title)
@@ -183,7 +186,7 @@ def _objective(layer: Chain, objective: ELBO, gradient: Gradient, plan: Round, e
         return objective
     if plan.annealing:
         return Balanced(objective.num_particles)
-    return Covering() if plan.covering and ess > COVERING_ESS else objective
+    return Covering(0.5 if plan.covering and ess > COVERING_ESS else 0.0)
 
 
 def weightless(draws: Draws, which: Tensor) -> Draws:

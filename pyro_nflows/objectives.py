@@ -115,6 +115,10 @@ class ELBO(elbo.ELBO):
             return draw(log_joint, layer, noise)
         return draw_scored(log_joint, layer, noise, reverse=gradient is Gradient.DREG)
 
+    def mixed(self, share: Tensor) -> "ELBO":
+        """The objective at a share that may change from step to step; only some have one."""
+        return self
+
     def check_layer(self, layer: Layer) -> None:
         """Refuse a flow on which this objective would be wrong."""
 

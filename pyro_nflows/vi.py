@@ -6,6 +6,7 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from . import diagnostics
 from .arviz import to_arviz
@@ -40,7 +41,8 @@ class VI:
     :param num_steps: steps of the flow; by default the recipe runs rounds until the ESS is good.
     :param num_starts: independent fits; the best is kept, and their agreement enters the verdict.
     :param seed: makes the run reproducible.
-    :param engine: ``"eager"`` or ``"traced"``; by default the fastest that can run the model.
+    :param engine: ``"eager"``, ``"traced"`` or ``"compiled"``; by default the fastest that can run the model:
+        training starts traced, and goes on compiled where that pays.
     :param annealing: share of the steps, from 0 to 1, in which ``log p`` is flattened: for several modes.
     :param progress_bar: whether to show ELBO, steps, rate and time left.
     :raises TypeError: if ``guide`` is not a flow guide, or an argument has the wrong type.
@@ -87,6 +89,9 @@ class VI:
         self._draws: Draws | None = None
         self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._bad_site: str | None = None
+        self._trainer: Trainer | None = None
+        self._joint: LogJoint | None = None
+        self._form: Any = None
 
     # ---- running --------------------------------------------------------------------------------------------
 
@@ -113,9 +118,13 @@ class VI:
         loc = check_start(joint, args, kwargs)
         joint.prepare(*args, **kwargs)
         leaves = joint.leaves(loc, *args, **kwargs)
-        trainer = Trainer(lambda z: joint(z, *args, **kwargs), leaves, self.engine, self.progress_bar)
-        self._call, self.history, self._bad_site = (args, kwargs), trainer.history, None
-        self._fits = [self._fit(trainer, joint, loc, i) for i in range(self.num_starts) if not trainer.stopped]
+        self._call, self._bad_site = (args, kwargs), None
+        trainer = self._train_on(joint, leaves)
+        self.history = trainer.history
+        try:
+            self._fits = [self._fit(trainer, joint, loc, i) for i in range(self.num_starts) if not trainer.stopped]
+        finally:
+            trainer.close()
         best = max(self._fits, key=lambda f: float(f.elbo.value))
         guide.adopt(best.layer)
         self._draws = best.draws
@@ -127,6 +136,23 @@ class VI:
         if trainer.history.failed or best.undefined.any() or is_hopeless(best.draws.log_weight):
             blamed = best.draws.z[best.undefined] if best.undefined.any() else best.draws.z
             self._bad_site = first_bad_site(joint, blamed, args, kwargs)
+
+    def _train_on(self, joint: LogJoint, leaves: list[Tensor]) -> Trainer:
+        """A trainer; that of an earlier run where only the data have changed."""
+        args, kwargs = self._call or ((), {})
+        data, form = tensors_of((args, kwargs))
+        old = self._trainer
+        if old is not None and (form, list(map(id, leaves))) == (self._form, list(map(id, old.leaves))):
+            old.rebind(data)
+            return old
+        self._joint, self._form = joint, form
+        self._trainer = Trainer(self._log_joint, leaves, self.engine, self.progress_bar, data)
+        return self._trainer
+
+    def _log_joint(self, z: Tensor) -> Tensor:
+        args, kwargs = self._call or ((), {})
+        assert self._joint is not None
+        return self._joint(z, *args, **kwargs)
 
     def _fit(self, trainer: Trainer, joint: LogJoint, loc: Tensor, index: int) -> Fit:
         args, kwargs = self._call or ((), {})
@@ -301,6 +327,19 @@ class VI:
             guide._setup_prototype(*args, **kwargs)
         vi._call = (args, kwargs)
         return vi
+
+
+def tensors_of(call: Any) -> tuple[list[Tensor], Any]:
+    """The tensors among a model's arguments, and all else that a recording of the model depends on."""
+    leaves, spec = tree_flatten(call)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return tensors, ([_form(leaf) for leaf in leaves], spec)
+
+
+def _form(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.shape, leaf.dtype, leaf.device
+    return leaf if isinstance(leaf, int | float | str | None) else id(leaf)
 
 
 def _check_types(guide: Any, objective: Any, engine: Any) -> None:

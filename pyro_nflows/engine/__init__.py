@@ -1,6 +1,6 @@
 """How training is run: a pure step, and backends that run it."""
 
-from .backends import Engine, EngineWarning, compile_step
+from .backends import Engine, EngineWarning, Runner, prepare
 from .program import Inputs, Program, State
 from .start import Gaussian, best_start
 from .trainer import History, Round, Trainer
@@ -13,8 +13,9 @@ __all__ = [
     "Inputs",
     "Program",
     "Round",
+    "Runner",
     "State",
     "Trainer",
     "best_start",
-    "compile_step",
+    "prepare",
 ]

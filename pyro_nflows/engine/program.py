@@ -25,11 +25,13 @@ class State(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What a step is given: noise ``(K, width)``, the step size, and the power of ``log p`` (1 unless annealed)."""
+    """What a step is given: noise ``(K, width)``, the step size, the power of ``log p`` (1 unless annealed), and the
+    objective's share (see :meth:`~pyro_nflows.ELBO.mixed`)."""
 
     noise: Tensor
     rate: Tensor
     power: Tensor
+    share: Tensor
 
 
 class _Draw(nn.Module):
@@ -124,12 +126,14 @@ class Program:
             with _Swap(self.leaves, leaves):
                 return inputs.power * self.log_joint(z)
 
+        objective = self.objective.mixed(inputs.share)
+
         def draws(layer: Layer) -> Draws:
-            return self.objective.draws(log_p, layer, inputs.noise, self.gradient)
+            return objective.draws(log_p, layer, inputs.noise, self.gradient)
 
         result = functional_call(self._module, flow, (draws,))
-        value = self.objective.bound(result.log_weight.detach())
-        return -self.objective.surrogate(result, self.gradient), -value
+        value = objective.bound(result.log_weight.detach())
+        return -objective.surrogate(result, self.gradient), -value
 
     def step(self, state: State, inputs: Inputs) -> tuple[State, Tensor]:
         """One step of Adam: the next state, and the loss before it."""

@@ -75,10 +75,11 @@ class TraceError(RuntimeError):
 class _Recorder(TorchDispatchMode):
     """Notes operations; ``constants`` are tensors that do not depend on the inputs."""
 
-    def __init__(self, inputs: Sequence[Tensor], pure: bool):
+    def __init__(self, inputs: Sequence[Tensor], data: Sequence[Tensor], pure: bool):
         super().__init__()
         self.pure = pure
         self.calls: list[Call] = []
+        self.prologue: list[Call] = []
         self.constants: dict[int, Tensor] = {}
         self._numbers: dict[int, int] = {}
         self._sharing: Counter[int] = Counter()  # tensors by the storage under them
@@ -89,6 +90,7 @@ class _Recorder(TorchDispatchMode):
         self.metas: dict[int, tuple[torch.Size, torch.dtype]] = {}
         for tensor in inputs:
             self._name(tensor)
+        self.derived = {self.number(tensor) for tensor in data}  # constants that are computed from data
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -161,10 +163,7 @@ class _Recorder(TorchDispatchMode):
         tensors = list(result) if is_list else [result]
         reuse = self.pure and torch.Tag.nondeterministic_seeded not in func.tags
         if reuse and (func in _SHAPED or not self._varies(named)):
-            for tensor in tensors:
-                if isinstance(tensor, Tensor):
-                    self.constants[self._name(tensor)] = tensor
-            return
+            return self._fold(func, named, tensors, is_list)
         key = (func, _hashable(named)) if reuse else None
         if reuse and key in self._known:
             for number, tensor in zip(self._known[key].results, tensors):
@@ -177,6 +176,16 @@ class _Recorder(TorchDispatchMode):
         self.calls.append(call)
         if reuse:
             self._known[key] = call
+
+
+    def _fold(self, func: Any, named: Any, tensors: list[Any], is_list: bool) -> None:
+        """An operation on constants is not repeated, but where it must be for new data."""
+        results = tuple(self._name(t) if isinstance(t, Tensor) else next(self._fresh) for t in tensors)
+        self.constants.update((n, t) for n, t in zip(results, tensors) if isinstance(t, Tensor))
+        leaves = {leaf.number for leaf in _leaves(named) if isinstance(leaf, Value)}
+        if func not in _SHAPED and leaves & self.derived:
+            self.prologue.append(Call(func, *named, results, is_list))
+            self.derived |= set(results)
 
 
 class _Impure(Exception):
@@ -206,11 +215,11 @@ def _functional(func: Any) -> Any:
 
 
 def _leaves(tree: Any) -> list[Any]:
-    return tree_leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Value))
+    return tree_leaves(tree, is_leaf=_is_value)
 
 
 def _hashable(tree: Any) -> Any:
-    leaves, spec = tree_flatten(tree, is_leaf=lambda leaf: isinstance(leaf, Value))
+    leaves, spec = tree_flatten(tree, is_leaf=_is_value)
     return tuple((type(leaf), leaf) for leaf in leaves), spec
 
 
@@ -219,6 +228,7 @@ class Tape:
 
     :param function: a pure function of tensors that returns tensors.
     :param inputs: example inputs; replay needs the same shapes and types.
+    :param data: tensors that the function reads besides, and that :meth:`rebind` may replace.
     :raises TraceError: if Python values depend on the tensors.
 
     Example::
@@ -228,34 +238,30 @@ class Tape:
         [tensor([0.8415, 0.8415, 0.8415]), tensor([0., 0.])]
     """
 
-    def __init__(self, function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]):
+    def __init__(
+        self, function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], data: Sequence[Tensor] = ()
+    ):
         self.num_inputs, self.pure = len(inputs), True
         self.inputs = [(tensor.shape, tensor.dtype) for tensor in inputs]
         try:
-            self._record(function, inputs)
+            self._record(function, inputs, data)
         except _Impure:  # then order matters, and nothing may be shared, moved or left out
             self.pure = False
-            self._record(function, inputs)
+            self._record(function, inputs, data)
         self._replay = self._generate()
 
-    def _record(self, function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> None:
+    def _record(self, function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], data: Any) -> None:
         inputs = [tensor.detach().clone() for tensor in inputs]  # no two the same object
-        with torch.autograd.set_multithreading_enabled(False), _Recorder(inputs, self.pure) as recorder:
+        with torch.autograd.set_multithreading_enabled(False), _Recorder(inputs, data, self.pure) as recorder:
             results = function(*inputs)
         self.results = [recorder.number(tensor) for tensor in results]
-        self.calls = self._needed(recorder.calls) if self.pure else recorder.calls
+        self.calls = _needed(recorder.calls, self.results) if self.pure else recorder.calls
         used = {v.number for call in self.calls for v in _values(call)} | set(self.results)
         self.constants = {n: t.detach() for n, t in recorder.constants.items() if n in used}
         self.metas = recorder.metas
-
-    def _needed(self, calls: list[Call]) -> list[Call]:
-        """Without what the results do not depend on."""
-        needed, kept = set(self.results), []
-        for call in reversed(calls):
-            if needed & set(call.results):
-                kept.append(call)
-                needed |= {value.number for value in _values(call)}
-        return kept[::-1]
+        self.data = [recorder.number(tensor) for tensor in data]
+        self.prologue = _needed(recorder.prologue, list(used))
+        self._sources = {v.number: recorder.constants[v.number] for call in self.prologue for v in _values(call)}
 
     def _generate(self) -> Callable[[Sequence[Tensor]], list[Tensor]]:
         """The replay as Python source: one operation a line, tensors dropped after their last use."""
@@ -276,6 +282,7 @@ class Tape:
             lines.append(f"    {store}{target}({', '.join([*args, *kwargs])}){drop}")
         lines.append(f"    return [{', '.join(f'v{n}' for n in self.results)}]")
         exec(compile("\n".join(lines), "<tape>", "exec"), scope)
+        self._scope = scope
         return cast(Callable[[Sequence[Tensor]], list[Tensor]], scope["replay"])
 
     def _arguments(self, call: Call, scope: dict[str, Any], names: Any) -> tuple[list[str], list[str]]:
@@ -300,6 +307,21 @@ class Tape:
         """Replay on other inputs."""
         return self._replay(inputs)
 
+    @torch.no_grad()
+    def rebind(self, data: Sequence[Tensor]) -> None:
+        """Replay with other data from now on.
+
+        :param data: tensors of the same shapes and types as were given first.
+        """
+        values = self._sources | dict(zip(self.data, data))
+        for call in self.prologue:
+            named = tree_map(lambda a: values[a.number] if _is_value(a) else a, (call.args, call.kwargs), is_leaf=_is_value)
+            made = call.target(*named[0], **named[1])
+            values.update(zip(call.results, made if call.is_list else [made]))
+        self._sources = {number: values[number] for number in self._sources}
+        self.constants = {n: values.get(n, tensor) for n, tensor in self.constants.items()}
+        self._scope.update((f"v{n}", tensor) for n, tensor in self.constants.items())
+
     def graph(self) -> GraphModule:
         """The same as an ``fx`` graph, for ``torch.compile``."""
         graph, root = Graph(), torch.nn.Module()
@@ -308,7 +330,7 @@ class Tape:
             root.register_buffer(f"v{number}", tensor)
             nodes[number] = graph.get_attr(f"v{number}")
         for call in self.calls:
-            named, spec = tree_flatten((call.args, call.kwargs), is_leaf=lambda a: isinstance(a, Value))
+            named, spec = tree_flatten((call.args, call.kwargs), is_leaf=_is_value)
             args, kwargs = tree_unflatten([nodes[a.number] if isinstance(a, Value) else a for a in named], spec)
             node = graph.call_function(call.target, args, kwargs)
             for i, number in enumerate(call.results):
@@ -316,8 +338,27 @@ class Tape:
         graph.output([nodes[number] for number in self.results])
         return GraphModule(root, graph)
 
+    @property
+    def is_random(self) -> bool:
+        """Whether replay draws random numbers of its own."""
+        return any(torch.Tag.nondeterministic_seeded in call.target.tags for call in self.calls)
+
     def __len__(self) -> int:
         return len(self.calls)
+
+
+def _needed(calls: list[Call], results: list[int]) -> list[Call]:
+    """Without what the results do not depend on."""
+    needed, kept = set(results), []
+    for call in reversed(calls):
+        if needed & set(call.results):
+            kept.append(call)
+            needed |= {value.number for value in _values(call)}
+    return kept[::-1]
+
+
+def _is_value(leaf: Any) -> bool:
+    return isinstance(leaf, Value)
 
 
 def _values(call: Call) -> list[Value]:

@@ -14,11 +14,15 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from ..layer import Layer
 from ..objectives import ELBO, Gradient
 from ..weights import LogDensity
-from .backends import Engine, Step, compile_step
+from .backends import Best, Eager, Engine, Runner, difference, prepare
 from .program import Inputs, Program, State
 
-#: Steps between looks at the loss; their noise is drawn at once.
+#: Noise is drawn for so many steps at once, whatever the engine: the numbers do not depend on it.
 BLOCK = 50
+#: Seconds between looks at the loss.
+PAUSE = 0.2
+#: Most blocks between looks.
+MAX_BLOCKS = 40
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,13 @@ class History:
 
 
 class Trainer:
-    """Trains layers on one model, round after round.
+    """Trains layers on one model, round after round; all layers are copies of one, or parts of it.
 
     :param log_joint: the model, ``(K, D) -> (K,)``.
     :param leaves: the model's trainable leaf tensors.
     :param engine: the engine asked for, or None for the fastest.
     :param progress_bar: whether to show a bar.
+    :param data: the tensors among the model's arguments; see :meth:`rebind`.
     """
 
     def __init__(
@@ -91,64 +96,116 @@ class Trainer:
         leaves: Sequence[Tensor] = (),
         engine: Engine | None = None,
         progress_bar: bool = True,
+        data: Sequence[Tensor] = (),
     ):
         self.log_joint, self.leaves, self.engine = log_joint, leaves, engine
-        self.progress_bar = progress_bar
+        self.progress_bar, self.data = progress_bar, data
         self.history = History()
+        self._runners: dict[Any, Runner] = {}
 
     def run(self, layer: Layer, objective: ELBO, gradient: Gradient, plan: Round, title: str) -> None:
         """One round; the layer is left at the last good state, whatever happens."""
-        program = Program(self.log_joint, layer, objective, gradient, plan.num_particles, self.leaves)
-        state = program.init()
         began = time.perf_counter()
-        with (
-            restored_threads(),
-            tqdm(total=plan.num_steps, disable=not self.progress_bar, unit="step", leave=True) as bar,
-        ):
+        with restored_threads(), tqdm(total=plan.num_steps, disable=not self.progress_bar, unit="step") as bar:
             bar.set_description(f"{title}: tracing")
             try:
-                step = self._prepare(program, plan, state)
+                program, runner = self._get(layer, objective, gradient, plan)
                 bar.set_description(title)
-                for start in range(0, plan.num_steps, BLOCK):
-                    state = self._block(program, step, state, plan, start, bar)
-                    program.write(state)
-                    if self.history.failed:
-                        break
+                self._steps(program, runner, plan, _share(objective), title, bar)
             except KeyboardInterrupt:
                 self.history.interrupted = True
-        self.history.skipped += int(state.skipped)
         self.history.rounds.append(self.history.num_steps)
         self.history.seconds += time.perf_counter() - began
+
+    def expect(self, layer: Layer, objective: ELBO, gradient: Gradient, plan: Round, num_steps: int) -> None:
+        """Begin to compile, in the background, what so many steps will need."""
+        if self.engine is None:
+            _, runner = self._get(layer, objective, gradient, plan)
+            if isinstance(runner, Best):
+                runner.expect(num_steps)
+
+    def close(self) -> None:
+        """Stop compilers that are still at work."""
+        for runner in self._runners.values():
+            if isinstance(runner, Best):
+                runner.cancel()
+
+    def rebind(self, data: Sequence[Tensor]) -> None:
+        """Go on with other data of the same shapes, without tracing the model again where that reproduces it."""
+        self.data, self.history = data, History()
+        runners, self._runners = self._runners, {}
+        for key, runner in runners.items():
+            if isinstance(runner, Best):
+                runner.rebind(data)
+                if difference(Eager(runner.program), runner, runner.program.init(), runner.inputs) is None:
+                    self._runners[key] = runner
 
     @property
     def stopped(self) -> bool:
         """Whether training should not go on."""
         return self.history.interrupted or self.history.failed
 
-    def _prepare(self, program: Program, plan: Round, state: State) -> Step:
-        step, engine = compile_step(program, self.engine, self._inputs(program, plan, state, 0, 1)[0])
-        self.history.engines.append(engine)
-        choose_threads(lambda: step(state, self._inputs(program, plan, state, 0, 1)[0]))
-        return step
+    def _get(self, layer: Layer, objective: ELBO, gradient: Gradient, plan: Round) -> tuple[Program, Runner]:
+        """The program of a round and its runner; equal rounds have the same."""
+        program = Program(self.log_joint, layer, objective, gradient, plan.num_particles, self.leaves)
+        shapes = tuple((name, p.shape) for name, p in layer.named_parameters())
+        settings = {k: v for k, v in vars(objective).items() if isinstance(v, int | float | str) and k != "share"}
+        key = (shapes, type(objective), str(settings), gradient, plan.num_particles)
+        if key not in self._runners:
+            example = self._inputs(program, plan, _share(objective), program.init().params, 0, 3)
+            runner = prepare(program, self.engine, example, self.data)
+            if runner.engine is not Engine.COMPILED:
+                choose_threads(lambda: runner.run(program.init(), example))
+            self._runners[key] = runner
+        return program, self._runners[key]
 
-    def _inputs(self, program: Program, plan: Round, state: State, start: int, num: int) -> list[Inputs]:
-        like = state.params
-        shape = (num, plan.num_particles, program.noise_width)
-        noise = torch.randn(shape, dtype=like.dtype, device=like.device)
+    def _steps(self, program: Program, runner: Runner, plan: Round, share: float, title: str, bar: Any) -> None:
+        if isinstance(runner, Best) and self.engine is None:
+            runner.expect(plan.num_steps)
+        state, start, blocks = program.init(), 0, 1
+        try:
+            while start < plan.num_steps and not self.history.failed:
+                began = time.perf_counter()
+                num = min(blocks * BLOCK, plan.num_steps - start)
+                before = state.skipped
+                state, losses = runner.run(state, self._inputs(program, plan, share, state.params, start, num))
+                start += num
+                self._note(losses, int(state.skipped - before), bar)
+                bar.set_description(title + (", compiling" if _compiling(runner) else ""), refresh=False)
+                blocks = self._blocks(runner, (time.perf_counter() - began) / num)
+        finally:
+            program.write(state)
+            self.history.skipped += int(state.skipped)
+            self.history.engines.append(runner.engine)
+
+    def _blocks(self, runner: Runner, seconds: float) -> int:
+        """How many blocks to run until the next look."""
+        if runner.engine is not Engine.COMPILED or (isinstance(runner, Best) and runner.tape.is_random):
+            return 1
+        return max(1, min(MAX_BLOCKS, int(PAUSE / (BLOCK * seconds))))
+
+    def _inputs(self, program: Program, plan: Round, share: float, like: Tensor, start: int, num: int) -> Inputs:
+        """Noise and schedule of some steps."""
+        noise = like.new_empty(num, plan.num_particles, program.noise_width)
+        for block in noise.split(BLOCK):
+            block.normal_()
         part = slice(start, start + num)
-        return [Inputs(*row) for row in zip(noise, plan.rates(like)[part], plan.powers(like)[part])]
+        return Inputs(noise, plan.rates(like)[part], plan.powers(like)[part], like.new_full((num,), share))
 
-    def _block(self, program: Program, step: Step, state: State, plan: Round, start: int, bar: Any) -> State:
-        before, losses = state.skipped, []
-        for inputs in self._inputs(program, plan, state, start, min(BLOCK, plan.num_steps - start)):
-            state, loss = step(state, inputs)
-            losses.append(loss)
-        elbos = -torch.stack(losses)
+    def _note(self, losses: Tensor, skipped: int, bar: Any) -> None:
+        elbos = -losses
         self.history.elbos.append(elbos)
-        self.history.failed = bool(2 * (state.skipped - before) > len(losses))
+        self.history.failed = 2 * skipped > len(losses)
         bar.set_postfix_str(f"ELBO {float(elbos.nanmean()):.3f}", refresh=False)
         bar.update(len(losses))
-        return state
+
+
+def _share(objective: ELBO) -> float:
+    return float(getattr(objective, "share", 0.0))
+
+
+def _compiling(runner: Runner) -> bool:
+    return isinstance(runner, Best) and runner.is_compiling
 
 
 @contextmanager

@@ -15,12 +15,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import weakref
 from pathlib import Path
 
-_SUPPORT = Path(__file__).with_name("support.h")
+_FOLDER = Path(__file__).parent
+_SUPPORT, _LINEAR = _FOLDER / "support.h", _FOLDER / "linear.c"
 _FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -fno-signed-zeros -fopenmp-simd -fPIC -shared -w"
-#: Compilers that keep a cached file longer than this without using it lose it.
-MAX_FILES = 500
+#: So many compiled files are kept; those that have not been used for longest go first.
+MAX_FILES = 300
 
 
 class CompilerError(RuntimeError):
@@ -80,16 +82,27 @@ class Build:
         folder = cache_folder()
         self.target = folder / f"{key}.so"
         self._process: subprocess.Popen[bytes] | None = None
-        if not self.target.exists():
+        self.cached = self.target.exists()
+        if self.cached:
+            with contextlib.suppress(OSError):
+                self.target.touch()
+        else:
             self._start(path, folder, source)
 
     def _start(self, path: str, folder: Path, source: str) -> None:
         self._work = Path(tempfile.mkdtemp(prefix="build_", dir=folder))
         (self._work / "program.c").write_text(source)
-        command = [path, *_FLAGS.split(), f"-I{_SUPPORT.parent}", "program.c", "-o", "program.so", "-lm"]
+        command = [path, *_FLAGS.split(), f"-I{_FOLDER}", "program.c", "-o", "program.so", "-lm"]
+        # In a session of its own: a Ctrl-C is for us, not for the compiler.
         self._process = subprocess.Popen(
-            command, cwd=self._work, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            command,
+            cwd=self._work,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
         )
+        self._end = weakref.finalize(self, _stop, self._process, self._work)
 
     @property
     def is_ready(self) -> bool:
@@ -105,6 +118,7 @@ class Build:
             _, errors = self._process.communicate()
             if self._process.returncode == 0:
                 os.replace(self._work / "program.so", self.target)
+                _prune(self.target.parent)
             self.cancel()
             if not self.target.exists():
                 lines = errors.decode(errors="replace").strip().split("\n")
@@ -114,8 +128,27 @@ class Build:
     def cancel(self) -> None:
         """Stop compiling, and leave nothing behind."""
         if self._process is not None:
-            if self._process.poll() is None:
-                self._process.kill()
-                self._process.communicate()
-            shutil.rmtree(self._work, ignore_errors=True)
+            self._end()
             self._process = None
+
+
+@functools.cache
+def linear_library() -> Build:
+    """``linear.c``, which all programs share."""
+    return Build(_LINEAR.read_text())
+
+
+def _stop(process: subprocess.Popen[bytes], work: Path) -> None:
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    if process.stderr:
+        process.stderr.close()
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _prune(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        files = sorted(folder.glob("*.so"), key=lambda file: file.stat().st_mtime)
+        for file in files[: max(0, len(files) - MAX_FILES)]:
+            file.unlink(missing_ok=True)

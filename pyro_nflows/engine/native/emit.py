@@ -26,6 +26,8 @@ _COMBINE = {"sum": "{0} += {1};", "max": "{0} = MAX({0}, {1});", "min": "{0} = M
 _NEUTRAL = {"sum": "0", "max": "-INFINITY", "min": "INFINITY"}
 #: Buffers start at multiples of this many bytes.
 ALIGNMENT = 64
+#: Functions of ``linear.c``, in the order in which a program is handed their addresses.
+LINEAR = [prefix + name for prefix in _PREFIX.values() for name in ("product", "solve", "cholesky")]
 #: At most so many columns does ``product`` pack at once.
 MAX_WIDE = 32
 
@@ -204,7 +206,14 @@ class Emitter:
         size = place(self.plan)
         calls = [self._step(step) for step in self.plan.steps]
         functions = "\n".join(f"static {head} {{\n{body}\n}}" for body, head in self.functions.items())
-        source = _SKELETON.format(functions=functions, calls="\n".join(calls), inputs=self._inputs(), results=self._results())
+        source = _SKELETON.format(
+            pointers="\n".join(f"static {name}_t *{name};" for name in LINEAR),
+            addresses="\n".join(f"{name} = linear[{i}];" for i, name in enumerate(LINEAR)),
+            functions=functions,
+            calls="\n".join(calls),
+            inputs=self._inputs(),
+            results=self._results(),
+        )
         return Program(source, size, self.constants, self.externs, self.pack)
 
     def _pointer(self, buffer: Buffer, offset: int) -> str:
@@ -284,9 +293,11 @@ class Emitter:
 
 
 _SKELETON = """#include "support.h"
+{pointers}
 {functions}
 
-int run(u8 *memory, u8 **constants, u8 **streams, u8 **collected, void *pack, i64 steps, callback call) {{
+int run(u8 *memory, u8 **constants, u8 **streams, u8 **collected, void **linear, void *pack, i64 steps, callback call) {{
+{addresses}
 for (i64 step = 0; step < steps; step++) {{
 {inputs}
 {calls}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ..tape import Call, Tape, Value
+from ..tape import Call, Tape, _is_value, Value
 from .ops import NEED_FLOAT, expression, literal
 from .plan import C_TYPES, Access, Operand, Plan, Ref, order_of
 

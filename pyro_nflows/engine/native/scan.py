@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ..tape import Tape
-from .build import Build
-from .emit import ALIGNMENT, Emitter
+from .build import Build, linear_library
+from .emit import ALIGNMENT, LINEAR, Emitter
 from .lower import Lowering
 from .plan import Extern, Ref
 
@@ -38,13 +38,13 @@ class Scan:
         self._lowering = Lowering(tape)
         self.num_carried = num_carried
         self.program = Emitter(self._lowering, num_carried).program()
-        self._build = Build(self.program.source)
+        self._linear, self._build = linear_library(), Build(self.program.source)
         self._library: Any = None
 
     @property
     def is_ready(self) -> bool:
         """Whether :meth:`run` would start at once."""
-        return self._library is not None or self._build.is_ready
+        return self._library is not None or (self._linear.is_ready and self._build.is_ready)
 
     def cancel(self) -> None:
         """Stop compiling."""
@@ -56,12 +56,22 @@ class Scan:
         :param state: the carried tensors.
         :param streams: the other inputs, with a leading dimension of steps.
         """
+        self.load()
+        return Run(self).run(state, streams)
+
+    def load(self) -> None:
+        """Wait for the compiler.
+
+        :raises CompilerError: if it failed.
+        """
         if self._library is None:
-            self._library = self._build.load()
-        return _Run(self).run(state, streams)
+            linear, library = self._linear.load(), self._build.load()
+            pointers = [ctypes.cast(getattr(linear, name), ctypes.c_void_p) for name in LINEAR]
+            self.addresses = (ctypes.c_void_p * len(LINEAR))(*pointers)
+            self._library = library
 
 
-class _Run:
+class Run:
     """One run's memory, so that several may run side by side."""
 
     def __init__(self, scan: Scan):
@@ -86,6 +96,7 @@ class _Run:
             _pointers([c for c in self.constants if c is not None]),
             _pointers(streams),
             _pointers(collected),
+            self.scan.addresses,
             ctypes.c_void_p(self.pack.data_ptr()),
             ctypes.c_int64(steps),
             _CALLBACK(self._call),
