@@ -148,7 +148,7 @@ class LogJoint:
     def _by_vmap(self, z: Tensor, args: Any, kwargs: Any) -> Tensor:
         # Validation branches on values, which vmap refuses; the first, looped evaluation was validated.
         with pyro.validation_enabled(False):
-            return torch.vmap(lambda row: self.single(row, *args, **kwargs), randomness="different")(z)
+            return torch.vmap(lambda row: self.single(row, *args, **kwargs), randomness="same")(z)
 
     def _by_loop(self, z: Tensor, args: Any, kwargs: Any) -> Tensor:
         return torch.stack([self.single(row, *args, **kwargs) for row in z])

@@ -1,14 +1,14 @@
 r"""``VI``: shaped like ``MCMC``, one changed line."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from . import diagnostics
+from .arguments import check_arguments, tensors_of
 from .arviz import to_arviz
 from .checkpoint import Path, load_fit, save_fit
 from .elsewhere import look_elsewhere, scattered
@@ -74,12 +74,8 @@ class VI:
         annealing: float = 0.0,
         progress_bar: bool = True,
     ):
-        _check_types(guide, objective, engine)
+        check_arguments(guide, objective, engine, annealing, seed)
         check_sizes("VI", num_starts=num_starts, **({} if num_steps is None else {"num_steps": num_steps}))
-        if not isinstance(annealing, int | float) or not 0 <= annealing <= 1:
-            raise ValueError(f"VI: annealing is a share of the steps, from 0 to 1, got {annealing!r}")
-        if seed is not None and not isinstance(seed, int):
-            raise TypeError(f"VI: expected seed to be an integer or None, got {type(seed).__name__}")
         self.guide, self.objective, self.num_starts = guide, objective or ELBO(), num_starts
         self.num_steps, self.seed, self.annealing = num_steps, seed, annealing
         self.engine = None if engine is None else Engine(engine)
@@ -151,8 +147,7 @@ class VI:
 
     def _log_joint(self, z: Tensor) -> Tensor:
         args, kwargs = self._call or ((), {})
-        assert self._joint is not None
-        return self._joint(z, *args, **kwargs)
+        return cast(LogJoint, self._joint)(z, *args, **kwargs)
 
     def _fit(self, trainer: Trainer, joint: LogJoint, loc: Tensor, index: int) -> Fit:
         args, kwargs = self._call or ((), {})
@@ -327,28 +322,3 @@ class VI:
             guide._setup_prototype(*args, **kwargs)
         vi._call = (args, kwargs)
         return vi
-
-
-def tensors_of(call: Any) -> tuple[list[Tensor], Any]:
-    """The tensors among a model's arguments, and all else that a recording of the model depends on."""
-    leaves, spec = tree_flatten(call)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    return tensors, ([_form(leaf) for leaf in leaves], spec)
-
-
-def _form(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return leaf.shape, leaf.dtype, leaf.device
-    return leaf if isinstance(leaf, int | float | str | None) else id(leaf)
-
-
-def _check_types(guide: Any, objective: Any, engine: Any) -> None:
-    if not isinstance(guide, AutoFlow):
-        raise TypeError(
-            f"VI: expected a flow guide, VI(AutoFlow(model)), got {type(guide).__name__}; "
-            "other Pyro guides train with pyro.infer.SVI"
-        )
-    if objective is not None and not isinstance(objective, ELBO):
-        raise TypeError(f"VI: objective must be a pyro_nflows ELBO or IWAE, got {type(objective).__name__}")
-    if engine is not None and engine not in [e.value for e in Engine]:
-        raise ValueError(f"VI: engine must be one of {[e.value for e in Engine]}, got {engine!r}")

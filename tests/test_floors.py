@@ -41,6 +41,7 @@ FLOORS = {
     "plots": 5,
     "verdict": 5,
     "start": 5,
+    "arguments": 6,
     "table": 5,
     "engine": 5,
     "elsewhere": 5,

@@ -1,11 +1,11 @@
-r"""Ways to run a program's step: eagerly, recorded and replayed without the model's Python, or compiled with its loop."""
+r"""Ways to run a program's steps: eagerly, recorded and replayed, or recorded and compiled with their loop."""
 
 import enum
 import os
 import time
 import warnings
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -31,7 +31,10 @@ class EngineWarning(UserWarning):
 class Runner(Protocol):
     """Runs a block of steps; ``inputs`` have a leading dimension of steps, as has the loss."""
 
-    engine: Engine
+    @property
+    def engine(self) -> Engine:
+        """What runs now."""
+        ...
 
     def run(self, state: State, inputs: Inputs) -> tuple[State, Tensor]:
         """The state after the block, and every step's loss before it."""
@@ -133,8 +136,7 @@ class Best:
             self._attempt(lambda: self._take(state))
 
     def _take(self, state: State) -> None:
-        assert self.scan is not None
-        compiled = Compiled(self.scan)
+        compiled = Compiled(cast(Scan, self.scan))
         self.refused = difference(self.runner, compiled, state, self.inputs)
         if self.refused is None:
             self.runner = compiled
@@ -190,7 +192,12 @@ def prepare(program: Program, engine: Engine | None, inputs: Inputs, data: Seque
     except Exception as error:
         reason = _line(error)
     if reason is not None:
-        _tell("traced", reason, "eager", "Python branches on values and Python or NumPy random numbers are the usual cause")
+        _tell(
+            "traced",
+            reason,
+            "eager",
+            "Python branches on values and Python or NumPy random numbers are the usual cause",
+        )
         return eager
     if engine is Engine.TRACED:
         return Traced(tape)

@@ -15,7 +15,7 @@ from ..layer import Layer
 from ..objectives import ELBO, Gradient
 from ..weights import LogDensity
 from .backends import Best, Eager, Engine, Runner, difference, prepare
-from .program import Inputs, Program, State
+from .program import Inputs, Program
 
 #: Noise is drawn for so many steps at once, whatever the engine: the numbers do not depend on it.
 BLOCK = 50

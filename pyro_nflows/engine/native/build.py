@@ -122,7 +122,9 @@ class Build:
             self.cancel()
             if not self.target.exists():
                 lines = errors.decode(errors="replace").strip().split("\n")
-                raise CompilerError(next((line for line in lines if "error" in line), lines[0]) or "the compiler failed")
+                raise CompilerError(
+                    next((line for line in lines if "error" in line), lines[0]) or "the compiler failed"
+                )
         return ctypes.CDLL(str(self.target))
 
     def cancel(self) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .lower import Lowering
+from .memory import place
 from .plan import (
     C_TYPES,
     Access,
@@ -13,7 +14,6 @@ from .plan import (
     Extern,
     Loop,
     Operand,
-    Plan,
     Product,
     Ref,
     Solve,
@@ -24,8 +24,6 @@ from .plan import (
 _PREFIX = {"float": "f", "double": "d"}
 _COMBINE = {"sum": "{0} += {1};", "max": "{0} = MAX({0}, {1});", "min": "{0} = MIN({0}, {1});"}
 _NEUTRAL = {"sum": "0", "max": "-INFINITY", "min": "INFINITY"}
-#: Buffers start at multiples of this many bytes.
-ALIGNMENT = 64
 #: Functions of ``linear.c``, in the order in which a program is handed their addresses.
 LINEAR = [prefix + name for prefix in _PREFIX.values() for name in ("product", "solve", "cholesky")]
 #: At most so many columns does ``product`` pack at once.
@@ -296,7 +294,8 @@ _SKELETON = """#include "support.h"
 {pointers}
 {functions}
 
-int run(u8 *memory, u8 **constants, u8 **streams, u8 **collected, void **linear, void *pack, i64 steps, callback call) {{
+int run(u8 *memory, u8 **constants, u8 **streams, u8 **collected, void **linear, void *pack, i64 steps,
+        callback call) {{
 {addresses}
 for (i64 step = 0; step < steps; step++) {{
 {inputs}
@@ -306,45 +305,3 @@ for (i64 step = 0; step < steps; step++) {{
 return 0;
 }}
 """
-
-
-def place(plan: Plan) -> int:
-    """Give every buffer its offset; memory is used again once what it held has been read for the last time."""
-    free: list[tuple[int, int]] = []
-    end, now = 0, 0
-    alive: list[tuple[int, int, int]] = []  # last use, offset, size
-    dead_at = len(plan.steps)
-
-    def take(size: int) -> int:
-        nonlocal end
-        for i, (start, room) in enumerate(free):
-            if room >= size:
-                free[i : i + 1] = [(start + size, room - size)] if room > size else []
-                return start
-        end += size
-        return end - size
-
-    def release(before: int) -> None:
-        for last, start, size in [a for a in alive if a[0] < before]:
-            alive.remove((last, start, size))
-            free.append((start, size))
-        free.sort()
-        for i in range(len(free) - 1, 0, -1):
-            if sum(free[i - 1]) == free[i][0]:
-                free[i - 1 : i + 1] = [(free[i - 1][0], free[i - 1][1] + free[i][1])]
-
-    memory = [b for b in plan.buffers if b.constant is None and (b.pinned or b.writes and _is_stored(b))]
-    for buffer in sorted(memory, key=lambda b: -1 if b.pinned else min(b.writes)):
-        begins = -1 if buffer.pinned else min(buffer.writes)
-        if begins > now:
-            now = begins
-            release(now)
-        size = -(-buffer.numel * buffer.dtype.itemsize // ALIGNMENT) * ALIGNMENT
-        buffer.offset = take(size)
-        last = dead_at if buffer.pinned else max([*buffer.reads, *buffer.writes])
-        alive.append((last, buffer.offset, size))
-    return end
-
-
-def _is_stored(buffer: Buffer) -> bool:
-    return buffer.home is None or buffer.needed

@@ -152,7 +152,7 @@ def _power(args: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
 
 
 def _clamp(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, tuple[Any, ...]] | None:
-    value, low, high = (*args, *(None,) * (3 - len(args)))
+    value, low, high = [*args, None, None][:3]
     low, high = kwargs.get("min", low), kwargs.get("max", high)
     if low is None:
         return "TMIN({0}, ({T}){1})", (value, high)

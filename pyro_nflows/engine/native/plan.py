@@ -171,7 +171,9 @@ class Plan:
 
     def ref(self, shape: Sequence[int], dtype: torch.dtype, **kwargs: Any) -> Ref:
         """A new contiguous tensor."""
-        return Ref(self.buffer(dtype, math.prod(shape), **kwargs), torch.empty(tuple(shape), dtype=dtype, device="meta"))
+        return Ref(
+            self.buffer(dtype, math.prod(shape), **kwargs), torch.empty(tuple(shape), dtype=dtype, device="meta")
+        )
 
     def room(self, shape: Sequence[int], dtype: torch.dtype) -> Ref:
         """A new tensor that lies as loops like it."""
@@ -281,8 +283,14 @@ class Plan:
         out = self.room(shape, x.meta.dtype)
         order = order_of(shape)
         order = [dim, *(d for d in order if d != dim)] if dim in order else order
-        accesses = [Access(r.buffer, int(r.meta.storage_offset()), tuple(r.meta.stride(d) for d in order)) for r in (x, out)]
-        loop = Loop(tuple(shape[d] for d in order), [Statement("running", "{0}", [accesses[0]], accesses[1], x.meta.dtype)], closed=True)
+        accesses = [
+            Access(r.buffer, int(r.meta.storage_offset()), tuple(r.meta.stride(d) for d in order)) for r in (x, out)
+        ]
+        loop = Loop(
+            tuple(shape[d] for d in order),
+            [Statement("running", "{0}", [accesses[0]], accesses[1], x.meta.dtype)],
+            closed=True,
+        )
         self._append(loop, [x], [out])
         return out
 

@@ -10,8 +10,9 @@ from torch.utils._pytree import tree_map
 
 from ..tape import Tape
 from .build import Build, linear_library
-from .emit import ALIGNMENT, LINEAR, Emitter
+from .emit import LINEAR, Emitter
 from .lower import Lowering
+from .memory import ALIGNMENT
 from .plan import Extern, Ref
 
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int64)
@@ -118,7 +119,9 @@ class Run:
 
     def _extern(self, extern: Extern) -> Callable[[], None]:
         is_ref = lambda leaf: isinstance(leaf, Ref)  # noqa: E731
-        args, kwargs = tree_map(lambda a: self._tensor(a) if is_ref(a) else a, (extern.args, extern.kwargs), is_leaf=is_ref)
+        args, kwargs = tree_map(
+            lambda a: self._tensor(a) if is_ref(a) else a, (extern.args, extern.kwargs), is_leaf=is_ref
+        )
         outs = [self._tensor(ref) for ref in extern.outs]
 
         def call() -> None:

@@ -1,0 +1,44 @@
+r"""What users hand to ``VI``: checked, and the model's arguments taken apart."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from .engine import Engine
+from .guides import AutoFlow
+from .objectives import ELBO
+
+
+def tensors_of(call: Any) -> tuple[list[Tensor], Any]:
+    """The tensors among a model's arguments, and all else that a recording of the model depends on."""
+    leaves, spec = tree_flatten(call)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return tensors, ([_form(leaf) for leaf in leaves], spec)
+
+
+def _form(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.shape, leaf.dtype, leaf.device
+    return leaf if isinstance(leaf, int | float | str | None) else id(leaf)
+
+
+def check_arguments(guide: Any, objective: Any, engine: Any, annealing: Any, seed: Any) -> None:
+    """Refuse what ``VI`` cannot work with.
+
+    :raises TypeError: if an argument has the wrong type.
+    :raises ValueError: if it has a value out of range.
+    """
+    if not isinstance(guide, AutoFlow):
+        raise TypeError(
+            f"VI: expected a flow guide, VI(AutoFlow(model)), got {type(guide).__name__}; "
+            "other Pyro guides train with pyro.infer.SVI"
+        )
+    if objective is not None and not isinstance(objective, ELBO):
+        raise TypeError(f"VI: objective must be a pyro_nflows ELBO or IWAE, got {type(objective).__name__}")
+    if engine is not None and engine not in [e.value for e in Engine]:
+        raise ValueError(f"VI: engine must be one of {[e.value for e in Engine]}, got {engine!r}")
+    if not isinstance(annealing, int | float) or not 0 <= annealing <= 1:
+        raise ValueError(f"VI: annealing is a share of the steps, from 0 to 1, got {annealing!r}")
+    if seed is not None and not isinstance(seed, int):
+        raise TypeError(f"VI: expected seed to be an integer or None, got {type(seed).__name__}")
