@@ -1,26 +1,10 @@
-r"""What users hand to ``VI``: checked, and the model's arguments taken apart."""
+r"""What users hand to ``VI``, checked."""
 
 from typing import Any
-
-from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from .engine import Engine
 from .guides import AutoFlow
 from .objectives import ELBO
-
-
-def tensors_of(call: Any) -> tuple[list[Tensor], Any]:
-    """The tensors among a model's arguments, and all else that a recording of the model depends on."""
-    leaves, spec = tree_flatten(call)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    return tensors, ([_form(leaf) for leaf in leaves], spec)
-
-
-def _form(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return leaf.shape, leaf.dtype, leaf.device
-    return leaf if isinstance(leaf, int | float | str | None) else id(leaf)
 
 
 def check_arguments(guide: Any, objective: Any, engine: Any, annealing: Any, seed: Any) -> None:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .engine import Gaussian, best_start
+from .engine import Gaussian, Slope, best_start
 from .layer import Layer
 from .numerics import standard_normal_log_prob
 from .weights import LogDensity
@@ -54,14 +54,14 @@ def look_elsewhere(log_joint: LogDensity, layer: Layer, log_evidence: float, poi
     """
     if not layer.has_inverse or not math.isfinite(log_evidence):
         return None
-    found = []
+    found, slope = [], Slope(log_joint)
     for point in points:
         with contextlib.suppress(ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
-            found.append(_look(log_joint, layer, log_evidence, point))
+            found.append(_look(slope, layer, log_evidence, point))
     return max((missed for missed in found if missed), key=lambda missed: missed.mass, default=None)
 
 
-def _look(log_joint: LogDensity, layer: Layer, log_evidence: float, point: Tensor) -> Missed | None:
+def _look(log_joint: Slope, layer: Layer, log_evidence: float, point: Tensor) -> Missed | None:
     tiny = Gaussian(point, 0.1 * torch.eye(len(point)).to(point))
     mode = best_start(log_joint, tiny, num_iterations=100, num_candidates=4)
     noise = torch.randn(NUM_DRAWS, len(point)).to(point)

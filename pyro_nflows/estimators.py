@@ -8,11 +8,11 @@ the guide is exact.
 import torch
 from torch import Tensor
 
-from .objectives import ELBO, Gradient
+from .gradients import Gradient, Objective
 from .weights import Draws
 
 
-class Covering(ELBO):
+class Covering(Objective):
     r"""The ELBO and the Rényi bound of order one half, mixed: a last touch for a guide that is too thin somewhere.
 
     The gradient of :math:`E_q \sqrt w` is a quarter of :math:`E_q[\sqrt w\, \nabla^\mathrm{path} \log w]` [1, 2], so
@@ -32,10 +32,7 @@ class Covering(ELBO):
     Objectives.
     """
 
-    _gradients = (Gradient.PATH,)
-
     def __init__(self, share: float | Tensor = 0.5):
-        super().__init__()
         self.share = share
 
     def mixed(self, share: Tensor) -> "Covering":
@@ -46,7 +43,7 @@ class Covering(ELBO):
         return (1 - self.share) * even + self.share * (0.5 * log_weight).softmax(0), even
 
 
-class Balanced(ELBO):
+class Balanced(Objective):
     r"""The ELBO by its path gradient and its score gradient added up: for several modes.
 
     Where the guide has the shape of a mode but not its mass, :math:`\log w` is a constant on it, and the path gradient
@@ -67,11 +64,8 @@ class Balanced(ELBO):
     for Variational Inference.
     """
 
-    _gradients = (Gradient.PATH,)
-
     def __init__(self, num_particles: int = 1, limit: float = 5.0):
-        super().__init__(num_particles)
-        self.limit = limit
+        self.num_particles, self.limit = num_particles, limit
 
     def surrogate(self, draws: Draws, gradient: Gradient) -> Tensor:
         log_weight = draws.log_weight.detach()

@@ -10,7 +10,7 @@ r"""The recipe: from a guide and a model to a trained guide and weighed draws.
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -20,10 +20,11 @@ from torch import Tensor
 from . import diagnostics
 from .engine import Gaussian, Round, Trainer, best_start
 from .estimators import Balanced, Covering
+from .gradients import Gradient, Objective
 from .guides import AutoFlow
 from .layer import Chain, Weight
 from .layers import LocScale, TriangularAffine
-from .objectives import ELBO, Gradient
+from .objectives import ELBO
 from .verdict import SETTLED, effective, is_hopeless
 from .weights import Draws, LogDensity, base_noise, concatenate, draw
 
@@ -90,33 +91,83 @@ def bound_of(log_weight: Tensor, bound: Callable[[Tensor], diagnostics.Estimate]
     return bound(log_weight)
 
 
-def fit(
-    trainer: Trainer,
-    guide: AutoFlow,
-    objective: ELBO,
-    gradient: Gradient,
-    recipe: Recipe,
-    loc: Tensor,
-    title: str = "",
-) -> Fit:
-    """Run the recipe from one starting point; the guide's own layer is not touched.
+@dataclass
+class Task:
+    """A round that a fit asks for."""
+
+    layer: Chain
+    objective: Objective
+    gradient: Gradient
+    plan: Round
+    title: str
+
+
+#: A fit as it goes along: it asks for rounds, and is resumed when they are done.
+Fitting = Generator[Task, None, Fit]
+
+
+def fit_all(
+    trainer: Trainer, guide: AutoFlow, objective: Objective, gradient: Gradient, recipe: Recipe, locs: Sequence[Tensor]
+) -> list[Fit]:
+    """Run the recipe from each starting point; the guide's own layer is not touched.
+
+    Starts train side by side, as an ensemble, where the model has no parameters of its own that they would share.
 
     :param trainer: holds the model, the engine and the bar.
     :param guide: its layer is copied.
     :param objective: what to maximise.
     :param gradient: its estimator.
     :param recipe: sizes.
-    :param loc: a point of finite density.
-    :param title: what the bar calls this start.
+    :param locs: points of finite density.
     """
+    starts = [_fit(trainer, guide, objective, gradient, recipe, loc) for loc in locs]
+    if trainer.leaves:
+        return [_drive(trainer, [start], f"start {i + 1}, " if i else "")[0] for i, start in enumerate(starts)]
+    return _drive(trainer, starts, f"{len(starts)} starts, " if len(starts) > 1 else "")
+
+
+def _drive(trainer: Trainer, starts: list[Fitting], prefix: str) -> list[Fit]:
+    """Give every fit its rounds: those that ask for the same one get it together."""
+    done: dict[int, Fit] = {}
+    waiting = {i: task for i, start in enumerate(starts) if (task := _resume(start, i, done)) is not None}
+    while waiting:
+        first = next(iter(waiting.values()))
+        together = [i for i, task in waiting.items() if _alike(task, first)]
+        layers = [waiting[i].layer for i in together]
+        trainer.run_many(layers, first.objective, first.gradient, first.plan, prefix + first.title)
+        waiting |= {i: task for i in together if (task := _resume(starts[i], i, done)) is not None}
+        waiting = {i: task for i, task in waiting.items() if i not in done}
+    return [done[i] for i in range(len(starts))]
+
+
+def _resume(start: Fitting, index: int, done: dict[int, Fit]) -> Task | None:
+    try:
+        return next(start)
+    except StopIteration as end:
+        done[index] = end.value
+        return None
+
+
+def _alike(a: Task, b: Task) -> bool:
+    return (a.plan, a.gradient, type(a.objective), vars(a.objective)) == (
+        b.plan,
+        b.gradient,
+        type(b.objective),
+        vars(b.objective),
+    )
+
+
+def _fit(
+    trainer: Trainer, guide: AutoFlow, objective: Objective, gradient: Gradient, recipe: Recipe, loc: Tensor
+) -> Fitting:
     layer = cast(Chain, copy.deepcopy(guide.layer))
     try:
         first = recipe.rounds[0]
         num_steps = sum(plan.num_steps for plan in recipe.rounds if plan.num_particles == first.num_particles)
         trainer.expect(layer, _objective(layer, objective, gradient, first, 0.0), gradient, first, num_steps)
         if is_fresh(layer):
-            _begin(trainer, guide, layer, recipe, loc, title)
-        draws = _train(trainer, layer, objective, gradient, recipe, title)
+            yield from _begin(trainer, guide, layer, recipe, loc)
+        draws = yield from _train(trainer, layer, objective, gradient, recipe)
     except KeyboardInterrupt:  # between rounds, or while drawing; within a round, the trainer sees to it
         trainer.history.interrupted = True
         draws = sample(trainer.log_joint, layer, recipe.num_draws)
@@ -124,7 +175,7 @@ def fit(
     return Fit(layer, weightless(draws, undefined), undefined)
 
 
-def _begin(trainer: Trainer, guide: AutoFlow, layer: Chain, recipe: Recipe, loc: Tensor, title: str) -> None:
+def _begin(trainer: Trainer, guide: AutoFlow, layer: Chain, recipe: Recipe, loc: Tensor) -> Generator[Task, None, None]:
     """A fresh layer's affine end: where to start, and the best Gaussian from there."""
     init = Gaussian(loc, guide.init_scale * torch.eye(len(loc)).to(loc))
     if any(plan.annealing for plan in recipe.rounds):
@@ -132,20 +183,24 @@ def _begin(trainer: Trainer, guide: AutoFlow, layer: Chain, recipe: Recipe, loc:
         return place(layer, init)
     place(layer, best_start(trainer.log_joint, init))
     for i in range(recipe.max_ends):
-        name = f"{title}Gaussian" + (f", round {i + 1}" if i else "")
-        _run(trainer, Chain(layer[1]), ELBO(), Gradient.PATH, recipe.end, name)
+        name = "Gaussian" + (f", round {i + 1}" if i else "")
+        yield from _round(trainer, Task(Chain(layer[1]), ELBO(), Gradient.PATH, recipe.end, name))
         if trainer.stopped or trainer.history.drift < SETTLED:
             break
+    return None
 
 
-def _train(trainer: Trainer, layer: Chain, objective: ELBO, gradient: Gradient, recipe: Recipe, title: str) -> Draws:
+def _train(
+    trainer: Trainer, layer: Chain, objective: Objective, gradient: Gradient, recipe: Recipe
+) -> Generator[Task, None, Draws]:
     """Rounds of the whole flow until its draws are good, and those draws."""
     ess = 0.0
     for i, plan in enumerate(recipe.rounds):
         if trainer.stopped:
             break
-        name = f"{title}flow" if i == 0 else f"{title}flow, round {i + 1}"
-        _run(trainer, layer, _objective(layer, objective, gradient, plan, ess), gradient, plan, name)
+        name = "flow" if i == 0 else f"flow, round {i + 1}"
+        chosen = _objective(layer, objective, gradient, plan, ess)
+        yield from _round(trainer, Task(layer, chosen, gradient, plan, name))
         if trainer.stopped or i == len(recipe.rounds) - 1:
             break
         ess = _ess(sample(trainer.log_joint, layer, 2000))
@@ -156,14 +211,14 @@ def _train(trainer: Trainer, layer: Chain, objective: ELBO, gradient: Gradient, 
     return sample(trainer.log_joint, layer, recipe.num_draws)
 
 
-def _run(trainer: Trainer, layer: Chain, objective: ELBO, gradient: Gradient, plan: Round, title: str) -> None:
+def _round(trainer: Trainer, task: Task) -> Generator[Task, None, None]:
     """A round, and what it did to the log joint by moving the model's own parameters."""
     before = [leaf.detach().clone() for leaf in trainer.leaves]
-    trainer.run(layer, objective, gradient, plan, title)
+    yield task
     if not before:
         return
     after = [leaf.detach().clone() for leaf in trainer.leaves]
-    draws = sample(trainer.log_joint, layer, 500)
+    draws = sample(trainer.log_joint, task.layer, 500)
     with torch.no_grad():
         _put(trainer.leaves, before)
         gain = draws.log_p - trainer.log_joint(draws.z)
@@ -180,7 +235,7 @@ def _ess(draws: Draws) -> float:
     return effective(weightless(draws, ~(draws.log_weight < torch.inf)).log_weight)
 
 
-def _objective(layer: Chain, objective: ELBO, gradient: Gradient, plan: Round, ess: float) -> ELBO:
+def _objective(layer: Chain, objective: Objective, gradient: Gradient, plan: Round, ess: float) -> Objective:
     """What a round maximises: the ELBO, where that is what was asked for, gives way to its kin."""
     if type(objective) is not ELBO or gradient is not Gradient.PATH or layer.grade < Weight.PROPER:
         return objective

@@ -18,6 +18,7 @@ from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
+from torch.utils._pytree import tree_flatten
 
 from .guides import AutoFlow, checks
 from .handlers import Enumerate, Sized, transformable
@@ -230,3 +231,16 @@ def latents(trace: Any) -> Iterator[dict[str, Any]]:
 def is_enumerated(site: dict[str, Any]) -> bool:
     """Whether a site is to be summed out."""
     return bool(site["infer"].get("enumerate") == "parallel")
+
+
+def tensors_of(call: Any) -> tuple[list[Tensor], Any]:
+    """The tensors among a model's arguments, and all else that a recording of the model depends on."""
+    leaves, spec = tree_flatten(call)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return tensors, ([_form(leaf) for leaf in leaves], spec)
+
+
+def _form(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.shape, leaf.dtype, leaf.device
+    return leaf if isinstance(leaf, int | float | str | None) else id(leaf)

@@ -21,7 +21,6 @@ Gradients, with :math:`\tilde w` the normalised weights:
 Objectives.
 """
 
-import enum
 import math
 import warnings
 from typing import Any
@@ -32,26 +31,22 @@ from pyro.infer import elbo
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
+from .engine import EngineWarning
+from .engine.recorded import Recorded
+from .engine.tape import TraceError
+from .gradients import Gradient, Objective
 from .guides import AutoFlow
 from .layer import Layer, Weight
 from .log_joint import LogJoint
 from .nets import check_sizes
-from .weights import Draws, LogDensity, base_noise, draw, draw_scored
-
-
-class Gradient(str, enum.Enum):
-    """Gradient estimators; see the module's page."""
-
-    TOTAL = "total"
-    PATH = "path"
-    DREG = "dreg"
+from .weights import Draws, LogDensity, base_noise
 
 
 class GradientWarning(UserWarning):
     """A gradient estimator that the guide cannot give was replaced by the total gradient."""
 
 
-class ELBO(elbo.ELBO):
+class ELBO(Objective, elbo.ELBO):
     r"""The evidence lower bound, vectorised over particles, with path gradients where the guide has them.
 
     .. math:: E_q[\log p(x, z) - \log \hat q(z)]
@@ -62,6 +57,9 @@ class ELBO(elbo.ELBO):
 
     :param num_particles: draws :math:`K` an evaluation.
     :param gradient: ``"total"`` or ``"path"``; by default ``"path"`` where the guide can, else ``"total"``.
+    :param compile: whether to record the loss and its gradient once and replay them compiled. The model's arguments
+        may change from step to step, as minibatches do, but not their shapes; whatever else the model reads is
+        taken as it was at the first step.
     :raises ValueError: for other values; when evaluated, if the guide has a site that cannot be reparameterised.
 
     Example::
@@ -80,7 +78,7 @@ class ELBO(elbo.ELBO):
     _gradients: tuple[Gradient, ...] = (Gradient.TOTAL, Gradient.PATH)
     best_gradient = Gradient.PATH
 
-    def __init__(self, num_particles: int = 1, gradient: Gradient | str | None = None):
+    def __init__(self, num_particles: int = 1, gradient: Gradient | str | None = None, *, compile: bool = False):
         name = type(self).__name__
         check_sizes(name, num_particles=num_particles)
         allowed = [g.value for g in self._gradients]
@@ -88,39 +86,9 @@ class ELBO(elbo.ELBO):
             raise ValueError(f"{name}: gradient must be one of {allowed}, got {gradient!r}")
         super().__init__(num_particles=num_particles)
         self.gradient = None if gradient is None else Gradient(gradient)
+        self.compile = compile
         self._log_joint: LogJoint | None = None
-
-    # ---- the objective: a value, and how much each particle's gradient counts -------------------------------
-
-    def bound(self, log_weight: Tensor) -> Tensor:
-        """The estimate of the bound from one log-weight a particle."""
-        return log_weight.mean()
-
-    def coefficients(self, log_weight: Tensor, gradient: Gradient) -> tuple[Tensor, Tensor]:
-        """What multiplies each particle's path gradient, and its gradient at a fixed draw."""
-        even = torch.full_like(log_weight, 1 / len(log_weight))
-        return even, even
-
-    def surrogate(self, draws: Draws, gradient: Gradient) -> Tensor:
-        """A scalar whose gradient is the estimator's; its value means nothing."""
-        if gradient is Gradient.TOTAL:
-            return self.bound(draws.log_weight)
-        along, direct = draws.path()
-        weights = self.coefficients(draws.log_weight.detach(), gradient)
-        return weights[0] @ along + weights[1] @ direct
-
-    def draws(self, log_joint: LogDensity, layer: Layer, noise: Tensor, gradient: Gradient) -> Draws:
-        """The draws that this objective's estimator needs."""
-        if gradient is Gradient.TOTAL:
-            return draw(log_joint, layer, noise)
-        return draw_scored(log_joint, layer, noise, reverse=gradient is Gradient.DREG)
-
-    def mixed(self, share: Tensor) -> "ELBO":
-        """The objective at a share that may change from step to step; only some have one."""
-        return self
-
-    def check_layer(self, layer: Layer) -> None:
-        """Refuse a flow on which this objective would be wrong."""
+        self._recorded: Recorded | None = None
 
     # ---- Pyro's interface -----------------------------------------------------------------------------------
 
@@ -150,10 +118,31 @@ class ELBO(elbo.ELBO):
 
         :return: a float.
         """
+        if self.compile and _is_flow(guide):
+            try:
+                return self._by_recording(model, guide, args, kwargs)
+            except TraceError as error:
+                self.compile = False
+                warnings.warn(f"compile=True: {error}; the model runs step by step", EngineWarning, stacklevel=3)
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()
         return loss.item()
+
+    def _by_recording(self, model: Any, guide: AutoFlow, args: Any, kwargs: Any) -> float:
+        recorded = self._recorded
+        if recorded is None or not recorded.fits(model, guide, args, kwargs):
+            if guide.prototype_trace is None:
+                guide._setup_prototype(*args, **kwargs)
+            layer = guide.registered_layer()
+            self.check_layer(layer)
+            joint = LogJoint(model, guide)
+            joint.prepare(*args, **kwargs)
+            gradient = self.gradient or self.best_gradient
+            with torch.random.fork_rng():  # the loop's random numbers stay what they would have been
+                recorded = self._recorded = Recorded(self, gradient, joint, layer, args, kwargs)
+        guide.registered_layer()  # Pyro's SVI steps the parameters that it saw used
+        return recorded.loss_and_grads(args, kwargs)
 
     # ---- draws of any guide ---------------------------------------------------------------------------------
 
@@ -221,6 +210,7 @@ class IWAE(ELBO):
 
     :param num_particles: draws :math:`K`.
     :param gradient: ``"total"``, ``"path"`` or ``"dreg"``; by default ``"dreg"`` where the guide can.
+    :param compile: as for :class:`ELBO`.
     :raises ValueError: for other values; when evaluated, on a flow whose weights are unbiased in log space only.
 
     Example::
@@ -243,8 +233,8 @@ class IWAE(ELBO):
     _gradients = (Gradient.TOTAL, Gradient.PATH, Gradient.DREG)
     best_gradient = Gradient.DREG
 
-    def __init__(self, num_particles: int = 16, gradient: Gradient | str | None = None):
-        super().__init__(num_particles, gradient)
+    def __init__(self, num_particles: int = 16, gradient: Gradient | str | None = None, *, compile: bool = False):
+        super().__init__(num_particles, gradient, compile=compile)
 
     def bound(self, log_weight: Tensor) -> Tensor:
         return log_weight.logsumexp(0) - math.log(len(log_weight))

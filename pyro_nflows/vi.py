@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from . import diagnostics
-from .arguments import check_arguments, tensors_of
+from .arguments import check_arguments
 from .arviz import to_arviz
 from .checkpoint import Path, load_fit, save_fit
 from .elsewhere import look_elsewhere, scattered
 from .engine import Engine, History, Trainer
-from .fit import Fit, Recipe, bound_of, fit, sample
+from .fit import Fit, Recipe, bound_of, fit_all, sample
 from .guides import AutoFlow
-from .log_joint import LogJoint
+from .log_joint import LogJoint, tensors_of
 from .nets import check_sizes
 from .objectives import ELBO
 from .start import check_start, dispersed_start, first_bad_site
@@ -24,7 +24,7 @@ from .verdict import Evidence, Verdict, effective, is_hopeless, judge, tail_inde
 from .weights import Draws, concatenate
 
 #: Points from which missed modes are looked for after a fit.
-NUM_LOOKS = 6
+NUM_LOOKS = 12
 
 
 class VI:
@@ -89,8 +89,6 @@ class VI:
         self._joint: LogJoint | None = None
         self._form: Any = None
 
-    # ---- running --------------------------------------------------------------------------------------------
-
     def run(self, *args: Any, **kwargs: Any) -> "VI":
         """Fit the guide to the model at these arguments.
 
@@ -117,10 +115,7 @@ class VI:
         self._call, self._bad_site = (args, kwargs), None
         trainer = self._train_on(joint, leaves)
         self.history = trainer.history
-        try:
-            self._fits = [self._fit(trainer, joint, loc, i) for i in range(self.num_starts) if not trainer.stopped]
-        finally:
-            trainer.close()
+        self._fits = self._fit(trainer, joint, loc)
         best = max(self._fits, key=lambda f: float(f.elbo.value))
         guide.adopt(best.layer)
         self._draws = best.draws
@@ -135,8 +130,7 @@ class VI:
 
     def _train_on(self, joint: LogJoint, leaves: list[Tensor]) -> Trainer:
         """A trainer; that of an earlier run where only the data have changed."""
-        args, kwargs = self._call or ((), {})
-        data, form = tensors_of((args, kwargs))
+        data, form = tensors_of(self._call)
         old = self._trainer
         if old is not None and (form, list(map(id, leaves))) == (self._form, list(map(id, old.leaves))):
             old.rebind(data)
@@ -149,15 +143,16 @@ class VI:
         args, kwargs = self._call or ((), {})
         return cast(LogJoint, self._joint)(z, *args, **kwargs)
 
-    def _fit(self, trainer: Trainer, joint: LogJoint, loc: Tensor, index: int) -> Fit:
+    def _fit(self, trainer: Trainer, joint: LogJoint, loc: Tensor) -> list[Fit]:
         args, kwargs = self._call or ((), {})
-        if index:
-            loc = dispersed_start(joint, loc, args, kwargs)
+        locs = [loc, *(dispersed_start(joint, loc, args, kwargs) for _ in range(self.num_starts - 1))]
         objective = self.objective
         gradient = objective.gradient or objective.best_gradient
         objective.check_layer(self.guide.layer)  # type: ignore[arg-type]
-        title = f"start {index + 1}, " if self.num_starts > 1 else ""
-        return fit(trainer, self.guide, objective, gradient, self._recipe(), loc, title)
+        try:
+            return fit_all(trainer, self.guide, objective, gradient, self._recipe(), locs)
+        finally:
+            trainer.close()
 
     def _look_elsewhere(self, trainer: Trainer, best: Fit) -> float:
         points = scattered(best.draws.z[best.draws.log_weight > -torch.inf], NUM_LOOKS)

@@ -1,5 +1,8 @@
 """Where every test starts: one seed, no stored parameters, Pyro's checks on, one thread; and in double precision."""
 
+import getpass
+import os
+import tempfile
 from collections.abc import Iterator
 
 import pyro
@@ -7,6 +10,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+os.environ.setdefault(
+    "PYRO_NFLOWS_CACHE", os.path.join(tempfile.gettempdir(), f"pyro_nflows_tests_{getpass.getuser()}")
+)
 
 
 def start_afresh() -> None:

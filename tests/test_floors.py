@@ -32,7 +32,8 @@ FLOORS = {
     "handlers": 4,
     "log_joint": 4,
     "weights": 4,
-    "objectives": 5,
+    "gradients": 5,
+    "objectives": 6,
     "estimators": 5,
     "bounds": 5,
     "diagnostics": 5,
@@ -46,9 +47,9 @@ FLOORS = {
     "engine": 5,
     "elsewhere": 5,
     "checkpoint": 6,
-    "fit": 6,
-    "vi": 6,
-    "": 7,
+    "fit": 7,
+    "vi": 7,
+    "": 8,
 }
 #: Within these folders no file imports another; the folder's own ``__init__`` may.
 SIBLINGS_APART = {"layers"}

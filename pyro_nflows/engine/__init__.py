@@ -2,6 +2,7 @@
 
 from .backends import Engine, EngineWarning, Runner, prepare
 from .program import Inputs, Program, State
+from .slope import Slope
 from .start import Gaussian, best_start
 from .trainer import History, Round, Trainer
 
@@ -14,6 +15,7 @@ __all__ = [
     "Program",
     "Round",
     "Runner",
+    "Slope",
     "State",
     "Trainer",
     "best_start",

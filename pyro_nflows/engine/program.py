@@ -9,8 +9,8 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from ..gradients import Gradient, Objective
 from ..layer import Layer
-from ..objectives import ELBO, Gradient
 from ..weights import Draws, LogDensity
 
 
@@ -79,7 +79,7 @@ class Program:
         self,
         log_joint: LogDensity,
         layer: Layer,
-        objective: ELBO,
+        objective: Objective,
         gradient: Gradient,
         num_particles: int,
         leaves: Sequence[Tensor] = (),

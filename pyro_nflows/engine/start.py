@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from ..weights import LogDensity
+from .slope import Slope
 
-#: Above this dimension the curvature's diagonal stands for all of it.
-MAX_HESSIAN = 200
 #: Stands for a loss that is not finite: the line search then turns back.
 FAR = 1e30
 
@@ -37,11 +36,12 @@ class Gaussian(NamedTuple):
 
 def best_start(log_joint: LogDensity, init: Gaussian, num_iterations: int = 150, num_candidates: int = 8) -> Gaussian:
     """The best Gaussian along an L-BFGS path from ``init.loc``, or ``init`` itself."""
+    slope = log_joint if isinstance(log_joint, Slope) else Slope(log_joint)
     noise = torch.randn(64, len(init.loc), dtype=init.loc.dtype, device=init.loc.device)
     best, best_elbo = init, _elbo(log_joint, init, noise)
-    for point in _spread(lbfgs_path(log_joint, init.loc, num_iterations), num_candidates):
+    for point in _spread(lbfgs_path(slope, init.loc, num_iterations), num_candidates):
         try:
-            candidate = _laplace(log_joint, point, init)
+            candidate = _laplace(slope, point, init)
             elbo = _elbo(log_joint, candidate, noise)
         except (ValueError, RuntimeError):  # the model cannot be evaluated there, or not differentiated twice
             continue
@@ -55,22 +55,20 @@ def _elbo(log_joint: LogDensity, gaussian: Gaussian, noise: Tensor) -> Tensor:
         return gaussian.elbo(log_joint, noise)
 
 
-def lbfgs_path(log_joint: LogDensity, start: Tensor, num_iterations: int) -> list[Tensor]:
+def lbfgs_path(slope: Slope, start: Tensor, num_iterations: int) -> list[Tensor]:
     """Points of an L-BFGS ascent of the log joint, the start first."""
     from scipy.optimize import minimize  # type: ignore[import-untyped]  # its import adds a filter of warnings
 
     path = [start]
 
     def loss(x: Any) -> tuple[float, Any]:
-        z = torch.as_tensor(x).to(start).requires_grad_()
         try:
-            value = -log_joint(z[None])[0]
-            (slope,) = torch.autograd.grad(value, z)
+            value, grad = slope.value_and_grad(torch.as_tensor(x).to(start))
         except (ValueError, RuntimeError):  # a distribution refused an overshooting point
             return FAR, 0.0 * x
-        if not torch.isfinite(value) or not torch.isfinite(slope).all():
+        if not torch.isfinite(value) or not torch.isfinite(grad).all():
             return FAR, 0.0 * x
-        return float(value.detach()), slope.double().cpu().numpy()
+        return -float(value), -grad.double().cpu().numpy()
 
     def note(x: Any) -> None:
         path.append(torch.as_tensor(x).to(start, copy=True))
@@ -86,9 +84,9 @@ def _spread(path: list[Tensor], num: int) -> list[Tensor]:
     return [path[i] for i in sorted(back) if i >= 0]
 
 
-def _laplace(log_joint: LogDensity, point: Tensor, init: Gaussian) -> Gaussian:
+def _laplace(slope: Slope, point: Tensor, init: Gaussian) -> Gaussian:
     """The Gaussian of the curvature at a point; unit width along directions that are not convex."""
-    precision = -_hessian(log_joint, point)
+    precision = -slope.hessian(point)
     if not torch.isfinite(precision).all():
         return init
     values, vectors = torch.linalg.eigh(0.5 * (precision + precision.T))
@@ -98,15 +96,3 @@ def _laplace(log_joint: LogDensity, point: Tensor, init: Gaussian) -> Gaussian:
     covariance = root @ root.T
     scale_tril, failed = torch.linalg.cholesky_ex(0.5 * (covariance + covariance.T))
     return init if failed else Gaussian(point, scale_tril)
-
-
-def _hessian(log_joint: LogDensity, point: Tensor) -> Tensor:
-    with torch.enable_grad():
-        z = point.detach().clone().requires_grad_()
-        (slope,) = torch.autograd.grad(log_joint(z[None])[0], z, create_graph=True)
-        if len(z) <= MAX_HESSIAN:
-            rows = [torch.autograd.grad(s, z, retain_graph=True)[0] for s in slope]
-            return torch.stack(rows)
-        probes = torch.randint(0, 2, (32, len(z)), device=z.device).to(z) * 2 - 1
-        images = [torch.autograd.grad(slope, z, probe, retain_graph=True)[0] for probe in probes]
-        return torch.diag((torch.stack(images) * probes).mean(0))

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from ..gradients import Gradient, Objective
 from ..layer import Layer
-from ..objectives import ELBO, Gradient
 from ..weights import LogDensity
-from .backends import Best, Eager, Engine, Runner, difference, prepare
+from .backends import Best, Eager, Engine, Runner, difference, prepare, run_many
 from .program import Inputs, Program
 
 #: Noise is drawn for so many steps at once, whatever the engine: the numbers do not depend on it.
@@ -103,21 +103,28 @@ class Trainer:
         self.history = History()
         self._runners: dict[Any, Runner] = {}
 
-    def run(self, layer: Layer, objective: ELBO, gradient: Gradient, plan: Round, title: str) -> None:
+    def run(self, layer: Layer, objective: Objective, gradient: Gradient, plan: Round, title: str) -> None:
         """One round; the layer is left at the last good state, whatever happens."""
+        self.run_many([layer], objective, gradient, plan, title)
+
+    def run_many(
+        self, layers: Sequence[Layer], objective: Objective, gradient: Gradient, plan: Round, title: str
+    ) -> None:
+        """The same round for copies of a layer, an ensemble: each has random numbers of its own."""
         began = time.perf_counter()
         with restored_threads(), tqdm(total=plan.num_steps, disable=not self.progress_bar, unit="step") as bar:
             bar.set_description(f"{title}: tracing")
             try:
-                program, runner = self._get(layer, objective, gradient, plan)
+                pairs = [self._get(layer, objective, gradient, plan) for layer in layers]
                 bar.set_description(title)
-                self._steps(program, runner, plan, _share(objective), title, bar)
+                programs, runner = [program for program, _ in pairs], pairs[0][1]
+                self._steps(programs, runner, plan, _share(objective), title, bar)
             except KeyboardInterrupt:
                 self.history.interrupted = True
         self.history.rounds.append(self.history.num_steps)
         self.history.seconds += time.perf_counter() - began
 
-    def expect(self, layer: Layer, objective: ELBO, gradient: Gradient, plan: Round, num_steps: int) -> None:
+    def expect(self, layer: Layer, objective: Objective, gradient: Gradient, plan: Round, num_steps: int) -> None:
         """Begin to compile, in the background, what so many steps will need."""
         if self.engine is None:
             _, runner = self._get(layer, objective, gradient, plan)
@@ -145,7 +152,7 @@ class Trainer:
         """Whether training should not go on."""
         return self.history.interrupted or self.history.failed
 
-    def _get(self, layer: Layer, objective: ELBO, gradient: Gradient, plan: Round) -> tuple[Program, Runner]:
+    def _get(self, layer: Layer, objective: Objective, gradient: Gradient, plan: Round) -> tuple[Program, Runner]:
         """The program of a round and its runner; equal rounds have the same."""
         program = Program(self.log_joint, layer, objective, gradient, plan.num_particles, self.leaves)
         shapes = tuple((name, p.shape) for name, p in layer.named_parameters())
@@ -159,23 +166,31 @@ class Trainer:
             self._runners[key] = runner
         return program, self._runners[key]
 
-    def _steps(self, program: Program, runner: Runner, plan: Round, share: float, title: str, bar: Any) -> None:
+    def _steps(self, programs: list[Program], runner: Runner, plan: Round, share: float, title: str, bar: Any) -> None:
         if isinstance(runner, Best) and self.engine is None:
-            runner.expect(plan.num_steps)
-        state, start, blocks = program.init(), 0, 1
+            runner.expect(plan.num_steps * len(programs))
+        states, start, blocks = [program.init() for program in programs], 0, 1
+        elbos: list[list[Tensor]] = [[] for _ in programs]
         try:
             while start < plan.num_steps and not self.history.failed:
                 began = time.perf_counter()
                 num = min(blocks * BLOCK, plan.num_steps - start)
-                before = state.skipped
-                state, losses = runner.run(state, self._inputs(program, plan, share, state.params, start, num))
-                start += num
-                self._note(losses, int(state.skipped - before), bar)
+                inputs = [self._inputs(program, plan, share, states[0].params, start, num) for program in programs]
+                before, after = states, run_many(runner, list(zip(states, inputs)))
+                states, start = [state for state, _ in after], start + num
+                for part, (_, losses) in zip(elbos, after):
+                    part.append(-losses)
+                skipped = max(int(new.skipped - old.skipped) for new, old in zip(states, before))
+                self.history.failed = 2 * skipped > num
                 bar.set_description(title + (", compiling" if _compiling(runner) else ""), refresh=False)
+                bar.set_postfix_str(f"ELBO {max(float(part[-1].nanmean()) for part in elbos):.3f}", refresh=False)
+                bar.update(num)
                 blocks = self._blocks(runner, (time.perf_counter() - began) / num)
         finally:
-            program.write(state)
-            self.history.skipped += int(state.skipped)
+            for program, state, part in zip(programs, states, elbos):
+                program.write(state)
+                self.history.skipped += int(state.skipped)
+                self.history.elbos += part
             self.history.engines.append(runner.engine)
 
     def _blocks(self, runner: Runner, seconds: float) -> int:
@@ -192,15 +207,8 @@ class Trainer:
         part = slice(start, start + num)
         return Inputs(noise, plan.rates(like)[part], plan.powers(like)[part], like.new_full((num,), share))
 
-    def _note(self, losses: Tensor, skipped: int, bar: Any) -> None:
-        elbos = -losses
-        self.history.elbos.append(elbos)
-        self.history.failed = 2 * skipped > len(losses)
-        bar.set_postfix_str(f"ELBO {float(elbos.nanmean()):.3f}", refresh=False)
-        bar.update(len(losses))
 
-
-def _share(objective: ELBO) -> float:
+def _share(objective: Objective) -> float:
     return float(getattr(objective, "share", 0.0))
 
 

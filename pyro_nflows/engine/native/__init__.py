@@ -1,6 +1,6 @@
 """Compiled training steps: a recording turned into C, loops and all."""
 
 from .build import Build, CompilerError
-from .scan import Scan
+from .scan import Run, Scan
 
-__all__ = ["Build", "CompilerError", "Scan"]
+__all__ = ["Build", "CompilerError", "Run", "Scan"]

@@ -20,6 +20,11 @@ def _to_copy(build: Builder, meta: Meta, x: Ref, dtype: torch.dtype | None = Non
     return build.map("({T}){0}" if meta[1] is not torch.bool else "{0} != 0", [x], *meta) if fine else None
 
 
+@rule("bitwise_not")
+def _bitwise_not(build: Builder, meta: Meta, x: Ref) -> Ref | None:
+    return build.map("{0} == 0" if meta[1] is torch.bool else "~{0}", [x], *meta) if known(meta[1]) else None
+
+
 @rule("cat")
 def _cat(build: Builder, meta: Meta, parts: list[Ref], dim: int = 0) -> Ref | None:
     parts = [p for p in parts if p.meta.numel()]

@@ -37,7 +37,7 @@ class Scan:
         if not tape.pure:
             raise NotImplementedError("the function changes tensors in place")
         self._lowering = Lowering(tape)
-        self.num_carried = num_carried
+        self.num_carried, self.is_random = num_carried, tape.is_random
         self.program = Emitter(self._lowering, num_carried).program()
         self._linear, self._build = linear_library(), Build(self.program.source)
         self._library: Any = None
@@ -57,7 +57,6 @@ class Scan:
         :param state: the carried tensors.
         :param streams: the other inputs, with a leading dimension of steps.
         """
-        self.load()
         return Run(self).run(state, streams)
 
     def load(self) -> None:
@@ -76,6 +75,7 @@ class Run:
     """One run's memory, so that several may run side by side."""
 
     def __init__(self, scan: Scan):
+        scan.load()
         program, lowering = scan.program, scan._lowering
         self.scan, self.inputs, self.results = scan, lowering.inputs, lowering.results
         self.memory = _aligned(program.size)

@@ -1,0 +1,119 @@
+r"""An objective's loss and gradient recorded once, for a training loop that is not ours."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ..gradients import Gradient, Objective
+from ..layer import Layer
+from ..log_joint import LogJoint, tensors_of
+from ..weights import base_noise
+from .backends import compiles
+from .native import CompilerError, Run, Scan
+from .program import Inputs, Program
+from .tape import Tape, TraceError
+
+
+class Recorded:
+    """The loss and gradient of a flow guide, as a function of parameters, noise and the model's tensor arguments.
+
+    :param objective: what to maximise.
+    :param gradient: its estimator.
+    :param joint: the model, prepared.
+    :param layer: the flow.
+    :param args: the model's arguments, with ``kwargs``; later ones must have the same shapes.
+    :raises TraceError: if the model cannot be recorded faithfully.
+    """
+
+    def __init__(self, objective: Objective, gradient: Gradient, joint: LogJoint, layer: Layer, args: Any, kwargs: Any):
+        self.joint, self.layer = joint, layer
+        self.names = _param_names(joint, args, kwargs)
+        leaves = joint.leaves(joint.guide._init_loc(), *args, **kwargs)
+        self._call = (args, kwargs)
+        self.program = Program(self._log_joint, layer, objective, gradient, objective.num_particles, leaves)
+        self._form = tensors_of((args, kwargs))[1]
+        self.tensors = [p for p in layer.parameters() if p.requires_grad] + leaves
+        self.tape = self._record()
+        self.scan = self._start()
+        self.memory: Run | None = None
+
+    def fits(self, model: Any, guide: Any, args: Any, kwargs: Any) -> bool:
+        """Whether it was recorded for this model, guide and kind of arguments."""
+        same = self.joint.model is model and self.joint.guide is guide and guide.layer is self.layer
+        return same and tensors_of((args, kwargs))[1] == self._form
+
+    def _log_joint(self, z: Tensor) -> Tensor:
+        args, kwargs = self._call
+        return self.joint(z, *args, **kwargs)
+
+    def _record(self) -> Tape:
+        inputs = [self.program.init().params, base_noise(self.layer, self.program.num_particles)]
+        data = tensors_of(self._call)[0]
+        fresh = [inputs[0], 0.5 * inputs[1].flip(0), *data]
+        try:
+            tape = Tape(self._gradient, [*inputs, *data])
+            pairs = list(zip(tape.run(fresh), self._gradient(*fresh)))
+        except Exception as error:
+            raise TraceError(str(error).strip().split("\n")[0] or type(error).__name__) from error
+        if not tape.is_random and not all(torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True) for a, b in pairs):
+            raise TraceError("its loss or gradient at fresh points differs from the model's")
+        return tape
+
+    def _gradient(self, params: Tensor, noise: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
+        """Minus the bound, and the estimator's gradient of it."""
+        before, one = self._call, params.new_ones(())
+        leaves, spec = tree_flatten(before)
+        given = iter(data)
+        self._call = tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+        try:
+            with torch.enable_grad():
+                params = params.detach().requires_grad_()
+                surrogate, loss = self.program.loss(params, Inputs(noise, one, one, 0 * one))
+                (gradient,) = torch.autograd.grad(surrogate, params)
+        finally:
+            self._call = before
+        return loss.detach(), gradient
+
+    def _start(self) -> Scan | None:
+        """Begin to compile; until that is done, the recording is replayed."""
+        if not compiles(self.program):
+            return None
+        try:
+            return Scan(self.tape, 0)
+        except (CompilerError, NotImplementedError, OSError):
+            return None
+
+    def loss_and_grads(self, args: Any, kwargs: Any) -> float:
+        """Minus the estimated bound; its gradient is added to the parameters' ``.grad``."""
+        for name in self.names:  # so that Pyro's SVI sees them used
+            pyro.param(name)
+        self._call = (args, kwargs)
+        params = torch.cat([p.detach().reshape(-1) for p in self.tensors])
+        noise = base_noise(self.layer, self.program.num_particles)
+        loss, gradient = self._run([params, noise, *tensors_of(self._call)[0]])
+        for tensor, part in zip(self.tensors, gradient.split([p.numel() for p in self.tensors])):
+            part = part.view(tensor.shape)
+            tensor.grad = part.clone() if tensor.grad is None else tensor.grad + part
+        return float(loss)
+
+    def _run(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        if self.scan is not None and self.scan.is_ready:
+            try:
+                self.memory = self.memory or Run(self.scan)
+                _, (loss, gradient) = self.memory.run([], [tensor.detach()[None] for tensor in inputs])
+                return loss[0], gradient[0]
+            except CompilerError:
+                self.scan = None
+        with torch.no_grad():
+            return self.tape.run(inputs)
+
+
+def _param_names(joint: LogJoint, args: Any, kwargs: Any) -> list[str]:
+    with poutine.trace(param_only=True) as capture, torch.no_grad():
+        joint.single(joint.guide._init_loc(), *args, **kwargs)
+    return [name for name, site in capture.trace.nodes.items() if site["value"] is not None]
