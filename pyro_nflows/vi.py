@@ -55,7 +55,7 @@ class VI:
         ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
         ...     pyro.sample("y", dist.Normal(z, 1.0), obs=y)
         ...
-        >>> vi = VI(AutoFlow(model), num_steps=50, seed=0, progress_bar=False).run(torch.tensor(0.5))
+        >>> vi = VI(AutoFlow(model), seed=0, progress_bar=False).run(torch.tensor(0.5))
         >>> vi.get_samples(10)["z"].shape
         torch.Size([10])
         >>> vi.diagnostics()["outcome"].name
