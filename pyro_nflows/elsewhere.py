@@ -44,7 +44,9 @@ def scattered(draws: Tensor, num: int) -> list[Tensor]:
     return [*near, *(4 * torch.rand_like(mean) - 2 for _ in range(num - num // 2))]
 
 
-def look_elsewhere(log_joint: LogDensity, layer: Layer, log_evidence: float, points: Iterable[Tensor]) -> Missed | None:
+def look_elsewhere(
+    log_joint: LogDensity | Slope, layer: Layer, log_evidence: float, points: Iterable[Tensor]
+) -> Missed | None:
     """The heaviest missed region that is found from these points, if any.
 
     :param log_joint: the model, ``(K, D) -> (K,)``.
@@ -54,7 +56,7 @@ def look_elsewhere(log_joint: LogDensity, layer: Layer, log_evidence: float, poi
     """
     if not layer.has_inverse or not math.isfinite(log_evidence):
         return None
-    found, slope = [], Slope(log_joint)
+    found, slope = [], log_joint if isinstance(log_joint, Slope) else Slope(log_joint)
     for point in points:
         with contextlib.suppress(ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
             found.append(_look(slope, layer, log_evidence, point))

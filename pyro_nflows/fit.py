@@ -10,6 +10,7 @@ r"""The recipe: from a guide and a model to a trained guide and weighed draws.
 
 import copy
 import math
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -28,6 +29,8 @@ from .objectives import ELBO
 from .verdict import SETTLED, effective, is_hopeless
 from .weights import Draws, LogDensity, base_noise, concatenate, draw
 
+#: Sizes of the chunks in which draws are evaluated: large ones are held up by memory, small ones by Python.
+CHUNKS = (250, 2000)
 #: Below this ESS a few draws would have all the say in a covering round, and the plain ELBO is trained on.
 COVERING_ESS = 0.3
 
@@ -37,7 +40,8 @@ class Recipe:
     """Sizes of the recipe's parts.
 
     :param end: the round that fits the affine end alone.
-    :param rounds: rounds of the whole flow, run until the ESS is good.
+    :param rounds: rounds of the whole flow, run until the ESS is good; with one number of particles, they share one
+        compiled step.
     :param num_draws: fresh draws for the verdict.
     :param max_ends: rounds of the affine end alone, more than one only while the model's own parameters move.
     :param good_ess: an ESS at which no further round is run.
@@ -45,10 +49,10 @@ class Recipe:
 
     end: Round = field(default_factory=lambda: Round(800, 64, 2e-2))
     rounds: Sequence[Round] = (
-        Round(600, 64, 5e-3),
+        Round(600, 128, 5e-3),
         Round(1200, 128, 3e-3),
-        Round(1200, 256, 1e-3, covering=True),
-        Round(2500, 256, 2e-3, covering=True),
+        Round(1600, 128, 1e-3, covering=True),
+        Round(4000, 128, 2e-3, covering=True),
     )
     num_draws: int = 22_500
     max_ends: int = 30
@@ -61,7 +65,7 @@ class Recipe:
         last = 0 if annealing else num_steps // 4
         rounds = [Round(num_steps - last, num_particles or 128, 3e-3, annealing)]
         if last:
-            rounds.append(Round(last, num_particles or 256, 1e-3, covering=True))
+            rounds.append(Round(last, num_particles or 128, 1e-3, covering=True))
         return Recipe(end, rounds, max_ends=1, good_ess=math.inf)
 
 
@@ -181,7 +185,7 @@ def _begin(trainer: Trainer, guide: AutoFlow, layer: Chain, recipe: Recipe, loc:
     if any(plan.annealing for plan in recipe.rounds):
         # An annealed fit begins on a flattened density, where a mode's Gaussian would be a bad place to be.
         return place(layer, init)
-    place(layer, best_start(trainer.log_joint, init))
+    place(layer, best_start(trainer.slope, init))
     for i in range(recipe.max_ends):
         name = "Gaussian" + (f", round {i + 1}" if i else "")
         yield from _round(trainer, Task(Chain(layer[1]), ELBO(), Gradient.PATH, recipe.end, name))
@@ -250,10 +254,16 @@ def weightless(draws: Draws, which: Tensor) -> Draws:
 
 
 @torch.no_grad()
-def sample(log_joint: LogDensity, layer: Chain, num_draws: int, chunk_size: int = 2000) -> Draws:
-    """Fresh draws with their log densities, in chunks to bound memory."""
-    sizes = [min(chunk_size, num_draws - start) for start in range(0, num_draws, chunk_size)]
-    draws = concatenate([draw(log_joint, layer, base_noise(layer, size)) for size in sizes])
+def sample(log_joint: LogDensity, layer: Chain, num_draws: int) -> Draws:
+    """Fresh draws with their log densities, in chunks of the size that runs fastest."""
+    noise, parts, done, pace = base_noise(layer, num_draws), [], 0, dict.fromkeys(CHUNKS, 0.0)
+    while done < num_draws:
+        size = min(pace, key=lambda num: pace[num])  # one that has not been tried goes first
+        began = time.perf_counter()
+        parts.append(draw(log_joint, layer, noise[done : done + size]))
+        pace[size] = (time.perf_counter() - began) / len(parts[-1].z)
+        done += size
+    draws = concatenate(parts)
     return Draws(draws.z, draws.log_p.double(), draws.log_q.double())
 
 

@@ -156,7 +156,7 @@ class VI:
 
     def _look_elsewhere(self, trainer: Trainer, best: Fit) -> float:
         points = scattered(best.draws.z[best.draws.log_weight > -torch.inf], NUM_LOOKS)
-        missed = look_elsewhere(trainer.log_joint, best.layer, float(best.log_evidence.value), points)
+        missed = look_elsewhere(trainer.slope, best.layer, float(best.log_evidence.value), points)
         return missed.mass if missed else 0.0
 
     def _recipe(self) -> Recipe:

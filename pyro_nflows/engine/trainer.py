@@ -16,6 +16,7 @@ from ..layer import Layer
 from ..weights import LogDensity
 from .backends import Best, Eager, Engine, Runner, difference, prepare, run_many
 from .program import Inputs, Program
+from .slope import Slope
 
 #: Noise is drawn for so many steps at once, whatever the engine: the numbers do not depend on it.
 BLOCK = 50
@@ -102,6 +103,7 @@ class Trainer:
         self.progress_bar, self.data = progress_bar, data
         self.history = History()
         self._runners: dict[Any, Runner] = {}
+        self._slope: Slope | None = None
 
     def run(self, layer: Layer, objective: Objective, gradient: Gradient, plan: Round, title: str) -> None:
         """One round; the layer is left at the last good state, whatever happens."""
@@ -139,13 +141,20 @@ class Trainer:
 
     def rebind(self, data: Sequence[Tensor]) -> None:
         """Go on with other data of the same shapes, without tracing the model again where that reproduces it."""
-        self.data, self.history = data, History()
+        self.data, self.history, self._slope = data, History(), None
         runners, self._runners = self._runners, {}
         for key, runner in runners.items():
             if isinstance(runner, Best):
                 runner.rebind(data)
                 if difference(Eager(runner.program), runner, runner.program.init(), runner.inputs) is None:
                     self._runners[key] = runner
+
+    @property
+    def slope(self) -> Slope:
+        """The log joint's slope, with the model's own parameters as they are now."""
+        if self._slope is None or self.leaves:
+            self._slope = Slope(self.log_joint)
+        return self._slope
 
     @property
     def stopped(self) -> bool:
