@@ -10,7 +10,6 @@ r"""The recipe: from a guide and a model to a trained guide and weighed draws.
 
 import copy
 import math
-import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -27,10 +26,8 @@ from .layer import Chain, Weight
 from .layers import LocScale, TriangularAffine
 from .objectives import ELBO
 from .verdict import SETTLED, effective, is_hopeless
-from .weights import Draws, LogDensity, base_noise, concatenate, draw
+from .weights import Draws, base_noise
 
-#: Sizes of the chunks in which draws are evaluated: large ones are held up by memory, small ones by Python.
-CHUNKS = (250, 2000)
 #: Below this ESS a few draws would have all the say in a covering round, and the plain ELBO is trained on.
 COVERING_ESS = 0.3
 
@@ -169,12 +166,13 @@ def _fit(
         first = recipe.rounds[0]
         num_steps = sum(plan.num_steps for plan in recipe.rounds if plan.num_particles == first.num_particles)
         trainer.expect(layer, _objective(layer, objective, gradient, first, 0.0), gradient, first, num_steps)
+        trainer.sampler.expect(layer, recipe.num_draws)
         if is_fresh(layer):
             yield from _begin(trainer, guide, layer, recipe, loc)
         draws = yield from _train(trainer, layer, objective, gradient, recipe)
     except KeyboardInterrupt:  # between rounds, or while drawing; within a round, the trainer sees to it
         trainer.history.interrupted = True
-        draws = sample(trainer.log_joint, layer, recipe.num_draws)
+        draws = trainer.sampler.sample(layer, recipe.num_draws)
     undefined = ~(draws.log_weight < torch.inf)
     return Fit(layer, weightless(draws, undefined), undefined)
 
@@ -207,12 +205,12 @@ def _train(
         yield from _round(trainer, Task(layer, chosen, gradient, plan, name))
         if trainer.stopped or i == len(recipe.rounds) - 1:
             break
-        ess = _ess(sample(trainer.log_joint, layer, 2000))
+        ess = _ess(trainer.sampler.sample(layer, 2000))
         if ess > recipe.good_ess and trainer.history.drift < SETTLED:
-            draws = sample(trainer.log_joint, layer, recipe.num_draws)
+            draws = trainer.sampler.sample(layer, recipe.num_draws)
             if _ess(draws) > recipe.good_ess:
                 return draws
-    return sample(trainer.log_joint, layer, recipe.num_draws)
+    return trainer.sampler.sample(layer, recipe.num_draws)
 
 
 def _round(trainer: Trainer, task: Task) -> Generator[Task, None, None]:
@@ -222,7 +220,7 @@ def _round(trainer: Trainer, task: Task) -> Generator[Task, None, None]:
     if not before:
         return
     after = [leaf.detach().clone() for leaf in trainer.leaves]
-    draws = sample(trainer.log_joint, task.layer, 500)
+    draws = trainer.sampler.sample(task.layer, 500)
     with torch.no_grad():
         _put(trainer.leaves, before)
         gain = draws.log_p - trainer.log_joint(draws.z)
@@ -251,20 +249,6 @@ def _objective(layer: Chain, objective: Objective, gradient: Gradient, plan: Rou
 def weightless(draws: Draws, which: Tensor) -> Draws:
     """The draws, some of which count for nothing."""
     return Draws(draws.z, torch.where(which, -torch.inf, draws.log_p), torch.where(which, 0.0, draws.log_q))
-
-
-@torch.no_grad()
-def sample(log_joint: LogDensity, layer: Chain, num_draws: int) -> Draws:
-    """Fresh draws with their log densities, in chunks of the size that runs fastest."""
-    noise, parts, done, pace = base_noise(layer, num_draws), [], 0, dict.fromkeys(CHUNKS, 0.0)
-    while done < num_draws:
-        size = min(pace, key=lambda num: pace[num])  # one that has not been tried goes first
-        began = time.perf_counter()
-        parts.append(draw(log_joint, layer, noise[done : done + size]))
-        pace[size] = (time.perf_counter() - began) / len(parts[-1].z)
-        done += size
-    draws = concatenate(parts)
-    return Draws(draws.z, draws.log_p.double(), draws.log_q.double())
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ from .arguments import check_arguments
 from .arviz import to_arviz
 from .checkpoint import Path, load_fit, save_fit
 from .elsewhere import look_elsewhere, scattered
-from .engine import Engine, History, Trainer
-from .fit import Fit, Recipe, bound_of, fit_all, sample
+from .engine import Engine, History, Trainer, sample
+from .fit import Fit, Recipe, bound_of, fit_all
 from .guides import AutoFlow
 from .log_joint import LogJoint, tensors_of
 from .nets import check_sizes

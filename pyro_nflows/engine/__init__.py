@@ -2,6 +2,7 @@
 
 from .backends import Engine, EngineWarning, Runner, prepare
 from .program import Inputs, Program, State
+from .sampler import Sampler, sample
 from .slope import Slope
 from .start import Gaussian, best_start
 from .trainer import History, Round, Trainer
@@ -15,9 +16,11 @@ __all__ = [
     "Program",
     "Round",
     "Runner",
+    "Sampler",
     "Slope",
     "State",
     "Trainer",
     "best_start",
     "prepare",
+    "sample",
 ]

@@ -1,6 +1,7 @@
 r"""Training as a program: one pure step of tensors, which a backend runs eagerly, traced or compiled."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from ..gradients import Gradient, Objective
 from ..layer import Layer
-from ..weights import Draws, LogDensity
+from ..weights import Draws, LogDensity, draw
 
 
 class State(NamedTuple):
@@ -97,9 +98,13 @@ class Program:
         """Standard normal numbers a draw takes."""
         return self.layer.input_dim + self.layer.noise_dim
 
+    def params(self) -> Tensor:
+        """The parameters that the layer and the leaves have, as one vector."""
+        return torch.cat([p.detach().reshape(-1) for p in [*self._tensors, *self.leaves]]).clone()
+
     def init(self) -> State:
         """The state that the layer and the leaves are in."""
-        params = torch.cat([p.detach().reshape(-1) for p in [*self._tensors, *self.leaves]]).clone()
+        params = self.params()
         zeros = (torch.zeros_like(params), torch.zeros_like(params), params.new_zeros(()), params.new_zeros(()))
         return State(params, *zeros)
 
@@ -116,24 +121,28 @@ class Program:
 
     def loss(self, params: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """A scalar with the estimator's gradient, and minus the estimated bound."""
-        parts = self._split(params)
-        flow = dict(zip(self._names, parts))
-        leaves = parts[len(flow) :]
-
-        def log_p(z: Tensor) -> Tensor:
-            if not leaves:
-                return inputs.power * self.log_joint(z)
-            with _Swap(self.leaves, leaves):
-                return inputs.power * self.log_joint(z)
-
         objective = self.objective.mixed(inputs.share)
 
-        def draws(layer: Layer) -> Draws:
-            return objective.draws(log_p, layer, inputs.noise, self.gradient)
+        def log_p(z: Tensor) -> Tensor:
+            return inputs.power * self._log_joint(params, z)
 
-        result = functional_call(self._module, flow, (draws,))
+        result = self._call(params, lambda layer: objective.draws(log_p, layer, inputs.noise, self.gradient))
         value = objective.bound(result.log_weight.detach())
         return -objective.surrogate(result, self.gradient), -value
+
+    def draws(self, params: Tensor, noise: Tensor) -> Draws:
+        """Draws with their weights, at given parameters."""
+        return self._call(params, lambda layer: draw(partial(self._log_joint, params), layer, noise))
+
+    def _call(self, params: Tensor, draws: Callable[[Layer], Draws]) -> Draws:
+        result: Draws = functional_call(self._module, dict(zip(self._names, self._split(params))), (draws,))
+        return result
+
+    def _log_joint(self, params: Tensor, z: Tensor) -> Tensor:
+        if not self.leaves:
+            return self.log_joint(z)
+        with _Swap(self.leaves, self._split(params)[len(self._names) :]):
+            return self.log_joint(z)
 
     def step(self, state: State, inputs: Inputs) -> tuple[State, Tensor]:
         """One step of Adam: the next state, and the loss before it."""

@@ -16,6 +16,7 @@ from ..layer import Layer
 from ..weights import LogDensity
 from .backends import Best, Eager, Engine, Runner, difference, prepare, run_many
 from .program import Inputs, Program
+from .sampler import Sampler
 from .slope import Slope
 
 #: Noise is drawn for so many steps at once, whatever the engine: the numbers do not depend on it.
@@ -104,6 +105,7 @@ class Trainer:
         self.history = History()
         self._runners: dict[Any, Runner] = {}
         self._slope: Slope | None = None
+        self.sampler = Sampler(log_joint, leaves)
 
     def run(self, layer: Layer, objective: Objective, gradient: Gradient, plan: Round, title: str) -> None:
         """One round; the layer is left at the last good state, whatever happens."""
@@ -138,10 +140,12 @@ class Trainer:
         for runner in self._runners.values():
             if isinstance(runner, Best):
                 runner.cancel()
+        self.sampler.cancel()
 
     def rebind(self, data: Sequence[Tensor]) -> None:
         """Go on with other data of the same shapes, without tracing the model again where that reproduces it."""
         self.data, self.history, self._slope = data, History(), None
+        self.sampler = Sampler(self.log_joint, self.leaves)
         runners, self._runners = self._runners, {}
         for key, runner in runners.items():
             if isinstance(runner, Best):

@@ -1,0 +1,117 @@
+r"""Fresh draws of a flow with their weights: many more than a step takes, and without gradients."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..gradients import Gradient, Objective
+from ..layer import Layer
+from ..weights import Draws, LogDensity, base_noise, concatenate, draw
+from .backends import compile_seconds, compiles
+from .native import CompilerError, Run, Scan
+from .program import Program
+from .tape import Tape
+
+#: Sizes of the chunks that the model's own Python evaluates: large ones are held up by memory, small ones by Python.
+CHUNKS = (250, 2000)
+#: Draws that compiled code takes at once.
+BATCH = 128
+
+
+@torch.no_grad()
+def sample(log_joint: LogDensity, layer: Layer, num_draws: int) -> Draws:
+    """Fresh draws with their log densities, in chunks of the size that runs fastest."""
+    return _in_chunks(log_joint, layer, base_noise(layer, num_draws))
+
+
+def _in_chunks(log_joint: LogDensity, layer: Layer, noise: Tensor) -> Draws:
+    parts, done, pace = [], 0, dict.fromkeys(CHUNKS, 0.0)
+    while done < len(noise):
+        size = min(pace, key=lambda num: pace[num])  # one that has not been tried goes first
+        began = time.perf_counter()
+        parts.append(draw(log_joint, layer, noise[done : done + size]))
+        pace[size] = (time.perf_counter() - began) / len(parts[-1].z)
+        done += size
+    return _double(concatenate(parts))
+
+
+def _double(draws: Draws) -> Draws:
+    return Draws(draws.z, draws.log_p.double(), draws.log_q.double())
+
+
+class Sampler:
+    """Draws of copies of a layer; compiled in the background where many of them take long.
+
+    :param log_joint: the model, ``(K, D) -> (K,)``.
+    :param leaves: the model's trainable leaf tensors.
+    """
+
+    def __init__(self, log_joint: LogDensity, leaves: Sequence[Tensor] = ()):
+        self.log_joint, self.leaves = log_joint, leaves
+        self.scan: Scan | None = None
+        self._form: object = None
+
+    @torch.no_grad()
+    def expect(self, layer: Layer, num_draws: int) -> None:
+        """Begin to compile if so many draws would otherwise take longer."""
+        program = self._program(layer)
+        if self.scan is not None or not compiles(program):
+            return
+        with torch.random.fork_rng():
+            noise = base_noise(layer, CHUNKS[0])
+        began = time.perf_counter()
+        draw(self.log_joint, layer, noise)
+        seconds = (time.perf_counter() - began) * num_draws / CHUNKS[0]
+        if seconds > 1.0:
+            self._begin(program, noise[:BATCH], seconds)
+
+    def _begin(self, program: Program, noise: Tensor, seconds: float) -> None:
+        try:
+            tape = Tape(lambda params, rows: (params, *_parts(program.draws(params, rows))), [program.params(), noise])
+            if not tape.is_random and seconds > compile_seconds(tape):
+                self.scan, self._form = Scan(tape, 1), _shapes(program.layer)
+        except Exception:  # then draws are made as they always can be
+            self.scan = None
+
+    @torch.no_grad()
+    def sample(self, layer: Layer, num_draws: int) -> Draws:
+        """Fresh draws with their log densities."""
+        noise = base_noise(layer, num_draws)
+        draws = self._compiled(layer, noise)
+        return _in_chunks(self.log_joint, layer, noise) if draws is None else draws
+
+    def _compiled(self, layer: Layer, noise: Tensor) -> Draws | None:
+        if self.scan is None or not self.scan.is_ready or len(noise) < BATCH or _shapes(layer) != self._form:
+            return None
+        num = -(-len(noise) // BATCH) * BATCH
+        rows = torch.cat([noise, noise[: num - len(noise)]]).view(-1, BATCH, noise.shape[1])
+        try:
+            _, parts = Run(self.scan).run([self._program(layer).params()], [rows])
+        except (CompilerError, RuntimeError):
+            self.scan = None
+            return None
+        z, log_p, log_q = (part.flatten(0, 1)[: len(noise)] for part in parts)
+        check = draw(self.log_joint, layer, noise[:BATCH])
+        if not torch.allclose(log_p[:BATCH], check.log_p, rtol=1e-3, atol=1e-3, equal_nan=True):
+            self.scan = None  # it has baked in what the model decides anew
+            return None
+        return _double(Draws(z, log_p, log_q))
+
+    def _program(self, layer: Layer) -> Program:
+        return Program(self.log_joint, layer, Objective(), Gradient.TOTAL, BATCH, self.leaves)
+
+    def cancel(self) -> None:
+        """Stop compiling."""
+        if self.scan is not None and not self.scan.is_ready:
+            self.scan.cancel()
+            self.scan = None
+
+
+def _parts(draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+    return draws.z, draws.log_p, draws.log_q
+
+
+def _shapes(layer: Layer) -> object:
+    return tuple((name, p.shape) for name, p in layer.named_parameters())
