@@ -1,25 +1,32 @@
 r"""How good, and how soon? The twelve posteriors with reference draws, by default settings and by the usual ways.
 
-    python -m benchmarks.posteriors --posteriordb PATH [--methods flow,normal] [--seeds 1] [--json FILE] [--plot FILE]
+    python -m benchmarks.posteriors --posteriordb PATH [--methods flow,normal] [--seeds 1]
+                                    [--json FILE] [--plot FILE]
 
-Each fit runs in a process of its own, so that "cold" counts imports, tracing and compiling; "warm" is a second run in
-the same process. Nothing is set by hand for any posterior. Methods:
+Each fit runs in a process of its own. "Cold" is the seconds of its imports and of the fit, tracing and compiling
+included (and of reading neither data nor reference draws); "warm" is a second run in the same process. Nothing is set
+by hand for any posterior. Methods:
 
 ``flow``    ``VI(AutoFlow(model)).run(data)``
 ``normal``  Pyro's ``AutoMultivariateNormal``, ``Trace_ELBO`` of 16 particles, Adam at 1e-3, 20,000 steps
 ``iaf``     Pyro's ``AutoIAFNormal``, the same
 ``nuts``    Pyro's ``NUTS``, four chains of 1,000 + 1,000
+``np-nuts`` NumPyro's ``NUTS``, the same
+``np-bnaf`` NumPyro's ``AutoBNAFNormal``, Adam at 1e-3, 20,000 steps of 16 particles
 
 Errors are the worst over the parameters: of the mean in reference standard deviations, and of the standard deviation as
 a share; for weighed draws before and after importance resampling.
 """
 
 import argparse
+import functools
 import json
 import math
+import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -112,6 +119,53 @@ def by_nuts(posterior: Posterior, args: tuple[Any, ...], seed: int, path: str | 
     return {"first": first, "mean_error": mean, "sd_error": sd}
 
 
+def by_numpyro_nuts(posterior: Posterior, args: tuple[Any, ...], seed: int, path: str | None) -> Row:
+    """NumPyro's NUTS."""
+    import jax
+    from numpyro.infer import MCMC, NUTS
+
+    from benchmarks.numpyro_models import MODELS
+
+    began = time.perf_counter()
+    arrays = [a.numpy() if isinstance(a, Tensor) else a for a in args]
+    mcmc = MCMC(
+        NUTS(MODELS[posterior.name]),
+        num_warmup=1000,
+        num_samples=1000,
+        num_chains=4,
+        chain_method="sequential",
+        progress_bar=False,
+    )
+    mcmc.run(jax.random.PRNGKey(seed), *arrays)
+    samples = {name: torch.tensor(jax.device_get(draws)) for name, draws in mcmc.get_samples().items()}
+    first = time.perf_counter() - began
+    mean, sd = errors(posterior.to_reference(samples), reference(posterior.name, path))
+    return {"first": first, "mean_error": mean, "sd_error": sd}
+
+
+def by_numpyro_bnaf(posterior: Posterior, args: tuple[Any, ...], seed: int, path: str | None) -> Row:
+    """NumPyro's block neural autoregressive flow, by its own defaults."""
+    import jax
+    import jax.numpy as jnp
+    import numpyro
+    from numpyro.infer import SVI, Trace_ELBO
+    from numpyro.infer.autoguide import AutoBNAFNormal
+
+    from benchmarks.numpyro_models import MODELS
+
+    began = time.perf_counter()
+    model = MODELS[posterior.name]
+    arrays = [jnp.array(a.numpy()) if isinstance(a, Tensor) else a for a in args]
+    guide = AutoBNAFNormal(model, num_flows=1)
+    svi = SVI(model, guide, numpyro.optim.Adam(1e-3), Trace_ELBO(num_particles=16))
+    result = svi.run(jax.random.PRNGKey(seed), 20_000, *arrays, progress_bar=False)
+    values = guide.sample_posterior(jax.random.PRNGKey(1), result.params, sample_shape=(NUM_DRAWS,))
+    first = time.perf_counter() - began
+    samples = {name: torch.tensor(jax.device_get(v)) for name, v in values.items()}
+    mean, sd = errors(posterior.to_reference(samples), reference(posterior.name, path))
+    return {"first": first, "steps": 20_000, "mean_error": mean, "sd_error": sd}
+
+
 def start(posterior: Posterior, args: tuple[Any, ...]) -> tuple[AutoFlow, dict[str, Tensor]]:
     """A flow guide that knows the sites, and the values at zero in unconstrained space."""
     guide = AutoFlow(posterior.model)
@@ -125,6 +179,8 @@ METHODS: dict[str, Callable[..., Row]] = {
     "normal": peer(AutoMultivariateNormal),
     "iaf": peer(AutoIAFNormal),
     "nuts": by_nuts,
+    "np-nuts": by_numpyro_nuts,
+    "np-bnaf": by_numpyro_bnaf,
 }
 COLUMNS = {
     "steps": "7d",
@@ -153,16 +209,28 @@ def one(method: str, name: str, seed: int, path: str | None) -> None:
 
 
 def apart(method: str, name: str, seed: int, path: str | None) -> Row:
-    """The same in a process of its own, timed from outside."""
+    """The same in a process of its own, with no compiled code to find."""
     command = [sys.executable, "-m", "benchmarks.posteriors", "--one", method, name, str(seed)]
-    began = time.perf_counter()
-    done = subprocess.run([*command, *(["--posteriordb", path] if path else [])], capture_output=True, text=True)
-    seconds = time.perf_counter() - began
+    with tempfile.TemporaryDirectory() as empty:
+        environment = os.environ | {"PYRO_NFLOWS_CACHE": empty}
+        given = ["--posteriordb", path] if path else []
+        done = subprocess.run([*command, *given], capture_output=True, text=True, env=environment)
     head = {"posterior": name, "method": method, "seed": seed}
     if done.returncode:
         return head | {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
     row = json.loads(done.stdout.strip().splitlines()[-1])
-    return head | row | {"cold": seconds - row.get("warm", 0.0)}
+    return head | row | {"cold": row["first"] + import_seconds("numpyro.infer" if "np-" in method else "pyro_nflows")}
+
+
+@functools.cache
+def import_seconds(module: str) -> float:
+    """What a fresh process needs for it."""
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+        times.append(time.perf_counter() - began)
+    return min(times)
 
 
 def line(row: Row) -> str:

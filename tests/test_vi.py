@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_nflows import ELBO, IWAE, VI, AutoFlow, recipes
 from pyro_nflows.diagnostics import Estimate
 from pyro_nflows.engine import Engine
+from pyro_nflows.engine.native import build
 from pyro_nflows.guides import AutoFlow as AnyGuide
 from pyro_nflows.verdict import Evidence, Outcome, judge
 
@@ -455,3 +456,62 @@ def test_tails_alone_do_not_condemn(size: float, outcome: Outcome, words: str) -
     verdict = judge(evidence(torch.cat([-1e-3 * torch.rand(9700), size * exceedances]).log1p()))
     assert verdict.outcome is outcome
     assert words in verdict.sentence
+
+
+# ---- engines ------------------------------------------------------------------------------------------------
+
+
+def normal_mean(y: Tensor) -> None:
+    z = pyro.sample("z", dist.Normal(0.0, 10.0))
+    with pyro.plate("row", len(y)):
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def test_new_data_of_the_same_shape_do_not_run_the_model_at_every_step() -> None:
+    calls = [0]
+
+    def counted(y: Tensor) -> None:
+        calls[0] += 1
+        normal_mean(y)
+
+    vi = VI(small(counted), num_steps=400, seed=0, progress_bar=False).run(torch.tensor([1.0, 2.0, 3.0]))
+    first, trainer = calls[0], vi._trainer
+    vi.run(torch.tensor([5.0, 6.0, 7.0]))
+    assert vi._trainer is trainer
+    assert vi.get_samples(4000)["z"].mean().item() == pytest.approx(6.0, abs=0.1)
+    assert calls[0] - first < first
+    vi.run(torch.tensor([5.0, 6.0, 7.0, 8.0]))
+    assert vi._trainer is not trainer
+    assert vi.get_samples(4000)["z"].mean().item() == pytest.approx(6.5, abs=0.1)
+
+
+@pytest.mark.parametrize("engine", [None, *Engine])
+def test_every_engine_gives_the_same_fit(engine: Engine | None) -> None:
+    if engine is Engine.COMPILED and build.compiler() is None:
+        pytest.skip("no C compiler")
+    y = torch.tensor([1.0, 2.0, 3.0])
+    vi = VI(small(normal_mean), num_steps=60, seed=0, engine=engine, progress_bar=False).run(y)
+    eager = VI(small(normal_mean), num_steps=60, seed=0, engine="eager", progress_bar=False).run(y)
+    assert engine is None or set(vi.history.engines) == {engine}
+    assert torch.allclose(vi.history.trace(), eager.history.trace(), rtol=1e-6)
+    assert torch.allclose(vi.log_weight, eager.log_weight, atol=1e-5)
+
+
+def test_starts_train_side_by_side_and_each_in_its_own_way() -> None:
+    vi = quick(num_starts=3, num_steps=60, engine="traced").run(PAIRS)
+    assert len(vi._fits) == 3
+    layers = [torch.cat([p.detach().reshape(-1) for p in fit.layer.parameters()]) for fit in vi._fits]
+    assert not torch.equal(layers[0], layers[1])
+    assert vi.history.num_steps == 3 * (30 + 60)
+    assert len(vi.history.engines) == 3  # rounds, whatever the number of starts
+
+
+def test_starts_of_a_model_with_parameters_train_one_after_the_other() -> None:
+    def model(y: Tensor) -> None:
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        z = pyro.sample("z", dist.Normal(0.0, scale))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    vi = quick(model, num_starts=2, num_steps=60).run(torch.tensor(3.0))
+    assert len(vi._fits) == 2
+    assert len(vi.history.engines) == 6

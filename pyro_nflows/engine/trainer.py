@@ -172,7 +172,8 @@ class Trainer:
         settings = {k: v for k, v in vars(objective).items() if isinstance(v, int | float | str) and k != "share"}
         key = (shapes, type(objective), str(settings), gradient, plan.num_particles)
         if key not in self._runners:
-            example = self._inputs(program, plan, _share(objective), program.init().params, 0, 3)
+            with torch.random.fork_rng():  # the numbers to come do not depend on what is prepared when
+                example = self._inputs(program, plan, _share(objective), program.init().params, 0, 3)
             runner = prepare(program, self.engine, example, self.data)
             if runner.engine is not Engine.COMPILED:
                 choose_threads(lambda: runner.run(program.init(), example))

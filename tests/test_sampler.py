@@ -1,0 +1,111 @@
+"""Many draws at once: compiled where that pays, and the same draws either way."""
+
+import pytest
+import torch
+
+from pyro_nflows import recipes
+from pyro_nflows.engine import Sampler, Slope, sample
+from pyro_nflows.engine.native import build
+from pyro_nflows.engine.sampler import BATCH
+from pyro_nflows.layer import Chain
+from pyro_nflows.layers import TriangularAffine
+
+needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
+
+
+def log_joint(z):
+    return -0.5 * (z - 1).square().sum(-1) - z[:, 0].cos()
+
+
+def flow():
+    return Chain(recipes.realnvp(3, 2, (8,)), TriangularAffine(3))
+
+
+@pytest.mark.parametrize("num_draws", [1, 249, 2300])
+def test_chunks_make_no_difference(num_draws):
+    layer = flow()
+    torch.manual_seed(1)
+    draws = sample(log_joint, layer, num_draws)
+    torch.manual_seed(1)
+    noise = torch.randn(num_draws, 3)
+    z, log_det = layer(noise)
+    assert torch.allclose(draws.z, z)
+    assert torch.allclose(draws.log_p, log_joint(z))
+    assert torch.allclose(draws.log_q, torch.distributions.Normal(0, 1).log_prob(noise).sum(-1) - log_det)
+    assert draws.log_p.dtype is torch.float64
+
+
+def ready(function, layer):
+    sampler = Sampler(function)
+    sampler._begin(sampler._program(layer), torch.randn(BATCH, 3), seconds=1e9)
+    if sampler.scan is not None:
+        sampler.scan.load()
+    return sampler
+
+
+@needs_compiler
+@pytest.mark.parametrize("num_draws", [BATCH - 1, BATCH, 3 * BATCH + 17])
+def test_compiled_draws_are_the_same(num_draws):
+    layer = flow()
+    sampler = ready(log_joint, layer)
+    torch.manual_seed(1)
+    expected = sample(log_joint, layer, num_draws)
+    torch.manual_seed(1)
+    draws = sampler.sample(layer, num_draws)
+    assert sampler.scan is not None
+    assert torch.allclose(draws.z, expected.z)
+    assert torch.allclose(draws.log_weight, expected.log_weight)
+
+
+@needs_compiler
+def test_the_layer_may_have_moved_since():
+    layer = flow()
+    sampler = ready(log_joint, layer)
+    with torch.no_grad():
+        layer[1].loc.add_(5.0)
+    assert (sampler.sample(layer, 1000).z.mean(0) - 5).abs().max() < 0.3
+
+
+@needs_compiler
+def test_models_that_decide_anew_are_evaluated_by_themselves():
+    scale = [1.0]
+    sampler = ready(lambda z: scale[0] * log_joint(z), flow())
+    assert sampler.scan is not None
+    scale[0] = 2.0
+    layer = flow()
+    draws = sampler.sample(layer, 300)
+    assert sampler.scan is None
+    assert torch.allclose(draws.log_p, 2 * log_joint(draws.z))
+    assert ready(lambda z: log_joint(z) + torch.rand(len(z)), flow()).scan is None
+
+
+def test_few_and_quick_draws_are_not_compiled():
+    sampler = Sampler(log_joint)
+    sampler.expect(flow(), 1000)
+    assert sampler.scan is None
+
+
+def test_slopes_and_curvatures_are_autograds():
+    calls = [0]
+
+    def counted(z):
+        calls[0] += 1
+        return log_joint(z)
+
+    slope = Slope(counted)
+    for z in torch.randn(4, 3):
+        value, grad = slope.value_and_grad(z)
+        assert torch.allclose(value, log_joint(z[None])[0])
+        assert torch.allclose(grad, torch.func.grad(lambda t: log_joint(t[None])[0])(z))
+        assert torch.allclose(slope.hessian(z), torch.autograd.functional.hessian(lambda t: log_joint(t[None])[0], z))
+    assert calls[0] == 4  # recorded and compared, for either
+
+
+def test_slopes_of_models_that_cannot_be_recorded_are_right_too():
+    def branching(z):
+        return log_joint(z) if float(z[0, 0]) > 0 else 2 * log_joint(z)
+
+    slope = Slope(branching)
+    for sign in (1.0, -1.0):
+        z = torch.tensor([sign, 0.5, 0.2])
+        assert torch.allclose(slope.value_and_grad(z)[0], branching(z[None])[0])
