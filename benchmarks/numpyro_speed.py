@@ -50,16 +50,18 @@ def correlated(precision: Any) -> None:
 MODELS = {"eight_schools": eight_schools, "logistic": logistic, "subsampled": subsampled, "correlated": correlated}
 
 
-def _svi(model: str, num_particles: int) -> SVI:
-    guide = AutoIAFNormal(MODELS[model], num_flows=3, hidden_dims=[32, 32], nonlinearity=stax.Tanh)
+def _svi(model: str, num_particles: int, width: int = 32) -> SVI:
+    guide = AutoIAFNormal(MODELS[model], num_flows=3, hidden_dims=[width, width], nonlinearity=stax.Tanh)
     return SVI(MODELS[model], guide, numpyro.optim.Adam(1e-3), Trace_ELBO(num_particles=num_particles))
 
 
-def block(model: str, args: tuple[Any, ...], num_particles: int, num_steps: int, double: bool) -> Callable[[], None]:
+def block(
+    model: str, args: tuple[Any, ...], num_particles: int, num_steps: int, double: bool, width: int
+) -> Callable[[], None]:
     """So many steps in one compiled call: the loop that ``svi.run`` compiles, without compiling it anew each time."""
     jax.config.update("jax_enable_x64", double)
     arrays = tuple(map(jnp.array, args))
-    svi = _svi(model, num_particles)
+    svi = _svi(model, num_particles, width)
     state = svi.init(jax.random.PRNGKey(0), *arrays)
     run = jax.jit(lambda s: jax.lax.scan(lambda carry, _: svi.update(carry, *arrays), s, None, length=num_steps))
 

@@ -92,6 +92,13 @@ def bound_of(log_weight: Tensor, bound: Callable[[Tensor], diagnostics.Estimate]
     return bound(log_weight)
 
 
+def evidence_of(log_weight: Tensor) -> dict[str, float]:
+    """The ELBO and the importance estimate of the log evidence, with their standard errors."""
+    found = {"elbo": bound_of(log_weight, diagnostics.elbo), "iwae": bound_of(log_weight, diagnostics.log_evidence)}
+    parts = [(name, float(e.value), float(e.se)) for name, e in found.items()]
+    return {key: number for name, value, se in parts for key, number in ((name, value), (f"{name}_se", se))}
+
+
 @dataclass
 class Task:
     """A round that a fit asks for."""

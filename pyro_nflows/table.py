@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,28 @@ def summary_table(samples: dict[str, Tensor], prob: float = 0.9) -> str:
         numbers = (values.mean(), values.std(), *quantiles)
         lines.append(f"{name:<{width}}" + "".join(_number(float(x)) for x in numbers))
     return "\n".join(lines)
+
+
+def print_summary(samples: dict[str, Tensor], found: dict[str, Any], sentence: str, prob: float) -> None:
+    """Print the table, the evidence and the verdict.
+
+    :param samples: site to ``(num_samples, ...)``.
+    :param found: as ``VI.diagnostics`` gives it.
+    :param sentence: the verdict.
+    :param prob: mass of the interval.
+    :raises ValueError: if it is not between 0 and 1.
+    """
+    if not 0 < prob < 1:
+        raise ValueError(f"VI.summary: prob must be between 0 and 1, got {prob}")
+    print(summary_table(samples, prob))
+    print(
+        f"\nELBO {found['elbo']:.3f} ± {found['elbo_se']:.3f}   "
+        f"log evidence {found['iwae']:.3f} ± {found['iwae_se']:.3f}   ESS {found['ess']:.1%}   "
+        f"k-hat {found['pareto_k']:.2f}   {found['num_steps']} steps in {found['seconds']:.1f} s"
+    )
+    if found["interrupted"]:
+        print("Training was interrupted; the draws are those of the state reached.")
+    print(sentence)
 
 
 def _scalars(samples: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

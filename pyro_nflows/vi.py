@@ -13,15 +13,17 @@ from .arviz import to_arviz
 from .checkpoint import Path, load_fit, save_fit
 from .elsewhere import look_elsewhere, scattered
 from .engine import Engine, History, Trainer, sample
-from .fit import Fit, Recipe, bound_of, fit_all
+from .fit import Fit, Recipe, evidence_of, fit_all
 from .guides import AutoFlow
+from .layer import Chain
 from .log_joint import LogJoint, tensors_of
 from .nets import check_sizes
 from .objectives import ELBO
+from .refine import Refined, refine
 from .start import check_start, dispersed_start, first_bad_site
-from .table import summary_table
+from .table import print_summary
 from .verdict import Evidence, Verdict, effective, is_hopeless, judge, tail_index
-from .weights import Draws, concatenate
+from .weights import Draws, LogDensity, concatenate
 
 #: Points from which missed modes are looked for after a fit.
 NUM_LOOKS = 12
@@ -162,11 +164,8 @@ class VI:
     def _recipe(self) -> Recipe:
         particles = self.objective.num_particles
         many = particles if particles > 1 else None
-        if self.num_steps is None and many is None and not self.annealing:
-            return Recipe()
-        return Recipe.of_steps(self.num_steps or 4000, many, self.annealing)
-
-    # ---- asking ---------------------------------------------------------------------------------------------
+        default = self.num_steps is None and many is None and not self.annealing
+        return Recipe() if default else Recipe.of_steps(self.num_steps or 4000, many, self.annealing)
 
     def _need_run(self) -> Draws:
         if self._draws is None:
@@ -205,16 +204,34 @@ class VI:
         return Draws(draws.z[index], draws.log_p[index], draws.log_q[index])
 
     def _more(self, draws: Draws, num_draws: int) -> Draws:
-        if self._call is None or self.guide.layer is None:
+        more = sample(self._model(draws), cast(Chain, self.guide.layer), num_draws - len(draws.z))
+        return concatenate([draws, more])
+
+    def _model(self, draws: Draws) -> LogDensity:
+        """The log joint at the data of the last run."""
+        if self._call is None:
             raise ValueError(
                 f"this VI was loaded without its data, so it has only its {len(draws.z)} saved draws; "
-                f"ask for at most that many, got {num_draws}"
+                "ask for no more, or run again"
             )
-        args, kwargs = self._call
-        joint = LogJoint(self.guide.bare_model, self.guide)
+        (args, kwargs), joint = self._call, LogJoint(self.guide.bare_model, self.guide)
         joint.start = draws.z[draws.log_p.argmax()]
-        more = sample(lambda z: joint(z, *args, **kwargs), self.guide.layer, num_draws - len(draws.z))
-        return concatenate([draws, more])
+        return lambda z: joint(z, *args, **kwargs)
+
+    def refine(
+        self, num_samples: int = 1000, warmup_steps: int = 300, num_chains: int = 4, method: str = "nuts"
+    ) -> Refined:
+        """Markov chains that use the trained guide, for when the verdict is no; see :mod:`pyro_nflows.refine`.
+
+        :param num_samples: draws a chain.
+        :param warmup_steps: steps before them, for NUTS.
+        :param num_chains: they begin at importance-resampled draws.
+        :param method: ``"nuts"``, in the flow's coordinates, or ``"independence"``, with the guide's draws.
+        """
+        draws, sizes = self._need_run(), (num_samples, warmup_steps, num_chains)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed or 0)
+            return refine(self._model(draws), self.guide, draws, method, *sizes, progress_bar=self.progress_bar)
 
     def verdict(self) -> Verdict:
         """What to make of the draws: an outcome and one sentence."""
@@ -233,19 +250,15 @@ class VI:
             ``pareto_k``, ``ess`` (as a fraction of the draws), ``num_steps``, ``num_skipped``, ``interrupted``,
             ``seconds`` and ``outcome``.
         """
-        log_weight = self.log_weight
-        elbo, iwae = (bound_of(log_weight, f) for f in (diagnostics.elbo, diagnostics.log_evidence))
+        log_weight, history = self.log_weight, self.history
         return {
-            "elbo": float(elbo.value),
-            "elbo_se": float(elbo.se),
-            "iwae": float(iwae.value),
-            "iwae_se": float(iwae.se),
+            **evidence_of(log_weight),
             "pareto_k": tail_index(log_weight),
             "ess": effective(log_weight),
-            "num_steps": self.history.num_steps,
-            "num_skipped": self.history.skipped,
-            "interrupted": self.history.interrupted,
-            "seconds": self.history.seconds,
+            "num_steps": history.num_steps,
+            "num_skipped": history.skipped,
+            "interrupted": history.interrupted,
+            "seconds": history.seconds,
             "outcome": self.verdict().outcome,
         }
 
@@ -254,18 +267,8 @@ class VI:
 
         :param prob: mass of the central interval.
         """
-        if not 0 < prob < 1:
-            raise ValueError(f"VI.summary: prob must be between 0 and 1, got {prob}")
         samples = self.get_samples(len(self._need_run().z))
-        d = self.diagnostics()
-        print(summary_table(samples, prob))
-        print(
-            f"\nELBO {d['elbo']:.3f} ± {d['elbo_se']:.3f}   log evidence {d['iwae']:.3f} ± {d['iwae_se']:.3f}   "
-            f"ESS {d['ess']:.1%}   k-hat {d['pareto_k']:.2f}   {d['num_steps']} steps in {d['seconds']:.1f} s"
-        )
-        if d["interrupted"]:
-            print("Training was interrupted; the draws are those of the state reached.")
-        print(self.verdict().sentence)
+        print_summary(samples, self.diagnostics(), self.verdict().sentence, prob)
 
     def to_arviz(
         self,
@@ -295,8 +298,6 @@ class VI:
             dims=dims,
             seed=self.seed or 0,
         )
-
-    # ---- saving ---------------------------------------------------------------------------------------------
 
     def save(self, path: Path) -> None:
         """Write the trained guide, the draws and the history to a file; the model itself is not saved."""

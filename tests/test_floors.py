@@ -46,6 +46,7 @@ FLOORS = {
     "table": 5,
     "engine": 5,
     "elsewhere": 5,
+    "refine": 6,
     "checkpoint": 6,
     "fit": 7,
     "vi": 7,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .lower import Lowering
-from .memory import place
+from .memory import place, share
 from .plan import (
     C_TYPES,
     Access,
@@ -53,6 +53,7 @@ class _Kernel:
 
     def pointer(self, buffer: Buffer, offset: int) -> str:
         """A parameter that points into a buffer: offsets are the caller's, so that equal loops have equal texts."""
+        buffer = buffer.alias or buffer
         if (buffer, offset) not in self.names:
             self.names[buffer, offset] = f"p{len(self.names)}"
             self.params.append((C_TYPES[buffer.dtype], buffer, offset))
@@ -201,6 +202,8 @@ class Emitter:
 
     def program(self) -> Program:
         """The source, after every buffer has its place."""
+        for new, old in zip(self.results, self.inputs[: self.num_carried]):
+            share(self.plan, new, old)
         size = place(self.plan)
         calls = [self._step(step) for step in self.plan.steps]
         functions = "\n".join(f"static {head} {{\n{body}\n}}" for body, head in self.functions.items())
@@ -283,6 +286,8 @@ class Emitter:
         for i, ref in enumerate(self.results):
             size = ref.buffer.numel * ref.buffer.dtype.itemsize
             source = f"memory + {ref.buffer.offset}, {size}"
+            if ref.buffer.alias is not None:
+                continue
             if i < self.num_carried:
                 lines.append(f"memcpy(memory + {self.inputs[i].buffer.offset}, {source});")
             else:

@@ -1,9 +1,23 @@
 """Where each buffer lies: memory is used again once what it held has been read for the last time."""
 
-from .plan import Buffer, Plan
+from .plan import Buffer, Plan, Ref, accesses, packed
 
 #: Buffers start at multiples of this many bytes.
 ALIGNMENT = 64
+
+
+def share(plan: Plan, new: Ref, old: Ref) -> None:
+    """Let a step's result overwrite the input whose place it takes, if the loop that makes it reads that input last."""
+    home, buffer, was = new.buffer.home, new.buffer, old.buffer
+    taken = any(b.alias is was for b in plan.buffers)
+    if home is None or taken or buffer.alias or buffer.dtype != was.dtype or buffer.numel != was.numel or was.writes:
+        return
+    position = buffer.writes[0]
+    if len(buffer.writes) > 1 or max(was.reads, default=-1) > position:
+        return
+    reads = [a for s in home.statements for a in accesses(s.operands) if a.buffer is was]
+    if all(a.offset == 0 and a.strides == packed(home.shape) for a in reads):
+        buffer.alias = was
 
 
 def place(plan: Plan) -> int:
@@ -31,7 +45,9 @@ def place(plan: Plan) -> int:
             if sum(free[i - 1]) == free[i][0]:
                 free[i - 1 : i + 1] = [(free[i - 1][0], free[i - 1][1] + free[i][1])]
 
-    memory = [b for b in plan.buffers if b.constant is None and (b.pinned or (b.writes and _is_stored(b)))]
+    memory = [
+        b for b in plan.buffers if b.constant is None and b.alias is None and (b.pinned or (b.writes and _is_stored(b)))
+    ]
     for buffer in sorted(memory, key=lambda b: -1 if b.pinned else min(b.writes)):
         begins = -1 if buffer.pinned else min(buffer.writes)
         if begins > now:
@@ -41,6 +57,8 @@ def place(plan: Plan) -> int:
         buffer.offset = take(size)
         last = dead_at if buffer.pinned else max([*buffer.reads, *buffer.writes])
         alive.append((last, buffer.offset, size))
+    for buffer in plan.buffers:
+        buffer.offset = buffer.alias.offset if buffer.alias else buffer.offset
     return end
 
 

@@ -22,6 +22,8 @@ C_TYPES = {
     torch.int32: "i32",
     torch.bool: "u8",
 }
+#: An innermost loop of this length is long enough, whatever the others'.
+LONG = 64
 #: Statements after which a loop is full: longer ones only spill registers.
 MAX_STATEMENTS = 80
 
@@ -38,6 +40,7 @@ class Buffer:
     writes: list[int] = field(default_factory=list)
     reads: list[int] = field(default_factory=list)
     offset: int = -1
+    alias: "Buffer | None" = None
 
     @property
     def needed(self) -> bool:
@@ -133,9 +136,9 @@ Step = Loop | Product | Solve | Cholesky | Extern
 
 
 def order_of(shape: Sequence[int]) -> list[int]:
-    """The dimensions to loop over: the longest innermost, and none of a single element."""
+    """The dimensions to loop over, none of one element: as they come, or the longest innermost if the last is short."""
     dims = [d for d, size in enumerate(shape) if size != 1]
-    if dims:
+    if dims and shape[dims[-1]] < LONG:
         longest = max(dims, key=lambda d: (shape[d], d))
         dims.remove(longest)
         dims.append(longest)
@@ -223,8 +226,8 @@ class Plan:
 
     def _join(self, shape: Shape, statement: Statement) -> Loop:
         """Put a statement into the first loop where all that it needs is there."""
-        accesses = _accesses(statement.operands)
-        earliest = max((self._after(a, shape) for a in accesses), default=0)
+        reads = accesses(statement.operands)
+        earliest = max((self._after(a, shape) for a in reads), default=0)
         if statement.kind != "let" and statement.out.buffer.writes:
             written = statement.out.buffer.writes[-1]
             earliest = max(earliest, written + (statement.kind == "scatter"))
@@ -236,7 +239,7 @@ class Plan:
             position, step = len(self.steps), Loop(shape)
             self.steps.append(step)
         step.statements.append(statement)
-        self._note(position, [a.buffer for a in accesses + [i for a in [statement.out] for i in _indices(a)]])
+        self._note(position, [a.buffer for a in reads + [i for a in [statement.out] for i in _indices(a)]])
         statement.out.buffer.writes.append(position)
         return step
 
@@ -259,8 +262,9 @@ class Plan:
     def product(self, a: Ref, b: Ref) -> Ref:
         """``(batch, m, k)`` times ``(batch, k, n)``, or without the batch."""
         *batch, m, n = (*a.meta.shape[:-1], b.meta.shape[-1])
-        out = self.ref((*batch, n, m) if m > n else (*batch, m, n), a.meta.dtype)
-        if m > n:
+        turned = m > n and n < LONG
+        out = self.ref((*batch, n, m) if turned else (*batch, m, n), a.meta.dtype)
+        if turned:
             out = Ref(out.buffer, out.meta.transpose(-1, -2))
         self._append(Product(a, b, out), [a, b], [out])
         return out
@@ -309,7 +313,7 @@ def _indices(access: Access) -> list[Access]:
     return [index for index, _, _ in access.indices]
 
 
-def _accesses(operands: Sequence[Operand]) -> list[Access]:
+def accesses(operands: Sequence[Operand]) -> list[Access]:
     """All memory that operands read, indices included."""
     found = [operand for operand in operands if isinstance(operand, Access)]
     return found + [index for access in found for index in _indices(access)]
