@@ -21,11 +21,11 @@ class Outcome(enum.Enum):
     )
     TAILS = (
         "Trust means and central intervals, but not far tails: ESS is {ess:.0%} of the draws, yet k-hat "
-        "{pareto_k:.2f} is above {threshold:.2f}; heavier tails or a non-centered model may help."
+        "{pareto_k:.2f} is above {threshold:.2f}; vi.refine() or a non-centered model may help."
     )
     DISTRUST = (
         "Do not trust these draws: k-hat {pareto_k:.2f} is above {threshold:.2f} (ESS {ess:.1%}), so the guide misses "
-        "part of the posterior; try more steps, AutoCIF, a non-centered or rescaled model, or MCMC."
+        "part of the posterior; try vi.refine(), more steps, AutoCIF, or a non-centered or rescaled model."
     )
     UNSETTLED = (
         "Do not trust these draws yet: the model's own parameters (pyro.param) were still moving, and changed the log "

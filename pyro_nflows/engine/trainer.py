@@ -59,7 +59,8 @@ class History:
     """What training has seen: minus the loss at every step, and why it ended.
 
     ``drift`` is how much the model's own parameters changed the log joint in the last round;
-    ``missed`` is mass found where the guide never goes, as a share of what it found.
+    ``missed`` is mass found where the guide never goes, as a share of what it found. ``engines`` are those that the
+    rounds ended on.
     """
 
     elbos: list[Tensor] = field(default_factory=list)

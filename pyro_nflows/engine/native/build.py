@@ -82,6 +82,7 @@ class Build:
         folder = cache_folder()
         self.target = folder / f"{key}.so"
         self._process: subprocess.Popen[bytes] | None = None
+        self._library: ctypes.CDLL | None = None
         self.cached = self.target.exists()
         if self.cached:
             with contextlib.suppress(OSError):
@@ -125,7 +126,8 @@ class Build:
                 raise CompilerError(
                     next((line for line in lines if "error" in line), lines[0]) or "the compiler failed"
                 )
-        return ctypes.CDLL(str(self.target))
+        self._library = self._library or ctypes.CDLL(str(self.target))
+        return self._library
 
     def cancel(self) -> None:
         """Stop compiling, and leave nothing behind."""
