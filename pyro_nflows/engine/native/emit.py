@@ -276,7 +276,7 @@ class Emitter:
         """Copies of a step's streamed inputs into place."""
         lines = []
         for i, ref in enumerate(self.inputs[self.num_carried :]):
-            size = ref.buffer.numel * ref.buffer.dtype.itemsize
+            size = ref.meta.numel() * ref.buffer.dtype.itemsize  # none of a tensor without elements
             lines.append(f"memcpy(memory + {ref.buffer.offset}, streams[{i}] + step * {size}, {size});")
         return "\n".join(lines)
 
@@ -284,7 +284,7 @@ class Emitter:
         """Copies of a step's results to where the next step, or the caller, looks for them."""
         lines = []
         for i, ref in enumerate(self.results):
-            size = ref.buffer.numel * ref.buffer.dtype.itemsize
+            size = ref.meta.numel() * ref.buffer.dtype.itemsize  # none of a tensor without elements
             source = f"memory + {ref.buffer.offset}, {size}"
             if ref.buffer.alias is not None:
                 continue
