@@ -258,6 +258,8 @@ def plot(rows: Sequence[Row], file: str) -> None:
     fig, ax = plt.subplots(figsize=(7, 5), layout="constrained")
     for method in METHODS:
         found = [row for row in rows if row["method"] == method and "error" not in row]
+        if not found:
+            continue
         error = [row.get("mean_error_psis", row["mean_error"]) for row in found]
         ax.loglog([row["cold"] for row in found], error, "o", label=method, alpha=0.8)
     ax.axhline(0.03, color="#888888", lw=0.8, ls=":")
