@@ -118,7 +118,7 @@ class Trainer:
         """The same round for copies of a layer, an ensemble: each has random numbers of its own."""
         began = time.perf_counter()
         with restored_threads(), tqdm(total=plan.num_steps, disable=not self.progress_bar, unit="step") as bar:
-            bar.set_description(f"{title}: tracing")
+            bar.set_description(f"{title}: {'compiling' if self.engine is Engine.COMPILED else 'tracing'}")
             try:
                 pairs = [self._get(layer, objective, gradient, plan) for layer in layers]
                 bar.set_description(title)
