@@ -489,9 +489,16 @@ def test_new_data_of_the_same_shape_do_not_run_the_model_at_every_step() -> None
 def test_every_engine_gives_the_same_fit(engine: Engine | None) -> None:
     if engine is Engine.COMPILED and build.compiler() is None:
         pytest.skip("no C compiler")
-    y = torch.tensor([1.0, 2.0, 3.0])
-    vi = VI(small(normal_mean), num_steps=60, seed=0, engine=engine, progress_bar=False).run(y)
-    eager = VI(small(normal_mean), num_steps=60, seed=0, engine="eager", progress_bar=False).run(y)
+
+    def counts(y: Tensor) -> None:
+        """Not Gaussian: where a Gaussian start is exact, all gradients are rounding, which Adam blows up."""
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("row", len(y)):
+            pyro.sample("y", dist.Poisson(z.exp()), obs=y)
+
+    y = torch.tensor([1.0, 0.0, 3.0])
+    vi = VI(small(counts), num_steps=60, seed=0, engine=engine, progress_bar=False).run(y)
+    eager = VI(small(counts), num_steps=60, seed=0, engine="eager", progress_bar=False).run(y)
     assert engine is None or set(vi.history.engines) == {engine}
     assert torch.allclose(vi.history.trace(), eager.history.trace(), rtol=1e-6)
     assert torch.allclose(vi.log_weight, eager.log_weight, atol=1e-5)
