@@ -252,13 +252,16 @@ def difference(trusted: Runner, other: Runner, state: State, inputs: Inputs) -> 
     """Why a runner cannot be trusted: it differs from another on fresh inputs."""
     fresh = Inputs(*(part[:1].repeat(3, *(1,) * (part.dim() - 1)) for part in inputs))
     fresh = fresh._replace(noise=0.5 * fresh.noise.flip(1))
+    # Away from an optimum, where gradients are rounding, which Adam would enlarge.
+    nudge = torch.randn(state.params.shape, generator=torch.Generator().manual_seed(0)).to(state.params)
+    state = state._replace(params=state.params + 0.01 * nudge)
     (right, right_losses), (state, losses) = (_seeded(runner, state, fresh) for runner in (trusted, other))
-    tight, loose = 1e3 * torch.finfo(losses.dtype).eps, 1e-3  # Adam enlarges the rounding of gradients near zero
+    tight, loose = 1e3 * torch.finfo(losses.dtype).eps, 1e-2
     for part, tolerance in ((slice(0, 1), tight), (slice(1, None), loose)):
         close = torch.isclose(losses[part], right_losses[part], rtol=tolerance, atol=tolerance, equal_nan=True)
         if not close.all():
             return f"its loss at fresh points is {losses[part][~close][0]:.6g}, not {right_losses[part][~close][0]:.6g}"
-    if not torch.allclose(state.params, right.params, rtol=loose, atol=loose, equal_nan=True):
+    if not (state.mean - right.mean).norm().nan_to_num() <= loose * right.mean.norm().nan_to_num() + 1e-12:
         return "its gradient at fresh points differs from the model's"
     return None
 
