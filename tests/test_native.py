@@ -184,6 +184,15 @@ def test_steps_carry_and_collect():
     assert torch.equal(products, torch.stack([torch.ones(2), 1 + x[0], 1 + x[:2].sum(0)]) * x)
 
 
+def test_what_is_carried_may_be_collected_too():
+    scan = Scan(Tape(lambda s, t, x: (s + x, s + x, s + x), [torch.zeros(2)] * 3), 2)
+    x = torch.arange(6.0).reshape(3, 2)
+    (s, t), (sums,) = scan.run([torch.ones(2), torch.zeros(2)], [x])
+    assert torch.equal(sums, 1 + x.cumsum(0))
+    assert torch.equal(s, sums[-1])
+    assert torch.equal(t, s)
+
+
 def test_memory_is_used_again():
     def chain(x):
         for _ in range(50):

@@ -286,8 +286,8 @@ class Emitter:
         for i, ref in enumerate(self.results):
             size = ref.meta.numel() * ref.buffer.dtype.itemsize  # none of a tensor without elements
             source = f"memory + {ref.buffer.offset}, {size}"
-            if ref.buffer.alias is not None:
-                continue
+            if i < self.num_carried and ref.buffer.alias is self.inputs[i].buffer:
+                continue  # it is there already
             if i < self.num_carried:
                 lines.append(f"memcpy(memory + {self.inputs[i].buffer.offset}, {source});")
             else:
