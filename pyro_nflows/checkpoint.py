@@ -25,6 +25,7 @@ def save_fit(path: Path, guide: AutoFlow, draws: Draws, history: History, bad_si
         "interrupted": history.interrupted,
         "drift": history.drift,
         "missed": history.missed,
+        "where": history.where,
         "bad_site": bad_site,
     }
     torch.save(state, path)
@@ -50,5 +51,6 @@ def load_fit(path: Path, guide: AutoFlow) -> tuple[Draws, History, str | None]:
         interrupted=state["interrupted"],
         drift=state["drift"],
         missed=state["missed"],
+        where=state["where"],
     )
     return Draws(*state["draws"]), history, state["bad_site"]

@@ -31,9 +31,9 @@ NUM_DRAWS = 200
 
 
 class Missed(NamedTuple):
-    """A region that the guide misses: where, and a lower bound of its mass as a share of the mass that was found."""
+    """A region that the guide misses: a Gaussian there, and a lower bound of its mass as a share of what was found."""
 
-    loc: Tensor
+    gaussian: Gaussian
     mass: float
 
 
@@ -46,8 +46,8 @@ def scattered(draws: Tensor, num: int) -> list[Tensor]:
 
 def look_elsewhere(
     log_joint: LogDensity | Slope, layer: Layer, log_evidence: float, points: Iterable[Tensor]
-) -> Missed | None:
-    """The heaviest missed region that is found from these points, if any.
+) -> list[Missed]:
+    """The missed regions that are found from these points, the heaviest first.
 
     :param log_joint: the model, ``(K, D) -> (K,)``.
     :param layer: the trained flow; one without an inverse has no density to compare, and nothing is found.
@@ -55,12 +55,20 @@ def look_elsewhere(
     :param points: where to start.
     """
     if not layer.has_inverse or not math.isfinite(log_evidence):
-        return None
+        return []
     found, slope = [], log_joint if isinstance(log_joint, Slope) else Slope(log_joint)
     for point in points:
         with contextlib.suppress(ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
             found.append(_look(slope, layer, log_evidence, point))
-    return max((missed for missed in found if missed), key=lambda missed: missed.mass, default=None)
+    return sorted((missed for missed in found if missed), key=lambda missed: -missed.mass)
+
+
+@torch.no_grad()
+def excess(layer: Layer, z: Tensor, log_p: Tensor, log_evidence: float) -> Tensor:
+    r"""How many nats too small the guide's density is: :math:`\log p(x, z) - \log \hat Z - \log q(z)`, a row each."""
+    x, log_weight = layer.inverse(z)
+    nats = log_p - log_evidence - standard_normal_log_prob(x) + log_weight
+    return torch.where(torch.isfinite(log_p), nats.nan_to_num(nan=torch.inf), -torch.inf)
 
 
 def _look(log_joint: Slope, layer: Layer, log_evidence: float, point: Tensor) -> Missed | None:
@@ -71,10 +79,7 @@ def _look(log_joint: Slope, layer: Layer, log_evidence: float, point: Tensor) ->
         z = mode.loc + noise @ mode.scale_tril.T
         log_g = standard_normal_log_prob(noise) - mode.scale_tril.diagonal().log().sum()
         log_p = log_joint(z)
-        x, log_weight = layer.inverse(z)
-        excess = log_p - log_evidence - standard_normal_log_prob(x) + log_weight
-    excess = torch.where(torch.isfinite(log_p), excess.nan_to_num(nan=torch.inf), -torch.inf)
     mass = float((log_p - log_g).mean()) - log_evidence
-    if not float(excess.median()) > TOO_THIN or not math.isfinite(mass):
+    if not float(excess(layer, z, log_p, log_evidence).median()) > TOO_THIN or not math.isfinite(mass):
         return None
-    return Missed(mode.loc, math.exp(min(mass, 50.0)))
+    return Missed(mode, math.exp(min(mass, 50.0)))

@@ -43,7 +43,7 @@ class Covering(Objective):
         return (1 - self.share) * even + self.share * (0.5 * log_weight).softmax(0), even
 
 
-class Balanced(Objective):
+class Balanced(Covering):
     r"""The ELBO by its path gradient and its score gradient added up: for several modes.
 
     Where the guide has the shape of a mode but not its mass, :math:`\log w` is a constant on it, and the path gradient
@@ -54,6 +54,7 @@ class Balanced(Objective):
 
     :param num_particles: draws :math:`K` an evaluation.
     :param limit: :math:`b`.
+    :param share: as for :class:`Covering`, in the path part.
 
     **References**
 
@@ -64,8 +65,12 @@ class Balanced(Objective):
     for Variational Inference.
     """
 
-    def __init__(self, num_particles: int = 1, limit: float = 5.0):
+    def __init__(self, num_particles: int = 1, limit: float = 5.0, share: float | Tensor = 0.0):
+        super().__init__(share)
         self.num_particles, self.limit = num_particles, limit
+
+    def mixed(self, share: Tensor) -> "Balanced":
+        return Balanced(self.num_particles, self.limit, share)
 
     def surrogate(self, draws: Draws, gradient: Gradient) -> Tensor:
         log_weight = draws.log_weight.detach()

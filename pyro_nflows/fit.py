@@ -23,7 +23,7 @@ from .estimators import Balanced, Covering
 from .gradients import Gradient, Objective
 from .guides import AutoFlow
 from .layer import Chain, Weight
-from .layers import LocScale, TriangularAffine
+from .modes import Modes, place
 from .objectives import ELBO
 from .verdict import SETTLED, effective, is_hopeless
 from .weights import Draws, base_noise
@@ -56,14 +56,35 @@ class Recipe:
     good_ess: float = 0.95
 
     @staticmethod
-    def of_steps(num_steps: int, num_particles: int | None, annealing: float) -> "Recipe":
-        """So many steps of the flow, whatever they reach; the last quarter are covering, unless annealed."""
+    def of_modes() -> "Recipe":
+        """For a flow that starts from modes that were found."""
+        sizes = (1200, 3e-3, False), (1600, 1e-3, True), (4000, 1e-3, True)
+        return Recipe(rounds=[Round(n, 128, rate, covering=late, balanced=True) for n, rate, late in sizes])
+
+    @staticmethod
+    def of(num_steps: int | None, num_particles: int, annealing: float) -> "Recipe":
+        """The default, or so many steps of the flow, whatever they reach.
+
+        The last quarter of these is covering, unless annealed.
+
+        :param num_steps: None for the default, or 4,000 if another argument is not left to it.
+        :param num_particles: 1 for the default.
+        :param annealing: share of the steps.
+        """
+        if num_steps is None and num_particles == 1 and not annealing:
+            return Recipe()
+        num_steps, num_particles = num_steps or 4000, num_particles if num_particles > 1 else 128
         end = Round(min(800, max(1, num_steps // 2)), 64, 2e-2)
         last = 0 if annealing else num_steps // 4
-        rounds = [Round(num_steps - last, num_particles or 128, 3e-3, annealing)]
+        rounds = [Round(num_steps - last, num_particles, 3e-3, annealing, balanced=annealing > 0)]
         if last:
-            rounds.append(Round(last, num_particles or 128, 1e-3, covering=True))
+            rounds.append(Round(last, num_particles, 1e-3, covering=True))
         return Recipe(end, rounds, max_ends=1, good_ess=math.inf)
+
+    @property
+    def is_default(self) -> bool:
+        """Whether sizes are left to the recipe, which may go on until the draws are good."""
+        return self.good_ess < math.inf
 
 
 @dataclass
@@ -128,10 +149,24 @@ def fit_all(
     :param recipe: sizes.
     :param locs: points of finite density.
     """
-    starts = [_fit(trainer, guide, objective, gradient, recipe, loc) for loc in locs]
+    layers = [cast(Chain, copy.deepcopy(guide.layer)) for _ in locs]
+    begun = [_begin(trainer, guide, layer, recipe, loc) for layer, loc in zip(layers, locs)]
+    starts = [_fit(trainer, layer, begin, objective, gradient, recipe) for layer, begin in zip(layers, begun)]
     if trainer.leaves:
         return [_drive(trainer, [start], f"start {i + 1}, " if i else "")[0] for i, start in enumerate(starts)]
     return _drive(trainer, starts, f"{len(starts)} starts, " if len(starts) > 1 else "")
+
+
+def fit_modes(trainer: Trainer, guide: AutoFlow, objective: Objective, gradient: Gradient, modes: Modes) -> Fit:
+    """Train the guide's flow from modes that were found, on a base that has them; see :func:`fit_all`."""
+    layer = guide.make_layer(guide.on_modes(modes.num_components, modes.block_dim), modes.frame.loc)
+    modes.place(layer)
+    fitting = _fit(trainer, layer, _begun(), objective, gradient, Recipe.of_modes())
+    return _drive(trainer, [fitting], "several modes, ")[0]
+
+
+def _begun() -> Generator[Task, None, None]:
+    yield from ()
 
 
 def _drive(trainer: Trainer, starts: list[Fitting], prefix: str) -> list[Fit]:
@@ -166,16 +201,19 @@ def _alike(a: Task, b: Task) -> bool:
 
 
 def _fit(
-    trainer: Trainer, guide: AutoFlow, objective: Objective, gradient: Gradient, recipe: Recipe, loc: Tensor
+    trainer: Trainer,
+    layer: Chain,
+    begin: Generator[Task, None, None],
+    objective: Objective,
+    gradient: Gradient,
+    recipe: Recipe,
 ) -> Fitting:
-    layer = cast(Chain, copy.deepcopy(guide.layer))
     try:
         first = recipe.rounds[0]
         num_steps = sum(plan.num_steps for plan in recipe.rounds if plan.num_particles == first.num_particles)
         trainer.expect(layer, _objective(layer, objective, gradient, first, 0.0), gradient, first, num_steps)
         trainer.sampler.expect(layer, recipe.num_draws)
-        if is_fresh(layer):
-            yield from _begin(trainer, guide, layer, recipe, loc)
+        yield from begin
         draws = yield from _train(trainer, layer, objective, gradient, recipe)
     except KeyboardInterrupt:  # between rounds, or while drawing; within a round, the trainer sees to it
         trainer.history.interrupted = True
@@ -186,6 +224,8 @@ def _fit(
 
 def _begin(trainer: Trainer, guide: AutoFlow, layer: Chain, recipe: Recipe, loc: Tensor) -> Generator[Task, None, None]:
     """A fresh layer's affine end: where to start, and the best Gaussian from there."""
+    if not is_fresh(layer):
+        return None
     init = Gaussian(loc, guide.init_scale * torch.eye(len(loc)).to(loc))
     if any(plan.annealing for plan in recipe.rounds):
         # An annealed fit begins on a flattened density, where a mode's Gaussian would be a bad place to be.
@@ -248,9 +288,8 @@ def _objective(layer: Chain, objective: Objective, gradient: Gradient, plan: Rou
     """What a round maximises: the ELBO, where that is what was asked for, gives way to its kin."""
     if type(objective) is not ELBO or gradient is not Gradient.PATH or layer.grade < Weight.PROPER:
         return objective
-    if plan.annealing:
-        return Balanced(objective.num_particles)
-    return Covering(0.5 if plan.covering and ess > COVERING_ESS else 0.0)
+    share = 0.5 if plan.covering and ess > COVERING_ESS else 0.0
+    return Balanced(objective.num_particles, share=share) if plan.balanced else Covering(share)
 
 
 def weightless(draws: Draws, which: Tensor) -> Draws:
@@ -266,16 +305,3 @@ def is_fresh(layer: Chain) -> bool:
     tolerance = 1e3 * torch.finfo(y.dtype).eps
     moved = torch.maximum((y - noise[:, : layer.input_dim]).abs().max(), log_weight.abs().max())
     return bool(moved < tolerance)
-
-
-@torch.no_grad()
-def place(layer: Chain, gaussian: Gaussian) -> None:
-    """Put the affine end at a Gaussian; a diagonal end takes its conditional widths."""
-    end = cast(LocScale | TriangularAffine, layer[1])
-    end.loc.copy_(gaussian.loc)
-    scale = gaussian.scale_tril.diagonal()
-    if isinstance(end, TriangularAffine):
-        end.lower.copy_((gaussian.scale_tril / scale[:, None]).tril(-1))
-    else:
-        scale = torch.cholesky_inverse(gaussian.scale_tril).diagonal().rsqrt()
-    end.log_scale.copy_(scale.log())

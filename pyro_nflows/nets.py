@@ -1,4 +1,4 @@
-r"""The networks inside the layers: small tanh perceptrons whose heads start at zero.
+r"""The networks inside the layers: small perceptrons whose heads start at zero.
 
 A zero head makes the layer around it start at its neutral parameters, that is at the identity. The linear
 skip (also zero at the start) lets a layer represent a linear dependence exactly, in the tails too.
@@ -9,7 +9,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, silu
 
 
 def check_sizes(name: str, **sizes: int) -> None:
@@ -43,14 +43,18 @@ def check_widths(name: str, hidden_dims: Sequence[int]) -> None:
 
 
 class MLP(nn.Module):
-    r"""A tanh perceptron with a linear skip; it starts as the zero function.
+    r"""A perceptron with a linear skip; it starts as the zero function.
 
-    .. math:: f(x) = W_h \tanh(\cdots \tanh(W_1 x + b_1) \cdots) + b_h + W_s x
+    .. math:: f(x) = W_h\, a(\cdots \tanh(W_1 x + b_1) \cdots) + b_h + W_s x
+
+    Hidden layers are tanh; the last of several is SiLU if ``unbounded``, so that :math:`f` goes on growing where
+    tanh would level off: in the tails.
 
     :param input_dim: size of the last dimension of ``x``; 0 makes a learnable constant.
     :param output_dim: size of the last dimension of the result.
     :param hidden_dims: widths of the hidden layers.
     :param skip: whether to add :math:`W_s x`.
+    :param unbounded: whether the last of several hidden layers is SiLU.
 
     Example::
 
@@ -58,9 +62,17 @@ class MLP(nn.Module):
         torch.Size([10, 4])
     """
 
-    def __init__(self, input_dim: int, output_dim: int, hidden_dims: Sequence[int], skip: bool = True):
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        hidden_dims: Sequence[int],
+        skip: bool = True,
+        unbounded: bool = False,
+    ):
         super().__init__()
         check_widths("MLP", hidden_dims)
+        self.unbounded = unbounded and len(hidden_dims) > 1
         widths = [input_dim, *hidden_dims] if input_dim else [0]
         skip = skip and len(widths) > 1
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
@@ -72,8 +84,9 @@ class MLP(nn.Module):
         if self.head is None:
             return self.bias.expand(*x.shape[:-1], -1)
         h = x
-        for layer in self.hidden:
-            h = torch.tanh(layer(h))
+        for i, layer in enumerate(self.hidden):
+            last = self.unbounded and i == len(self.hidden) - 1
+            h = silu(layer(h)) if last else torch.tanh(layer(h))
         y = linear(h, self.head, self.bias)
         return y if self.skip is None else y + linear(x, self.skip)
 

@@ -3,12 +3,13 @@ r"""Flows by name: functions ``latent_dim -> Layer``, each starting at the ident
 A recipe is only a composition; write your own and hand it to ``AutoFlow(model, build)``.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
 
 from .layer import Chain, Layer
-from .layers import Autoregressive, Coupling, Indexed, LocScale, Permutation, Planar, Radial
+from .layers import Autoregressive, Coupling, Indexed, LocScale, Mixture, Permutation, Planar, Radial
 from .nets import check_sizes
 from .transformers import Affine, RationalQuadratic, Shift, Transformer
 
@@ -157,9 +158,38 @@ def cif(
         'PROPER'
     """
     flow = inner(latent_dim)
-    plain = (Permutation, LocScale)
+    plain = (Permutation, LocScale, Mixture)
     layers = [
         layer if isinstance(layer, plain) else Indexed(layer, index_dim, hidden_dims=hidden_dims)
         for layer in (flow if isinstance(flow, Chain) else [flow])
     ]
     return Chain(*layers)
+
+
+def on_mixture(latent_dim: int, inner: Build = default, num_components: int = 2, block_dim: int | None = None) -> Chain:
+    """An inner flow on a Gaussian mixture in place of a Gaussian: for several modes.
+
+    Example::
+
+        >>> on_mixture(4, num_components=3)[0].num_components
+        3
+    """
+    flow = inner(latent_dim)
+    layers = flow if isinstance(flow, Chain) else [flow]
+    return Chain(Mixture(latent_dim, num_components, block_dim), *layers)
+
+
+def on_modes(latent_dim: int, inner: Build, num_components: int, block_dim: int) -> Layer:
+    """What :class:`~pyro_nflows.VI` fits to modes that it found: :func:`on_mixture`, if there are several.
+
+    In few dimensions, the default flow gives way to splines of many bins.
+
+    Example::
+
+        >>> type(on_modes(2, default, 9, 2)[1]).__name__
+        'Coupling'
+    """
+    if inner is default and latent_dim <= 8:
+        inner = functools.partial(spline, num_bins=16)
+    flow = inner(latent_dim)
+    return flow if num_components == 1 else on_mixture(latent_dim, lambda _: flow, num_components, block_dim)

@@ -37,8 +37,8 @@ class Outcome(enum.Enum):
         "starts."
     )
     MODE_MISSED = (
-        "Do not trust these draws: the guide never goes where at least {missed:.0%} as much mass lies as it found; the "
-        "posterior has another mode. Try AutoCIF with annealing (and init_scale about the prior's), or more starts."
+        "Do not trust these draws: the guide never goes where about {missed:.0%} of the posterior's mass lies{where}; "
+        "the posterior has another mode. Try AutoCIF with annealing (and init_scale about the prior's), or more starts."
     )
     NOT_FINITE = (
         "Do not trust these draws: training met values that are not finite ({skipped} of {num_steps} steps), first "
@@ -56,11 +56,12 @@ class Evidence(NamedTuple):
     bad_site: str | None = None
     drift: float = 0.0
     missed: float = 0.0
+    where: str = ""
 
 
 #: How little (in nats) the model's own parameters change the log joint in a round once they have settled.
 SETTLED = 0.05
-#: Mass elsewhere, as a share of the mass found, that is too much to miss.
+#: A share of the posterior's mass that is too much to miss.
 MISSED = 0.02
 #: From this ESS on the weights are so nearly equal that the shape of their tail matters little.
 NEARLY_EQUAL = 0.95
@@ -101,6 +102,7 @@ def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0) -> Verdict:
         site=evidence.bad_site,
         drift=evidence.drift,
         missed=evidence.missed,
+        where=evidence.where,
         tail=f"below {threshold:.2f}" if pareto_k < threshold else "a tail of nearly equal weights",
     )
     return Verdict(outcome, sentence)

@@ -1,5 +1,6 @@
 r"""``VI``: shaped like ``MCMC``, one changed line."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -11,22 +12,19 @@ from . import diagnostics
 from .arguments import check_arguments
 from .arviz import to_arviz
 from .checkpoint import Path, load_fit, save_fit
-from .elsewhere import look_elsewhere, scattered
 from .engine import Engine, History, Trainer, sample
-from .fit import Fit, Recipe, evidence_of, fit_all
+from .fit import Fit, Recipe, evidence_of, fit_all, fit_modes
 from .guides import AutoFlow
 from .layer import Chain
 from .log_joint import LogJoint, tensors_of
 from .nets import check_sizes
 from .objectives import ELBO
 from .refine import Refined, refine
+from .search import search
 from .start import check_start, dispersed_start, first_bad_site
 from .table import print_summary
-from .verdict import Evidence, Verdict, effective, is_hopeless, judge, tail_index
+from .verdict import Evidence, Verdict, effective, is_hopeless, judge, starts_disagree, tail_index
 from .weights import Draws, LogDensity, concatenate
-
-#: Points from which missed modes are looked for after a fit.
-NUM_LOOKS = 12
 
 
 class VI:
@@ -47,8 +45,7 @@ class VI:
         training starts traced, and goes on compiled where that pays.
     :param annealing: share of the steps, from 0 to 1, in which ``log p`` is flattened: for several modes.
     :param progress_bar: whether to show ELBO, steps, rate and time left.
-    :raises TypeError: if ``guide`` is not a flow guide, or an argument has the wrong type.
-    :raises ValueError: if an argument has a value out of range.
+    :raises TypeError, ValueError: if ``guide`` is not a flow guide, or an argument is of the wrong type or range.
 
     Example::
 
@@ -123,7 +120,7 @@ class VI:
         self._draws = best.draws
         if not (trainer.stopped or is_hopeless(best.draws.log_weight)):
             try:
-                self.history.missed = self._look_elsewhere(trainer, best)
+                best = self._search(trainer, best)
             except KeyboardInterrupt:
                 self.history.interrupted = True
         if trainer.history.failed or best.undefined.any() or is_hopeless(best.draws.log_weight):
@@ -156,16 +153,21 @@ class VI:
         finally:
             trainer.close()
 
-    def _look_elsewhere(self, trainer: Trainer, best: Fit) -> float:
-        points = scattered(best.draws.z[best.draws.log_weight > -torch.inf], NUM_LOOKS)
-        missed = look_elsewhere(trainer.slope, best.layer, float(best.log_evidence.value), points)
-        return missed.mass if missed else 0.0
+    def _search(self, trainer: Trainer, best: Fit) -> Fit:
+        """Is anything missing? If so, and the recipe is ours to choose, a second fit."""
+        gradient = self.objective.gradient or self.objective.best_gradient
+        refit = functools.partial(fit_modes, trainer, self.guide, self.objective, gradient)
+        ours = self._recipe().is_default and not trainer.leaves
+        found = search(trainer, self.guide, best, starts_disagree(self._evidence()), refit if ours else None)
+        self.history.missed, self.history.where = found.missed, found.where
+        if found.modes is not None:
+            self.guide.use_modes(found.modes.num_components, found.modes.block_dim)
+            self.guide.adopt(found.fit.layer)
+            self._fits, self._draws = [found.fit], found.fit.draws
+        return found.fit
 
     def _recipe(self) -> Recipe:
-        particles = self.objective.num_particles
-        many = particles if particles > 1 else None
-        default = self.num_steps is None and many is None and not self.annealing
-        return Recipe() if default else Recipe.of_steps(self.num_steps or 4000, many, self.annealing)
+        return Recipe.of(self.num_steps, self.objective.num_particles, self.annealing)
 
     def _need_run(self) -> Draws:
         if self._draws is None:
@@ -223,8 +225,7 @@ class VI:
     ) -> Refined:
         """Markov chains that use the trained guide, for when the verdict is no; see :mod:`pyro_nflows.refine`.
 
-        :param num_samples: draws a chain.
-        :param warmup_steps: steps before them, for NUTS.
+        :param num_samples: draws a chain; ``warmup_steps`` come before them, for NUTS.
         :param num_chains: they begin at importance-resampled draws.
         :param method: ``"nuts"``, in the flow's coordinates, or ``"independence"``, with the guide's draws.
         """
@@ -235,13 +236,12 @@ class VI:
 
     def verdict(self) -> Verdict:
         """What to make of the draws: an outcome and one sentence."""
-        draws = self._need_run()
-        means = [fit.draws.z.mean(0) for fit in self._fits]
-        bounds, sd = [f.log_evidence for f in self._fits], draws.z.std(0)
-        evidence = Evidence(
-            draws.log_weight, bounds, means, sd, self._bad_site, self.history.drift, self.history.missed
-        )
-        return judge(evidence, self.history.num_steps, self.history.skipped)
+        return judge(self._evidence(), self.history.num_steps, self.history.skipped)
+
+    def _evidence(self) -> Evidence:
+        draws, h = self._need_run(), self.history
+        means, bounds = [fit.draws.z.mean(0) for fit in self._fits], [f.log_evidence for f in self._fits]
+        return Evidence(draws.log_weight, bounds, means, draws.z.std(0), self._bad_site, h.drift, h.missed, h.where)
 
     def diagnostics(self) -> dict[str, Any]:
         """The evidence, from fresh draws of the trained guide.

@@ -171,7 +171,7 @@ def test_an_old_autograd_function_is_no_obstacle() -> None:
     assert vi.diagnostics()["elbo"] == pytest.approx(-0.5 * math.log(3), abs=0.01)
 
 
-@pytest.mark.parametrize("where", ["fit.best_start", "fit._ess", "vi.look_elsewhere"])
+@pytest.mark.parametrize("where", ["fit.best_start", "fit._ess", "search.look_elsewhere"])
 def test_an_interrupt_between_rounds_keeps_what_there_is(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     def interrupt(*args: Any) -> None:
         raise KeyboardInterrupt
@@ -344,7 +344,7 @@ def interrupt_at(when: int) -> Callable[[int], float]:
 def test_an_interrupted_run_keeps_what_it_has_reached(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyro_nflows.vi.NUM_LOOKS", 0)  # so that runs of the model can be counted back from the end
+    monkeypatch.setattr("pyro_nflows.search.NUM_LOOKS", 0)  # so that runs of the model can be counted back from the end
     model = Counting(lambda count: 0.0)
     quick(model, num_steps=120).run(PAIRS)
     before_flow = model.count - 120

@@ -11,6 +11,8 @@ from .tape import Tape
 
 #: Above this dimension the curvature's diagonal stands for all of it.
 MAX_HESSIAN = 200
+#: Points at once.
+ROWS = 256
 
 
 class Slope:
@@ -37,6 +39,13 @@ class Slope:
         value, grad = self._run(self._value_and_grad, z)
         return value, grad
 
+    def values_and_grads(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """At many points ``(N, D)``: ``(N,)`` and ``(N, D)``."""
+        num = -(-len(z) // ROWS) * ROWS
+        rows = torch.cat([z, z[:1].expand(num - len(z), -1)]).split(ROWS)
+        values, grads = zip(*(self._run(self._values_and_grads, part) for part in rows))
+        return torch.cat(values)[: len(z)], torch.cat(grads)[: len(z)]
+
     def hessian(self, z: Tensor) -> Tensor:
         """At one point, ``(D, D)``."""
         return self._run(self._hessian, z)[0]
@@ -62,6 +71,13 @@ class Slope:
             return tape if same and not tape.is_random else None
         except Exception:
             return None
+
+    def _values_and_grads(self, z: Tensor) -> list[Tensor]:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            values = self.log_joint(z)
+            (grads,) = torch.autograd.grad(values.sum(), z)
+        return [values.detach(), grads]
 
     def _value_and_grad(self, z: Tensor) -> list[Tensor]:
         with torch.enable_grad():

@@ -31,9 +31,9 @@ MAX_BLOCKS = 40
 class Round:
     """One run of the schedule: the step size falls from ``rate`` to zero along a cosine.
 
-    For the first ``annealing`` share of the steps, ``log p`` is multiplied by a power that grows from .01 to 1
-    (and the gradient is that of :class:`~pyro_nflows.estimators.Balanced`).
-    ``covering`` gives draws of large weight more say (:class:`~pyro_nflows.estimators.Covering`).
+    For the first ``annealing`` share of the steps, ``log p`` is multiplied by a power that grows from .01 to 1.
+    ``balanced`` is for several modes (:class:`~pyro_nflows.estimators.Balanced`); ``covering`` gives draws of large
+    weight more say (:class:`~pyro_nflows.estimators.Covering`).
     """
 
     num_steps: int
@@ -41,6 +41,7 @@ class Round:
     rate: float
     annealing: float = 0.0
     covering: bool = False
+    balanced: bool = False
 
     def rates(self, like: Tensor) -> Tensor:
         """Step sizes, one a step."""
@@ -59,8 +60,8 @@ class History:
     """What training has seen: minus the loss at every step, and why it ended.
 
     ``drift`` is how much the model's own parameters changed the log joint in the last round;
-    ``missed`` is mass found where the guide never goes, as a share of what it found. ``engines`` are those that the
-    rounds ended on.
+    ``missed`` is the share of the posterior's mass that lies where the guide never goes, and ``where`` an example.
+    ``engines`` are those that the rounds ended on.
     """
 
     elbos: list[Tensor] = field(default_factory=list)
@@ -70,6 +71,7 @@ class History:
     seconds: float = 0.0
     drift: float = 0.0
     missed: float = 0.0
+    where: str = ""
     engines: list[Engine] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)
 

@@ -6,6 +6,7 @@ A guide is a joint distribution over all latent sites in unconstrained space,
 """
 
 import copy
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from ..initialization import FlatPriors
 from ..layer import Chain, Layer
 from ..layers import LocScale, TriangularAffine
 from . import checks
+from .sites import site_quantiles, symmetric_normal, unconstrained_value
 
 #: Above this many dimensions the end of the default guide is diagonal: a full matrix costs D^2 numbers.
 MAX_FULL_RANK = 512
@@ -81,6 +83,8 @@ class AutoFlow(AutoContinuous):
         self.create_plates = create_plates
         self.init_scale = float(init_scale)
         self.build: recipes.Build | None = build
+        #: Components and block size of the mixture that VI put at the flow's base, if it did.
+        self.modes: tuple[int, int] | None = None
         self.layer = None
         self._site_shapes: checks.Shapes | None = None
         self._claims_store = False
@@ -112,17 +116,31 @@ class AutoFlow(AutoContinuous):
         checks.refuse_subsampled(name, self._cond_indep_stacks)
         loc = self._init_loc()
         if self.layer is None:
-            self._build_layer(loc)
+            self.layer = self.make_layer(self.build, loc)  # type: ignore[arg-type]
         checks.check_sites(name, self._site_shapes, self._shapes())
         self._site_shapes = self._shapes()
 
-    def _build_layer(self, loc: Tensor) -> None:
+    def make_layer(self, build: recipes.Build, loc: Tensor) -> Chain:
+        """A flow with this guide's affine end.
+
+        :param build: the flow.
+        :param loc: where the end is to start, ``(latent_dim,)``.
+        """
         latent_dim = loc.numel()
-        flow = as_layer(self.build(latent_dim), latent_dim)  # type: ignore[misc]
+        flow = as_layer(build(latent_dim), latent_dim)
         checks.check_build(type(self).__name__, flow, latent_dim)
         full_rank = self._full_rank and latent_dim <= MAX_FULL_RANK
         end = (TriangularAffine if full_rank else LocScale)(latent_dim, loc, self.init_scale)
-        self.layer = Chain(flow, end).to(loc)
+        return Chain(flow, end).to(loc)
+
+    def on_modes(self, num_components: int, block_dim: int) -> recipes.Build:
+        """This guide's flow on a mixture; see :func:`~pyro_nflows.recipes.on_modes`."""
+        inner = self.build if self.build is recipes.default else functools.partial(_flow, build=self.build)  # type: ignore[arg-type]
+        return functools.partial(recipes.on_modes, inner=inner, num_components=num_components, block_dim=block_dim)
+
+    def use_modes(self, num_components: int, block_dim: int) -> None:
+        self.build, self.modes = self.on_modes(num_components, block_dim), (num_components, block_dim)
+        self.layer = None
 
     def _shapes(self) -> checks.Shapes:
         return {name: list(shape) for name, shape in self._unconstrained_shapes.items()}
@@ -182,12 +200,8 @@ class AutoFlow(AutoContinuous):
         return layer
 
     def adopt(self, layer: Chain) -> None:
-        """Take a layer trained elsewhere; the next call puts it into the param store, over any of its name.
-
-        :param layer: as :attr:`layer`.
-        """
-        self.layer = layer
-        self._claims_store = True
+        """Take a layer trained elsewhere; the next call puts it into the param store, over any of its name."""
+        self.layer, self._claims_store = layer, True
 
     @torch.no_grad()
     def quantiles(self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -202,17 +216,10 @@ class AutoFlow(AutoContinuous):
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         layer = self._need_setup()
-        draws, _ = layer(*_symmetric_normal(layer))
-        levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device)
+        levels = torch.as_tensor(quantiles).to(next(layer.parameters()))
         checks.check_levels(type(self).__name__, levels)
-        result = {}
-        for site, unconstrained in self._unpack_rows(draws):
-            transform = biject_to(site["fn"].support)
-            if transform.domain.event_dim == 0:
-                result[site["name"]] = transform(unconstrained).quantile(levels, 0)
-            else:
-                result[site["name"]] = transform(unconstrained.quantile(levels, 0))
-        return result
+        draws, _ = layer(*symmetric_normal(layer))
+        return {site["name"]: site_quantiles(site, value, levels) for site, value in self._unpack_rows(draws)}
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Marginal medians of each latent: ``quantiles(0.5)``.
@@ -243,17 +250,13 @@ class AutoFlow(AutoContinuous):
         :raises ValueError: if a site is missing, or has another shape.
         """
         self._need_setup()
-        parts, log_det = [], 0.0
+        parts = []
         for name, shape in self._unconstrained_shapes.items():
             site = self.prototype_trace.nodes[name]
             checks.check_value(type(self).__name__, site, values)
-            transform = biject_to(site["fn"].support)
-            unconstrained = transform.inv(values[name])
-            batch = unconstrained.shape[: unconstrained.dim() - len(shape)]
-            parts.append(unconstrained.reshape(*batch, -1))
-            step = transform.log_abs_det_jacobian(unconstrained, values[name])
-            log_det = log_det + step.reshape(*batch, -1).sum(-1)
-        return self.get_posterior().log_prob(torch.cat(parts, -1), num_samples) - log_det
+            parts.append(unconstrained_value(site, values[name], len(shape)))
+        rows, log_dets = zip(*parts)
+        return self.get_posterior().log_prob(torch.cat(rows, -1), num_samples) - sum(log_dets)
 
     # ---- copying and saving ---------------------------------------------------------------------------------
 
@@ -285,11 +288,11 @@ class AutoFlow(AutoContinuous):
 
     def get_extra_state(self) -> Tensor:
         """The sites' names and shapes, as bytes in a tensor so that a state dict holds tensors only."""
-        text = json.dumps(self._site_shapes)
+        text = json.dumps({"shapes": self._site_shapes, "modes": self.modes})
         return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        shapes = json.loads(bytes(state.tolist()).decode())
+        shapes = _decoded(state)["shapes"]
         if self.prototype_trace is None:
             self._site_shapes = shapes
         elif shapes is not None:
@@ -297,17 +300,18 @@ class AutoFlow(AutoContinuous):
         self._claims_store = True
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        loc = state_dict.get(f"{prefix}layer.layers.1.loc")
+        loc, extra = state_dict.get(f"{prefix}layer.layers.1.loc"), state_dict.get(f"{prefix}_extra_state")
+        modes = None if extra is None else _decoded(extra)["modes"]
+        if modes and not self.modes and self.build:
+            self.use_modes(*modes)
         if self.layer is None and loc is not None:
-            self._build_layer(loc)
+            self.layer = self.make_layer(self.build, loc)  # type: ignore[arg-type]
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _symmetric_normal(layer: Layer, log2_num: int = 12) -> tuple[Tensor, Tensor | None]:
-    """Quasi-random normal points with their mirror images and the origin: their medians are exactly zero."""
-    like = next(layer.parameters())
-    sobol = torch.quasirandom.SobolEngine(layer.input_dim + layer.noise_dim, scramble=True, seed=0)
-    uniform = sobol.draw(2**log2_num, dtype=torch.float64).clamp(1e-10, 1 - 1e-10)
-    half = (torch.special.ndtri(uniform)).to(like)
-    points = torch.cat([half, torch.zeros_like(half[:1]), -half])
-    return points[:, : layer.input_dim], points[:, layer.input_dim :]
+def _decoded(state: Tensor) -> dict[str, Any]:
+    return dict(json.loads(bytes(state.tolist()).decode()))
+
+
+def _flow(latent_dim: int, build: recipes.Build) -> Layer:
+    return as_layer(build(latent_dim), latent_dim)

@@ -3,8 +3,9 @@
 from ..layer import Chain, Inverse, Layer, Weight
 from .autoregressive import Autoregressive
 from .coupling import Coupling
-from .elementwise import LocScale
+from .elementwise import Elementwise, LocScale
 from .indexed import Indexed
+from .mixture import Mixture
 from .permutation import Permutation
 from .planar import Planar
 from .radial import Radial
@@ -14,10 +15,12 @@ __all__ = [
     "Autoregressive",
     "Chain",
     "Coupling",
+    "Elementwise",
     "Indexed",
     "Inverse",
     "Layer",
     "LocScale",
+    "Mixture",
     "Permutation",
     "Planar",
     "Radial",

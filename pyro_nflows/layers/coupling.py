@@ -16,9 +16,9 @@ class Coupling(Layer):
 
     with an element-wise monotone :math:`\tau`: :class:`~pyro_nflows.transformers.Shift` (NICE [1]),
     :class:`~pyro_nflows.transformers.Affine` (RealNVP [2]) or
-    :class:`~pyro_nflows.transformers.RationalQuadratic` (neural spline flows [3]), and a tanh network
-    :math:`\theta`. Both directions cost one pass of the network; it starts at the identity. With one coordinate,
-    :math:`\theta` is a learned constant.
+    :class:`~pyro_nflows.transformers.RationalQuadratic` (neural spline flows [3]), and a network
+    :math:`\theta` (:class:`~pyro_nflows.nets.MLP`). Both directions cost one pass of the network; it starts at the
+    identity. With one coordinate, :math:`\theta` is a learned constant.
 
     :param input_dim: dimension :math:`D`; ``x`` and ``y`` have shape ``(..., D)``.
     :param transformer: :math:`\tau`.
@@ -52,7 +52,7 @@ class Coupling(Layer):
         self.flip = flip and input_dim > 1
         self.first = input_dim // 2
         moved = self.first if self.flip else input_dim - self.first
-        self.net = MLP(input_dim - moved, moved * transformer.num_params, hidden_dims)
+        self.net = MLP(input_dim - moved, moved * transformer.num_params, hidden_dims, unbounded=True)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The half that stays and the half that moves."""

@@ -2,6 +2,8 @@ import torch
 from torch import Tensor, nn
 
 from ..layer import Layer
+from ..numerics import pullback
+from ..transformers import RationalQuadratic, Transformer
 
 
 class LocScale(Layer):
@@ -35,3 +37,40 @@ class LocScale(Layer):
 
     def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
         return score / self.log_scale.exp()
+
+
+class Elementwise(Layer):
+    r"""Every coordinate by a monotone map of its own: :math:`y_i = \tau(x_i; \theta_i)`.
+
+    At the end of a flow, it gives each coordinate its marginal; what comes before gives the dependence (a copula).
+
+    :param input_dim: dimension :math:`D`; ``x`` and ``y`` have shape ``(..., D)``.
+    :param transformer: :math:`\tau`.
+    :raises ValueError: if ``input_dim < 1``.
+
+    Example::
+
+        >>> y, log_weight = Elementwise(3)(torch.randn(10, 3))
+    """
+
+    def __init__(self, input_dim: int, transformer: Transformer = RationalQuadratic(16)):
+        super().__init__(input_dim)
+        self.transformer = transformer
+        self.params = nn.Parameter(torch.zeros(input_dim, transformer.num_params))
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y, log_slope = self.transformer.forward(x, self.params.expand(*x.shape, -1))
+        return y, log_slope.sum(-1)
+
+    def inverse(self, y: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, log_slope = self.transformer.inverse(y, self.params.expand(*y.shape, -1))
+        return x, log_slope.sum(-1)
+
+    def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
+        """The Jacobian is diagonal."""
+        (_, log_slope), pull = pullback(lambda x: self.transformer.forward(x, self.params.expand(*x.shape, -1)), x)
+        (slope,) = pull((torch.zeros_like(log_slope), torch.ones_like(log_slope)))
+        return (score - weight * slope) * (-log_slope).exp()
+
+    def extra_repr(self) -> str:
+        return f"{self.input_dim}, {self.transformer}"

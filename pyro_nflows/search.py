@@ -1,0 +1,162 @@
+r"""After a fit: is anything missing, how much, where, and can a second fit have it?
+
+1. Look from elsewhere (:mod:`~pyro_nflows.elsewhere`). Where nothing is found, all is well.
+2. Otherwise let particles cool from a Gaussian wide enough for all that was found (:mod:`~pyro_nflows.tempering`), and
+   count those that lie where the guide's density is far too small: the share of the posterior that is missing.
+3. If that is more than a trifle, or the fit is poor, fit again from the modes of those particles
+   (:mod:`~pyro_nflows.modes`), look again, and keep what is better.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import diagnostics
+from .elsewhere import TOO_THIN, Missed, excess, look_elsewhere, scattered
+from .engine import Trainer
+from .fit import Fit
+from .guides import AutoFlow
+from .layers import TriangularAffine
+from .modes import Modes, find_modes, hull
+from .tempering import Tempered, temper
+from .verdict import MISSED, effective, tail_index
+
+#: Fits after the first.
+MAX_REFITS = 3
+#: Points from which missed modes are looked for, and how many more once one is found: there may be others.
+NUM_LOOKS, NUM_MORE = 12, 36
+#: An ESS below which a fit is tried again.
+POOR = 0.9
+#: Particles, and the seconds that they may take; with less time there are fewer.
+NUM_PARTICLES, BUDGET = (512, 2048), 60.0
+#: Nats by which the tempered draws' evidence may be below the fit's.
+CREDIBLE = 0.25
+#: Evaluations a particle takes, about.
+NUM_EVALUATIONS = 500
+
+
+@dataclass
+class Found:
+    """The fit that is kept, with the modes that it started from (if it is a second one), and what it misses."""
+
+    fit: Fit
+    modes: Modes | None = None
+    missed: float = 0.0
+    where: str = ""
+    tempered: Tempered | None = None
+
+
+def search(trainer: Trainer, guide: AutoFlow, best: Fit, disagree: bool, refit: Callable[[Modes], Fit] | None) -> Found:
+    """What the best fit misses; or a further fit, if that misses less.
+
+    :param trainer: its slope is the model's.
+    :param guide: for the names of its sites.
+    :param best: the fit.
+    :param disagree: whether fits from several starts did, which is a reason to look further.
+    :param refit: fits again from modes; None if that is not wanted.
+    """
+    found = _look(trainer, guide, Found(best), disagree)
+    for _ in range(MAX_REFITS):
+        if refit is None or trainer.stopped or not (found.missed > MISSED or _is_poor(found.fit)):
+            break
+        other = _again(trainer, guide, found, refit)
+        if other is None or not _is_better(other, found):
+            break
+        found = other
+    return found
+
+
+def _is_poor(fit: Fit) -> bool:
+    log_weight = fit.draws.log_weight
+    return effective(log_weight) < POOR or not tail_index(log_weight) < diagnostics.k_threshold(len(log_weight))
+
+
+def _is_better(other: Found, found: Found) -> bool:
+    """Misses less; or, where neither misses much, is closer."""
+    if max(other.missed, found.missed) > MISSED:
+        return other.missed < found.missed
+    return float(other.fit.elbo.value - found.fit.elbo.value) > 2 * float(other.fit.elbo.se)
+
+
+def _again(trainer: Trainer, guide: AutoFlow, found: Found, refit: Callable[[Modes], Fit]) -> Found | None:
+    """A fit from the modes of tempered draws."""
+    tempered = found.tempered or _temper(trainer, _weighty(found.fit), [])
+    if tempered is None:
+        return None
+    modes = find_modes(tempered.draws, isinstance(found.fit.layer[1], TriangularAffine))
+    fit = refit(modes)
+    if not bool(torch.isfinite(fit.elbo.value)):
+        return None
+    return _look(trainer, guide, Found(fit, modes), False)
+
+
+def _weighty(fit: Fit) -> Tensor:
+    return fit.draws.z[fit.draws.log_weight > -torch.inf]
+
+
+def _look(trainer: Trainer, guide: AutoFlow, found: Found, disagree: bool) -> Found:
+    """Fill in what a fit misses."""
+    fit = found.fit
+    draws, log_evidence = _weighty(fit), float(fit.log_evidence.value)
+    look = functools.partial(look_elsewhere, trainer.slope, fit.layer, log_evidence)
+    regions = look(scattered(draws, NUM_LOOKS))
+    if not (regions or disagree) or not fit.layer.has_inverse:
+        return found
+    regions = sorted(regions + look(scattered(draws, NUM_MORE)), key=lambda missed: -missed.mass)
+    tempered = _temper(trainer, draws, regions)
+    return Found(fit, found.modes, _missing(trainer, tempered, regions, fit), _where(guide, draws, regions), tempered)
+
+
+def _temper(trainer: Trainer, draws: Tensor, regions: list[Missed]) -> Tempered | None:
+    began = time.perf_counter()
+    try:
+        trainer.slope.values_and_grads(draws[:256])
+        trainer.slope.values_and_grads(draws[:256])
+        pace = (time.perf_counter() - began) / 512
+        num = int(min(NUM_PARTICLES[1], BUDGET / (pace * NUM_EVALUATIONS)))
+        return temper(trainer.slope, hull(draws, [r.gaussian for r in regions]), max(NUM_PARTICLES[0], num))
+    except (ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
+        return None
+
+
+def _missing(trainer: Trainer, tempered: Tempered | None, regions: list[Missed], fit: Fit) -> float:
+    """The share of tempered draws that lie where the fit's density is far too small, and at least the regions'.
+
+    Tempered draws whose evidence is well below the fit's are themselves the ones that miss something.
+    """
+    mass = min(regions[0].mass, 1e6) if regions else 0.0
+    log_evidence = float(fit.log_evidence.value)
+    if tempered is None or tempered.log_evidence < log_evidence - CREDIBLE:
+        return mass / (1 + mass)
+    with torch.no_grad():
+        log_p, _ = trainer.slope.values_and_grads(tempered.draws)
+        nats = excess(fit.layer, tempered.draws, log_p, log_evidence)
+    return max(mass / (1 + mass), float((nats > TOO_THIN).double().mean()))
+
+
+def _where(guide: AutoFlow, draws: Tensor, regions: list[Missed]) -> str:
+    """The coordinate by which the heaviest region is farthest from the draws, with its value there."""
+    if not regions:
+        return ""
+    loc = regions[0].gaussian.loc
+    index = int(((loc - draws.mean(0)).abs() / draws.std(0)).argmax())
+    with torch.no_grad():
+        there, here = guide.constrain(loc[None]), guide.constrain(draws)
+    for name in guide.latent_names:
+        size = math.prod(guide._unconstrained_shapes[name])
+        if index < size:
+            apart = ((there[name][0] - here[name].mean(0)).abs() / here[name].std(0)).reshape(-1)
+            at = int(apart.nan_to_num().argmax())
+            label = name if apart.numel() == 1 else f"{name}[{', '.join(map(str, _unravel(at, there[name][0])))}]"
+            return f", such as near {label} = {float(there[name][0].reshape(-1)[at]):.3g}"
+        index -= size
+    return ""
+
+
+def _unravel(index: int, like: Tensor) -> list[int]:
+    return [int(i) for i in torch.unravel_index(torch.tensor(index), like.shape)]

@@ -1,0 +1,128 @@
+r"""Particles that cool from a wide Gaussian to the posterior: sequential Monte Carlo [1].
+
+.. math:: \pi_\beta(z) \propto g(z)^{1 - \beta}\, p(x, z)^\beta, \qquad \beta: 0 \to 1
+
+Particles drawn from :math:`g` are reweighted to the next temperature, resampled, and moved by Hamiltonian Monte Carlo.
+The next temperature is the one at which the effective sample size of the step's weights falls to a set share, and the
+mean weights multiply to an estimate of the evidence. It starts wide and knows nothing of any guide: what a guide has
+missed shows up here.
+
+**References**
+
+[1] P. Del Moral, A. Doucet, A. Jasra (2006). Sequential Monte Carlo Samplers.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .engine import Gaussian, Slope
+from .numerics import standard_normal_log_prob
+
+#: Share of the particles that a step's weights must be worth.
+STEP_ESS = 0.6
+#: Trajectories at each temperature, and leapfrog steps of each.
+NUM_TRAJECTORIES, NUM_LEAPFROGS = 3, 8
+#: Acceptance that the step size is adapted to.
+ACCEPTANCE = 0.8
+#: Temperatures after which one gives up.
+MAX_TEMPERATURES = 200
+
+
+class Tempered(NamedTuple):
+    """Equally weighted draws ``(N, D)``, and the estimate of the log evidence."""
+
+    draws: Tensor
+    log_evidence: float
+
+
+class _Cloud:
+    """Particles in the coordinates of the start, where it is standard normal."""
+
+    def __init__(self, slope: Slope, start: Gaussian, num_particles: int):
+        self.slope, self.start = slope, start
+        self.x = torch.randn(num_particles, len(start.loc)).to(start.loc)
+        self.log_p, self.grad = self.evaluate(self.x)
+        self.rate = 0.5 * len(start.loc) ** -0.25
+
+    def points(self, x: Tensor) -> Tensor:
+        return self.start.loc + x @ self.start.scale_tril.T
+
+    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Log density and slope; nowhere where they are not finite."""
+        log_p, grad = self.slope.values_and_grads(self.points(x))
+        log_p = log_p + self.start.scale_tril.diagonal().log().sum()
+        bad = ~(torch.isfinite(log_p) & torch.isfinite(grad).all(-1))
+        return torch.where(bad, -torch.inf, log_p), torch.where(bad[:, None], 0.0, grad @ self.start.scale_tril)
+
+    def log_ratio(self) -> Tensor:
+        return self.log_p - standard_normal_log_prob(self.x)
+
+    def resample(self, log_weight: Tensor) -> None:
+        edges = log_weight.softmax(0).cumsum(0)
+        ticks = (torch.arange(len(edges)).to(edges) + torch.rand(()).to(edges)) / len(edges)
+        index = torch.searchsorted(edges, ticks).clamp(max=len(edges) - 1)
+        self.x, self.log_p, self.grad = self.x[index], self.log_p[index], self.grad[index]
+
+    def move(self, beta: float) -> None:
+        """A Hamiltonian trajectory for every particle, of random step sizes about the adapted one."""
+        momentum = torch.randn_like(self.x)
+        rate = self.rate * (0.5 + torch.rand_like(self.log_p))[:, None]
+        x, log_p, grad, p = self.x, self.log_p, self.grad, momentum
+        for _ in range(NUM_LEAPFROGS):
+            p = p + 0.5 * rate * (beta * grad - (1 - beta) * x)
+            x = x + rate * p
+            log_p, grad = self.evaluate(x)
+            p = p + 0.5 * rate * (beta * grad - (1 - beta) * x)
+        gain = self._energy(self.x, self.log_p, momentum, beta) - self._energy(x, log_p, p, beta)
+        accept = torch.rand_like(gain).log() < gain
+        self.x, self.grad = torch.where(accept[:, None], x, self.x), torch.where(accept[:, None], grad, self.grad)
+        self.log_p = torch.where(accept, log_p, self.log_p)
+        self.rate *= math.exp(float(gain.nan_to_num(-torch.inf).exp().clamp(max=1).mean()) - ACCEPTANCE)
+
+    @staticmethod
+    def _energy(x: Tensor, log_p: Tensor, momentum: Tensor, beta: float) -> Tensor:
+        return 0.5 * momentum.square().sum(-1) + 0.5 * (1 - beta) * x.square().sum(-1) - beta * log_p
+
+
+def temper(slope: Slope, start: Gaussian, num_particles: int = 2048) -> Tempered | None:
+    """Particles at the posterior; None if they did not get there.
+
+    :param slope: the model's log density.
+    :param start: wide enough to hold all of the posterior.
+    :param num_particles: how many.
+    """
+    cloud, beta, log_evidence = _Cloud(slope, start, num_particles), 0.0, 0.0
+    for _ in range(MAX_TEMPERATURES):
+        ratio = cloud.log_ratio()
+        step = _next_step(ratio, 1 - beta)
+        if not step > 0:
+            return None
+        log_evidence += float((step * ratio).logsumexp(0)) - math.log(num_particles)
+        beta = min(1.0, beta + step)
+        cloud.resample(step * ratio)
+        for _ in range(NUM_TRAJECTORIES):
+            cloud.move(beta)
+        if beta >= 1:
+            return Tempered(cloud.points(cloud.x), log_evidence)
+    return None
+
+
+def _next_step(ratio: Tensor, longest: float) -> float:
+    """The rise in temperature, by bisection; 0 where no particle has any weight."""
+
+    def worth(step: float) -> float:
+        weights = (step * ratio).softmax(0)
+        return float(1 / weights.square().sum()) / len(ratio)
+
+    if not bool((ratio > -torch.inf).any()):
+        return 0.0
+    if worth(longest) >= STEP_ESS:
+        return longest
+    low, high = 0.0, longest
+    for _ in range(40):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if worth(middle) >= STEP_ESS else (low, middle)
+    return low or high
