@@ -213,6 +213,31 @@ def test_equal_loops_are_compiled_once():
     assert source.count("void k") <= 3
 
 
+def test_loops_alike_but_for_their_types_are_not_shared():
+    """Both begin with zeros; those of half the width would leave old numbers in the second one's memory."""
+
+    def padded(x, y):
+        narrow = torch.ops.aten.slice_backward(x, [2, 4], 1, 0, 3, 1)
+        wide = torch.ops.aten.slice_backward(y, [8], 0, 0, 5, 1).cumsum(0)
+        for _ in range(3):
+            wide = (wide + 1).cumsum(0)
+        return [narrow, wide]
+
+    inputs = [torch.ones(2, 3, dtype=torch.float32), torch.ones(5, dtype=torch.float64)]
+    _, results = Scan(Tape(padded, inputs), 0).run([], [torch.stack([x] * 3) for x in inputs])
+    for got, expected in zip(results, padded(*inputs), strict=True):
+        assert torch.equal(got, torch.stack([expected] * 3))
+
+
+def test_constants_that_are_not_read_are_dropped():
+    """A product has a copy of the weights as it likes them."""
+    weight, bias = torch.randn(7, 5), torch.randn(7)
+    scan = Scan(Tape(lambda x: [x @ weight.t() + bias], [torch.randn(4, 5)]), 0)
+    assert sorted(b.numel for b in scan.program.constants) == [7, 35]
+    x = torch.randn(1, 4, 5)
+    assert torch.allclose(scan.run([], [x])[1][0], x @ weight.t() + bias)
+
+
 def test_changes_in_place_are_not_compiled():
     def function(x):
         y = x.new_zeros(2, 3)
