@@ -147,6 +147,23 @@ def test_shaped_operations_are_torchs(name, dtype):
     check(function, [x.to(dtype) for x in inputs])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_are_torchs_whatever_their_sizes_and_strides(dtype):
+    """Few rows, few columns, many of both, and matrices too large to be read as they lie."""
+    sizes = [(1, 40, 70), (3, 33, 5), (11, 40, 37), (12, 40, 37), (20, 50, 3), (65, 200, 180), (130, 1100, 33)]
+    shapes = [shape for m, k, n in sizes for shape in ((m, k), (k, n))]
+    inputs = [(torch.randn(*shape) / shape[0] ** 0.5).to(dtype) for shape in shapes]
+
+    def function(*matrices):
+        pairs = list(zip(matrices[::2], matrices[1::2]))
+        plain = [a @ b for a, b in pairs]
+        turned = [a @ b.reshape(b.shape[1], -1).t() for a, b in pairs]
+        gradients = [a.t() @ c for (a, _), c in zip(pairs, plain)]
+        return [*plain, *turned, *gradients]
+
+    check(function, inputs)
+
+
 def test_what_has_no_code_of_its_own_is_left_to_torch():
     check(lambda x: [x.sort(1)[0] * 2, x.exp()], [X], externs=["sort"])
 
