@@ -1,4 +1,4 @@
-r"""Pyro's machinery made to run under ``torch.func``, and a check of shapes."""
+r"""Pyro's machinery made to run under ``torch.func``, a check of shapes, and errors in one line."""
 
 import contextlib
 from collections.abc import Iterator
@@ -63,3 +63,14 @@ def transformable() -> Iterator[None]:
         yield
     finally:
         names["_SafeLog"] = pyros
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line: the first of its message, or its kind where it has none.
+
+    Example::
+
+        >>> first_line(ValueError("no such site\\nTrace Shapes:")), first_line(KeyboardInterrupt())
+        ('no such site', 'KeyboardInterrupt')
+    """
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -21,7 +21,7 @@ from torch.distributions import biject_to
 from torch.utils._pytree import tree_flatten
 
 from .guides import AutoFlow, checks
-from .handlers import Enumerate, Sized, transformable
+from .handlers import Enumerate, Sized, first_line, transformable
 
 
 class Vectorization(enum.Enum):
@@ -129,7 +129,7 @@ class LogJoint:
         try:
             values = self._rows(how)(rows, args, kwargs)
         except Exception as error:
-            return str(error).strip().split("\n")[0] or type(error).__name__
+            return first_line(error)
         close = functools.partial(torch.allclose, rtol=1e-4, atol=1e-4, equal_nan=True)
         # A model that subsamples differs from run to run, and cannot be compared.
         if close(values, loop) or not all(close(self._by_loop(rows, args, kwargs), loop) for _ in range(4)):

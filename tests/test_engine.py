@@ -15,16 +15,19 @@ from pyro_nflows.engine import (
     Program,
     Round,
     Trainer,
+    backends,
     best_start,
     prepare,
 )
-from pyro_nflows.engine.backends import Best, Eager, run_many
-from pyro_nflows.engine.native import build
+from pyro_nflows.engine.backends import Best
+from pyro_nflows.engine.native import build, ops
+from pyro_nflows.engine.runners import Eager
 from pyro_nflows.engine.trainer import BLOCK
 from pyro_nflows.estimators import Covering
 from pyro_nflows.layer import Chain
 from pyro_nflows.layers import LocScale, TriangularAffine
 from pyro_nflows.log_joint import LogJoint
+from pyro_nflows.numerics import normal_log_prob
 from pyro_nflows.objectives import Gradient
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
@@ -336,14 +339,106 @@ def test_asking_for_the_compiled_engine_without_a_compiler_is_answered(monkeypat
     assert math.isfinite(runner.run(program.init(), inputs(program))[1].sum())
 
 
+@pytest.fixture(params=[ELBO(), IWAE()], ids=["ELBO", "IWAE"])
+def exact_program(request):
+    """z ~ N(0, 1), x ~ N(z, 1), and its posterior for a guide, in single precision: every gradient is rounding."""
+    x = torch.tensor([1.0, -2.0, 6.0], dtype=torch.float32)
+
+    def log_joint(z):
+        return normal_log_prob(z, 0 * x, 0 * x) + normal_log_prob(x, z, 0 * x)
+
+    layer = LocScale(3).to(torch.float32)
+    with torch.no_grad():
+        layer.loc.copy_(x / 2)
+        layer.log_scale.fill_(-0.5 * math.log(2))
+    return Program(log_joint, Chain(layer), request.param, Gradient.PATH, 16)
+
+
+@needs_compiler
+def test_compiled_code_is_accepted_at_an_exact_optimum(exact_program):
+    given = Inputs(*(part.to(torch.float32) for part in inputs(exact_program)))
+    after, _ = exact_program.step(exact_program.init(), rows(given)[0])
+    assert after.mean.abs().max() < 1e-6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        best = prepare(exact_program, Engine.COMPILED, given)
+    assert best.refused is None
+    assert best.engine is Engine.COMPILED
+
+
+def why_not_compiled(log_joint, engine=None):
+    """What a short round's history says."""
+    trainer = Trainer(log_joint, engine=engine, progress_bar=False)
+    trainer.run(Chain(LocScale(2)), ELBO(), Gradient.PATH, Round(2 * BLOCK, 4, 1e-2), "")
+    trainer.run(Chain(LocScale(2)), ELBO(), Gradient.PATH, Round(2 * BLOCK, 8, 1e-2), "")
+    assert len(trainer.history.engines) == 2
+    return trainer.history.engine_notes
+
+
+@pytest.fixture
+def eager_to_compile(monkeypatch):
+    monkeypatch.setattr(backends, "compile_seconds", lambda tape: 0.0)
+
+
+@pytest.fixture
+def no_such_compiler(monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    build.compiler.cache_clear()
+    build.linear_library.cache_clear()
+    yield
+    build.compiler.cache_clear()
+    build.linear_library.cache_clear()
+
+
+def test_the_history_says_that_there_is_no_compiler(eager_to_compile, no_such_compiler):
+    assert why_not_compiled(log_gaussian) == [
+        "compiled: no C compiler was found (cc, gcc or clang; set CC to name another)"
+    ]
+
+
+@needs_compiler
+def test_the_history_says_which_operation_is_not_compiled(eager_to_compile):
+    def in_place(z):
+        turned = torch.zeros_like(z)
+        turned[:, 0] = z[:, 1]
+        turned[:, 1] = z[:, 0]
+        return log_gaussian(turned)
+
+    assert why_not_compiled(in_place) == ["compiled: the function changes tensors in place"]
+
+
+@needs_compiler
+def test_the_history_says_that_compiled_code_was_refused(monkeypatch):
+    monkeypatch.setitem(ops.EXPRESSIONS, "mul", ("{0} * {1} * 1.5", ()))
+    with pytest.warns(EngineWarning, match="at fresh points"):
+        notes = why_not_compiled(log_gaussian, Engine.COMPILED)
+    assert notes
+    assert all(note.startswith("compiled: its loss at fresh points is") for note in notes)
+
+
+def test_the_history_says_why_the_model_was_not_recorded():
+    def branching(z):
+        return log_gaussian(z) if float(z.detach()[0, 0]) > -9 else z.sum(-1)
+
+    with pytest.warns(EngineWarning, match="depend on the data"):
+        (note,) = why_not_compiled(branching)
+    assert note.startswith("traced: ")
+    assert "depend on the data" in note
+
+
+@pytest.mark.parametrize("engine", [None, *available(Engine)])
+def test_the_history_says_nothing_of_engines_that_were_not_wanted(engine):
+    assert why_not_compiled(log_gaussian, engine) == []
+
+
 @pytest.mark.parametrize("engine", available(Engine))
 def test_a_member_of_an_ensemble_goes_its_own_way(engine):
     program = couplings_program()
     runner = prepare(program, engine, inputs(program))
     members = [(program.init(), inputs(program, 20, rate)) for rate in (1e-2, 3e-2, 1e-1)]
-    together = run_many(runner, members)
+    together = runner.run_many(members)
     for member, (state, losses) in zip(members, together):
-        ((alone, alone_losses),) = run_many(runner, [member])
+        ((alone, alone_losses),) = runner.run_many([member])
         assert torch.equal(losses, alone_losses)
         assert torch.equal(state.params, alone.params)
     assert not torch.equal(together[0][0].params, together[1][0].params)

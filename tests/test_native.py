@@ -147,6 +147,23 @@ def test_shaped_operations_are_torchs(name, dtype):
     check(function, [x.to(dtype) for x in inputs])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_are_torchs_whatever_their_sizes_and_strides(dtype):
+    """Few rows, few columns, many of both, and matrices too large to be read as they lie."""
+    sizes = [(1, 40, 70), (3, 33, 5), (11, 40, 37), (12, 40, 37), (20, 50, 3), (65, 200, 180), (130, 1100, 33)]
+    shapes = [shape for m, k, n in sizes for shape in ((m, k), (k, n))]
+    inputs = [(torch.randn(*shape) / shape[0] ** 0.5).to(dtype) for shape in shapes]
+
+    def function(*matrices):
+        pairs = list(zip(matrices[::2], matrices[1::2]))
+        plain = [a @ b for a, b in pairs]
+        turned = [a @ b.reshape(b.shape[1], -1).t() for a, b in pairs]
+        gradients = [a.t() @ c for (a, _), c in zip(pairs, plain)]
+        return [*plain, *turned, *gradients]
+
+    check(function, inputs)
+
+
 def test_what_has_no_code_of_its_own_is_left_to_torch():
     check(lambda x: [x.sort(1)[0] * 2, x.exp()], [X], externs=["sort"])
 
@@ -211,6 +228,31 @@ def test_equal_loops_are_compiled_once():
 
     source = Scan(Tape(layers, [torch.randn(4, 3), torch.randn(20, 3, 3)]), 0).program.source
     assert source.count("void k") <= 3
+
+
+def test_loops_alike_but_for_their_types_are_not_shared():
+    """Both begin with zeros; those of half the width would leave old numbers in the second one's memory."""
+
+    def padded(x, y):
+        narrow = torch.ops.aten.slice_backward(x, [2, 4], 1, 0, 3, 1)
+        wide = torch.ops.aten.slice_backward(y, [8], 0, 0, 5, 1).cumsum(0)
+        for _ in range(3):
+            wide = (wide + 1).cumsum(0)
+        return [narrow, wide]
+
+    inputs = [torch.ones(2, 3, dtype=torch.float32), torch.ones(5, dtype=torch.float64)]
+    _, results = Scan(Tape(padded, inputs), 0).run([], [torch.stack([x] * 3) for x in inputs])
+    for got, expected in zip(results, padded(*inputs), strict=True):
+        assert torch.equal(got, torch.stack([expected] * 3))
+
+
+def test_constants_that_are_not_read_are_dropped():
+    """A product has a copy of the weights as it likes them."""
+    weight, bias = torch.randn(7, 5), torch.randn(7)
+    scan = Scan(Tape(lambda x: [x @ weight.t() + bias], [torch.randn(4, 5)]), 0)
+    assert sorted(b.numel for b in scan.program.constants) == [7, 35]
+    x = torch.randn(1, 4, 5)
+    assert torch.allclose(scan.run([], [x])[1][0], x @ weight.t() + bias)
 
 
 def test_changes_in_place_are_not_compiled():

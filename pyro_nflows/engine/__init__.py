@@ -1,7 +1,8 @@
 """How training is run: a pure step, and backends that run it."""
 
-from .backends import Engine, EngineWarning, Runner, prepare
+from .backends import EngineWarning, prepare
 from .program import Inputs, Program, State
+from .runners import Engine, Runner
 from .sampler import Sampler, sample
 from .slope import Slope
 from .start import Gaussian, best_start

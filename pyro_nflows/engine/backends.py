@@ -1,122 +1,28 @@
-r"""Ways to run a program's steps: eagerly, recorded and replayed, or recorded and compiled with their loop."""
+r"""The fastest way to run a program's steps that gives what its own Python gives."""
 
-import enum
-import os
 import time
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from .native import CompilerError, Run, Scan
+from ..handlers import first_line
+from .native import CompilerError, Scan
 from .program import Inputs, Program, State
+from .runners import Compiled, Eager, Engine, Member, Runner, Traced, num_cores
 from .tape import Tape
 
-#: A member of an ensemble: where it is, and what its next steps are given.
-Member = tuple[State, Inputs]
-
-
-class Engine(str, enum.Enum):
-    """How training steps are run."""
-
-    EAGER = "eager"
-    TRACED = "traced"
-    COMPILED = "compiled"
+#: What :class:`~.native.Scan` raises where there can be no compiled code.
+FAILURES = (CompilerError, NotImplementedError, OSError)
 
 
 class EngineWarning(UserWarning):
     """A faster engine could not run this model, so a slower one does; results are the same."""
 
 
-class Runner(Protocol):
-    """Runs a block of steps; ``inputs`` have a leading dimension of steps, as has the loss."""
-
-    @property
-    def engine(self) -> Engine:
-        """What runs now."""
-        ...
-
-    def run(self, state: State, inputs: Inputs) -> tuple[State, Tensor]:
-        """The state after the block, and every step's loss before it."""
-        ...
-
-
-def run_many(runner: Runner, members: Sequence[Member]) -> list[tuple[State, Tensor]]:
-    """A block for each member of an ensemble, side by side where the engine can; alone, a member goes the same way."""
-    if isinstance(runner, Best):
-        runner.switch(members[0][0])
-        runner = runner.runner
-    if isinstance(runner, Compiled) and len(members) > 1 and not runner.scan.is_random:
-        return runner.run_many(members)
-    return [runner.run(*member) for member in members]
-
-
-def num_cores() -> int:
-    """Processors that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        return os.cpu_count() or 1
-
-
-class Eager:
-    """The program's own Python."""
-
-    engine = Engine.EAGER
-
-    def __init__(self, program: Program):
-        self.program = program
-
-    def run(self, state: State, inputs: Inputs) -> tuple[State, Tensor]:
-        losses = []
-        for row in zip(*inputs):
-            state, loss = self.program.step(state, Inputs(*row))
-            losses.append(loss)
-        return state, torch.stack(losses)
-
-
-class Traced:
-    """A recording of the step, replayed."""
-
-    engine = Engine.TRACED
-
-    def __init__(self, tape: Tape):
-        self.tape = tape
-
-    @torch.inference_mode()
-    def run(self, state: State, inputs: Inputs) -> tuple[State, Tensor]:
-        carried, losses = list(state), []
-        for row in zip(*inputs):
-            *carried, loss = self.tape.run([*carried, *row])
-            losses.append(loss)
-        return State(*carried), torch.stack(losses)
-
-
-class Compiled:
-    """The recording as C, the loop over steps included."""
-
-    engine = Engine.COMPILED
-
-    def __init__(self, scan: Scan):
-        self.scan, self.memories = scan, [Run(scan)]
-
-    def run(self, state: State, inputs: Inputs) -> tuple[State, Tensor]:
-        carried, (losses,) = self.memories[0].run(state, inputs)
-        return State(*carried), losses
-
-    def run_many(self, members: Sequence[Member]) -> list[tuple[State, Tensor]]:
-        """Each member on a thread of its own: compiled code needs no lock of Python's."""
-        while len(self.memories) < len(members):
-            self.memories.append(Run(self.scan))
-        with ThreadPoolExecutor(min(len(members), num_cores())) as pool:
-            runs = [pool.submit(memory.run, *member) for memory, member in zip(self.memories, members)]
-        return [(State(*carried), losses) for carried, (losses,) in (run.result() for run in runs)]
-
-
-class Best:
+class Best(Runner):
     """Starts traced; where it pays, compiles meanwhile and goes on compiled.
 
     :param program: the program.
@@ -128,62 +34,77 @@ class Best:
         self.program, self.tape, self.inputs = program, tape, inputs
         self.runner: Runner = Traced(tape)
         self.scan: Scan | None = None
-        self.refused: str | None = None
+        self.refused = None if compiles(program) else "it needs the CPU and float32 or float64"
         self._seconds = float("inf")
 
     @property
     def engine(self) -> Engine:
-        """What runs now."""
         return self.runner.engine
 
     @property
+    def note(self) -> str | None:
+        return None if self.refused is None else f"compiled: {self.refused}"
+
+    @property
     def is_compiling(self) -> bool:
-        """Whether a compiler is at work."""
-        return self.scan is not None and self.runner.engine is Engine.TRACED and self.refused is None
+        return self.scan is not None and self.engine is Engine.TRACED and self.refused is None
+
+    @property
+    def is_random(self) -> bool:
+        return self.tape.is_random
 
     def expect(self, num_steps: int) -> None:
-        """Start compiling if that many steps are worth it, or if it has been done before."""
-        if self.scan is not None or self.refused is not None or not compiles(self.program):
+        """Start compiling if that many steps are worth it."""
+        if self.scan is not None or self.refused is not None:
             return
         if self._seconds == float("inf"):
             self._seconds = _seconds(self.runner, self.program.init(), self.inputs)
         if num_steps * self._seconds > compile_seconds(self.tape):
-            self._attempt(lambda: setattr(self, "scan", Scan(self.tape, len(State._fields))))
+            self._start()
             self.switch(self.program.init())
 
     def switch(self, state: State) -> None:
         """Go over to compiled code if it is there and reproduces the traced steps."""
-        if self.is_compiling and self.scan is not None and self.scan.is_ready:
-            self._attempt(lambda: self._take(state))
+        if self.scan is not None and self.scan.is_ready:
+            self._take(state)
 
     def wait(self, state: State) -> None:
         """Compile, however long it takes."""
-        if self.scan is None:
-            self._attempt(lambda: setattr(self, "scan", Scan(self.tape, len(State._fields))))
-        if self.is_compiling:
-            self._attempt(lambda: self._take(state))
+        if self.scan is None and self.refused is None:
+            self._start()
+        self._take(state)
+
+    def _start(self) -> None:
+        try:
+            self.scan = Scan(self.tape, len(State._fields))
+        except FAILURES as error:
+            self.refused = first_line(error)
 
     def _take(self, state: State) -> None:
-        compiled = Compiled(cast(Scan, self.scan))
-        self.refused = difference(self.runner, compiled, state, self.inputs)
+        if not self.is_compiling:
+            return
+        try:
+            compiled = Compiled(cast(Scan, self.scan))
+            self.refused = difference(self.runner, compiled, state, self.inputs)
+        except FAILURES as error:
+            self.refused = first_line(error)
         if self.refused is None:
             self.runner = compiled
-
-    def _attempt(self, action: object) -> None:
-        try:
-            action()  # type: ignore[operator]
-        except (CompilerError, NotImplementedError, OSError) as error:
-            self.refused = _line(error)
 
     def run(self, state: State, inputs: Inputs) -> tuple[State, Tensor]:
         self.switch(state)
         return self.runner.run(state, inputs)
 
-    def rebind(self, data: Sequence[Tensor]) -> None:
+    def run_many(self, members: Sequence[Member]) -> list[tuple[State, Tensor]]:
+        self.switch(members[0][0])
+        return self.runner.run_many(members)
+
+    def rebind(self, data: Sequence[Tensor]) -> bool:
         """Go on with other data; nothing is compiled again, since the code does not depend on it."""
         self.tape.rebind(data)
-        if self.runner.engine is Engine.COMPILED:
+        if self.engine is Engine.COMPILED:
             self.runner = Compiled(Scan(self.tape, len(State._fields)))
+        return difference(Eager(self.program), self, self.program.init(), self.inputs) is None
 
     def cancel(self) -> None:
         """Stop compiling what will not be used."""
@@ -194,7 +115,7 @@ class Best:
 
 def compiles(program: Program) -> bool:
     """Whether compiled code could run it at all: on the CPU, in single or double precision."""
-    params = program.init().params
+    params = program.params()
     return params.device.type == "cpu" and params.dtype in (torch.float32, torch.float64)
 
 
@@ -218,7 +139,7 @@ def prepare(program: Program, engine: Engine | None, inputs: Inputs, data: Seque
         tape = record(program, inputs, data)
         reason = difference(eager, Traced(tape), program.init(), inputs)
     except Exception as error:
-        reason = _line(error)
+        reason = first_line(error)
     if reason is not None:
         _tell(
             "traced",
@@ -226,14 +147,14 @@ def prepare(program: Program, engine: Engine | None, inputs: Inputs, data: Seque
             "eager",
             "Python branches on values and Python or NumPy random numbers are the usual cause",
         )
-        return eager
+        return Eager(program, f"traced: {reason}")
     if engine is Engine.TRACED:
         return Traced(tape)
     best = Best(program, tape, inputs)
     if engine is Engine.COMPILED:
         best.wait(program.init())
-        if best.refused is not None or not compiles(program):
-            _tell("compiled", best.refused or "it needs the CPU and float32 or float64", "traced", "")
+        if best.refused is not None:
+            _tell("compiled", best.refused, "traced", "")
     return best
 
 
@@ -279,10 +200,6 @@ def _seconds(runner: Runner, state: State, inputs: Inputs) -> float:
     began = time.perf_counter()
     runner.run(state, few)
     return (time.perf_counter() - began) / len(few.noise)
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def _tell(wanted: str, reason: str, taken: str, hint: str) -> None:

@@ -98,6 +98,11 @@ class Program:
         """Standard normal numbers a draw takes."""
         return self.layer.input_dim + self.layer.noise_dim
 
+    @property
+    def shapes(self) -> tuple[tuple[str, torch.Size], ...]:
+        """Of the layer's parameters, by name: where they are equal, a recording of one layer serves the other."""
+        return tuple((name, p.shape) for name, p in self.layer.named_parameters())
+
     def params(self) -> Tensor:
         """The parameters that the layer and the leaves have, as one vector."""
         return torch.cat([p.detach().reshape(-1) for p in [*self._tensors, *self.leaves]]).clone()

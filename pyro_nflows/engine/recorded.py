@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..gradients import Gradient, Objective
+from ..handlers import first_line
 from ..layer import Layer
 from ..log_joint import LogJoint, tensors_of
 from ..weights import base_noise
-from .backends import compiles
+from .backends import FAILURES, compiles
 from .native import CompilerError, Run, Scan
 from .program import Inputs, Program
 from .tape import Tape, TraceError
@@ -59,7 +60,7 @@ class Recorded:
             tape = Tape(self._gradient, [*inputs, *data])
             pairs = list(zip(tape.run(fresh), self._gradient(*fresh)))
         except Exception as error:
-            raise TraceError(str(error).strip().split("\n")[0] or type(error).__name__) from error
+            raise TraceError(first_line(error)) from error
         if not tape.is_random and not all(torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True) for a, b in pairs):
             raise TraceError("its loss or gradient at fresh points differs from the model's")
         return tape
@@ -85,7 +86,7 @@ class Recorded:
             return None
         try:
             return Scan(self.tape, 0)
-        except (CompilerError, NotImplementedError, OSError):
+        except FAILURES:
             return None
 
     def loss_and_grads(self, args: Any, kwargs: Any) -> float:

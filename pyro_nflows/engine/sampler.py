@@ -71,7 +71,7 @@ class Sampler:
         try:
             tape = Tape(lambda params, rows: (params, *_parts(program.draws(params, rows))), [program.params(), noise])
             if not tape.is_random and seconds > compile_seconds(tape):
-                self.scan, self._form = Scan(tape, 1), _shapes(program.layer)
+                self.scan, self._form = Scan(tape, 1), program.shapes
         except Exception:  # then draws are made as they always can be
             self.scan = None
 
@@ -83,12 +83,13 @@ class Sampler:
         return _in_chunks(self.log_joint, layer, noise) if draws is None else draws
 
     def _compiled(self, layer: Layer, noise: Tensor) -> Draws | None:
-        if self.scan is None or not self.scan.is_ready or len(noise) < BATCH or _shapes(layer) != self._form:
+        program = self._program(layer)
+        if self.scan is None or not self.scan.is_ready or len(noise) < BATCH or program.shapes != self._form:
             return None
         num = -(-len(noise) // BATCH) * BATCH
         rows = torch.cat([noise, noise[: num - len(noise)]]).view(-1, BATCH, noise.shape[1])
         try:
-            _, parts = Run(self.scan).run([self._program(layer).params()], [rows])
+            _, parts = Run(self.scan).run([program.params()], [rows])
         except (CompilerError, RuntimeError):
             self.scan = None
             return None
@@ -111,7 +112,3 @@ class Sampler:
 
 def _parts(draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
     return draws.z, draws.log_p, draws.log_q
-
-
-def _shapes(layer: Layer) -> object:
-    return tuple((name, p.shape) for name, p in layer.named_parameters())

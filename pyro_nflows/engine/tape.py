@@ -12,8 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_map
 
 from .recorder import Call, Impure, Recorder, TraceError, Value, is_value, values_of
 
@@ -145,22 +144,6 @@ class Tape:
         self._sources = {number: values[number] for number in self._sources}
         self.constants = {n: values.get(n, tensor) for n, tensor in self.constants.items()}
         self._scope.update((f"v{n}", tensor) for n, tensor in self.constants.items())
-
-    def graph(self) -> GraphModule:
-        """The same as an ``fx`` graph, for ``torch.compile``."""
-        graph, root = Graph(), torch.nn.Module()
-        nodes: dict[int, Any] = {i: graph.placeholder(f"v{i}") for i in range(self.num_inputs)}
-        for number, tensor in self.constants.items():
-            root.register_buffer(f"v{number}", tensor)
-            nodes[number] = graph.get_attr(f"v{number}")
-        for call in self.calls:
-            named, spec = tree_flatten((call.args, call.kwargs), is_leaf=is_value)
-            args, kwargs = tree_unflatten([nodes[a.number] if isinstance(a, Value) else a for a in named], spec)
-            node = graph.call_function(call.target, args, kwargs)
-            for i, number in enumerate(call.results):
-                nodes[number] = graph.call_function(operator.getitem, (node, i)) if call.is_list else node
-        graph.output([nodes[number] for number in self.results])
-        return GraphModule(root, graph)
 
     @property
     def is_random(self) -> bool:

@@ -14,8 +14,9 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from ..gradients import Gradient, Objective
 from ..layer import Layer
 from ..weights import LogDensity
-from .backends import Best, Eager, Engine, Runner, difference, prepare, run_many
+from .backends import prepare
 from .program import Inputs, Program
+from .runners import Engine, Runner
 from .sampler import Sampler
 from .slope import Slope
 
@@ -25,6 +26,8 @@ BLOCK = 50
 PAUSE = 0.2
 #: Most blocks between looks.
 MAX_BLOCKS = 40
+#: Of every step of a round: the step size, the power of ``log p``, and the objective's share.
+Schedule = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class History:
 
     ``drift`` is how much the model's own parameters changed the log joint in the last round;
     ``missed`` is the share of the posterior's mass that lies where the guide never goes, and ``where`` an example.
-    ``engines`` are those that the rounds ended on.
+    ``engines`` are those that the rounds ended on; ``engine_notes`` say, once each, why a faster one could not be used
+    (none where rounds were only too short for it).
     """
 
     elbos: list[Tensor] = field(default_factory=list)
@@ -73,6 +77,7 @@ class History:
     missed: float = 0.0
     where: str = ""
     engines: list[Engine] = field(default_factory=list)
+    engine_notes: list[str] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)
 
     @property
@@ -135,14 +140,12 @@ class Trainer:
         """Begin to compile, in the background, what so many steps will need."""
         if self.engine is None:
             _, runner = self._get(layer, objective, gradient, plan)
-            if isinstance(runner, Best):
-                runner.expect(num_steps)
+            runner.expect(num_steps)
 
     def close(self) -> None:
         """Stop compilers that are still at work."""
         for runner in self._runners.values():
-            if isinstance(runner, Best):
-                runner.cancel()
+            runner.cancel()
         self.sampler.cancel()
 
     def rebind(self, data: Sequence[Tensor]) -> None:
@@ -150,11 +153,7 @@ class Trainer:
         self.data, self.history, self._slope = data, History(), None
         self.sampler = Sampler(self.log_joint, self.leaves)
         runners, self._runners = self._runners, {}
-        for key, runner in runners.items():
-            if isinstance(runner, Best):
-                runner.rebind(data)
-                if difference(Eager(runner.program), runner, runner.program.init(), runner.inputs) is None:
-                    self._runners[key] = runner
+        self._runners.update((key, runner) for key, runner in runners.items() if runner.rebind(data))
 
     @property
     def slope(self) -> Slope:
@@ -171,12 +170,12 @@ class Trainer:
     def _get(self, layer: Layer, objective: Objective, gradient: Gradient, plan: Round) -> tuple[Program, Runner]:
         """The program of a round and its runner; equal rounds have the same."""
         program = Program(self.log_joint, layer, objective, gradient, plan.num_particles, self.leaves)
-        shapes = tuple((name, p.shape) for name, p in layer.named_parameters())
         settings = {k: v for k, v in vars(objective).items() if isinstance(v, int | float | str) and k != "share"}
-        key = (shapes, type(objective), str(settings), gradient, plan.num_particles)
+        key = (program.shapes, type(objective), str(settings), gradient, plan.num_particles)
         if key not in self._runners:
             with torch.random.fork_rng():  # the numbers to come do not depend on what is prepared when
-                example = self._inputs(program, plan, _share(objective), program.init().params, 0, 3)
+                schedule = _schedule(plan, _share(objective), program.params())
+                example = _inputs(program, schedule, 0, min(3, plan.num_steps))
             runner = prepare(program, self.engine, example, self.data)
             if runner.engine is not Engine.COMPILED:
                 choose_threads(lambda: runner.run(program.init(), example))
@@ -184,22 +183,22 @@ class Trainer:
         return program, self._runners[key]
 
     def _steps(self, programs: list[Program], runner: Runner, plan: Round, share: float, title: str, bar: Any) -> None:
-        if isinstance(runner, Best) and self.engine is None:
-            runner.expect(plan.num_steps * len(programs))
+        runner.expect(plan.num_steps * len(programs))
         states, start, blocks = [program.init() for program in programs], 0, 1
+        schedule = _schedule(plan, share, states[0].params)
         elbos: list[list[Tensor]] = [[] for _ in programs]
         try:
             while start < plan.num_steps and not self.history.failed:
                 began = time.perf_counter()
                 num = min(blocks * BLOCK, plan.num_steps - start)
-                inputs = [self._inputs(program, plan, share, states[0].params, start, num) for program in programs]
-                before, after = states, run_many(runner, list(zip(states, inputs)))
+                inputs = [_inputs(program, schedule, start, num) for program in programs]
+                before, after = states, runner.run_many(list(zip(states, inputs)))
                 states, start = [state for state, _ in after], start + num
                 for part, (_, losses) in zip(elbos, after):
                     part.append(-losses)
                 skipped = max(int(new.skipped - old.skipped) for new, old in zip(states, before))
                 self.history.failed = 2 * skipped > num
-                bar.set_description(title + (", compiling" if _compiling(runner) else ""), refresh=False)
+                bar.set_description(title + (", compiling" if runner.is_compiling else ""), refresh=False)
                 bar.set_postfix_str(f"ELBO {max(float(part[-1].nanmean()) for part in elbos):.3f}", refresh=False)
                 bar.update(num)
                 blocks = self._blocks(runner, (time.perf_counter() - began) / num)
@@ -208,29 +207,35 @@ class Trainer:
                 program.write(state)
                 self.history.skipped += int(state.skipped)
                 self.history.elbos += part
-            self.history.engines.append(runner.engine)
+            self._note(runner)
 
     def _blocks(self, runner: Runner, seconds: float) -> int:
         """How many blocks to run until the next look."""
-        if runner.engine is not Engine.COMPILED or (isinstance(runner, Best) and runner.tape.is_random):
+        if runner.engine is not Engine.COMPILED or runner.is_random:
             return 1
         return max(1, min(MAX_BLOCKS, int(PAUSE / (BLOCK * seconds))))
 
-    def _inputs(self, program: Program, plan: Round, share: float, like: Tensor, start: int, num: int) -> Inputs:
-        """Noise and schedule of some steps."""
-        noise = like.new_empty(num, plan.num_particles, program.noise_width)
-        for block in noise.split(BLOCK):
-            block.normal_()
-        part = slice(start, start + num)
-        return Inputs(noise, plan.rates(like)[part], plan.powers(like)[part], like.new_full((num,), share))
+    def _note(self, runner: Runner) -> None:
+        """What a round ended on, and why not on something faster."""
+        self.history.engines.append(runner.engine)
+        if runner.note is not None and runner.note not in self.history.engine_notes:
+            self.history.engine_notes.append(runner.note)
 
 
 def _share(objective: Objective) -> float:
     return float(getattr(objective, "share", 0.0))
 
 
-def _compiling(runner: Runner) -> bool:
-    return isinstance(runner, Best) and runner.is_compiling
+def _schedule(plan: Round, share: float, like: Tensor) -> Schedule:
+    return plan.rates(like), plan.powers(like), like.new_full((plan.num_steps,), share)
+
+
+def _inputs(program: Program, schedule: Schedule, start: int, num: int) -> Inputs:
+    """Noise and schedule of some steps."""
+    noise = schedule[0].new_empty(num, program.num_particles, program.noise_width)
+    for block in noise.split(BLOCK):
+        block.normal_()
+    return Inputs(noise, *(part[start : start + num] for part in schedule))
 
 
 @contextmanager

@@ -53,12 +53,12 @@ def _identity() -> str:
 def cache_folder() -> Path:
     """Where compiled files are kept; made if it is not there."""
     named = os.environ.get("PYRO_NFLOWS_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyro_nflows"
-    for folder in [Path(named)] if named else [home]:
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            if os.access(folder, os.W_OK):
-                return folder
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(named) if named else home / "pyro_nflows"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
     return _temporary()
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from .builder import Builder, Meta, known, rule
-from .plan import Access, Ref, order_of
+from .layout import in_order
+from .plan import Access, Ref
 
 _aten = torch.ops.aten
 
@@ -89,7 +90,7 @@ def _flip(build: Builder, meta: Meta, x: Ref, dims: list[int]) -> Ref | None:
     for dim in dims:
         offset += (shape[dim] - 1) * strides[dim]
         strides[dim] *= -1
-    access = Access(x.buffer, offset, tuple(strides[d] for d in order_of(shape)))
+    access = Access(x.buffer, offset, in_order(strides, shape))
     return build.plan.let("{0}", [access], shape, meta[1]) if known(meta[1]) else None
 
 
@@ -114,9 +115,8 @@ def _triangle(build: Builder, meta: Meta, x: Ref, diagonal: int, lower: bool) ->
 
 def _indirect(build: Builder, x: Ref, dim: int, index: Ref, shape: Sequence[int], spread: Sequence[int]) -> Access:
     """``x`` at ``index`` along a dimension; ``spread`` are the strides over ``shape`` along the others."""
-    order = order_of(shape)
     at = (build.plan.access(index, shape), int(x.meta.stride(dim)), int(x.meta.shape[dim]))
-    return Access(x.buffer, int(x.meta.storage_offset()), tuple(spread[d] for d in order), (at,))
+    return Access(x.buffer, int(x.meta.storage_offset()), in_order(spread, shape), (at,))
 
 
 def _picked(build: Builder, x: Ref, indices: list[Ref | None], shape: Sequence[int]) -> Access | None:

@@ -194,9 +194,8 @@ class Emitter:
     def __init__(self, lowering: Lowering, num_carried: int):
         self.plan, self.inputs, self.results = lowering.plan, lowering.inputs, lowering.results
         self.num_carried = num_carried
-        self.functions: dict[str, str] = {}
-        self.constants = [b for b in self.plan.buffers if b.constant is not None]
-        self.index = {buffer: i for i, buffer in enumerate(self.constants)}
+        self.functions: dict[tuple[str, str], str] = {}  # parameters and body to name
+        self.constants: dict[Buffer, int] = {}  # those that are read, numbered as they turn up
         self.externs: list[Extern] = []
         self.pack = 0
 
@@ -206,21 +205,25 @@ class Emitter:
             share(self.plan, new, old)
         size = place(self.plan)
         calls = [self._step(step) for step in self.plan.steps]
-        functions = "\n".join(f"static {head} {{\n{body}\n}}" for body, head in self.functions.items())
+        functions = [
+            f"static __attribute__((noinline)) void {name}({params}) {{\n{body}\n}}"
+            for (params, body), name in self.functions.items()
+        ]
         source = _SKELETON.format(
             pointers="\n".join(f"static {name}_t *{name};" for name in LINEAR),
             addresses="\n".join(f"{name} = linear[{i}];" for i, name in enumerate(LINEAR)),
-            functions=functions,
+            functions="\n".join(functions),
             calls="\n".join(calls),
             inputs=self._inputs(),
             results=self._results(),
         )
-        return Program(source, size, self.constants, self.externs, self.pack)
+        return Program(source, size, list(self.constants), self.externs, self.pack)
 
     def _pointer(self, buffer: Buffer, offset: int) -> str:
         c_type = C_TYPES.get(buffer.dtype, "u8")
         if buffer.constant is not None:
-            return f"({c_type} *)constants[{self.index[buffer]}] + {offset}"
+            number = self.constants.setdefault(buffer, len(self.constants))
+            return f"({c_type} *)constants[{number}] + {offset}"
         return f"({c_type} *)(memory + {buffer.offset + offset * buffer.dtype.itemsize})"
 
     def _step(self, step: Step) -> str:
@@ -234,10 +237,8 @@ class Emitter:
         if isinstance(step, Cholesky):
             return self._cholesky(step)
         body, params = _loop(step)
-        if body not in self.functions:
-            declared = ", ".join(f"{c_type} *restrict p{i}" for i, (c_type, _, _) in enumerate(params))
-            self.functions[body] = f"__attribute__((noinline)) void k{len(self.functions)}({declared})"
-        name = self.functions[body].split("void ")[1].split("(")[0]
+        declared = ", ".join(f"{c_type} *restrict p{i}" for i, (c_type, _, _) in enumerate(params))
+        name = self.functions.setdefault((declared, body), f"k{len(self.functions)}")
         return f"{name}({', '.join(self._pointer(buffer, offset) for _, buffer, offset in params)});"
 
     def _product(self, step: Product) -> str:

@@ -9,6 +9,12 @@
 #define VECTOR 16
 #endif
 
+/* Columns of B are packed where that is repaid: where they lie apart, for FEW rows of A or more; where they lie side by
+   side, for MANY, if all of them take more memory than a processor has at hand. */
+#define FEW 12
+#define MANY 64
+#define SPREAD 32768
+
 /* C (m x n) = A (m x k) B (k x n), whatever the strides; `pack` holds k x (n rounded up) numbers. */
 #define PRODUCT(T, P)                                                                                              \
   typedef T P##vector __attribute__((vector_size(VECTOR), aligned(sizeof(T)), may_alias));                         \
@@ -91,7 +97,8 @@
       s = ci; ci = cj; cj = s;                                                                                     \
       s = m; m = n; n = s;                                                                                         \
     }                                                                                                              \
-    if (ak == 1 && bk == 1 && bj != 1 && k >= P##wide) return P##inner(m, n, k, a, ai, b, bj, c, ci, cj);           \
+    if (m < FEW && ak == 1 && bk == 1 && bj != 1 && k >= P##wide)                                                  \
+      return P##inner(m, n, k, a, ai, b, bj, c, ci, cj);                                                           \
     if (m < 4 && bk == 1 && bj != 1) { /* inner products: packing would cost more than it saves */                 \
       for (i64 i = 0; i < m; i++)                                                                                  \
         for (i64 j = 0; j < n; j++) {                                                                              \
@@ -105,7 +112,7 @@
       i64 width = MIN(P##wide, n - j);                                                                             \
       const T *p = b + j * bj;                                                                                     \
       i64 step = bk;                                                                                               \
-      if (bj != 1 || width < P##wide) {                                                                            \
+      if (bj != 1 || width < P##wide || (m >= MANY && k * bk >= SPREAD)) {                                         \
         for (i64 l = 0; l < k; l++) {                                                                              \
           i64 q = 0;                                                                                               \
           for (; q < width; q++) pack[l * P##wide + q] = p[l * bk + q * bj];                                       \

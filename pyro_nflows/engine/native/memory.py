@@ -1,6 +1,7 @@
 """Where each buffer lies: memory is used again once what it held has been read for the last time."""
 
-from .plan import Buffer, Plan, Ref, accesses, packed
+from .layout import packed
+from .plan import Buffer, Plan, Ref, accesses
 
 #: Buffers start at multiples of this many bytes.
 ALIGNMENT = 64

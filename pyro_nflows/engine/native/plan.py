@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-Shape = tuple[int, ...]
+from .layout import LONG, Shape, in_order, laid_out, order_of, packed
+
 #: Types that generated code computes with, and their names in C.
 C_TYPES = {
     torch.float32: "float",
@@ -22,8 +23,6 @@ C_TYPES = {
     torch.int32: "i32",
     torch.bool: "u8",
 }
-#: An innermost loop of this length is long enough, whatever the others'.
-LONG = 64
 #: Statements after which a loop is full: longer ones only spill registers.
 MAX_STATEMENTS = 80
 
@@ -135,30 +134,6 @@ class Extern:
 Step = Loop | Product | Solve | Cholesky | Extern
 
 
-def order_of(shape: Sequence[int]) -> list[int]:
-    """The dimensions to loop over, none of one element: as they come, or the longest innermost if the last is short."""
-    dims = [d for d, size in enumerate(shape) if size != 1]
-    if dims and shape[dims[-1]] < LONG:
-        longest = max(dims, key=lambda d: (shape[d], d))
-        dims.remove(longest)
-        dims.append(longest)
-    return dims
-
-
-def packed(sizes: Sequence[int]) -> Shape:
-    """Strides without gaps."""
-    return tuple(math.prod(sizes[i + 1 :]) for i in range(len(sizes)))
-
-
-def laid_out(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A tensor without memory whose elements lie in the order in which they are looped over."""
-    order = order_of(shape)
-    strides = [0] * len(shape)
-    for dim, stride in zip(order, packed([shape[d] for d in order])):
-        strides[dim] = stride
-    return torch.empty_strided(tuple(shape), strides, dtype=dtype, device="meta")
-
-
 class Plan:
     """Steps under construction, in the order in which they will run."""
 
@@ -195,11 +170,11 @@ class Plan:
     def access(self, ref: Ref, shape: Sequence[int]) -> Access:
         """A tensor as a loop over ``shape`` reads it, broadcast."""
         strides = ref.meta.expand(tuple(shape)).stride()
-        return Access(ref.buffer, int(ref.meta.storage_offset()), tuple(strides[d] for d in order_of(shape)))
+        return Access(ref.buffer, int(ref.meta.storage_offset()), in_order(strides, shape))
 
     def let(self, template: str, operands: list[Operand], shape: Sequence[int], dtype: torch.dtype) -> Ref:
         """An elementwise result; operands are made by :meth:`access` with the same shape."""
-        out, sizes = self.room(shape, dtype), tuple(shape[d] for d in order_of(shape))
+        out, sizes = self.room(shape, dtype), in_order(shape, shape)
         statement = Statement("let", template, operands, Access(out.buffer, 0, packed(sizes)), dtype)
         out.buffer.home = self._join(sizes, statement)
         return out
@@ -208,12 +183,11 @@ class Plan:
         """Copy a value into a part of a buffer that exists."""
         shape = out.meta.shape
         statement = Statement("store", template, [value], self.access(out, shape), out.meta.dtype)
-        self._join(tuple(shape[d] for d in order_of(shape)), statement)
+        self._join(in_order(shape, shape), statement)
 
     def scatter(self, value: Operand, out: Access, shape: Sequence[int], dtype: torch.dtype) -> None:
         """Add values at indices."""
-        sizes = tuple(shape[d] for d in order_of(shape))
-        self._join(sizes, Statement("scatter", "{0}", [value], out, dtype))
+        self._join(in_order(shape, shape), Statement("scatter", "{0}", [value], out, dtype))
 
     def reduce(self, kind: str, template: str, value: Ref, dims: Sequence[int], dtype: torch.dtype) -> Ref:
         """``value`` summed (or its greatest or least) over dimensions, which stay with size one."""
@@ -221,7 +195,7 @@ class Plan:
         kept = [1 if d in dims else size for d, size in enumerate(shape)]
         out = self.room(kept, dtype)
         statement = Statement(kind, template, [self.access(value, shape)], self.access(out, shape), dtype)
-        self._join(tuple(shape[d] for d in order_of(shape)), statement)
+        self._join(in_order(shape, shape), statement)
         return out
 
     def _join(self, shape: Shape, statement: Statement) -> Loop:

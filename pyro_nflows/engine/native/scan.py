@@ -36,9 +36,10 @@ class Scan:
     def __init__(self, tape: Tape, num_carried: int):
         if not tape.pure:
             raise NotImplementedError("the function changes tensors in place")
-        self._lowering = Lowering(tape)
+        lowering = Lowering(tape)
+        self.inputs, self.results = lowering.inputs, lowering.results
         self.num_carried, self.is_random = num_carried, tape.is_random
-        self.program = Emitter(self._lowering, num_carried).program()
+        self.program = Emitter(lowering, num_carried).program()
         self._linear, self._build = linear_library(), Build(self.program.source)
         self._library: Any = None
 
@@ -76,8 +77,7 @@ class Run:
 
     def __init__(self, scan: Scan):
         scan.load()
-        program, lowering = scan.program, scan._lowering
-        self.scan, self.inputs, self.results = scan, lowering.inputs, lowering.results
+        self.scan, self.inputs, self.results, program = scan, scan.inputs, scan.results, scan.program
         self.memory = _aligned(program.size)
         # A page between what is packed and what is not, since the packed part is read in whole vectors.
         self.pack = _aligned(8 * program.pack + 4096)

@@ -127,9 +127,6 @@ static inline double d_log_near(double m) {
     T s = x * beta;                                                               \
     return s > threshold ? x : P##log1p(P##exp(s)) / beta;                        \
   }                                                                               \
-  static inline T P##log_sigmoid(T x) {                                           \
-    return MIN(x, 0) - P##log1p(P##exp(x < 0 ? x : -x));                          \
-  }                                                                               \
   static inline T P##digamma(T x) {                                               \
     double y = 0, z = x, w;                                                       \
     if (z <= 0) {                                                                 \
