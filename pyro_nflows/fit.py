@@ -25,7 +25,7 @@ from .guides import AutoFlow
 from .layer import Chain, Weight
 from .modes import Modes, place
 from .objectives import ELBO
-from .verdict import SETTLED, effective, is_hopeless
+from .verdict import SETTLED, effective, is_hopeless, tail_index
 from .weights import Draws, base_noise
 
 #: Below this ESS a few draws would have all the say in a covering round, and the plain ELBO is trained on.
@@ -255,7 +255,8 @@ def _train(
         ess = _ess(trainer.sampler.sample(layer, 2000))
         if ess > recipe.good_ess and trainer.history.drift < SETTLED:
             draws = trainer.sampler.sample(layer, recipe.num_draws)
-            if _ess(draws) > recipe.good_ess:
+            ess = _ess(draws)
+            if ess > recipe.good_ess and not _is_heavy(draws):
                 return draws
     return trainer.sampler.sample(layer, recipe.num_draws)
 
@@ -282,6 +283,11 @@ def _put(leaves: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 def _ess(draws: Draws) -> float:
     return effective(weightless(draws, ~(draws.log_weight < torch.inf)).log_weight)
+
+
+def _is_heavy(draws: Draws) -> bool:
+    log_weight = draws.log_weight.nan_to_num(nan=-torch.inf)
+    return not tail_index(log_weight) < diagnostics.k_threshold(len(log_weight))
 
 
 def _objective(layer: Chain, objective: Objective, gradient: Gradient, plan: Round, ess: float) -> Objective:

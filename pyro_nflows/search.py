@@ -16,28 +16,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import diagnostics
 from .elsewhere import TOO_THIN, Missed, excess, look_elsewhere, scattered
-from .engine import Trainer
+from .engine import ROWS, Trainer
 from .fit import Fit
 from .guides import AutoFlow
 from .layers import TriangularAffine
 from .modes import Modes, find_modes, hull
 from .tempering import Tempered, temper
-from .verdict import MISSED, effective, tail_index
+from .verdict import MISSED, effective, is_heavy
 
 #: Fits after the first.
 MAX_REFITS = 3
 #: Points from which missed modes are looked for, and how many more once one is found: there may be others.
 NUM_LOOKS, NUM_MORE = 12, 36
+#: A region's mass, as a share of what was found, from which on it is looked into: one among many may be small.
+NOTABLE = 1e-4
 #: An ESS below which a fit is tried again.
 POOR = 0.9
 #: Particles, and the seconds that they may take; with less time there are fewer.
-NUM_PARTICLES, BUDGET = (512, 2048), 60.0
+NUM_PARTICLES, BUDGET = (512, 2048), 30.0
 #: Nats by which the tempered draws' evidence may be below the fit's.
 CREDIBLE = 0.25
 #: Evaluations a particle takes, about.
-NUM_EVALUATIONS = 500
+NUM_EVALUATIONS = 800
 
 
 @dataclass
@@ -60,6 +61,9 @@ def search(trainer: Trainer, guide: AutoFlow, best: Fit, disagree: bool, refit: 
     :param disagree: whether fits from several starts did, which is a reason to look further.
     :param refit: fits again from modes; None if that is not wanted.
     """
+    log_weight = best.draws.log_weight
+    if refit is None and is_heavy(log_weight, effective(log_weight)):
+        return Found(best)  # the weights say no already, and nothing would come of it
     found = _look(trainer, guide, Found(best), disagree)
     for _ in range(MAX_REFITS):
         if refit is None or trainer.stopped or not (found.missed > MISSED or _is_poor(found.fit)):
@@ -72,8 +76,8 @@ def search(trainer: Trainer, guide: AutoFlow, best: Fit, disagree: bool, refit: 
 
 
 def _is_poor(fit: Fit) -> bool:
-    log_weight = fit.draws.log_weight
-    return effective(log_weight) < POOR or not tail_index(log_weight) < diagnostics.k_threshold(len(log_weight))
+    ess = effective(fit.draws.log_weight)
+    return ess < POOR or is_heavy(fit.draws.log_weight, ess)
 
 
 def _is_better(other: Found, found: Found) -> bool:
@@ -105,7 +109,7 @@ def _look(trainer: Trainer, guide: AutoFlow, found: Found, disagree: bool) -> Fo
     draws, log_evidence = _weighty(fit), float(fit.log_evidence.value)
     look = functools.partial(look_elsewhere, trainer.slope, fit.layer, log_evidence)
     regions = look(scattered(draws, NUM_LOOKS))
-    if not (regions or disagree) or not fit.layer.has_inverse:
+    if not (disagree or any(region.mass > NOTABLE for region in regions)) or not fit.layer.has_inverse:
         return found
     regions = sorted(regions + look(scattered(draws, NUM_MORE)), key=lambda missed: -missed.mass)
     tempered = _temper(trainer, draws, regions)
@@ -113,15 +117,20 @@ def _look(trainer: Trainer, guide: AutoFlow, found: Found, disagree: bool) -> Fo
 
 
 def _temper(trainer: Trainer, draws: Tensor, regions: list[Missed]) -> Tempered | None:
-    began = time.perf_counter()
     try:
-        trainer.slope.values_and_grads(draws[:256])
-        trainer.slope.values_and_grads(draws[:256])
-        pace = (time.perf_counter() - began) / 512
-        num = int(min(NUM_PARTICLES[1], BUDGET / (pace * NUM_EVALUATIONS)))
-        return temper(trainer.slope, hull(draws, [r.gaussian for r in regions]), max(NUM_PARTICLES[0], num))
+        num = _affordable(trainer, draws)
+        return temper(trainer.slope, hull(draws, [r.gaussian for r in regions]), num, 2 * BUDGET)
     except (ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
         return None
+
+
+def _affordable(trainer: Trainer, draws: Tensor) -> int:
+    """Particles."""
+    trainer.slope.values_and_grads(draws[:ROWS])
+    began = time.perf_counter()
+    trainer.slope.values_and_grads(draws[:ROWS])
+    pace = (time.perf_counter() - began) / ROWS
+    return max(NUM_PARTICLES[0], int(min(NUM_PARTICLES[1], BUDGET / (pace * NUM_EVALUATIONS))))
 
 
 def _missing(trainer: Trainer, tempered: Tempered | None, regions: list[Missed], fit: Fit) -> float:

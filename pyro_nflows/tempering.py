@@ -13,6 +13,7 @@ missed shows up here.
 """
 
 import math
+import time
 from typing import NamedTuple
 
 import torch
@@ -87,18 +88,20 @@ class _Cloud:
         return 0.5 * momentum.square().sum(-1) + 0.5 * (1 - beta) * x.square().sum(-1) - beta * log_p
 
 
-def temper(slope: Slope, start: Gaussian, num_particles: int = 2048) -> Tempered | None:
+def temper(slope: Slope, start: Gaussian, num_particles: int = 2048, max_seconds: float = math.inf) -> Tempered | None:
     """Particles at the posterior; None if they did not get there.
 
     :param slope: the model's log density.
     :param start: wide enough to hold all of the posterior.
     :param num_particles: how many.
+    :param max_seconds: when to give up.
     """
+    began = time.perf_counter()
     cloud, beta, log_evidence = _Cloud(slope, start, num_particles), 0.0, 0.0
     for _ in range(MAX_TEMPERATURES):
         ratio = cloud.log_ratio()
         step = _next_step(ratio, 1 - beta)
-        if not step > 0:
+        if not step > 0 or time.perf_counter() - began > max_seconds:
             return None
         log_evidence += float((step * ratio).logsumexp(0)) - math.log(num_particles)
         beta = min(1.0, beta + step)

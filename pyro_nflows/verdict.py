@@ -27,6 +27,10 @@ class Outcome(enum.Enum):
         "Do not trust these draws: k-hat {pareto_k:.2f} is above {threshold:.2f} (ESS {ess:.1%}), so the guide misses "
         "part of the posterior; try vi.refine(), more steps, AutoCIF, or a non-centered or rescaled model."
     )
+    TOO_FEW = (
+        "Do not trust these draws: they are worth only {worth:.0f} independent ones (ESS {ess:.2%}); try vi.refine(), "
+        "more steps, AutoCIF, or a non-centered or rescaled model."
+    )
     UNSETTLED = (
         "Do not trust these draws yet: the model's own parameters (pyro.param) were still moving, and changed the log "
         "joint by {drift:.2g} in the last round; call run() again, or give more num_steps."
@@ -63,6 +67,8 @@ class Evidence(NamedTuple):
 SETTLED = 0.05
 #: A share of the posterior's mass that is too much to miss.
 MISSED = 0.02
+#: Independent draws that means and intervals need.
+ENOUGH = 400
 #: From this ESS on the weights are so nearly equal that the shape of their tail matters little.
 NEARLY_EQUAL = 0.95
 
@@ -93,6 +99,7 @@ def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0) -> Verdict:
     outcome = _decide(evidence, ess, pareto_k, threshold)
     sentence = outcome.value.format(
         ess=ess,
+        worth=ess * len(evidence.log_weight),
         pareto_k=pareto_k,
         threshold=threshold,
         lowest=min(values),
@@ -115,11 +122,20 @@ def _decide(evidence: Evidence, ess: float, pareto_k: float, threshold: float) -
         return Outcome.UNSETTLED
     if starts_disagree(evidence):
         return Outcome.STARTS_DISAGREE
-    if evidence.missed > MISSED:
+    heavy = is_heavy(evidence.log_weight, ess)
+    if evidence.missed > MISSED and not (heavy and ess < 0.1):
         return Outcome.MODE_MISSED
-    if pareto_k >= threshold and not (ess >= NEARLY_EQUAL and pareto_k < 1):
+    if heavy:
         return Outcome.TAILS if ess >= 0.9 else Outcome.DISTRUST
+    if ess * len(evidence.log_weight) < ENOUGH:
+        return Outcome.TOO_FEW
     return Outcome.TRUST if ess >= 0.5 else Outcome.RESAMPLED
+
+
+def is_heavy(log_weight: Tensor, ess: float) -> bool:
+    """Whether the tail of the weights is too heavy, which matters little where they are nearly equal."""
+    pareto_k = tail_index(log_weight)
+    return pareto_k >= diagnostics.k_threshold(len(log_weight)) and not (ess >= NEARLY_EQUAL and pareto_k < 1)
 
 
 def is_hopeless(log_weight: Tensor) -> bool:

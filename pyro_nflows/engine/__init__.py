@@ -4,11 +4,12 @@ from .backends import EngineWarning, prepare
 from .program import Inputs, Program, State
 from .runners import Engine, Runner
 from .sampler import Sampler, sample
-from .slope import Slope
+from .slope import ROWS, Slope
 from .start import Gaussian, best_start
 from .trainer import History, Round, Trainer
 
 __all__ = [
+    "ROWS",
     "Engine",
     "EngineWarning",
     "Gaussian",

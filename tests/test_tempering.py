@@ -1,0 +1,140 @@
+"""Particles that cool reach the posterior: its evidence, its moments, and every mode by its share."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.targets import lattice
+from pyro_nflows import VI, AutoFlow
+from pyro_nflows.clusters import Clusters, criterion, fit_clusters, log_densities
+from pyro_nflows.engine import Gaussian, Slope
+from pyro_nflows.layers import Mixture
+from pyro_nflows.modes import find_modes, hull, place_mixture
+from pyro_nflows.tempering import temper
+from pyro_nflows.verdict import Outcome
+from pyro_nflows.weights import base_noise, draw
+
+
+def wide(dim: int, scale: float = 3.0) -> Gaussian:
+    return Gaussian(torch.zeros(dim, dtype=torch.float64), scale * torch.eye(dim, dtype=torch.float64))
+
+
+def three_modes(z: torch.Tensor) -> torch.Tensor:
+    """Shares .6, .3, .1; the integral is 5."""
+    locs = torch.tensor([[-4.0, 0.0], [4.0, 0.0], [0.0, 5.0]], dtype=torch.float64)
+    log_share = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64).log()
+    parts = -0.5 * (z[:, None] - locs).square().sum(-1) / 0.25 - math.log(2 * math.pi * 0.25)
+    return (parts + log_share).logsumexp(-1) + math.log(5.0)
+
+
+def shares(z: torch.Tensor) -> torch.Tensor:
+    nearest = torch.cdist(z, torch.tensor([[-4.0, 0.0], [4.0, 0.0], [0.0, 5.0]], dtype=z.dtype)).argmin(-1)
+    return torch.bincount(nearest, minlength=3) / len(z)
+
+
+def test_particles_find_the_evidence_and_the_moments_of_a_gaussian() -> None:
+    torch.manual_seed(0)
+    scale = torch.tensor([[0.1, 0.0], [0.3, 2.0]], dtype=torch.float64)
+    normal = torch.distributions.MultivariateNormal(torch.tensor([5.0, -3.0], dtype=torch.float64), scale_tril=scale)
+    tempered = temper(Slope(normal.log_prob), wide(2, 5.0), 4000)
+    assert tempered is not None
+    assert abs(tempered.log_evidence) < 0.15
+    torch.testing.assert_close(tempered.draws.mean(0), normal.loc, atol=0.3, rtol=0)
+    torch.testing.assert_close(torch.cov(tempered.draws.T), scale @ scale.T, atol=0.5, rtol=0.2)
+
+
+def test_particles_find_every_mode_by_its_share() -> None:
+    torch.manual_seed(0)
+    tempered = temper(Slope(three_modes), wide(2), 4000)
+    assert tempered is not None
+    assert tempered.log_evidence == pytest.approx(math.log(5.0), abs=0.15)
+    torch.testing.assert_close(shares(tempered.draws), torch.tensor([0.6, 0.3, 0.1]), atol=0.08, rtol=0)
+
+
+def test_particles_give_up_where_there_is_no_density_and_when_time_is_up() -> None:
+    nowhere = Slope(lambda z: torch.full_like(z[:, 0], -torch.inf) + 0 * z.sum(-1))
+    assert temper(nowhere, wide(2), 100) is None
+    assert temper(Slope(three_modes), wide(2), 100, max_seconds=0.0) is None
+
+
+def test_particles_keep_away_from_where_the_density_is_not_finite() -> None:
+    torch.manual_seed(0)
+    half = Slope(lambda z: torch.where(z[:, 0] > 0, torch.nan, -0.5 * z.square().sum(-1)))
+    tempered = temper(half, wide(2, 2.0), 2000)
+    assert tempered is not None
+    assert (tempered.draws[:, 0] <= 0).all()
+    assert tempered.log_evidence == pytest.approx(math.log(math.pi), abs=0.2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_clusters_are_as_many_as_there_are(seed: int) -> None:
+    torch.manual_seed(seed)
+    means = torch.tensor([[-5.0, 0.0], [5.0, 0.0], [0.0, 5.0]], dtype=torch.float64)
+    draws = means[torch.randint(3, (1500,))] + torch.randn(1500, 2, dtype=torch.float64)
+    found = fit_clusters(draws)
+    assert len(found.weights) == 3
+    torch.testing.assert_close(found.weights.sort().values, torch.full((3,), 1 / 3).double(), atol=0.06, rtol=0)
+    order = torch.cdist(means, found.locs).argmin(-1)
+    torch.testing.assert_close(found.locs[order], means, atol=0.25, rtol=0)
+
+
+def test_one_cluster_is_the_maximum_likelihood_gaussian() -> None:
+    torch.manual_seed(0)
+    draws = torch.randn(500, 3, dtype=torch.float64) @ torch.randn(3, 3, dtype=torch.float64)
+    found = fit_clusters(draws, max_components=1)
+    torch.testing.assert_close(found.locs[0], draws.mean(0))
+    covariance = found.scale_trils[0] @ found.scale_trils[0].T
+    torch.testing.assert_close(covariance, torch.cov(draws.T, correction=0), rtol=1e-4, atol=1e-5)
+    normal = torch.distributions.MultivariateNormal(found.locs[0], scale_tril=found.scale_trils[0])
+    torch.testing.assert_close(log_densities(draws, found)[:, 0], normal.log_prob(draws))
+    price = 0.5 * 10 * math.log(500)
+    assert criterion(draws, found) == pytest.approx(float(normal.log_prob(draws).sum()) - price)
+
+
+def test_a_mixture_layer_has_the_density_of_the_clusters() -> None:
+    torch.manual_seed(0)
+    scales = torch.linalg.cholesky(torch.eye(2) + 0.5 * torch.ones(2, 2)).double().repeat(3, 1, 1)
+    clusters = Clusters(torch.tensor([0.5, 0.3, 0.2]).double(), 4 * torch.randn(3, 2).double(), scales)
+    layer = Mixture(2, 3).double()
+    place_mixture(layer, Clusters(*(part[None] for part in clusters)))
+    drawn = draw(lambda z: log_densities(z, clusters).logsumexp(-1), layer, base_noise(layer, 2000))
+    torch.testing.assert_close(drawn.log_weight, torch.zeros_like(drawn.log_weight), atol=1e-10, rtol=0)
+    counts = (torch.cdist(drawn.z, clusters.locs).argmin(-1)[:, None] == torch.arange(3)).double().mean(0)
+    torch.testing.assert_close(counts, clusters.weights, atol=0.06, rtol=0)
+
+
+def test_modes_are_taken_jointly_or_one_by_one_as_the_draws_bear_out() -> None:
+    torch.manual_seed(0)
+    sign = torch.randint(2, (2000, 8)) * 2.0 - 1
+    product = 3 * sign + 0.5 * torch.randn(2000, 8)
+    assert (find_modes(product).block_dim, find_modes(product).num_components) == (1, 2)
+    together = 3 * sign[:, :1] + 0.5 * torch.randn(2000, 8)
+    assert (find_modes(together).block_dim, find_modes(together).num_components) == (8, 2)
+    assert find_modes(torch.randn(2000, 3) @ torch.randn(3, 3)).num_components == 1
+
+
+def test_the_hull_holds_the_draws_and_the_modes() -> None:
+    torch.manual_seed(0)
+    draws = torch.randn(1000, 2, dtype=torch.float64)
+    far = Gaussian(torch.tensor([20.0, 0.0], dtype=torch.float64), torch.eye(2, dtype=torch.float64))
+    found = hull(draws, [far])
+    torch.testing.assert_close(found.loc, torch.tensor([10.0, 0.0], dtype=torch.float64), atol=0.1, rtol=0)
+    covariance = found.scale_tril @ found.scale_tril.T / 1.5**2
+    torch.testing.assert_close(covariance, torch.tensor([[101.0, 0.0], [0.0, 1.0]]).double(), atol=1.0, rtol=0.02)
+
+
+def test_the_default_finds_the_nine_modes_of_the_lattice_and_a_fresh_guide_takes_the_fit(tmp_path: Path) -> None:
+    target = lattice(3)
+    vi = VI(AutoFlow(target.model), seed=0, progress_bar=False).run(*target.args)
+    found = vi.diagnostics()
+    assert found["outcome"] is Outcome.TRUST
+    assert found["elbo"] > -0.1
+    share = target.modes(vi.get_samples(20_000, resample=False))  # type: ignore[misc]
+    assert (share > 1 / 9 / 1.5).all()
+    assert (share < 1.5 / 9).all()
+    vi.save(tmp_path / "fit.pt")
+    loaded = VI.load(tmp_path / "fit.pt", AutoFlow(target.model), *target.args)
+    torch.testing.assert_close(loaded.guide.median()["z"], vi.guide.median()["z"])
+    assert loaded.get_samples(30_000)["z"].shape == (30_000, 2)
