@@ -26,6 +26,7 @@ def save_fit(path: Path, guide: AutoFlow, draws: Draws, history: History, bad_si
         "drift": history.drift,
         "missed": history.missed,
         "where": history.where,
+        "round_trip": history.round_trip,
         "bad_site": bad_site,
     }
     torch.save(state, path)
@@ -52,5 +53,6 @@ def load_fit(path: Path, guide: AutoFlow) -> tuple[Draws, History, str | None]:
         drift=state["drift"],
         missed=state["missed"],
         where=state["where"],
+        round_trip=state["round_trip"],
     )
     return Draws(*state["draws"]), history, state["bad_site"]

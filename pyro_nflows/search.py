@@ -20,10 +20,12 @@ from .elsewhere import TOO_THIN, Missed, excess, look_elsewhere, scattered
 from .engine import ROWS, Trainer
 from .fit import Fit
 from .guides import AutoFlow
+from .invertibility import round_trip_errors
 from .layers import TriangularAffine
 from .modes import Modes, find_modes, hull
 from .tempering import Tempered, temper
 from .verdict import MISSED, effective, is_heavy
+from .weights import base_noise
 
 #: Fits after the first.
 MAX_REFITS = 3
@@ -35,6 +37,8 @@ NOTABLE = 1e-4
 POOR = 0.9
 #: Particles, and the seconds that they may take; with less time there are fewer.
 NUM_PARTICLES, BUDGET = (512, 2048), 30.0
+#: Draws that are taken back to the base.
+NUM_TRIPS = 200
 #: Nats by which the tempered draws' evidence may be below the fit's.
 CREDIBLE = 0.25
 #: Evaluations a particle takes, about.
@@ -114,6 +118,14 @@ def _look(trainer: Trainer, guide: AutoFlow, found: Found, disagree: bool) -> Fo
     regions = sorted(regions + look(scattered(draws, NUM_MORE)), key=lambda missed: -missed.mass)
     tempered = _temper(trainer, draws, regions)
     return Found(fit, found.modes, _missing(trainer, tempered, regions, fit), _where(guide, draws, regions), tempered)
+
+
+def round_trip(fit: Fit) -> float:
+    """The error of the fit's inverse that one draw in a hundred exceeds; 0 where it has none, or a random one."""
+    if fit.layer.noise_dim or not fit.layer.has_inverse:
+        return 0.0
+    errors = round_trip_errors(fit.layer, base_noise(fit.layer, NUM_TRIPS))
+    return float(errors.nan_to_num(nan=torch.inf).quantile(0.99))
 
 
 def _temper(trainer: Trainer, draws: Tensor, regions: list[Missed]) -> Tempered | None:

@@ -44,6 +44,10 @@ class Outcome(enum.Enum):
         "Do not trust these draws: the guide never goes where about {missed:.0%} of the posterior's mass lies{where}; "
         "the posterior has another mode. Try AutoCIF with annealing (and init_scale about the prior's), or more starts."
     )
+    UNSTABLE = (
+        "Do not trust this guide: rounding errors grow so much on the way through the flow that its inverse is off by "
+        "{round_trip:.2g} base standard deviations; run it in float64, or use fewer layers or AutoCIF."
+    )
     NOT_FINITE = (
         "Do not trust these draws: training met values that are not finite ({skipped} of {num_steps} steps), first "
         "at site '{site}'; look at its distribution's parameters for overflow, or rescale the model."
@@ -61,12 +65,15 @@ class Evidence(NamedTuple):
     drift: float = 0.0
     missed: float = 0.0
     where: str = ""
+    round_trip: float = 0.0
 
 
 #: How little (in nats) the model's own parameters change the log joint in a round once they have settled.
 SETTLED = 0.05
 #: A share of the posterior's mass that is too much to miss.
 MISSED = 0.02
+#: An error of the inverse, in base standard deviations, that is too large.
+UNSTABLE = 0.05
 #: Independent draws that means and intervals need.
 ENOUGH = 400
 #: From this ESS on the weights are so nearly equal that the shape of their tail matters little.
@@ -110,6 +117,7 @@ def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0) -> Verdict:
         drift=evidence.drift,
         missed=evidence.missed,
         where=evidence.where,
+        round_trip=evidence.round_trip,
         tail=f"below {threshold:.2f}" if pareto_k < threshold else "a tail of nearly equal weights",
     )
     return Verdict(outcome, sentence)
@@ -122,6 +130,8 @@ def _decide(evidence: Evidence, ess: float, pareto_k: float, threshold: float) -
         return Outcome.UNSETTLED
     if starts_disagree(evidence):
         return Outcome.STARTS_DISAGREE
+    if not evidence.round_trip < UNSTABLE:
+        return Outcome.UNSTABLE
     heavy = is_heavy(evidence.log_weight, ess)
     if evidence.missed > MISSED and not (heavy and ess < 0.1):
         return Outcome.MODE_MISSED

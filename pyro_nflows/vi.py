@@ -20,7 +20,7 @@ from .log_joint import LogJoint, tensors_of
 from .nets import check_sizes
 from .objectives import ELBO
 from .refine import Refined, refine
-from .search import search
+from .search import round_trip, search
 from .start import check_start, dispersed_start, first_bad_site
 from .table import print_summary
 from .verdict import Evidence, Verdict, effective, is_hopeless, judge, starts_disagree, tail_index
@@ -76,6 +76,7 @@ class VI:
         check_arguments(guide, objective, engine, annealing, seed)
         check_sizes("VI", num_starts=num_starts, **({} if num_steps is None else {"num_steps": num_steps}))
         self.guide, self.objective, self.num_starts = guide, objective or ELBO(), num_starts
+        self._gradient = self.objective.gradient or self.objective.best_gradient
         self.num_steps, self.seed, self.annealing = num_steps, seed, annealing
         self.engine = None if engine is None else Engine(engine)
         self.progress_bar = progress_bar
@@ -145,21 +146,19 @@ class VI:
     def _fit(self, trainer: Trainer, joint: LogJoint, loc: Tensor) -> list[Fit]:
         args, kwargs = self._call or ((), {})
         locs = [loc, *(dispersed_start(joint, loc, args, kwargs) for _ in range(self.num_starts - 1))]
-        objective = self.objective
-        gradient = objective.gradient or objective.best_gradient
-        objective.check_layer(self.guide.layer)  # type: ignore[arg-type]
+        self.objective.check_layer(self.guide.layer)  # type: ignore[arg-type]
         try:
-            return fit_all(trainer, self.guide, objective, gradient, self._recipe(), locs)
+            return fit_all(trainer, self.guide, self.objective, self._gradient, self._recipe(), locs)
         finally:
             trainer.close()
 
     def _search(self, trainer: Trainer, best: Fit) -> Fit:
         """Is anything missing? If so, and the recipe is ours to choose, a second fit."""
-        gradient = self.objective.gradient or self.objective.best_gradient
-        refit = functools.partial(fit_modes, trainer, self.guide, self.objective, gradient)
+        refit = functools.partial(fit_modes, trainer, self.guide, self.objective, self._gradient)
         ours = self._recipe().is_default and not trainer.leaves
         found = search(trainer, self.guide, best, starts_disagree(self._evidence()), refit if ours else None)
-        self.history.missed, self.history.where = found.missed, found.where
+        h = self.history
+        h.missed, h.where, h.round_trip = found.missed, found.where, round_trip(found.fit)
         if found.modes is not None:
             self.guide.use_modes(found.modes.num_components, found.modes.block_dim)
             self.guide.adopt(found.fit.layer)
@@ -241,7 +240,8 @@ class VI:
     def _evidence(self) -> Evidence:
         draws, h = self._need_run(), self.history
         means, bounds = [fit.draws.z.mean(0) for fit in self._fits], [f.log_evidence for f in self._fits]
-        return Evidence(draws.log_weight, bounds, means, draws.z.std(0), self._bad_site, h.drift, h.missed, h.where)
+        found = self._bad_site, h.drift, h.missed, h.where, h.round_trip
+        return Evidence(draws.log_weight, bounds, means, draws.z.std(0), *found)
 
     def diagnostics(self) -> dict[str, Any]:
         """The evidence, from fresh draws of the trained guide.

@@ -37,6 +37,7 @@ FLOORS = {
     "estimators": 5,
     "bounds": 5,
     "diagnostics": 5,
+    "invertibility": 5,
     "predictive": 5,
     "arviz": 5,
     "plots": 5,

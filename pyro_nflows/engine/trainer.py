@@ -63,7 +63,8 @@ class History:
     """What training has seen: minus the loss at every step, and why it ended.
 
     ``drift`` is how much the model's own parameters changed the log joint in the last round;
-    ``missed`` is the share of the posterior's mass that lies where the guide never goes, and ``where`` an example.
+    ``missed`` is the share of the posterior's mass that lies where the guide never goes, and ``where`` an example;
+    ``round_trip`` is the error of the flow's inverse.
     ``engines`` are those that the rounds ended on; ``engine_notes`` say, once each, why a faster one could not be used
     (none where rounds were only too short for it).
     """
@@ -76,6 +77,7 @@ class History:
     drift: float = 0.0
     missed: float = 0.0
     where: str = ""
+    round_trip: float = 0.0
     engines: list[Engine] = field(default_factory=list)
     engine_notes: list[str] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)

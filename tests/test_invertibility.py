@@ -1,0 +1,47 @@
+"""Round trips and Lipschitz constants: exact for affine layers, and they tell a torn flow from a whole one."""
+
+import pytest
+import torch
+
+from pyro_nflows import recipes
+from pyro_nflows.invertibility import lipschitz, round_trip_errors
+from pyro_nflows.layers import Chain, Indexed, LocScale, Planar, TriangularAffine
+
+
+def test_an_affine_layers_constants_are_its_singular_values() -> None:
+    layer = TriangularAffine(3).double()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        layer.lower.copy_(torch.randn(3, 3))
+        layer.log_scale.copy_(torch.randn(3))
+    values = torch.linalg.svdvals(layer.scale_tril().detach())
+    found = lipschitz(layer, torch.randn(5, 3, dtype=torch.float64))
+    assert found.forward == pytest.approx(float(values[0]))
+    assert found.inverse == pytest.approx(1 / float(values[-1]))
+
+
+def test_with_auxiliary_variables_the_noise_is_held() -> None:
+    layer = Indexed(LocScale(2, init_scale=3.0)).double()
+    x, noise = torch.randn(5, 2, dtype=torch.float64), torch.randn(5, layer.noise_dim, dtype=torch.float64)
+    found = lipschitz(layer, x, noise)
+    assert found.forward == pytest.approx(3.0)
+    assert found.inverse == pytest.approx(1 / 3)
+
+
+def test_a_round_trip_is_exact_up_to_rounding_and_an_exploding_inverse_is_not() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(100, 4)
+    assert (round_trip_errors(recipes.spline(4), x) < 1e-4).all()
+    steep = Chain(LocScale(4, init_scale=1e-6), LocScale(4, init_loc=1e3), LocScale(4, init_scale=1e6))
+    assert (round_trip_errors(steep.double(), x.double()) < 1e-4).all()
+    assert (round_trip_errors(steep.float(), x.float()) > 0.1).any()
+
+
+def test_what_has_no_inverse_or_a_random_one_is_refused() -> None:
+    class OneWay(Planar):
+        has_inverse = False  # type: ignore[assignment]
+
+    with pytest.raises(ValueError, match="OneWay has no inverse"):
+        round_trip_errors(OneWay(2), torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="Indexed has auxiliary variables"):
+        round_trip_errors(Indexed(Planar(2)), torch.zeros(1, 2))
