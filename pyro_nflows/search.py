@@ -24,7 +24,7 @@ from .invertibility import round_trip_errors
 from .layers import TriangularAffine
 from .modes import Modes, find_modes, hull
 from .tempering import Tempered, temper
-from .verdict import MISSED, effective, is_heavy
+from .verdict import MISSED, WORTHLESS, effective, is_heavy
 from .weights import base_noise
 
 #: Fits after the first.
@@ -65,8 +65,8 @@ def search(trainer: Trainer, guide: AutoFlow, best: Fit, disagree: bool, refit: 
     :param disagree: whether fits from several starts did, which is a reason to look further.
     :param refit: fits again from modes; None if that is not wanted.
     """
-    log_weight = best.draws.log_weight
-    if refit is None and is_heavy(log_weight, effective(log_weight)):
+    ess = effective(best.draws.log_weight)
+    if refit is None and ess < WORTHLESS and is_heavy(best.draws.log_weight, ess):
         return Found(best)  # the weights say no already, and nothing would come of it
     found = _look(trainer, guide, Found(best), disagree)
     for _ in range(MAX_REFITS):

@@ -74,6 +74,8 @@ SETTLED = 0.05
 MISSED = 0.02
 #: An error of the inverse, in base standard deviations, that is too large.
 UNSTABLE = 0.05
+#: An ESS at which a heavy tail says all there is to say.
+WORTHLESS = 0.1
 #: Independent draws that means and intervals need.
 ENOUGH = 400
 #: From this ESS on the weights are so nearly equal that the shape of their tail matters little.
@@ -133,7 +135,7 @@ def _decide(evidence: Evidence, ess: float, pareto_k: float, threshold: float) -
     if not evidence.round_trip < UNSTABLE:
         return Outcome.UNSTABLE
     heavy = is_heavy(evidence.log_weight, ess)
-    if evidence.missed > MISSED and not (heavy and ess < 0.1):
+    if evidence.missed > MISSED and not (heavy and ess < WORTHLESS):
         return Outcome.MODE_MISSED
     if heavy:
         return Outcome.TAILS if ess >= 0.9 else Outcome.DISTRUST
