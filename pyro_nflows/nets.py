@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
+from .context import join_context, take_context
+
 
 def check_sizes(name: str, **sizes: int) -> None:
     """Raise a ValueError that names the first size which is not a positive integer.
@@ -54,7 +56,9 @@ class MLP(nn.Module):
     :param output_dim: size of the last dimension of the result.
     :param hidden_dims: widths of the hidden layers.
     :param skip: whether to add :math:`W_s x`.
+    :param bias: whether to add :math:`b_h`.
     :param unbounded: whether the last of several hidden layers is SiLU.
+    :param context_dim: size of a context (see :mod:`pyro_nflows.context`) that is read beside ``x``.
 
     Example::
 
@@ -68,22 +72,26 @@ class MLP(nn.Module):
         output_dim: int,
         hidden_dims: Sequence[int],
         skip: bool = True,
+        bias: bool = True,
         unbounded: bool = False,
+        context_dim: int = 0,
     ):
         super().__init__()
         check_widths("MLP", hidden_dims)
+        take_context(self, context_dim)
+        input_dim += context_dim
         self.unbounded = unbounded and len(hidden_dims) > 1
         widths = [input_dim, *hidden_dims] if input_dim else [0]
         skip = skip and len(widths) > 1
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
-        self.bias = nn.Parameter(torch.zeros(output_dim))
+        self.bias = nn.Parameter(torch.zeros(output_dim)) if bias else None
         self.head = nn.Parameter(torch.zeros(output_dim, widths[-1])) if widths[-1] else None
         self.skip = nn.Parameter(torch.zeros(output_dim, input_dim)) if skip else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.head is None:
-            return self.bias.expand(*x.shape[:-1], -1)
-        h = x
+            return cast(Tensor, self.bias).expand(*x.shape[:-1], -1)
+        h = x = join_context(self, x)
         for i, layer in enumerate(self.hidden):
             last = self.unbounded and i == len(self.hidden) - 1
             h = silu(layer(h)) if last else torch.tanh(layer(h))
@@ -100,6 +108,7 @@ class MaskedMLP(nn.Module):
     :param num_params: outputs of each block; the result has shape ``(..., D, num_params)``.
     :param hidden_dims: widths of the hidden layers.
     :param reverse: read the inputs in the order :math:`D, \dots, 1` instead.
+    :param context_dim: size of a context (see :mod:`pyro_nflows.context`), which every output block reads.
 
     Example::
 
@@ -116,24 +125,31 @@ class MaskedMLP(nn.Module):
     mask_head: Tensor
     mask_skip: Tensor
 
-    def __init__(self, input_dim: int, num_params: int, hidden_dims: Sequence[int], reverse: bool = False):
+    def __init__(
+        self,
+        input_dim: int,
+        num_params: int,
+        hidden_dims: Sequence[int],
+        reverse: bool = False,
+        context_dim: int = 0,
+    ):
         super().__init__()
         check_widths("MaskedMLP", hidden_dims)
-        hidden_dims = hidden_dims if input_dim > 1 else ()
+        take_context(self, context_dim)
         self.shape = (input_dim, num_params)
-        degrees = [torch.arange(1, input_dim + 1)]
-        for width in hidden_dims:
-            degrees.append(torch.arange(width) % max(1, input_dim - 1) + 1)
-        first = degrees[0].flip(0) if reverse else degrees[0]
-        degrees[0] = first
+        first = torch.arange(1, input_dim + 1)
+        first = first.flip(0) if reverse else first
         last = first.repeat_interleave(num_params)
+        first = torch.cat([first, first.new_zeros(context_dim)])
+        hidden_dims = hidden_dims if len(first) > 1 else ()
+        degrees = [first, *(_degrees(width, input_dim, context_dim > 0) for width in hidden_dims)]
         self.hidden = nn.ModuleList(nn.Linear(len(a), len(b)) for a, b in zip(degrees, degrees[1:]))
         head = torch.zeros(len(last), len(degrees[-1]))
-        if input_dim > 1:
+        if len(first) > 1:
             self.head = nn.Parameter(head)
         else:  # all masked, and Pyro warns of parameters that do not train
             self.register_buffer("head", head)
-        self.skip = nn.Parameter(torch.zeros(len(last), input_dim)) if hidden_dims else None
+        self.skip = nn.Parameter(torch.zeros(len(last), len(first))) if hidden_dims else None
         self.bias = nn.Parameter(torch.zeros(len(last)))
         for i, (a, b) in enumerate(zip(degrees, degrees[1:])):
             self._mask(f"mask_{i}", b[:, None] >= a)
@@ -148,13 +164,14 @@ class MaskedMLP(nn.Module):
         return [cast(nn.Linear, h).weight * getattr(self, f"mask_{i}") for i, h in enumerate(self.hidden)]
 
     def _hidden(self, x: Tensor) -> list[Tensor]:
-        """Values of the hidden layers, the input first."""
+        """Values of the hidden layers; first those of the input, context included."""
         values = [x]
         for layer, weight in zip(self.hidden, self._weights()):
             values.append(torch.tanh(linear(values[-1], weight, cast(nn.Linear, layer).bias)))
         return values
 
     def forward(self, x: Tensor) -> Tensor:
+        x = join_context(self, x)
         y = linear(self._hidden(x)[-1], self.head * self.mask_head, self.bias)
         if self.skip is not None:
             y = y + linear(x, self.skip * self.mask_skip)
@@ -170,11 +187,17 @@ class MaskedMLP(nn.Module):
         """
         blocks = each.transpose(0, 1)
         pulled = _pull_blocks(self.head * self.mask_head, blocks, total)
-        for weight, value in zip(reversed(self._weights()), reversed(self._hidden(x))):
+        for weight, value in zip(reversed(self._weights()), reversed(self._hidden(join_context(self, x)))):
             pulled = ((pulled * (1 - value * value)).flatten(0, 1) @ weight).unflatten(0, pulled.shape[:2])
         if self.skip is not None:
             pulled = pulled + _pull_blocks(self.skip * self.mask_skip, blocks, total)
+        pulled = pulled[..., : x.shape[-1]]
         return pulled[:-1], pulled[-1]
+
+
+def _degrees(width: int, input_dim: int, context: bool) -> Tensor:
+    """How far each of ``width`` hidden units reads; 0 is the context alone."""
+    return torch.arange(width) % input_dim if context else torch.arange(width) % max(1, input_dim - 1) + 1
 
 
 def _pull_blocks(head: Tensor, blocks: Tensor, total: Tensor) -> Tensor:

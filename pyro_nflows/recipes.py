@@ -1,6 +1,7 @@
 r"""Flows by name: functions ``latent_dim -> Layer``, each starting at the identity.
 
-A recipe is only a composition; write your own and hand it to ``AutoFlow(model, build)``.
+A recipe is only a composition; write your own and hand it to ``AutoFlow(model, build)``. Where there is a
+``context_dim``, the networks read a context too: ``realnvp(3, context_dim=2).at(context)`` is the flow for its rows.
 """
 
 import functools
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .layer import Chain, Layer
-from .layers import Autoregressive, Coupling, Indexed, LocScale, Mixture, Permutation, Planar, Radial
+from .layers import Autoregressive, Conditional, Coupling, Indexed, LocScale, Mixture, Permutation, Planar, Radial
 from .nets import check_sizes
 from .transformers import Affine, RationalQuadratic, Shift, Transformer
 
@@ -46,6 +47,7 @@ def iaf(
     num_layers: int = 4,
     hidden_dims: Sequence[int] = (32, 32),
     transformer: Transformer = Affine(),
+    context_dim: int = 0,
 ) -> Chain:
     """Inverse autoregressive layers, the order of the coordinates reversed at each.
 
@@ -57,7 +59,9 @@ def iaf(
     check_sizes("iaf", num_layers=num_layers)
     return Chain(
         *(
-            Autoregressive(latent_dim, transformer, reverse=bool(i % 2), hidden_dims=hidden_dims)
+            Autoregressive(
+                latent_dim, transformer, reverse=bool(i % 2), hidden_dims=hidden_dims, context_dim=context_dim
+            )
             for i in range(num_layers)
         )
     )
@@ -68,6 +72,7 @@ def couplings(
     num_layers: int = 8,
     hidden_dims: Sequence[int] = (32, 32),
     transformer: Transformer = Affine(),
+    context_dim: int = 0,
 ) -> Chain:
     """Couplings that transform the second and the first half in turn; a shuffle after each pair.
 
@@ -80,6 +85,7 @@ def couplings(
         True
     """
     check_sizes("couplings", num_layers=num_layers)
+    coupling = functools.partial(Coupling, latent_dim, transformer, hidden_dims=hidden_dims, context_dim=context_dim)
     generator = torch.Generator().manual_seed(latent_dim)
     order = torch.arange(latent_dim)
     layers: list[Layer] = []
@@ -88,13 +94,13 @@ def couplings(
             shuffle = torch.randperm(latent_dim, generator=generator)
             layers.append(Permutation(shuffle))
             order = order[shuffle]
-        layers.append(Coupling(latent_dim, transformer, flip=bool(i % 2), hidden_dims=hidden_dims))
+        layers.append(coupling(flip=bool(i % 2)))
     if latent_dim > 2 and num_layers > 2:
         layers.append(Permutation(order.argsort()))
     return Chain(*layers)
 
 
-def realnvp(latent_dim: int, num_layers: int = 8, hidden_dims: Sequence[int] = (32, 32)) -> Chain:
+def realnvp(latent_dim: int, num_layers: int = 8, hidden_dims: Sequence[int] = (32, 32), context_dim: int = 0) -> Chain:
     """Affine couplings.
 
     Example::
@@ -102,10 +108,10 @@ def realnvp(latent_dim: int, num_layers: int = 8, hidden_dims: Sequence[int] = (
         >>> realnvp(4).grade.name
         'EXACT'
     """
-    return couplings(latent_dim, num_layers, hidden_dims, Affine())
+    return couplings(latent_dim, num_layers, hidden_dims, Affine(), context_dim)
 
 
-def nice(latent_dim: int, num_layers: int = 8, hidden_dims: Sequence[int] = (32, 32)) -> Chain:
+def nice(latent_dim: int, num_layers: int = 8, hidden_dims: Sequence[int] = (32, 32), context_dim: int = 0) -> Chain:
     """Additive couplings, then one diagonal scaling.
 
     Example::
@@ -113,7 +119,7 @@ def nice(latent_dim: int, num_layers: int = 8, hidden_dims: Sequence[int] = (32,
         >>> type(nice(4)[-1]).__name__
         'LocScale'
     """
-    return Chain(*couplings(latent_dim, num_layers, hidden_dims, Shift()), LocScale(latent_dim))
+    return Chain(*couplings(latent_dim, num_layers, hidden_dims, Shift(), context_dim), LocScale(latent_dim))
 
 
 def spline(
@@ -122,6 +128,7 @@ def spline(
     hidden_dims: Sequence[int] = (32, 32),
     num_bins: int = 8,
     bound: float = 5.0,
+    context_dim: int = 0,
 ) -> Chain:
     """Rational-quadratic spline couplings, linear outside ``[-bound, bound]``.
 
@@ -130,7 +137,7 @@ def spline(
         >>> spline(4)(torch.randn(10, 4))[1].abs().max().item() < 1e-5
         True
     """
-    return couplings(latent_dim, num_layers, hidden_dims, RationalQuadratic(num_bins, bound))
+    return couplings(latent_dim, num_layers, hidden_dims, RationalQuadratic(num_bins, bound), context_dim)
 
 
 def default(latent_dim: int) -> Chain:
@@ -157,11 +164,10 @@ def cif(
         >>> cif(4).grade.name
         'PROPER'
     """
-    flow = inner(latent_dim)
     plain = (Permutation, LocScale, Mixture)
     layers = [
         layer if isinstance(layer, plain) else Indexed(layer, index_dim, hidden_dims=hidden_dims)
-        for layer in (flow if isinstance(flow, Chain) else [flow])
+        for layer in _layers(inner(latent_dim))
     ]
     return Chain(*layers)
 
@@ -193,3 +199,29 @@ def on_modes(latent_dim: int, inner: Build, num_components: int, block_dim: int)
         inner = functools.partial(spline, num_bins=16)
     flow = inner(latent_dim)
     return flow if num_components == 1 else on_mixture(latent_dim, lambda _: flow, num_components, block_dim)
+
+
+def conditional(
+    latent_dim: int,
+    context_dim: int,
+    inner: Build = realnvp,
+    hidden_dims: Sequence[int] = (32, 32),
+) -> Chain:
+    """Each layer of an inner flow made conditional: a network of the context moves all of its parameters.
+
+    Example::
+
+        >>> flow = conditional(3, context_dim=2, inner=planar)
+        >>> y, log_weight = flow.at(torch.randn(10, 2))(torch.randn(10, 3))
+    """
+    layers = [
+        Conditional(layer, context_dim, hidden_dims=hidden_dims)
+        if next(layer.parameters(), None) is not None
+        else layer
+        for layer in _layers(inner(latent_dim))
+    ]
+    return Chain(*layers)
+
+
+def _layers(flow: Layer) -> list[Layer]:
+    return list(flow) if isinstance(flow, Chain) else [flow]

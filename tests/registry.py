@@ -11,6 +11,7 @@ from pyro_nflows.bridge import TransformLayer, as_layer
 from pyro_nflows.layer import Chain, Inverse, Layer
 from pyro_nflows.layers import (
     Autoregressive,
+    Conditional,
     Coupling,
     Elementwise,
     Indexed,
@@ -22,6 +23,9 @@ from pyro_nflows.layers import (
     TriangularAffine,
 )
 from pyro_nflows.transformers import Affine, RationalQuadratic, Shift
+
+#: A random context, the same for all layers.
+CONTEXT = torch.randn(2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 #: Layers that start at the identity.
 AT_IDENTITY: dict[str, Callable[[], Layer]] = {
@@ -81,6 +85,28 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "Chain(Coupling, Mixture, Indexed)": lambda: Chain(Coupling(2), Mixture(2, 3), Indexed(Coupling(2))),
     "Inverse(Mixture)": lambda: Inverse(Mixture(2, 2)),
     "Indexed(Mixture)": lambda: Indexed(Mixture(2, 2)),
+    "Conditional(Planar)": lambda: Conditional(Planar(3), 2).at(CONTEXT),
+    "Conditional(Radial)": lambda: Conditional(Radial(3), 2).at(-CONTEXT),
+    "Conditional(LocScale)": lambda: Conditional(LocScale(2), 2, hidden_dims=()).at(CONTEXT),
+    "Conditional(TriangularAffine)": lambda: Conditional(TriangularAffine(2), 2).at(CONTEXT),
+    "Conditional(Coupling)": lambda: Conditional(Coupling(2, hidden_dims=(5,)), 2).at(2 * CONTEXT),
+    "Conditional(Coupling, RationalQuadratic)": lambda: Conditional(
+        Coupling(2, RationalQuadratic(4, 3.0), hidden_dims=(5,)), 2, hidden_dims=(5,)
+    ).at(CONTEXT),
+    "Conditional(Autoregressive)": lambda: Conditional(Autoregressive(3, hidden_dims=(5,)), 2).at(CONTEXT),
+    "Conditional(Indexed)": lambda: Conditional(Indexed(LocScale(2)), 2, hidden_dims=(4,)).at(CONTEXT),
+    "Conditional(Chain)": lambda: Conditional(Chain(Planar(2), Inverse(Radial(2))), 2).at(CONTEXT),
+    "Chain(Conditional, Planar, Conditional)": lambda: Chain(
+        Conditional(Planar(2), 2), Planar(2), Inverse(Conditional(Radial(2), 2))
+    ).at(CONTEXT),
+    "Indexed(Conditional(Coupling))": lambda: Indexed(
+        Conditional(Coupling(2, hidden_dims=(4,)), 2, hidden_dims=(4,)), context_dim=2
+    ).at(CONTEXT),
+    "Coupling(1, context)": lambda: Coupling(1, context_dim=2).at(CONTEXT),
+    "Coupling(3, context)": lambda: Coupling(3, context_dim=2).at(CONTEXT),
+    "Autoregressive(1, context)": lambda: Autoregressive(1, context_dim=2).at(CONTEXT),
+    "Autoregressive(3, context)": lambda: Autoregressive(3, reverse=True, context_dim=2).at(CONTEXT),
+    "Indexed(Planar, context)": lambda: Indexed(Planar(2), context_dim=2).at(CONTEXT),
     "planar(2)": lambda: recipes.planar(2, 4),
     "radial(2)": lambda: recipes.radial(2, 4),
     "iaf(1)": lambda: recipes.iaf(1, 2),
@@ -93,6 +119,8 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "nice(4)": lambda: recipes.nice(4, 4),
     "spline(1)": lambda: recipes.spline(1, 2),
     "spline(3)": lambda: recipes.spline(3, 2),
+    "spline(2, context)": lambda: recipes.spline(2, 2, context_dim=2).at(CONTEXT),
+    "conditional(3)": lambda: recipes.conditional(3, 2, lambda dim: recipes.nice(dim, 2, (4,)), (4,)).at(CONTEXT),
     "default(1)": lambda: recipes.default(1),
     "default(2)": lambda: recipes.default(2),
     "cif(1)": lambda: recipes.cif(1, lambda dim: recipes.spline(dim, 2)),

@@ -29,6 +29,10 @@ NAMES = [
     "Indexed(Planar, 2)",
     "Indexed(Coupling, 3)",
     "Indexed(Chain)",
+    "Conditional(Planar)",
+    "Conditional(Coupling)",
+    "Indexed(Conditional(Coupling))",
+    "Autoregressive(3, context)",
     "iaf(3)",
     "spline(3)",
 ]

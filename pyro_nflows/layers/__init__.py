@@ -2,6 +2,7 @@
 
 from ..layer import Chain, Inverse, Layer, Weight
 from .autoregressive import Autoregressive
+from .conditional import Conditional
 from .coupling import Coupling
 from .elementwise import Elementwise, LocScale
 from .indexed import Indexed
@@ -14,6 +15,7 @@ from .triangular import TriangularAffine
 __all__ = [
     "Autoregressive",
     "Chain",
+    "Conditional",
     "Coupling",
     "Elementwise",
     "Indexed",

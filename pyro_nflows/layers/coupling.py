@@ -24,6 +24,7 @@ class Coupling(Layer):
     :param transformer: :math:`\tau`.
     :param flip: transform the first half rather than the second.
     :param hidden_dims: widths of the network's hidden layers.
+    :param context_dim: size of a context that the network reads too; then use ``layer.at(context)``.
     :raises ValueError: if ``input_dim < 1``.
 
     Example::
@@ -46,13 +47,15 @@ class Coupling(Layer):
         *,
         flip: bool = False,
         hidden_dims: Sequence[int] = (32, 32),
+        context_dim: int = 0,
     ):
         super().__init__(input_dim)
         self.transformer = transformer
         self.flip = flip and input_dim > 1
         self.first = input_dim // 2
         moved = self.first if self.flip else input_dim - self.first
-        self.net = MLP(input_dim - moved, moved * transformer.num_params, hidden_dims, unbounded=True)
+        num_params = moved * transformer.num_params
+        self.net = MLP(input_dim - moved, num_params, hidden_dims, unbounded=True, context_dim=context_dim)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The half that stays and the half that moves."""
