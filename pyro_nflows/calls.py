@@ -1,4 +1,4 @@
-"""What layers are called with, checked, and spread over the rows of a context."""
+"""What layers are made and called with: sizes and shapes, checked, and points spread over the rows of a context."""
 
 import functools
 from collections.abc import Callable
@@ -6,6 +6,42 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .nets import check_sizes
+
+#: A dimension, or the shape ``(C, H, W)`` of an image, whose coordinates are in that order.
+Size = int | tuple[int, int, int]
+
+
+def channels(name: str, size: Size) -> tuple[int, int]:
+    """Number of channels, and of coordinates in each: for a plain dimension, each coordinate is a channel.
+
+    :raises ValueError: if it is neither a positive integer nor three of them.
+
+    Example::
+
+        >>> channels("ActNorm", 6), channels("ActNorm", (3, 4, 4))
+        ((6, 1), (3, 16))
+        >>> channels("ActNorm", (3, 4))
+        Traceback (most recent call last):
+        ValueError: ActNorm: expected the shape (C, H, W) of an image, three positive integers, got (3, 4)
+    """
+    if not isinstance(size, tuple | list):
+        check_sizes(name, input_dim=size)
+        return size, 1
+    num_channels, height, width = image_shape(name, size)
+    return num_channels, height * width
+
+
+def image_shape(name: str, shape: Any) -> tuple[int, int, int]:
+    """The shape of an image, checked.
+
+    :raises ValueError: if it is not three positive integers.
+    """
+    sizes = tuple(shape) if isinstance(shape, tuple | list) else ()
+    if len(sizes) != 3 or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ValueError(f"{name}: expected the shape (C, H, W) of an image, three positive integers, got {shape}")
+    return sizes
 
 
 def checked(name: str, method: Callable[..., Any]) -> Callable[..., Any]:

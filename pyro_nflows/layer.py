@@ -144,6 +144,14 @@ class Layer(nn.Module):
         """
         return bind(self, context)
 
+    def initialize(self, y: Tensor) -> Tensor:
+        """Start from data: set what starts from them (:class:`~pyro_nflows.layers.ActNorm`), and return their inverse.
+
+        :param y: a batch of outputs, ``(N, output_dim)``.
+        """
+        with torch.no_grad():
+            return self.inverse(y)[0]
+
     def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
         r"""Carry a gradient from ``x`` to ``y = forward(x)``: :math:`J^{-\top}(s - c \nabla_x \log w)`.
 
@@ -241,6 +249,11 @@ class Chain(Layer):
             y, log_weight = layer.inverse(y, part)
             total = total + log_weight
         return y, total
+
+    def initialize(self, y: Tensor) -> Tensor:
+        for layer in reversed(list(self)):
+            y = layer.initialize(y)
+        return y
 
     def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
         if self.noise_dim:

@@ -1,4 +1,4 @@
-r"""The networks inside the layers: small perceptrons whose heads start at zero.
+r"""The networks inside the layers: small networks whose heads start at zero.
 
 A zero head makes the layer around it start at its neutral parameters, that is at the identity. The linear
 skip (also zero at the start) lets a layer represent a linear dependence exactly, in the tails too.
@@ -9,9 +9,9 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import conv2d, linear, silu
 
-from .context import join_context, take_context
+from .context import context_of, join_context, take_context
 
 
 def check_sizes(name: str, **sizes: int) -> None:
@@ -97,6 +97,56 @@ class MLP(nn.Module):
             h = silu(layer(h)) if last else torch.tanh(layer(h))
         y = linear(h, self.head, self.bias)
         return y if self.skip is None else y + linear(x, self.skip)
+
+
+class ConvNet(nn.Module):
+    r"""A convolutional network with tanh activations; it starts as the zero function.
+
+    A 3 by 3 convolution, a 1 by 1 convolution for each further hidden layer, and a 3 by 3 head.
+
+    :param shape: the input's ``(C, H, W)``; ``x`` has shape ``(..., C H W)``.
+    :param output_channels: channels of the result.
+    :param num_params: numbers for each coordinate of the result, ``(..., output_channels H W num_params)``.
+    :param hidden_dims: channels of the hidden layers.
+    :param context_dim: size of a context (see :mod:`pyro_nflows.context`) that each pixel reads, as further channels.
+
+    Example::
+
+        >>> ConvNet((2, 4, 4), 3, 2, (16,))(torch.randn(10, 32)).shape
+        torch.Size([10, 96])
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        output_channels: int,
+        num_params: int,
+        hidden_dims: Sequence[int],
+        context_dim: int = 0,
+    ):
+        super().__init__()
+        check_widths("ConvNet", hidden_dims)
+        take_context(self, context_dim)
+        self.shape, self.num_params = tuple(shape), num_params
+        widths = [shape[0] + context_dim, *hidden_dims]
+        sizes = [3] + [1] * len(hidden_dims)
+        self.hidden = nn.ModuleList(
+            nn.Conv2d(a, b, size, padding="same") for a, b, size in zip(widths, widths[1:], sizes)
+        )
+        self.bias = nn.Parameter(torch.zeros(num_params * output_channels))
+        self.head = nn.Parameter(torch.zeros(len(self.bias), widths[-1], 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch_shape, (_, height, width) = x.shape[:-1], self.shape
+        image = x.unflatten(-1, self.shape)
+        if self.context_dim:
+            context = context_of(self).expand(*batch_shape, -1)[..., None, None]
+            image = torch.cat([image, context.expand(*batch_shape, -1, height, width)], -3)
+        h = image.reshape(batch_shape.numel(), *image.shape[-3:])
+        for layer in self.hidden:
+            h = torch.tanh(layer(h))
+        y = conv2d(h, self.head, self.bias, padding="same")
+        return y.unflatten(1, (self.num_params, -1)).movedim(1, -1).reshape(*batch_shape, -1)
 
 
 class MaskedMLP(nn.Module):

@@ -1,20 +1,15 @@
 """Flow autoguides: ordinary Pyro autoguides, one a flow."""
 
-from .families import (
-    AutoCIF,
-    AutoIAF,
-    AutoNICE,
-    AutoPlanar,
-    AutoRadial,
-    AutoRealNVP,
-    AutoSpline,
-)
+from .couplings import AutoGlow, AutoNICE, AutoRealNVP, AutoSpline
+from .families import AutoCIF, AutoIAF, AutoMAF, AutoPlanar, AutoRadial
 from .flow import AutoFlow
 
 __all__ = [
     "AutoCIF",
     "AutoFlow",
+    "AutoGlow",
     "AutoIAF",
+    "AutoMAF",
     "AutoNICE",
     "AutoPlanar",
     "AutoRadial",

@@ -79,6 +79,10 @@ class Conditional(Layer):
         x, log_weight = self._run("inverse", y, noise)
         return x, log_weight
 
+    def initialize(self, y: Tensor) -> Tensor:
+        self.layer.initialize(y)
+        return super().initialize(y)
+
     def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
         return self._run("transport", x, y, score, weight)[0]
 

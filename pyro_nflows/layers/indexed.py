@@ -113,6 +113,10 @@ class Indexed(Layer):
         x, log_weight = self._retreat(x_prime, u)
         return x, inner + log_weight + normal_log_prob(u, loc, log_scale)
 
+    def initialize(self, y: Tensor) -> Tensor:
+        self.inner.initialize(y)
+        return super().initialize(y)
+
     def scored(self, x: Tensor, noise: Tensor | None, score: Tensor, reverse: Tensor) -> Scored:
         """The pass in the extended space: ``(x, eps)`` to ``(y, u)`` is a bijection."""
         eps, rest = self._shares(noise)
