@@ -18,6 +18,7 @@ from .guides import (
     AutoPlanar,
     AutoRadial,
     AutoRealNVP,
+    AutoResidual,
     AutoSpline,
 )
 from .objectives import ELBO, IWAE
@@ -41,6 +42,7 @@ __all__ = [
     "AutoPlanar",
     "AutoRadial",
     "AutoRealNVP",
+    "AutoResidual",
     "AutoSpline",
     "FlowDistribution",
     "layers",

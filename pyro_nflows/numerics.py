@@ -106,6 +106,24 @@ def pullback(function: Callable[..., Any], *points: Tensor) -> tuple[Any, Callab
     return value, pull_plainly
 
 
+def largest(values: Tensor, most: int) -> int:
+    """The largest of some whole numbers, or ``most`` where they cannot be read: under ``vmap`` and while tracing.
+
+    For loops whose further steps change nothing, so that their length is a matter of time only.
+
+    Example::
+
+        >>> largest(torch.tensor([1.0, 3.0]), 10), largest(torch.tensor([1.0, 30.0]), 10)
+        (3, 10)
+    """
+    if torch.compiler.is_compiling() or not values.numel():
+        return most
+    try:
+        return min(most, int(values.max()))
+    except RuntimeError:
+        return most
+
+
 def reflect(x: Tensor, vectors: Tensor) -> Tensor:
     r"""Rows times a product of Householder reflections: :math:`H_1 \cdots H_K x`.
 

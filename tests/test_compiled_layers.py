@@ -35,6 +35,8 @@ NAMES = [
     "Householder(3)",
     "Sylvester(4, 2)",
     "glow_image(1, 2, 2)",
+    "Residual(3)",
+    "Residual(2, roulette)",
     "Split(Indexed)",
     "Coupling(image)",
     "Conditional(Planar)",

@@ -18,6 +18,7 @@ RECIPES = {
         "maf",
         "couplings",
         "realnvp",
+        "residual",
         "nice",
         "spline",
         "spline_autoregressive",

@@ -1,7 +1,7 @@
 """Flow autoguides: ordinary Pyro autoguides, one a flow."""
 
 from .couplings import AutoGlow, AutoNICE, AutoRealNVP, AutoSpline
-from .families import AutoCIF, AutoIAF, AutoMAF, AutoPlanar, AutoRadial
+from .families import AutoCIF, AutoIAF, AutoMAF, AutoPlanar, AutoRadial, AutoResidual
 from .flow import AutoFlow
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "AutoPlanar",
     "AutoRadial",
     "AutoRealNVP",
+    "AutoResidual",
     "AutoSpline",
 ]

@@ -168,6 +168,50 @@ class AutoMAF(AutoFlow):
         super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
 
+class AutoResidual(AutoFlow):
+    r"""Residual flow [1, 2]: each layer adds a contraction, a network that reads and moves all coordinates at once.
+
+    Its log-determinant is taken from the Jacobian, at :math:`D^3` a layer and draw: for up to a hundred latents or so.
+
+    :param model: a Pyro model.
+    :param num_layers: number of :class:`~pyro_nflows.layers.Residual` layers.
+    :param hidden_dims: widths of the networks' hidden layers.
+    :param lipschitz: the contractions' constant.
+    :param init_loc_fn: where to start, as for Pyro's autoguides.
+    :param init_scale: standard deviation of the fresh guide in unconstrained space.
+    :param create_plates: as for Pyro's autoguides.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> guide = AutoResidual(lambda: pyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1)))
+        >>> guide()["z"].shape
+        torch.Size([3])
+
+    **References**
+
+    [1] J. Behrmann, W. Grathwohl, R. Chen, D. Duvenaud, J. Jacobsen (2019). Invertible Residual Networks.
+
+    [2] R. Chen, J. Behrmann, D. Duvenaud, J. Jacobsen (2019). Residual Flows for Invertible Generative Modeling.
+    """
+
+    _full_rank = False
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_layers: int = 8,
+        hidden_dims: Sequence[int] = (32, 32),
+        lipschitz: float = 0.9,
+        *,
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_scale: float = 0.1,
+        create_plates: Callable[..., Any] | None = None,
+    ):
+        build = functools.partial(recipes.residual, num_layers=num_layers, hidden_dims=hidden_dims, lipschitz=lipschitz)
+        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
+
+
 class AutoCIF(AutoFlow):
     r"""Continuously indexed flow: each layer of an inner flow picks one of a continuum of bijections [1, 2].
 

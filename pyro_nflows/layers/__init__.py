@@ -14,6 +14,7 @@ from .mixture import Mixture
 from .permutation import Permutation
 from .planar import Planar
 from .radial import Radial
+from .residual import LogDet, Residual
 from .sylvester import Sylvester
 from .triangular import TriangularAffine
 
@@ -30,10 +31,12 @@ __all__ = [
     "LULinear",
     "Layer",
     "LocScale",
+    "LogDet",
     "Mixture",
     "Permutation",
     "Planar",
     "Radial",
+    "Residual",
     "Split",
     "Squeeze",
     "Sylvester",

@@ -16,6 +16,7 @@ from .vectors import (
     planar,
     radial,
     realnvp,
+    residual,
     spline,
     spline_autoregressive,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "planar",
     "radial",
     "realnvp",
+    "residual",
     "spline",
     "spline_autoregressive",
 ]

@@ -2,13 +2,25 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..calls import Size, channels
 from ..layer import Chain, Inverse, Layer
-from ..layers import ActNorm, Autoregressive, Coupling, LocScale, LULinear, Permutation, Planar, Radial
+from ..layers import (
+    ActNorm,
+    Autoregressive,
+    Coupling,
+    LocScale,
+    LogDet,
+    LULinear,
+    Permutation,
+    Planar,
+    Radial,
+    Residual,
+)
 from ..nets import check_sizes
 from ..transformers import Affine, RationalQuadratic, Shift, Transformer
 
@@ -210,6 +222,29 @@ def glow_steps(
         layers.append(Coupling(size, transformer, flip=flip, hidden_dims=hidden_dims, context_dim=context_dim))
         layers += [LULinear(size, shuffles.get(i)), ActNorm(size)]
     return Chain(*layers)
+
+
+def residual(
+    latent_dim: int,
+    num_layers: int = 8,
+    hidden_dims: Sequence[int] = (32, 32),
+    lipschitz: float = 0.9,
+    log_det: LogDet | str = LogDet.EXACT,
+    context_dim: int = 0,
+) -> Chain:
+    """Residual layers, an :class:`ActNorm` behind each, for a contraction cannot stretch by much.
+
+    Drawing is cheap and the inverse iterates. To train on data take ``Inverse(residual(latent_dim))``.
+
+    Example::
+
+        >>> len(residual(3, num_layers=2))
+        4
+    """
+    check_sizes("residual", num_layers=num_layers)
+    options: dict[str, Any] = {"lipschitz": lipschitz, "log_det": log_det, "context_dim": context_dim}
+    pairs = [(Residual(latent_dim, hidden_dims=hidden_dims, **options), ActNorm(latent_dim)) for _ in range(num_layers)]
+    return Chain(*(layer for pair in pairs for layer in pair))
 
 
 def default(latent_dim: int) -> Chain:
