@@ -41,7 +41,8 @@ def spectral_bound(matrix: Tensor, num_iterations: int = 5) -> Tensor:
     for _ in range(num_iterations):
         size = _frobenius(gram)
         log_scale = 2 * (log_scale + size.log())
-        gram = (gram / size) @ (gram / size)
+        gram = gram / size
+        gram = gram @ gram
     return ((_frobenius(gram).log() + log_scale) / 2 ** (num_iterations + 1)).exp()
 
 

@@ -169,6 +169,7 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "glow(2, conditional)": lambda: recipes.conditional(2, 2, lambda dim: recipes.glow(dim, 2, (4,)), (4,)).at(CONTEXT),
     "cif(2, glow)": lambda: recipes.cif(2, lambda dim: recipes.glow(dim, 2, (4,))),
     "residual(2)": lambda: recipes.residual(2, 2, (4,)),
+    "residual(2, inverted)": lambda: recipes.residual(2, 1, (4,), 0.5, inverted=True),
     "couplings(5)": lambda: recipes.couplings(5, 5),
     "realnvp(1)": lambda: recipes.realnvp(1, 2),
     "realnvp(2)": lambda: recipes.realnvp(2, 4),

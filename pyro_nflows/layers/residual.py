@@ -156,14 +156,15 @@ class Residual(Layer):
         return value, neumann
 
     def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
-        """By a solve against the Jacobian, which the log-weight has made already."""
+        """By the inverse of the Jacobian, which is the log-determinant's gradient in it too."""
         if self.noise_dim:
             return super().transport(x, y, score, weight)
-        jacobian = self._jacobian(self.net.linearized(x))
+        weights = [w.detach() for w in self.net.weights()]
+        jacobian, pull = pullback(lambda x: self._jacobian(self.net.linearized(x, weights)), x)
+        inverse = torch.linalg.inv_ex(jacobian.detach())[0]
         if weight:
-            log_weight, pull = pullback(lambda x: self._log_weight(self.net.linearized(x), None), x)
-            score = score - weight * pull(torch.ones_like(log_weight))[0]
-        return torch.linalg.solve_ex(jacobian.mT, score[..., None])[0][..., 0]
+            score = score - weight * pull(inverse.mT)[0]
+        return (score[..., None, :] @ inverse)[..., 0, :]
 
     def extra_repr(self) -> str:
         return f"{self.input_dim}, log_det={self.log_det.value!r}"

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -231,10 +230,13 @@ def residual(
     lipschitz: float = 0.9,
     log_det: LogDet | str = LogDet.EXACT,
     context_dim: int = 0,
+    *,
+    inverted: bool = False,
 ) -> Chain:
     """Residual layers, an :class:`ActNorm` behind each, for a contraction cannot stretch by much.
 
-    Drawing is cheap and the inverse iterates. To train on data take ``Inverse(residual(latent_dim))``.
+    Drawing is one pass, and the density of a given point iterates. ``inverted`` turns each layer around, so that
+    densities are one pass: the way to train on data.
 
     Example::
 
@@ -242,9 +244,13 @@ def residual(
         4
     """
     check_sizes("residual", num_layers=num_layers)
-    options: dict[str, Any] = {"lipschitz": lipschitz, "log_det": log_det, "context_dim": context_dim}
-    pairs = [(Residual(latent_dim, hidden_dims=hidden_dims, **options), ActNorm(latent_dim)) for _ in range(num_layers)]
-    return Chain(*(layer for pair in pairs for layer in pair))
+    layers: list[Layer] = []
+    for _ in range(num_layers):
+        layer = Residual(
+            latent_dim, hidden_dims=hidden_dims, lipschitz=lipschitz, log_det=log_det, context_dim=context_dim
+        )
+        layers += [Inverse(layer) if inverted else layer, ActNorm(latent_dim)]
+    return Chain(*layers)
 
 
 def default(latent_dim: int) -> Chain:
