@@ -13,9 +13,12 @@ from torch.nn.functional import linear
 
 from .context import context_of, take_context
 from .nets import check_widths
+from .numerics import positive
 
-#: The largest slope of ``silu``, rounded up.
-_SILU_SLOPE = 1.1
+#: The largest slope of ``t * sigmoid(b * t)``, whatever ``b``, rounded up.
+_SWISH_SLOPE = 1.1
+#: ``b`` at the start. The slope at zero is .45 for any ``b``; a larger one comes near to 1 sooner.
+_SHARPNESS = 3.0
 
 
 def spectral_bound(matrix: Tensor, num_iterations: int = 5) -> Tensor:
@@ -75,7 +78,10 @@ class Linearized(NamedTuple):
 class Contraction(nn.Module):
     r"""A perceptron of :math:`D` to :math:`D` dimensions whose Lipschitz constant is at most :math:`L`; zero at first.
 
-    .. math:: g(x) = W_h\, a(\cdots a(W_1 x + b_1) \cdots) + b_h, \qquad a(t) = \mathrm{silu}(t) / 1.1
+    .. math:: g(x) = W_h\, a_m(\cdots a_1(W_1 x + b_1) \cdots) + b_h, \qquad
+        a_k(t) = t\, \mathrm{sigmoid}(\beta_k t) / 1.1
+
+    with a learned :math:`\beta_k > 0` in each hidden layer [1].
 
     :param dim: :math:`D`.
     :param hidden_dims: widths of the hidden layers.
@@ -87,6 +93,10 @@ class Contraction(nn.Module):
 
         >>> Contraction(3, (16,), 0.9)(torch.randn(10, 3)).shape
         torch.Size([10, 3])
+
+    **References**
+
+    [1] R. Chen, J. Behrmann, D. Duvenaud, J. Jacobsen (2019). Residual Flows for Invertible Generative Modeling.
     """
 
     def __init__(self, dim: int, hidden_dims: Sequence[int], lipschitz: float, context_dim: int = 0):
@@ -98,6 +108,7 @@ class Contraction(nn.Module):
         widths = [dim, *hidden_dims, dim]
         self.share = lipschitz ** (1 / (len(widths) - 1))
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
+        self.sharpness = nn.Parameter(torch.zeros(len(hidden_dims))) if hidden_dims else None
         self.told = nn.Parameter(torch.zeros(widths[1], context_dim)) if context_dim else None
         with torch.no_grad():
             for parameter in self.hidden[-1].parameters():
@@ -115,11 +126,16 @@ class Contraction(nn.Module):
             h = linear(h, weight, layer.bias)  # type: ignore[arg-type]
             if i == 0 and self.told is not None:
                 h = h + linear(context_of(self), self.told)
-            if i < len(weights) - 1:
-                gate = torch.sigmoid(h)
-                slopes.append(gate * (1 + h * (1 - gate)) / _SILU_SLOPE)
-                h = h * gate / _SILU_SLOPE
+            if self.sharpness is not None and i < len(weights) - 1:
+                h, slope = _swish(h, _SHARPNESS * positive(self.sharpness[i]))
+                slopes.append(slope)
         return Linearized(h, weights, slopes)
 
     def forward(self, x: Tensor, weights: list[Tensor] | None = None) -> Tensor:
         return self.linearized(x, weights).value
+
+
+def _swish(t: Tensor, sharpness: Tensor) -> tuple[Tensor, Tensor]:
+    """The activation and its slope, which is at most 1."""
+    gate = torch.sigmoid(sharpness * t)
+    return t * gate / _SWISH_SLOPE, gate * (1 + sharpness * t * (1 - gate)) / _SWISH_SLOPE

@@ -76,13 +76,13 @@ def test_rows_of_a_roulette_stop_by_themselves():
     assert torch.allclose(log_weight, torch.func.vmap(layer)(x, noise)[1])
 
 
-def test_a_roulette_of_more_terms_has_less_variance():
-    draws = []
+def test_a_roulette_that_starts_later_varies_less():
+    noise, draws = torch.cat([torch.ones(2000, 2), torch.randn(2000, 1)], 1), []
     for num_terms in (1, 8):
         torch.manual_seed(0)
         layer = perturbed(lambda num=num_terms: Residual(2, lipschitz=0.6, log_det="roulette", num_terms=num))
-        draws.append(layer(torch.ones(2000, 2), torch.randn(2000, 3))[1])
-    assert draws[1].std() < draws[0].std()
+        draws.append(layer(torch.ones(2000, 2), noise)[1])
+    assert 0 < draws[1].std() < 0.5 * draws[0].std()
 
 
 @pytest.mark.parametrize("lipschitz", [0.3, 0.9, 0.97])
