@@ -179,6 +179,8 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "spline(3)": lambda: recipes.spline(3, 2),
     "spline(2, context)": lambda: recipes.spline(2, 2, context_dim=2).at(CONTEXT),
     "conditional(3)": lambda: recipes.conditional(3, 2, lambda dim: recipes.nice(dim, 2, (4,)), (4,)).at(CONTEXT),
+    "on_mixture(2)": lambda: recipes.on_mixture(2, lambda dim: recipes.couplings(dim, 2, (4,)), 3),
+    "on_modes(2)": lambda: recipes.on_modes(2, lambda dim: recipes.couplings(dim, 2, (4,)), 2, 1),
     "default(1)": lambda: recipes.default(1),
     "default(2)": lambda: recipes.default(2),
     "cif(1)": lambda: recipes.cif(1, lambda dim: recipes.spline(dim, 2)),
