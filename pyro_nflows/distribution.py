@@ -34,7 +34,8 @@ class FlowDistribution(TorchDistribution):
         >>> flow.log_prob(x).shape
         torch.Size([10])
 
-    As a likelihood, ``pyro.sample("x", FlowDistribution(layer), obs=x)`` is density estimation.
+    As a likelihood, ``pyro.sample("x", FlowDistribution(layer), obs=x)`` is density estimation; with
+    ``layer.at(context)``, of ``x`` given the context, a row of which is an element of the batch.
     """
 
     arg_constraints: dict[str, Any] = {}
@@ -55,6 +56,8 @@ class FlowDistribution(TorchDistribution):
             )
         if base_dist is not None:
             batch_shape = torch.broadcast_shapes(batch_shape, base_dist.batch_shape)
+        parts = [part.batch_shape for part in layer.modules() if isinstance(part, Layer)]
+        batch_shape = torch.broadcast_shapes(batch_shape, *parts)
         self.layer, self.base_dist = layer, base_dist
         self._drawn: tuple[Tensor, Tensor, list[tuple[Tensor, int]]] | None = None
         super().__init__(batch_shape, torch.Size((layer.output_dim,)), validate_args=False)

@@ -33,15 +33,18 @@ Flows.
 """
 
 import enum
-import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from .calls import checked
+from .context import bind
 from .nets import check_sizes
 from .numerics import pullback
+
+_L = TypeVar("_L", bound="Layer")
 
 
 class Weight(enum.IntEnum):
@@ -103,6 +106,8 @@ class Layer(nn.Module):
     #: How many standard normal numbers ``forward`` needs per row, and ``inverse``.
     noise_dim: int = 0
     inverse_noise_dim: int = 0
+    #: Leading dimensions of the context that :meth:`at` has given it.
+    batch_shape: torch.Size = torch.Size()
 
     def __init__(self, input_dim: int, output_dim: int | None = None):
         super().__init__()
@@ -113,7 +118,7 @@ class Layer(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in {"forward", "inverse"} & set(vars(cls)):
-            setattr(cls, name, _checked(name, vars(cls)[name]))
+            setattr(cls, name, checked(name, vars(cls)[name]))
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map ``x`` to ``(y, log_weight)``; ``noise`` is ``(..., noise_dim)`` standard normal."""
@@ -130,6 +135,22 @@ class Layer(nn.Module):
     def has_inverse(self) -> bool:
         """Whether ``inverse`` is defined."""
         return type(self).inverse is not Layer.inverse
+
+    def at(self: _L, context: Tensor) -> _L:
+        """This layer at a context: a view of the same parameters, in which all that takes a context has this one.
+
+        :param context: ``(..., context_dim)``; its leading dimensions broadcast with those of ``x``.
+        :raises ValueError: if no part of the layer takes a context, or one takes a context of another size.
+        """
+        return bind(self, context)
+
+    def initialize(self, y: Tensor) -> Tensor:
+        """Start from data: set what starts from them (:class:`~pyro_nflows.layers.ActNorm`), and return their inverse.
+
+        :param y: a batch of outputs, ``(N, output_dim)``.
+        """
+        with torch.no_grad():
+            return self.inverse(y)[0]
 
     def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
         r"""Carry a gradient from ``x`` to ``y = forward(x)``: :math:`J^{-\top}(s - c \nabla_x \log w)`.
@@ -172,31 +193,6 @@ class Layer(nn.Module):
 
     def extra_repr(self) -> str:
         return "" if self._modules else str(self.input_dim)
-
-
-def _checked(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-    """``method`` with its arguments' shapes checked."""
-    point = "x" if name == "forward" else "y"
-
-    @functools.wraps(method)
-    def wrapped(self: Layer, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        dim = self.input_dim if name == "forward" else self.output_dim
-        noise_dim = self.noise_dim if name == "forward" else self.inverse_noise_dim
-        if x.shape[-1:] != (dim,):
-            raise ValueError(
-                f"{type(self).__name__}.{name}: expected {point} of shape (..., {dim}), got {tuple(x.shape)}"
-            )
-        if noise is None and noise_dim and name == "inverse":
-            noise = torch.randn(*x.shape[:-1], noise_dim, dtype=x.dtype, device=x.device)
-        if noise_dim and (noise is None or noise.shape[-1] != noise_dim):
-            got = "None" if noise is None else tuple(noise.shape)
-            raise ValueError(
-                f"{type(self).__name__}.{name}: expected noise of shape (..., {noise_dim}), got {got}; "
-                f"pass torch.randn(*{point}.shape[:-1], {noise_dim})"
-            )
-        return method(self, x, noise) if noise_dim else method(self, x)
-
-    return wrapped
 
 
 class Chain(Layer):
@@ -253,6 +249,11 @@ class Chain(Layer):
             y, log_weight = layer.inverse(y, part)
             total = total + log_weight
         return y, total
+
+    def initialize(self, y: Tensor) -> Tensor:
+        for layer in reversed(list(self)):
+            y = layer.initialize(y)
+        return y
 
     def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
         if self.noise_dim:

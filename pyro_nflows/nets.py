@@ -1,4 +1,4 @@
-r"""The networks inside the layers: small perceptrons whose heads start at zero.
+r"""The networks inside the layers: small networks whose heads start at zero.
 
 A zero head makes the layer around it start at its neutral parameters, that is at the identity. The linear
 skip (also zero at the start) lets a layer represent a linear dependence exactly, in the tails too.
@@ -9,7 +9,9 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import conv2d, linear, silu
+
+from .context import context_of, join_context, take_context
 
 
 def check_sizes(name: str, **sizes: int) -> None:
@@ -54,7 +56,9 @@ class MLP(nn.Module):
     :param output_dim: size of the last dimension of the result.
     :param hidden_dims: widths of the hidden layers.
     :param skip: whether to add :math:`W_s x`.
+    :param bias: whether to add :math:`b_h`.
     :param unbounded: whether the last of several hidden layers is SiLU.
+    :param context_dim: size of a context (see :mod:`pyro_nflows.context`) that is read beside ``x``.
 
     Example::
 
@@ -68,27 +72,81 @@ class MLP(nn.Module):
         output_dim: int,
         hidden_dims: Sequence[int],
         skip: bool = True,
+        bias: bool = True,
         unbounded: bool = False,
+        context_dim: int = 0,
     ):
         super().__init__()
         check_widths("MLP", hidden_dims)
+        take_context(self, context_dim)
+        input_dim += context_dim
         self.unbounded = unbounded and len(hidden_dims) > 1
         widths = [input_dim, *hidden_dims] if input_dim else [0]
         skip = skip and len(widths) > 1
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
-        self.bias = nn.Parameter(torch.zeros(output_dim))
+        self.bias = nn.Parameter(torch.zeros(output_dim)) if bias else None
         self.head = nn.Parameter(torch.zeros(output_dim, widths[-1])) if widths[-1] else None
         self.skip = nn.Parameter(torch.zeros(output_dim, input_dim)) if skip else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.head is None:
-            return self.bias.expand(*x.shape[:-1], -1)
-        h = x
+            return cast(Tensor, self.bias).expand(*x.shape[:-1], -1)
+        h = x = join_context(self, x)
         for i, layer in enumerate(self.hidden):
             last = self.unbounded and i == len(self.hidden) - 1
             h = silu(layer(h)) if last else torch.tanh(layer(h))
         y = linear(h, self.head, self.bias)
         return y if self.skip is None else y + linear(x, self.skip)
+
+
+class ConvNet(nn.Module):
+    r"""A convolutional network with tanh activations; it starts as the zero function.
+
+    A 3 by 3 convolution, a 1 by 1 convolution for each further hidden layer, and a 3 by 3 head.
+
+    :param shape: the input's ``(C, H, W)``; ``x`` has shape ``(..., C H W)``.
+    :param output_channels: channels of the result.
+    :param num_params: numbers for each coordinate of the result, ``(..., output_channels H W num_params)``.
+    :param hidden_dims: channels of the hidden layers.
+    :param context_dim: size of a context (see :mod:`pyro_nflows.context`) that each pixel reads, as further channels.
+
+    Example::
+
+        >>> ConvNet((2, 4, 4), 3, 2, (16,))(torch.randn(10, 32)).shape
+        torch.Size([10, 96])
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        output_channels: int,
+        num_params: int,
+        hidden_dims: Sequence[int],
+        context_dim: int = 0,
+    ):
+        super().__init__()
+        check_widths("ConvNet", hidden_dims)
+        take_context(self, context_dim)
+        self.shape, self.num_params = tuple(shape), num_params
+        widths = [shape[0] + context_dim, *hidden_dims]
+        sizes = [3] + [1] * len(hidden_dims)
+        self.hidden = nn.ModuleList(
+            nn.Conv2d(a, b, size, padding="same") for a, b, size in zip(widths, widths[1:], sizes)
+        )
+        self.bias = nn.Parameter(torch.zeros(num_params * output_channels))
+        self.head = nn.Parameter(torch.zeros(len(self.bias), widths[-1], 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch_shape, (_, height, width) = x.shape[:-1], self.shape
+        image = x.unflatten(-1, self.shape)
+        if self.context_dim:
+            context = context_of(self).expand(*batch_shape, -1)[..., None, None]
+            image = torch.cat([image, context.expand(*batch_shape, -1, height, width)], -3)
+        h = image.reshape(batch_shape.numel(), *image.shape[-3:])
+        for layer in self.hidden:
+            h = torch.tanh(layer(h))
+        y = conv2d(h, self.head, self.bias, padding="same")
+        return y.unflatten(1, (self.num_params, -1)).movedim(1, -1).reshape(*batch_shape, -1)
 
 
 class MaskedMLP(nn.Module):
@@ -100,6 +158,7 @@ class MaskedMLP(nn.Module):
     :param num_params: outputs of each block; the result has shape ``(..., D, num_params)``.
     :param hidden_dims: widths of the hidden layers.
     :param reverse: read the inputs in the order :math:`D, \dots, 1` instead.
+    :param context_dim: size of a context (see :mod:`pyro_nflows.context`), which every output block reads.
 
     Example::
 
@@ -116,24 +175,31 @@ class MaskedMLP(nn.Module):
     mask_head: Tensor
     mask_skip: Tensor
 
-    def __init__(self, input_dim: int, num_params: int, hidden_dims: Sequence[int], reverse: bool = False):
+    def __init__(
+        self,
+        input_dim: int,
+        num_params: int,
+        hidden_dims: Sequence[int],
+        reverse: bool = False,
+        context_dim: int = 0,
+    ):
         super().__init__()
         check_widths("MaskedMLP", hidden_dims)
-        hidden_dims = hidden_dims if input_dim > 1 else ()
+        take_context(self, context_dim)
         self.shape = (input_dim, num_params)
-        degrees = [torch.arange(1, input_dim + 1)]
-        for width in hidden_dims:
-            degrees.append(torch.arange(width) % max(1, input_dim - 1) + 1)
-        first = degrees[0].flip(0) if reverse else degrees[0]
-        degrees[0] = first
+        first = torch.arange(1, input_dim + 1)
+        first = first.flip(0) if reverse else first
         last = first.repeat_interleave(num_params)
+        first = torch.cat([first, first.new_zeros(context_dim)])
+        hidden_dims = hidden_dims if len(first) > 1 else ()
+        degrees = [first, *(_degrees(width, input_dim, context_dim > 0) for width in hidden_dims)]
         self.hidden = nn.ModuleList(nn.Linear(len(a), len(b)) for a, b in zip(degrees, degrees[1:]))
         head = torch.zeros(len(last), len(degrees[-1]))
-        if input_dim > 1:
+        if len(first) > 1:
             self.head = nn.Parameter(head)
         else:  # all masked, and Pyro warns of parameters that do not train
             self.register_buffer("head", head)
-        self.skip = nn.Parameter(torch.zeros(len(last), input_dim)) if hidden_dims else None
+        self.skip = nn.Parameter(torch.zeros(len(last), len(first))) if hidden_dims else None
         self.bias = nn.Parameter(torch.zeros(len(last)))
         for i, (a, b) in enumerate(zip(degrees, degrees[1:])):
             self._mask(f"mask_{i}", b[:, None] >= a)
@@ -148,13 +214,14 @@ class MaskedMLP(nn.Module):
         return [cast(nn.Linear, h).weight * getattr(self, f"mask_{i}") for i, h in enumerate(self.hidden)]
 
     def _hidden(self, x: Tensor) -> list[Tensor]:
-        """Values of the hidden layers, the input first."""
+        """Values of the hidden layers; first those of the input, context included."""
         values = [x]
         for layer, weight in zip(self.hidden, self._weights()):
             values.append(torch.tanh(linear(values[-1], weight, cast(nn.Linear, layer).bias)))
         return values
 
     def forward(self, x: Tensor) -> Tensor:
+        x = join_context(self, x)
         y = linear(self._hidden(x)[-1], self.head * self.mask_head, self.bias)
         if self.skip is not None:
             y = y + linear(x, self.skip * self.mask_skip)
@@ -170,11 +237,17 @@ class MaskedMLP(nn.Module):
         """
         blocks = each.transpose(0, 1)
         pulled = _pull_blocks(self.head * self.mask_head, blocks, total)
-        for weight, value in zip(reversed(self._weights()), reversed(self._hidden(x))):
+        for weight, value in zip(reversed(self._weights()), reversed(self._hidden(join_context(self, x)))):
             pulled = ((pulled * (1 - value * value)).flatten(0, 1) @ weight).unflatten(0, pulled.shape[:2])
         if self.skip is not None:
             pulled = pulled + _pull_blocks(self.skip * self.mask_skip, blocks, total)
+        pulled = pulled[..., : x.shape[-1]]
         return pulled[:-1], pulled[-1]
+
+
+def _degrees(width: int, input_dim: int, context: bool) -> Tensor:
+    """How far each of ``width`` hidden units reads; 0 is the context alone."""
+    return torch.arange(width) % input_dim if context else torch.arange(width) % max(1, input_dim - 1) + 1
 
 
 def _pull_blocks(head: Tensor, blocks: Tensor, total: Tensor) -> Tensor:

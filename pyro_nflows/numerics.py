@@ -106,6 +106,43 @@ def pullback(function: Callable[..., Any], *points: Tensor) -> tuple[Any, Callab
     return value, pull_plainly
 
 
+def largest(values: Tensor, most: int) -> int:
+    """The largest of some whole numbers, or ``most`` where they cannot be read: under ``vmap`` and while tracing.
+
+    For loops whose further steps change nothing, so that their length is a matter of time only.
+
+    Example::
+
+        >>> largest(torch.tensor([1.0, 3.0]), 10), largest(torch.tensor([1.0, 30.0]), 10)
+        (3, 10)
+    """
+    if torch.compiler.is_compiling() or not values.numel():
+        return most
+    try:
+        return min(most, int(values.max()))
+    except RuntimeError:
+        return most
+
+
+def reflect(x: Tensor, vectors: Tensor) -> Tensor:
+    r"""Rows times a product of Householder reflections: :math:`H_1 \cdots H_K x`.
+
+    With :math:`H_k = I - 2 v_k v_k^\top / |v_k|^2`, all at once it is :math:`x - V^\top T^{-1} V x`, where
+    :math:`T = \mathrm{triu}(V V^\top, 1) + \mathrm{diag}(V V^\top) / 2`.
+
+    :param x: rows, ``(..., D)``.
+    :param vectors: :math:`V`, ``(K, D)``; in the opposite order, the product is the inverse.
+
+    Example::
+
+        >>> reflect(torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 0.0]]))
+        tensor([-1.,  2.])
+    """
+    gram = vectors @ vectors.T
+    core = gram.triu(1) + torch.diag(0.5 * gram.diagonal())
+    return x - (x @ vectors.T) @ torch.linalg.solve_triangular(core.T, vectors, upper=False)
+
+
 def monotone_root(
     function: Callable[[Tensor], tuple[Tensor, Tensor]],
     low: Tensor,

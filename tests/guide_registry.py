@@ -58,9 +58,12 @@ CASES = [
     Case(nf.AutoPlanar, {"num_layers": 2}, Training({"num_layers": 10}, 300, 5e-2)),
     Case(nf.AutoRadial, {"num_layers": 2}, Training({"num_layers": 16}, 3000, 2e-2, slow=True)),
     Case(nf.AutoIAF, sizes(2, 8), Training(sizes(2, 8), 150, 4e-2)),
+    Case(nf.AutoMAF, sizes(2, 8), Training(sizes(2, 8), 150, 4e-2)),
     Case(nf.AutoNICE, sizes(2, 8), Training(sizes(4, 4), 200, 4e-2)),
     Case(nf.AutoRealNVP, sizes(2, 8), Training(sizes(4, 4), 200, 3e-2)),
     Case(nf.AutoSpline, sizes(2, 8), Training(sizes(4, 16), 1500, 1e-2, slow=True)),
+    Case(nf.AutoGlow, sizes(2, 8), Training(sizes(2, 4), 150, 3e-2)),
+    Case(nf.AutoResidual, sizes(2, 8), Training(sizes(3, 8), 200, 3e-2)),
     Case(nf.AutoCIF, inner(2, 8), Training(inner(3, 4), 250, 3e-2), bijective=False),
 ]
 

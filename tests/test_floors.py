@@ -18,6 +18,9 @@ MAX_LINES = 320
 #: A module, or a folder for all of its modules, to its floor.
 FLOORS = {
     "numerics": 0,
+    "context": 0,
+    "calls": 0,
+    "lipschitz": 0,
     "nets": 0,
     "transformers": 0,
     "tails": 0,

@@ -168,6 +168,19 @@ def test_what_has_no_code_of_its_own_is_left_to_torch():
     check(lambda x: [x.sort(1)[0] * 2, x.exp()], [X], externs=["sort"])
 
 
+@pytest.mark.parametrize("turn", [lambda m: m, lambda m: m.mT], ids=["rows", "columns"])
+def test_what_is_left_to_torch_lies_in_memory_as_it_was_recorded(turn):
+    """A determinant factors the matrix or its transpose, as its layout says; the gradient relies on that."""
+
+    def function(m):
+        with torch.enable_grad():
+            m = m.detach().requires_grad_()
+            log_det = torch.linalg.slogdet(turn(torch.eye(3) + m))[1]
+            return [log_det.detach(), *torch.autograd.grad(log_det.sum(), m)]
+
+    check(function, [0.3 * torch.randn(4, 3, 3)], externs=["_linalg_slogdet", "linalg_lu_solve"])
+
+
 def test_an_error_of_torch_comes_through():
     def function(x):
         return [torch.linalg.inv_ex(x, check_errors=True)[0] * 2]

@@ -11,7 +11,21 @@ from pyro_nflows.transformers import RationalQuadratic
 
 RECIPES = {
     name: getattr(recipes, name)
-    for name in ("planar", "radial", "iaf", "couplings", "realnvp", "nice", "spline", "default", "cif")
+    for name in (
+        "planar",
+        "radial",
+        "iaf",
+        "maf",
+        "couplings",
+        "realnvp",
+        "residual",
+        "nice",
+        "spline",
+        "spline_autoregressive",
+        "glow",
+        "default",
+        "cif",
+    )
 }
 
 

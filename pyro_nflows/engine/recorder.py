@@ -58,6 +58,7 @@ class Recorder(TorchDispatchMode):
         self._scalars: dict[Any, Tensor] = {}
         self._fresh = itertools.count()
         self.metas: dict[int, tuple[torch.Size, torch.dtype]] = {}
+        self.strides: dict[int, tuple[int, ...]] = {}
         for tensor in inputs:
             self._name(tensor)
         self.derived = {self.number(tensor) for tensor in data}  # constants that are computed from data
@@ -74,6 +75,7 @@ class Recorder(TorchDispatchMode):
             self._alive.append(tensor)
             self._sharing[_storage(tensor)] += 1
         self.metas.setdefault(number, (tensor.shape, tensor.dtype))
+        self.strides.setdefault(number, tensor.stride())
         self._numbers[id(tensor)] = number
         return number
 

@@ -79,7 +79,7 @@ class Tape:
         self.calls = _needed(recorder.calls, self.results) if self.pure else recorder.calls
         used = {v.number for call in self.calls for v in values_of(call)} | set(self.results)
         self.constants = {n: t.detach() for n, t in recorder.constants.items() if n in used}
-        self.metas = recorder.metas
+        self.metas, self.strides = recorder.metas, recorder.strides
         self.data = [recorder.number(tensor) for tensor in data]
         self.prologue = _needed(recorder.prologue, list(used))
         self._sources = {v.number: recorder.constants[v.number] for call in self.prologue for v in values_of(call)}

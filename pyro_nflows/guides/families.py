@@ -127,13 +127,14 @@ class AutoIAF(AutoFlow):
         super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
 
-class AutoNICE(AutoFlow):
-    r"""Additive couplings with a final scaling [1].
+class AutoMAF(AutoFlow):
+    r"""Masked autoregressive flow [1]: the inverse of :class:`~pyro_nflows.AutoIAF`.
 
-    All layers but the last conserve volume.
+    The density of a point costs one network pass a layer; drawing, which variational inference does at each step, costs
+    ``latent_dim``. It is the flow to train on data; as a guide it is for few latents.
 
     :param model: a Pyro model.
-    :param num_layers: number of couplings.
+    :param num_layers: number of inverted :class:`~pyro_nflows.layers.Autoregressive` layers, reversed in turn.
     :param hidden_dims: widths of the networks' hidden layers.
     :param init_loc_fn: where to start, as for Pyro's autoguides.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
@@ -142,95 +143,13 @@ class AutoNICE(AutoFlow):
     Example::
 
         >>> import pyro, pyro.distributions as dist
-        >>> guide = AutoNICE(lambda: pyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1)))
+        >>> guide = AutoMAF(lambda: pyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1)))
         >>> guide()["z"].shape
         torch.Size([3])
 
     **References**
 
-    [1] L. Dinh, D. Krueger, Y. Bengio (2014). NICE: Non-linear Independent Components Estimation.
-    """
-
-    _full_rank = False
-
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        num_layers: int = 8,
-        hidden_dims: Sequence[int] = (32, 32),
-        *,
-        init_loc_fn: Callable[..., Any] = init_to_median,
-        init_scale: float = 0.1,
-        create_plates: Callable[..., Any] | None = None,
-    ):
-        build = functools.partial(recipes.nice, num_layers=num_layers, hidden_dims=hidden_dims)
-        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
-
-
-class AutoRealNVP(AutoFlow):
-    r"""Affine couplings [1]: as cheap backwards as forwards.
-
-    :class:`~pyro_nflows.AutoFlow` is this flow with a full-rank end.
-
-    :param model: a Pyro model.
-    :param num_layers: number of :class:`~pyro_nflows.layers.Coupling` layers.
-    :param hidden_dims: widths of the networks' hidden layers.
-    :param init_loc_fn: where to start, as for Pyro's autoguides.
-    :param init_scale: standard deviation of the fresh guide in unconstrained space.
-    :param create_plates: as for Pyro's autoguides.
-
-    Example::
-
-        >>> import pyro, pyro.distributions as dist
-        >>> guide = AutoRealNVP(lambda: pyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1)))
-        >>> guide()["z"].shape
-        torch.Size([3])
-
-    **References**
-
-    [1] L. Dinh, J. Sohl-Dickstein, S. Bengio (2016). Density Estimation using Real NVP.
-    """
-
-    _full_rank = False
-
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        num_layers: int = 8,
-        hidden_dims: Sequence[int] = (32, 32),
-        *,
-        init_loc_fn: Callable[..., Any] = init_to_median,
-        init_scale: float = 0.1,
-        create_plates: Callable[..., Any] | None = None,
-    ):
-        build = functools.partial(recipes.realnvp, num_layers=num_layers, hidden_dims=hidden_dims)
-        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
-
-
-class AutoSpline(AutoFlow):
-    r"""Rational-quadratic spline couplings [1], linear in the tails.
-
-    The most flexible bijective guide in few layers, at about twice the cost of affine couplings.
-
-    :param model: a Pyro model.
-    :param num_layers: number of :class:`~pyro_nflows.layers.Coupling` layers.
-    :param hidden_dims: widths of the networks' hidden layers.
-    :param num_bins: bins of each spline.
-    :param bound: the splines act on ``[-bound, bound]``, in base standard deviations.
-    :param init_loc_fn: where to start, as for Pyro's autoguides.
-    :param init_scale: standard deviation of the fresh guide in unconstrained space.
-    :param create_plates: as for Pyro's autoguides.
-
-    Example::
-
-        >>> import pyro, pyro.distributions as dist
-        >>> guide = AutoSpline(lambda: pyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1)))
-        >>> guide()["z"].shape
-        torch.Size([3])
-
-    **References**
-
-    [1] C. Durkan, A. Bekasov, I. Murray, G. Papamakarios (2019). Neural Spline Flows.
+    [1] G. Papamakarios, T. Pavlakou, I. Murray (2017). Masked Autoregressive Flow for Density Estimation.
     """
 
     _full_rank = False
@@ -240,16 +159,56 @@ class AutoSpline(AutoFlow):
         model: Callable[..., Any],
         num_layers: int = 4,
         hidden_dims: Sequence[int] = (32, 32),
-        num_bins: int = 8,
-        bound: float = 5.0,
         *,
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
     ):
-        build = functools.partial(
-            recipes.spline, num_layers=num_layers, hidden_dims=hidden_dims, num_bins=num_bins, bound=bound
-        )
+        build = functools.partial(recipes.maf, num_layers=num_layers, hidden_dims=hidden_dims)
+        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
+
+
+class AutoResidual(AutoFlow):
+    r"""Residual flow [1, 2]: each layer adds a contraction, a network that reads and moves all coordinates at once.
+
+    Its log-determinant is taken from the Jacobian, at :math:`D^3` a layer and draw: for up to a hundred latents or so.
+
+    :param model: a Pyro model.
+    :param num_layers: number of :class:`~pyro_nflows.layers.Residual` layers.
+    :param hidden_dims: widths of the networks' hidden layers.
+    :param lipschitz: the contractions' constant.
+    :param init_loc_fn: where to start, as for Pyro's autoguides.
+    :param init_scale: standard deviation of the fresh guide in unconstrained space.
+    :param create_plates: as for Pyro's autoguides.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> guide = AutoResidual(lambda: pyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1)))
+        >>> guide()["z"].shape
+        torch.Size([3])
+
+    **References**
+
+    [1] J. Behrmann, W. Grathwohl, R. Chen, D. Duvenaud, J. Jacobsen (2019). Invertible Residual Networks.
+
+    [2] R. Chen, J. Behrmann, D. Duvenaud, J. Jacobsen (2019). Residual Flows for Invertible Generative Modeling.
+    """
+
+    _full_rank = False
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_layers: int = 8,
+        hidden_dims: Sequence[int] = (32, 32),
+        lipschitz: float = 0.9,
+        *,
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_scale: float = 0.1,
+        create_plates: Callable[..., Any] | None = None,
+    ):
+        build = functools.partial(recipes.residual, num_layers=num_layers, hidden_dims=hidden_dims, lipschitz=lipschitz)
         super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
 

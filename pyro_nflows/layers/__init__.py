@@ -1,29 +1,45 @@
 """Layers, one idea a file. Each obeys the contract of :mod:`pyro_nflows.layer`."""
 
 from ..layer import Chain, Inverse, Layer, Weight
+from .actnorm import ActNorm
 from .autoregressive import Autoregressive
+from .conditional import Conditional
 from .coupling import Coupling
 from .elementwise import Elementwise, LocScale
+from .householder import Householder
+from .image import Split, Squeeze
 from .indexed import Indexed
+from .lu_linear import LULinear
 from .mixture import Mixture
 from .permutation import Permutation
 from .planar import Planar
 from .radial import Radial
+from .residual import LogDet, Residual
+from .sylvester import Sylvester
 from .triangular import TriangularAffine
 
 __all__ = [
+    "ActNorm",
     "Autoregressive",
     "Chain",
+    "Conditional",
     "Coupling",
     "Elementwise",
+    "Householder",
     "Indexed",
     "Inverse",
+    "LULinear",
     "Layer",
     "LocScale",
+    "LogDet",
     "Mixture",
     "Permutation",
     "Planar",
     "Radial",
+    "Residual",
+    "Split",
+    "Squeeze",
+    "Sylvester",
     "TriangularAffine",
     "Weight",
 ]

@@ -3,6 +3,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..context import flat_context
 from ..layer import Layer
 from ..nets import MaskedMLP
 from ..numerics import pullback
@@ -22,6 +23,7 @@ class Autoregressive(Layer):
     :param transformer: :math:`\tau`, an element-wise monotone map.
     :param reverse: take the coordinates in the order :math:`D, \dots, 1`.
     :param hidden_dims: widths of the network's hidden layers.
+    :param context_dim: size of a context that the network reads too; then use ``layer.at(context)``.
     :raises ValueError: if ``input_dim < 1``.
 
     Example::
@@ -43,10 +45,11 @@ class Autoregressive(Layer):
         *,
         reverse: bool = False,
         hidden_dims: Sequence[int] = (32, 32),
+        context_dim: int = 0,
     ):
         super().__init__(input_dim)
         self.transformer, self.reverse = transformer, reverse
-        self.net = MaskedMLP(input_dim, transformer.num_params, hidden_dims, reverse)
+        self.net = MaskedMLP(input_dim, transformer.num_params, hidden_dims, reverse, context_dim)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         y, log_slope = self.transformer.forward(x, self.net(x))
@@ -60,12 +63,13 @@ class Autoregressive(Layer):
 
     def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
         """By a triangular solve against the Jacobian, whose rows come in one batch: the inverse takes D passes."""
+        net = flat_context(self.net, x.shape[:-1])
         flat, score = x.reshape(-1, self.input_dim), score.reshape(-1, self.input_dim)
-        _, pull = pullback(self.transformer.forward, flat, self.net(flat))
+        _, pull = pullback(self.transformer.forward, flat, net(flat))
         none, one = torch.zeros_like(flat), torch.ones_like(flat)
         diagonal, each = pull((one, none))
         along, total = pull((none, -weight * one))
-        rows, slope = self.net.pullbacks(flat, each, total)
+        rows, slope = net.pullbacks(flat, each, total)
         jacobian = rows.permute(1, 2, 0) + torch.diag_embed(diagonal)
         cost = (score + along + slope)[..., None]
         return torch.linalg.solve_triangular(jacobian, cost, upper=not self.reverse).reshape(x.shape)

@@ -3,8 +3,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..calls import Size, channels
 from ..layer import Layer
-from ..nets import MLP
+from ..nets import MLP, ConvNet
 from ..numerics import pullback
 from ..transformers import Affine, Transformer
 
@@ -20,11 +21,15 @@ class Coupling(Layer):
     :math:`\theta` (:class:`~pyro_nflows.nets.MLP`). Both directions cost one pass of the network; it starts at the
     identity. With one coordinate, :math:`\theta` is a learned constant.
 
-    :param input_dim: dimension :math:`D`; ``x`` and ``y`` have shape ``(..., D)``.
+    For images the halves are of the channels, and the network is convolutional.
+
+    :param input_dim: dimension :math:`D`, or an image's ``(C, H, W)``; ``x`` and ``y`` have shape ``(..., D)``,
+        ``(..., C H W)`` for images.
     :param transformer: :math:`\tau`.
     :param flip: transform the first half rather than the second.
-    :param hidden_dims: widths of the network's hidden layers.
-    :raises ValueError: if ``input_dim < 1``.
+    :param hidden_dims: widths of the network's hidden layers; for images, their channels.
+    :param context_dim: size of a context that the network reads too; then use ``layer.at(context)``.
+    :raises ValueError: if ``input_dim < 1``, or an image has less than two channels.
 
     Example::
 
@@ -41,18 +46,30 @@ class Coupling(Layer):
 
     def __init__(
         self,
-        input_dim: int,
+        input_dim: Size,
         transformer: Transformer = Affine(),
         *,
         flip: bool = False,
         hidden_dims: Sequence[int] = (32, 32),
+        context_dim: int = 0,
     ):
-        super().__init__(input_dim)
+        num_channels, num_pixels = channels("Coupling", input_dim)
+        super().__init__(num_channels * num_pixels)
         self.transformer = transformer
-        self.flip = flip and input_dim > 1
-        self.first = input_dim // 2
-        moved = self.first if self.flip else input_dim - self.first
-        self.net = MLP(input_dim - moved, moved * transformer.num_params, hidden_dims, unbounded=True)
+        self.flip = flip and num_channels > 1
+        moved = num_channels // 2 if self.flip else num_channels - num_channels // 2
+        self.first = num_channels // 2 * num_pixels
+        num_params = transformer.num_params
+        self.net: MLP | ConvNet
+        if isinstance(input_dim, int):
+            self.net = MLP(input_dim - moved, moved * num_params, hidden_dims, unbounded=True, context_dim=context_dim)
+        else:
+            if num_channels < 2:
+                raise ValueError(
+                    f"Coupling: expected an image of at least two channels, got {input_dim}; Squeeze it first"
+                )
+            stays = (num_channels - moved, *input_dim[1:])
+            self.net = ConvNet(stays, moved, num_params, hidden_dims, context_dim)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The half that stays and the half that moves."""

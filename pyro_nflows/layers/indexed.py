@@ -1,3 +1,4 @@
+import functools
 from collections.abc import Sequence
 from typing import cast
 
@@ -26,6 +27,7 @@ class Indexed(Layer):
     :param index_dim: dimension of ``u``.
     :param hidden_dims: widths of the four tanh networks.
     :param bound: soft bound of :math:`|s|`.
+    :param context_dim: size of a context that the four networks read too; then use ``layer.at(context)``.
     :raises ValueError: if ``index_dim < 1``.
 
     Example::
@@ -50,6 +52,7 @@ class Indexed(Layer):
         *,
         hidden_dims: Sequence[int] = (10, 10),
         bound: float = 2.0,
+        context_dim: int = 0,
     ):
         super().__init__(inner.input_dim, inner.output_dim)
         check_sizes("Indexed", index_dim=index_dim)
@@ -57,9 +60,10 @@ class Indexed(Layer):
         self.grade = min(Weight.PROPER, inner.grade)
         self.noise_dim = index_dim + inner.noise_dim
         self.inverse_noise_dim = index_dim + inner.inverse_noise_dim
-        self.shift_scale = MLP(index_dim, 2 * inner.input_dim, hidden_dims, skip=False)
-        self.index = MLP(inner.input_dim, 2 * index_dim, hidden_dims, skip=False)
-        self.reverse = MLP(inner.input_dim, 2 * index_dim, hidden_dims, skip=False)
+        net = functools.partial(MLP, hidden_dims=hidden_dims, skip=False, context_dim=context_dim)
+        self.shift_scale = net(index_dim, 2 * inner.input_dim)
+        self.index = net(inner.input_dim, 2 * index_dim)
+        self.reverse = net(inner.input_dim, 2 * index_dim)
 
     @property
     def has_inverse(self) -> bool:
@@ -108,6 +112,10 @@ class Indexed(Layer):
         u = loc + log_scale.exp() * eps
         x, log_weight = self._retreat(x_prime, u)
         return x, inner + log_weight + normal_log_prob(u, loc, log_scale)
+
+    def initialize(self, y: Tensor) -> Tensor:
+        self.inner.initialize(y)
+        return super().initialize(y)
 
     def scored(self, x: Tensor, noise: Tensor | None, score: Tensor, reverse: Tensor) -> Scored:
         """The pass in the extended space: ``(x, eps)`` to ``(y, u)`` is a bijection."""

@@ -57,9 +57,9 @@ def _check_inverse_on_average(layer: Layer) -> None:
     y, log_weight = layer(x, noise)
     if layer.grade is Weight.UNBIASED:
         again, same = layer.inverse(y)
-        if again.allclose(layer.inverse(y)[0]):
+        if again.allclose(layer.inverse(y)[0]):  # else another point leads to y, with a log-weight of its own
             agree("the point there and back", again, x, 1e-6)
-        agree_on_average("log-weight of inverse less that of forward", same - log_weight, 0.0)
+            agree_on_average("log-weight of inverse less that of forward", same - log_weight, 0.0)
         return
     bump = dist.Normal(y[0], 0.5 * y.std(0)).to_event(1)
 

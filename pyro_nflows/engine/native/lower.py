@@ -51,11 +51,13 @@ class Lowering(Builder):
         )
         metas = [tape.metas.get(number) for number in call.results]
         results = self._lower(call, args, kwargs, metas)
+        if results is None:
+            results = self._extern(call, tape, metas)
         for number, ref in zip(call.results, results):
             if ref is not None:
                 self.refs[number] = ref
 
-    def _lower(self, call: Call, args: Any, kwargs: Any, metas: list[Any]) -> list[Ref | None]:
+    def _lower(self, call: Call, args: Any, kwargs: Any, metas: list[Any]) -> list[Ref | None] | None:
         target = call.target
         if target in _SAME:
             return [args[0]]
@@ -71,7 +73,7 @@ class Lowering(Builder):
             found = self._elementwise(name, args, kwargs, *metas[0])
             if found is not None:
                 return [found]
-        return self._extern(call, args, kwargs, metas)
+        return None
 
     def _view(self, target: Any, args: Any, kwargs: Any) -> Any:
         """A view of a buffer, or of a copy where our layout does not allow it."""
@@ -101,14 +103,30 @@ class Lowering(Builder):
             return None
         return self.map(template, values, shape, dtype)
 
-    def _extern(self, call: Call, args: Any, kwargs: Any, metas: list[Any]) -> list[Ref | None]:
+    def _extern(self, call: Call, tape: Tape, metas: list[Any]) -> list[Ref | None]:
         inputs: list[Ref] = []
-        tree_map(lambda a: inputs.append(a) if isinstance(a, Ref) else None, (args, kwargs), is_leaf=_is_ref)
+
+        def laid(leaf: Any) -> Any:
+            if not isinstance(leaf, Value):
+                return leaf
+            inputs.append(self._laid(self.refs[leaf.number], tape.strides[leaf.number]))
+            return inputs[-1]
+
+        args, kwargs = tree_map(laid, (call.args, call.kwargs), is_leaf=is_value)
         outs = [self.plan.ref(*meta) for meta in metas if meta is not None]
         if len(outs) != len(metas):
             raise NotImplementedError(f"{call.target} returns something other than tensors")
         self.plan.extern(call.target, args, kwargs, inputs, outs, call.is_list)
         return list(outs)
+
+    def _laid(self, ref: Ref, strides: tuple[int, ...]) -> Ref:
+        """A tensor in memory in the order in which it was recorded: what ``slogdet`` factors depends on that."""
+        order = sorted(range(len(strides)), key=lambda dim: -strides[dim])
+        meta = ref.meta.permute(order)
+        if meta.is_contiguous() or 0 in meta.stride() or not known(meta.dtype):
+            return ref
+        packed = self.packed(Ref(ref.buffer, meta))
+        return Ref(packed.buffer, packed.meta.permute(sorted(range(len(order)), key=order.__getitem__)))
 
 
 def _is_ref(leaf: Any) -> bool:

@@ -1,0 +1,84 @@
+import torch
+from torch import Tensor, nn
+from torch.linalg import solve_triangular
+
+from ..calls import Size, channels
+from ..layer import Layer
+
+
+class LULinear(Layer):
+    r"""Multiply by an invertible matrix, kept as a permutation and two triangles; of channels, a 1x1 convolution [1].
+
+    .. math:: y = P L U x, \qquad \log w = \sum_i s_i
+
+    with :math:`L` unit lower triangular, :math:`U = \mathrm{diag}(e^s) (I + N)` upper triangular and :math:`P` fixed.
+    For images the matrix acts on the channels at each of :math:`H W` pixels, and the log-weight is
+    :math:`H W \sum_i s_i`. Both directions cost :math:`O(D^2)` a row; no determinant is computed. It starts at
+    :math:`P`.
+
+    :param input_dim: dimension :math:`D`, each coordinate a channel; or an image's ``(C, H, W)``. ``x`` and ``y`` have
+        shape ``(..., D)``, ``(..., C H W)`` for images.
+    :param permutation: :math:`P` as a permutation of the channels; the identity unless given.
+    :raises ValueError: if a size is not a positive integer, or ``permutation`` is none of the channels.
+
+    Example::
+
+        >>> y, log_weight = LULinear(3)(torch.randn(10, 3))
+        >>> image, log_weight = LULinear((4, 8, 8), [3, 2, 1, 0])(torch.randn(10, 256))
+
+    **References**
+
+    [1] D. Kingma, P. Dhariwal (2018). Glow: Generative Flow with Invertible 1x1 Convolutions.
+    """
+
+    permutation: Tensor
+    back: Tensor
+    triangles: Tensor
+
+    def __init__(self, input_dim: Size, permutation: Tensor | list[int] | None = None):
+        num_channels, self.num_pixels = channels("LULinear", input_dim)
+        super().__init__(num_channels * self.num_pixels)
+        order = torch.arange(num_channels) if permutation is None else torch.as_tensor(permutation)
+        if order.dim() != 1 or order.sort().values.tolist() != list(range(num_channels)):
+            raise ValueError(f"LULinear: expected a permutation of {num_channels} channels, got {permutation}")
+        self.register_buffer("permutation", order)
+        self.register_buffer("back", order.argsort())
+        self.log_diagonal = nn.Parameter(torch.zeros(num_channels))
+        triangles = torch.zeros(num_channels, num_channels)
+        if num_channels > 1:
+            self.triangles = nn.Parameter(triangles)
+        else:  # one channel has none to mix with, and Pyro warns of parameters that do not train
+            self.register_buffer("triangles", triangles)
+
+    def lower_upper(self) -> tuple[Tensor, Tensor]:
+        """:math:`L` and :math:`U`, each of shape ``(C, C)``."""
+        one = torch.eye(len(self.log_diagonal), dtype=self.log_diagonal.dtype, device=self.log_diagonal.device)
+        upper = self.log_diagonal.exp()[:, None] * (one + self.triangles.triu(1))
+        return one + self.triangles.tril(-1), upper
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """A row of channels for each pixel."""
+        num_channels = len(self.log_diagonal)
+        return x.unflatten(-1, (num_channels, self.num_pixels)).mT.reshape(-1, num_channels)
+
+    def _image(self, rows: Tensor, like: Tensor) -> Tensor:
+        return rows.reshape(*like.shape[:-1], self.num_pixels, -1).mT.reshape(like.shape)
+
+    def _log_weight(self, x: Tensor) -> Tensor:
+        return (self.num_pixels * self.log_diagonal.sum()).expand(x.shape[:-1])
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        lower, upper = self.lower_upper()
+        rows = self._rows(x) @ (lower @ upper).T
+        return self._image(rows[:, self.permutation], x), self._log_weight(x)
+
+    def inverse(self, y: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        lower, upper = self.lower_upper()
+        rows = solve_triangular(lower.T, self._rows(y)[:, self.back], upper=True, left=False)
+        return self._image(solve_triangular(upper.T, rows, upper=False, left=False), y), self._log_weight(y)
+
+    def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
+        lower, upper = self.lower_upper()
+        rows = solve_triangular(upper, self._rows(score), upper=True, left=False)
+        rows = solve_triangular(lower, rows, upper=False, left=False)
+        return self._image(rows[:, self.permutation], x)

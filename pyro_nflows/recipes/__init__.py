@@ -1,0 +1,44 @@
+r"""Flows by name: functions ``latent_dim -> Layer``, each starting at the identity.
+
+A recipe is only a composition; write your own and hand it to ``AutoFlow(model, build)``. Where there is a
+``context_dim``, the networks read a context too: ``realnvp(3, context_dim=2).at(context)`` is the flow for its rows.
+"""
+
+from .images import glow_image
+from .vectors import (
+    Build,
+    couplings,
+    default,
+    glow,
+    iaf,
+    maf,
+    nice,
+    planar,
+    radial,
+    realnvp,
+    residual,
+    spline,
+    spline_autoregressive,
+)
+from .wrapped import cif, conditional, on_mixture, on_modes
+
+__all__ = [
+    "Build",
+    "cif",
+    "conditional",
+    "couplings",
+    "default",
+    "glow",
+    "glow_image",
+    "iaf",
+    "maf",
+    "nice",
+    "on_mixture",
+    "on_modes",
+    "planar",
+    "radial",
+    "realnvp",
+    "residual",
+    "spline",
+    "spline_autoregressive",
+]

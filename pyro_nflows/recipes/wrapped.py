@@ -1,0 +1,83 @@
+"""Flows made of other flows, layer by layer."""
+
+import functools
+from collections.abc import Sequence
+
+from ..layer import Chain, Layer
+from ..layers import ActNorm, Conditional, Indexed, LocScale, LULinear, Mixture, Permutation
+from .vectors import Build, default, realnvp, spline
+
+
+def cif(
+    latent_dim: int,
+    inner: Build = realnvp,
+    index_dim: int = 1,
+    hidden_dims: Sequence[int] = (10, 10),
+) -> Layer:
+    """Each layer of an inner flow continuously indexed; permutations and element-wise ends are left as they are.
+
+    Example::
+
+        >>> cif(4).grade.name
+        'PROPER'
+    """
+    plain = (Permutation, LocScale, Mixture, ActNorm, LULinear)
+    layers = [
+        layer if isinstance(layer, plain) else Indexed(layer, index_dim, hidden_dims=hidden_dims)
+        for layer in _layers(inner(latent_dim))
+    ]
+    return Chain(*layers)
+
+
+def conditional(
+    latent_dim: int,
+    context_dim: int,
+    inner: Build = realnvp,
+    hidden_dims: Sequence[int] = (32, 32),
+) -> Chain:
+    """Each layer of an inner flow made conditional: a network of the context moves all of its parameters.
+
+    Example::
+
+        >>> import torch
+        >>> flow = conditional(3, context_dim=2)
+        >>> y, log_weight = flow.at(torch.randn(10, 2))(torch.randn(10, 3))
+    """
+    layers = [
+        Conditional(layer, context_dim, hidden_dims=hidden_dims)
+        if next(layer.parameters(), None) is not None
+        else layer
+        for layer in _layers(inner(latent_dim))
+    ]
+    return Chain(*layers)
+
+
+def on_mixture(latent_dim: int, inner: Build = default, num_components: int = 2, block_dim: int | None = None) -> Chain:
+    """An inner flow on a Gaussian mixture in place of a Gaussian: for several modes.
+
+    Example::
+
+        >>> on_mixture(4, num_components=3)[0].num_components
+        3
+    """
+    return Chain(Mixture(latent_dim, num_components, block_dim), *_layers(inner(latent_dim)))
+
+
+def on_modes(latent_dim: int, inner: Build, num_components: int, block_dim: int) -> Layer:
+    """What :class:`~pyro_nflows.VI` fits to modes that it found: :func:`on_mixture`, if there are several.
+
+    In few dimensions, the default flow gives way to splines of many bins.
+
+    Example::
+
+        >>> type(on_modes(2, default, 9, 2)[1]).__name__
+        'Coupling'
+    """
+    if inner is default and latent_dim <= 8:
+        inner = functools.partial(spline, num_bins=16)
+    flow = inner(latent_dim)
+    return flow if num_components == 1 else on_mixture(latent_dim, lambda _: flow, num_components, block_dim)
+
+
+def _layers(flow: Layer) -> list[Layer]:
+    return list(flow) if isinstance(flow, Chain) else [flow]
