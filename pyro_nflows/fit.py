@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import diagnostics
+from .drive import Fitting, Task, drive
 from .engine import Gaussian, Round, Trainer, best_start
 from .estimators import Balanced, Covering
 from .gradients import Gradient, Objective
@@ -120,21 +121,6 @@ def evidence_of(log_weight: Tensor) -> dict[str, float]:
     return {key: number for name, value, se in parts for key, number in ((name, value), (f"{name}_se", se))}
 
 
-@dataclass
-class Task:
-    """A round that a fit asks for."""
-
-    layer: Chain
-    objective: Objective
-    gradient: Gradient
-    plan: Round
-    title: str
-
-
-#: A fit as it goes along: it asks for rounds, and is resumed when they are done.
-Fitting = Generator[Task, None, Fit]
-
-
 def fit_all(
     trainer: Trainer, guide: AutoFlow, objective: Objective, gradient: Gradient, recipe: Recipe, locs: Sequence[Tensor]
 ) -> list[Fit]:
@@ -149,12 +135,20 @@ def fit_all(
     :param recipe: sizes.
     :param locs: points of finite density.
     """
-    layers = [cast(Chain, copy.deepcopy(guide.layer)) for _ in locs]
-    begun = [_begin(trainer, guide, layer, recipe, loc) for layer, loc in zip(layers, locs)]
-    starts = [_fit(trainer, layer, begin, objective, gradient, recipe) for layer, begin in zip(layers, begun)]
+    starts = [(trainer, start(trainer, guide, objective, gradient, recipe, loc)) for loc in locs]
     if trainer.leaves:
-        return [_drive(trainer, [start], f"start {i + 1}, " if i else "")[0] for i, start in enumerate(starts)]
-    return _drive(trainer, starts, f"{len(starts)} starts, " if len(starts) > 1 else "")
+        alone = [drive([pair], f"start {i + 1}, " if i else "") for i, pair in enumerate(starts)]
+        return [fit for fits in alone for _, fit in fits]
+    found = dict(drive(starts, f"{len(starts)} starts, " if len(starts) > 1 else ""))
+    return [found[i] for i in range(len(starts))]
+
+
+def start(
+    trainer: Trainer, guide: AutoFlow, objective: Objective, gradient: Gradient, recipe: Recipe, loc: Tensor
+) -> Fitting[Fit]:
+    """A fit of a copy of the guide's layer, from a point; for :func:`drive`."""
+    layer = cast(Chain, copy.deepcopy(guide.layer))
+    return _fit(trainer, layer, _begin(trainer, guide, layer, recipe, loc), objective, gradient, recipe)
 
 
 def fit_modes(trainer: Trainer, guide: AutoFlow, objective: Objective, gradient: Gradient, modes: Modes) -> Fit:
@@ -162,42 +156,11 @@ def fit_modes(trainer: Trainer, guide: AutoFlow, objective: Objective, gradient:
     layer = guide.make_layer(guide.on_modes(modes.num_components, modes.block_dim), modes.frame.loc)
     modes.place(layer)
     fitting = _fit(trainer, layer, _begun(), objective, gradient, Recipe.of_modes())
-    return _drive(trainer, [fitting], "several modes, ")[0]
+    return next(fit for _, fit in drive([(trainer, fitting)], "several modes, "))
 
 
 def _begun() -> Generator[Task, None, None]:
     yield from ()
-
-
-def _drive(trainer: Trainer, starts: list[Fitting], prefix: str) -> list[Fit]:
-    """Give every fit its rounds: those that ask for the same one get it together."""
-    done: dict[int, Fit] = {}
-    waiting = {i: task for i, start in enumerate(starts) if (task := _resume(start, i, done)) is not None}
-    while waiting:
-        first = next(iter(waiting.values()))
-        together = [i for i, task in waiting.items() if _alike(task, first)]
-        layers = [waiting[i].layer for i in together]
-        trainer.run_many(layers, first.objective, first.gradient, first.plan, prefix + first.title)
-        waiting |= {i: task for i in together if (task := _resume(starts[i], i, done)) is not None}
-        waiting = {i: task for i, task in waiting.items() if i not in done}
-    return [done[i] for i in range(len(starts))]
-
-
-def _resume(start: Fitting, index: int, done: dict[int, Fit]) -> Task | None:
-    try:
-        return next(start)
-    except StopIteration as end:
-        done[index] = end.value
-        return None
-
-
-def _alike(a: Task, b: Task) -> bool:
-    return (a.plan, a.gradient, type(a.objective), vars(a.objective)) == (
-        b.plan,
-        b.gradient,
-        type(b.objective),
-        vars(b.objective),
-    )
 
 
 def _fit(
@@ -207,7 +170,7 @@ def _fit(
     objective: Objective,
     gradient: Gradient,
     recipe: Recipe,
-) -> Fitting:
+) -> Fitting[Fit]:
     try:
         first = recipe.rounds[0]
         num_steps = sum(plan.num_steps for plan in recipe.rounds if plan.num_particles == first.num_particles)
@@ -233,7 +196,7 @@ def _begin(trainer: Trainer, guide: AutoFlow, layer: Chain, recipe: Recipe, loc:
     place(layer, best_start(trainer.slope, init))
     for i in range(recipe.max_ends):
         name = "Gaussian" + (f", round {i + 1}" if i else "")
-        yield from _round(trainer, Task(Chain(layer[1]), ELBO(), Gradient.PATH, recipe.end, name))
+        yield from _round(Task(trainer, Chain(layer[1]), ELBO(), Gradient.PATH, recipe.end, name))
         if trainer.stopped or trainer.history.drift < SETTLED:
             break
     return None
@@ -249,7 +212,7 @@ def _train(
             break
         name = "flow" if i == 0 else f"flow, round {i + 1}"
         chosen = _objective(layer, objective, gradient, plan, ess)
-        yield from _round(trainer, Task(layer, chosen, gradient, plan, name))
+        yield from _round(Task(trainer, layer, chosen, gradient, plan, name))
         if trainer.stopped or i == len(recipe.rounds) - 1:
             break
         ess = _ess(trainer.sampler.sample(layer, 2000))
@@ -261,8 +224,9 @@ def _train(
     return trainer.sampler.sample(layer, recipe.num_draws)
 
 
-def _round(trainer: Trainer, task: Task) -> Generator[Task, None, None]:
+def _round(task: Task) -> Generator[Task, None, None]:
     """A round, and what it did to the log joint by moving the model's own parameters."""
+    trainer = task.trainer
     before = [leaf.detach().clone() for leaf in trainer.leaves]
     yield task
     if not before:

@@ -20,6 +20,7 @@ from pyro_nflows.engine import (
     prepare,
 )
 from pyro_nflows.engine.backends import Best
+from pyro_nflows.engine.ensemble import Ensemble
 from pyro_nflows.engine.native import build, ops
 from pyro_nflows.engine.runners import Eager
 from pyro_nflows.engine.trainer import BLOCK
@@ -436,9 +437,9 @@ def test_a_member_of_an_ensemble_goes_its_own_way(engine):
     program = couplings_program()
     runner = prepare(program, engine, inputs(program))
     members = [(program.init(), inputs(program, 20, rate)) for rate in (1e-2, 3e-2, 1e-1)]
-    together = runner.run_many(members)
+    together = Ensemble(runner, [program] * 3, [None] * 3).run(*zip(*members))
     for member, (state, losses) in zip(members, together):
-        ((alone, alone_losses),) = runner.run_many([member])
+        ((alone, alone_losses),) = Ensemble(runner, [program], [None]).run(*([part] for part in member))
         assert torch.equal(losses, alone_losses)
         assert torch.equal(state.params, alone.params)
     assert not torch.equal(together[0][0].params, together[1][0].params)
@@ -490,3 +491,94 @@ def test_equal_rounds_share_a_recording():
     assert len(trainer._runners) == 1
     trainer.run(layer, Covering(0.0), Gradient.PATH, Round(20, 16, 1e-2), "")
     assert len(trainer._runners) == 2
+
+
+@pytest.mark.parametrize("engine", available(Engine))
+def test_members_of_an_ensemble_may_have_data_of_their_own(engine):
+    centers = [torch.tensor([1.0, 3.0]), torch.tensor([-2.0, 0.5]), torch.tensor([0.0, -2.5])]
+    calls = [0]
+
+    def at(center):
+        def log_joint(z):
+            calls[0] += 1
+            outer = center.outer(center).expm1().log1p()  # made of data once
+            return -0.5 * (z - outer @ center / center.square().sum()).square().sum(-1) + 0 * (z @ outer).sum(-1)
+
+        return log_joint
+
+    first = Trainer(at(centers[0]), engine=engine, progress_bar=False, data=[centers[0]])
+    members = [first.at(at(c), [c], torch.zeros(2), seed) for seed, c in enumerate(centers)]
+    assert all(member.shares(first) for member in members)
+    plan, layers = Round(400, 16, 5e-2), [Chain(LocScale(2, init_scale=0.5)) for _ in centers]
+    first.run_many(layers[:1], ELBO(), Gradient.PATH, Round(3, 16, 1e-2), "", members[:1])  # records and compiles
+    before = calls[0]
+    first.run_many(layers, ELBO(), Gradient.PATH, plan, "", members)
+    if engine is not Engine.EAGER:
+        assert calls[0] == before
+    for layer, center in zip(layers, centers):
+        assert torch.allclose(layer[0].loc, center, atol=1e-3)
+    assert [member.history.num_steps for member in members] == [403, 400, 400]
+    assert first.history.num_steps == 0
+
+
+@pytest.mark.parametrize("engine", available(Engine))
+def test_a_member_does_not_depend_on_its_company(engine):
+    center, other = torch.tensor([1.0, 3.0]), torch.tensor([-2.0, 0.5])
+
+    def at(center):
+        return lambda z: -0.5 * ((z - center).square() + z.pow(4)).sum(-1)
+
+    def trained(company, num_steps):
+        first = Trainer(at(other), engine=engine, progress_bar=False, data=[other])
+        members = [first.at(at(c), [c], torch.zeros(2), seed) for c, seed in [(center, 7), *company]]
+        layers = [Chain(LocScale(2, init_scale=0.5)) for _ in members]
+        for num in num_steps:
+            first.run_many(layers, ELBO(), Gradient.TOTAL, Round(num, 16, 5e-2), "", members)
+        return layers[0][0].loc
+
+    torch.manual_seed(0)
+    alone, before = trained([], [120, 100]), torch.get_rng_state()
+    assert torch.equal(trained([(other, 8), (other, 9)], [120, 100]), alone)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_member_that_fails_leaves_the_others_alone():
+    data = [torch.tensor(1.0), torch.tensor(torch.inf)]
+
+    def at(scale):
+        return lambda z: -(z - 1).square().sum(-1) * scale
+
+    first = Trainer(at(data[0]), engine=Engine.TRACED, progress_bar=False, data=data[:1])
+    members = [first.at(at(scale), [scale], torch.zeros(1), 0) for scale in data]
+    layers = [Chain(LocScale(1)) for _ in members]
+    first.run_many(layers, ELBO(), Gradient.PATH, Round(400, 8, 5e-2), "", members)
+    assert [member.history.failed for member in members] == [False, True]
+    assert layers[0][0].loc.item() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_data_that_decide_what_python_does_are_not_shared():
+    data = [torch.tensor([1.0, 3.0]), torch.tensor([-2.0, 0.5])]
+
+    def at(center):
+        return lambda z: -0.5 * (z - (1.0 if center.sum() > 0 else -1.0)).square().sum(-1)
+
+    first = Trainer(at(data[0]), progress_bar=False, data=data[:1])
+    same, other = (first.at(at(c), [c], torch.zeros(2), 0) for c in data)
+    assert same.shares(first)
+    assert not other.shares(first)
+    layer = Chain(LocScale(2, init_scale=0.5))
+    other.run(layer, ELBO(), Gradient.PATH, Round(400, 16, 5e-2), "")
+    assert torch.allclose(layer[0].loc, -torch.ones(2), atol=1e-3)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_how_often_one_looks_at_an_ensemble_changes_nothing(num_layers, monkeypatch):
+    found = []
+    for num_blocks in (1, 3):
+        monkeypatch.setattr(Trainer, "_blocks", lambda *_, num=num_blocks: num)
+        torch.manual_seed(0)
+        layers = [Chain(LocScale(2)) for _ in range(num_layers)]
+        trainer = Trainer(log_gaussian, engine=Engine.TRACED, progress_bar=False)
+        trainer.run_many(layers, ELBO(), Gradient.PATH, Round(5 * BLOCK, 8, 1e-2), "")
+        found.append(torch.stack([layer[0].loc for layer in layers]))
+    assert torch.equal(*found)

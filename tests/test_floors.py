@@ -56,6 +56,7 @@ FLOORS = {
     "search": 8,
     "refine": 6,
     "checkpoint": 6,
+    "drive": 6,
     "fit": 7,
     "vi": 9,
     "": 10,

@@ -1,12 +1,13 @@
 """How training is run: a pure step, and backends that run it."""
 
 from .backends import EngineWarning, prepare
+from .history import History
 from .program import Inputs, Program, State
 from .runners import Engine, Runner
 from .sampler import Sampler, sample
 from .slope import ROWS, Slope
 from .start import Gaussian, best_start
-from .trainer import History, Round, Trainer
+from .trainer import Round, Trainer
 
 __all__ = [
     "ROWS",

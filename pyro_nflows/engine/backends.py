@@ -11,7 +11,7 @@ from torch import Tensor
 from ..handlers import first_line
 from .native import CompilerError, Scan
 from .program import Inputs, Program, State
-from .runners import Compiled, Eager, Engine, Member, Runner, Traced, num_cores
+from .runners import Compiled, Eager, Engine, Runner, Traced, num_cores
 from .tape import Tape
 
 #: What :class:`~.native.Scan` raises where there can be no compiled code.
@@ -84,7 +84,7 @@ class Best(Runner):
         if not self.is_compiling:
             return
         try:
-            compiled = Compiled(cast(Scan, self.scan))
+            compiled = Compiled(cast(Scan, self.scan), self.tape)
             self.refused = difference(self.runner, compiled, state, self.inputs)
         except FAILURES as error:
             self.refused = first_line(error)
@@ -95,15 +95,16 @@ class Best(Runner):
         self.switch(state)
         return self.runner.run(state, inputs)
 
-    def run_many(self, members: Sequence[Member]) -> list[tuple[State, Tensor]]:
-        self.switch(members[0][0])
-        return self.runner.run_many(members)
+    def bound(self, program: Program, data: Sequence[Tensor] | None) -> Runner:
+        return self.runner.bound(program, data)
 
     def rebind(self, data: Sequence[Tensor]) -> bool:
         """Go on with other data; nothing is compiled again, since the code does not depend on it."""
-        self.tape.rebind(data)
+        self.tape = self.tape.bound(data)
         if self.engine is Engine.COMPILED:
-            self.runner = Compiled(Scan(self.tape, len(State._fields)))
+            self.runner = Compiled(Scan(self.tape, len(State._fields)), self.tape)
+        else:
+            self.runner = Traced(self.tape)
         return difference(Eager(self.program), self, self.program.init(), self.inputs) is None
 
     def cancel(self) -> None:
@@ -130,7 +131,7 @@ def prepare(program: Program, engine: Engine | None, inputs: Inputs, data: Seque
     :param program: the program.
     :param engine: an engine, or None for the fastest.
     :param inputs: example inputs of a block of at least one step, on which engines are checked against the eager one.
-    :param data: tensors that :meth:`~.tape.Tape.rebind` may replace later.
+    :param data: tensors that :meth:`~.tape.Tape.bound` may replace later.
     """
     eager = Eager(program)
     if engine is Engine.EAGER:

@@ -4,7 +4,6 @@ import enum
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -12,9 +11,6 @@ from torch import Tensor
 from .native import Run, Scan
 from .program import Inputs, Program, State
 from .tape import Tape
-
-#: A member of an ensemble: where it is, and what its next steps are given.
-Member = tuple[State, Inputs]
 
 
 class Engine(str, enum.Enum):
@@ -37,9 +33,9 @@ class Runner(ABC):
     def run(self, state: State, inputs: Inputs) -> tuple[State, Tensor]:
         """The state after the block, and every step's loss before it."""
 
-    def run_many(self, members: Sequence[Member]) -> list[tuple[State, Tensor]]:
-        """A block for each member of an ensemble, the same as if each were alone."""
-        return [self.run(*member) for member in members]
+    @abstractmethod
+    def bound(self, program: Program, data: Sequence[Tensor] | None) -> "Runner":
+        """The same code for another member of an ensemble, and for its data if they are other data."""
 
     @property
     def note(self) -> str | None:
@@ -93,6 +89,9 @@ class Eager(Runner):
             losses.append(loss)
         return state, torch.stack(losses)
 
+    def bound(self, program: Program, data: Sequence[Tensor] | None) -> "Eager":
+        return Eager(program, self.note)
+
 
 class Traced(Runner):
     """A recording of the step, replayed."""
@@ -110,29 +109,26 @@ class Traced(Runner):
             losses.append(loss)
         return State(*carried), torch.stack(losses)
 
+    def bound(self, program: Program, data: Sequence[Tensor] | None) -> "Traced":
+        return self if data is None else Traced(self.tape.bound(data))
+
 
 class Compiled(Runner):
     """The recording as C, the loop over steps included."""
 
     engine = Engine.COMPILED
 
-    def __init__(self, scan: Scan):
-        self.scan, self.memories = scan, [Run(scan)]
+    def __init__(self, scan: Scan, tape: Tape, data: Sequence[Tensor] | None = None):
+        self.scan, self.tape = scan, tape
+        self.memory = Run(scan, None if data is None else tape.bound(data))
 
     @property
     def is_random(self) -> bool:
         return self.scan.is_random
 
     def run(self, state: State, inputs: Inputs) -> tuple[State, Tensor]:
-        carried, (losses,) = self.memories[0].run(state, inputs)
+        carried, (losses,) = self.memory.run(state, inputs)
         return State(*carried), losses
 
-    def run_many(self, members: Sequence[Member]) -> list[tuple[State, Tensor]]:
-        """Each member on a thread of its own: compiled code needs no lock of Python's."""
-        if len(members) == 1 or self.is_random:
-            return super().run_many(members)
-        while len(self.memories) < len(members):
-            self.memories.append(Run(self.scan))
-        with ThreadPoolExecutor(min(len(members), num_cores())) as pool:
-            runs = [pool.submit(memory.run, *member) for memory, member in zip(self.memories, members)]
-        return [(State(*carried), losses) for carried, (losses,) in (run.result() for run in runs)]
+    def bound(self, program: Program, data: Sequence[Tensor] | None) -> "Compiled":
+        return Compiled(self.scan, self.tape, data)

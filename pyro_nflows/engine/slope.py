@@ -1,7 +1,7 @@
 r"""A log density's slope and curvature at single points, recorded: an ascent needs hundreds of them."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ class Slope:
     r"""A log density that also gives its gradient and Hessian at a point.
 
     :param log_joint: ``(K, D) -> (K,)``.
+    :param data: tensors that it reads besides, and that :meth:`at` replaces.
 
     Example::
 
@@ -27,9 +28,25 @@ class Slope:
         (tensor(-5.), tensor([-2., -4.]))
     """
 
-    def __init__(self, log_joint: LogDensity):
-        self.log_joint = log_joint
+    def __init__(self, log_joint: LogDensity, data: Sequence[Tensor] = ()):
+        self.log_joint, self.data = log_joint, data
         self._tapes: dict[Any, Tape | None] = {}
+        self._source: Slope | None = None
+
+    def at(self, log_joint: LogDensity, data: Sequence[Tensor]) -> "Slope":
+        """That of the same density with other data, by the same recordings."""
+        new = Slope(log_joint, data)
+        new._source = self
+        return new
+
+    def agrees(self, z: Tensor) -> bool:
+        """Whether recordings made with other data are right at a point."""
+        try:
+            pairs = list(zip(self._run(self._value_and_grad, z), self._value_and_grad(z)))
+        except (RuntimeError, ValueError):  # shapes depend on the data
+            return False
+        shared = self._tapes[_key("_value_and_grad", z)] is not None
+        return shared and all(torch.allclose(a, b, 1e-3, 1e-3, equal_nan=True) for a, b in pairs)
 
     def __call__(self, z: Tensor) -> Tensor:
         return self.log_joint(z)
@@ -52,19 +69,25 @@ class Slope:
 
     def _run(self, function: Callable[[Tensor], list[Tensor]], z: Tensor) -> list[Tensor]:
         z = z.detach()
-        key = (function.__name__, z.shape, z.dtype)
-        if key not in self._tapes:
-            self._tapes[key] = self._record(function, z)
-        tape = self._tapes[key]
+        tape = self._tape(function.__name__, z)
         if tape is None:
             return function(z)
         with torch.no_grad():
             return tape.run([z])
 
+    def _tape(self, name: str, z: Tensor) -> Tape | None:
+        key = _key(name, z)
+        if key not in self._tapes and self._source is None:
+            self._tapes[key] = self._record(getattr(self, name), z)
+        elif key not in self._tapes:
+            shared = cast(Slope, self._source)._tape(name, z)
+            self._tapes[key] = shared and shared.bound(self.data)
+        return self._tapes[key]
+
     def _record(self, function: Callable[[Tensor], list[Tensor]], z: Tensor) -> Tape | None:
         """A recording that is right at another point too; none of a model that has random numbers of its own."""
         try:
-            tape = Tape(function, [z])
+            tape = Tape(function, [z], self.data)
             other = z + 0.01
             pairs = zip(tape.run([other]), function(other))
             same = all(torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True) for a, b in pairs)
@@ -95,3 +118,7 @@ class Slope:
             probes = torch.randint(0, 2, (32, len(z)), device=z.device).to(z) * 2 - 1
             images = [torch.autograd.grad(slope, z, probe, retain_graph=True)[0] for probe in probes]
             return [torch.diag((torch.stack(images) * probes).mean(0))]
+
+
+def _key(name: str, z: Tensor) -> Any:
+    return name, z.shape, z.dtype

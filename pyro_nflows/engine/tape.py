@@ -5,9 +5,11 @@ are noted once, operations on constants are done once, and what the result does 
 generated Python: one call into torch a line.
 """
 
+import copy
 import itertools
 import operator
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any, cast
 
 import torch
@@ -49,7 +51,7 @@ class Tape:
 
     :param function: a pure function of tensors that returns tensors.
     :param inputs: example inputs; replay needs the same shapes and types.
-    :param data: tensors that the function reads besides, and that :meth:`rebind` may replace.
+    :param data: tensors that the function reads besides, and that :meth:`bound` may replace.
     :raises TraceError: if Python values depend on the tensors.
 
     Example::
@@ -129,8 +131,8 @@ class Tape:
         return self._replay(inputs)
 
     @torch.no_grad()
-    def rebind(self, data: Sequence[Tensor]) -> None:
-        """Replay with other data from now on.
+    def bound(self, data: Sequence[Tensor]) -> "Tape":
+        """The same recording with other data; all but the constants is shared.
 
         :param data: tensors of the same shapes and types as were given first.
         """
@@ -141,9 +143,12 @@ class Tape:
             )
             made = call.target(*named[0], **named[1])
             values.update(zip(call.results, made if call.is_list else [made]))
-        self._sources = {number: values[number] for number in self._sources}
-        self.constants = {n: values.get(n, tensor) for n, tensor in self.constants.items()}
-        self._scope.update((f"v{n}", tensor) for n, tensor in self.constants.items())
+        new = copy.copy(self)
+        new._sources = {number: values[number] for number in self._sources}
+        new.constants = {n: values.get(n, tensor) for n, tensor in self.constants.items()}
+        new._scope = self._scope | {f"v{n}": tensor for n, tensor in new.constants.items()}
+        new._replay = FunctionType(cast(FunctionType, self._replay).__code__, new._scope)
+        return new
 
     @property
     def is_random(self) -> bool:

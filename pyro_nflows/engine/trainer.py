@@ -3,8 +3,8 @@ r"""Rounds of training: a bar, a schedule, and nothing lost on a bad step or a C
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from ..gradients import Gradient, Objective
 from ..layer import Layer
 from ..weights import LogDensity
 from .backends import prepare
+from .ensemble import Data, Ensemble, Stream
+from .history import History
 from .program import Inputs, Program
 from .runners import Engine, Runner
 from .sampler import Sampler
@@ -58,40 +60,6 @@ class Round:
         return (0.01 + steps / grow).clamp(max=1.0) if grow else torch.ones_like(steps)
 
 
-@dataclass
-class History:
-    """What training has seen: minus the loss at every step, and why it ended.
-
-    ``drift`` is how much the model's own parameters changed the log joint in the last round;
-    ``missed`` is the share of the posterior's mass that lies where the guide never goes, and ``where`` an example;
-    ``round_trip`` is the error of the flow's inverse.
-    ``engines`` are those that the rounds ended on; ``engine_notes`` say, once each, why a faster one could not be used
-    (none where rounds were only too short for it).
-    """
-
-    elbos: list[Tensor] = field(default_factory=list)
-    skipped: int = 0
-    interrupted: bool = False
-    failed: bool = False
-    seconds: float = 0.0
-    drift: float = 0.0
-    missed: float = 0.0
-    where: str = ""
-    round_trip: float = 0.0
-    engines: list[Engine] = field(default_factory=list)
-    engine_notes: list[str] = field(default_factory=list)
-    rounds: list[int] = field(default_factory=list)
-
-    @property
-    def num_steps(self) -> int:
-        """Steps taken, in all rounds and starts."""
-        return sum(len(part) for part in self.elbos)
-
-    def trace(self) -> Tensor:
-        """The ELBO estimate of every step."""
-        return torch.cat(self.elbos) if self.elbos else torch.empty(0)
-
-
 class Trainer:
     """Trains layers on one model, round after round; all layers are copies of one, or parts of it.
 
@@ -100,6 +68,7 @@ class Trainer:
     :param engine: the engine asked for, or None for the fastest.
     :param progress_bar: whether to show a bar.
     :param data: the tensors among the model's arguments; see :meth:`rebind`.
+    :param num_fits: how many fits are to come: whether compiling pays depends on it.
     """
 
     def __init__(
@@ -109,40 +78,78 @@ class Trainer:
         engine: Engine | None = None,
         progress_bar: bool = True,
         data: Sequence[Tensor] = (),
+        num_fits: int = 1,
     ):
         self.log_joint, self.leaves, self.engine = log_joint, leaves, engine
-        self.progress_bar, self.data = progress_bar, data
+        self.progress_bar, self.data, self.num_fits = progress_bar, data, num_fits
         self.history = History()
+        self.stream: Stream | None = None
+        self._bound: Data = None
         self._runners: dict[Any, Runner] = {}
         self._slope: Slope | None = None
         self.sampler = Sampler(log_joint, leaves)
+
+    def at(self, log_joint: LogDensity, data: Sequence[Tensor], near: Tensor, seed: int) -> "Trainer":
+        """A member of an ensemble: the same model with other data of the same shapes.
+
+        It has a history and random numbers of its own, and this trainer's recordings and compiled code where they
+        reproduce the model with these data; else it makes its own.
+
+        :param log_joint: the model with these data.
+        :param data: as this trainer's.
+        :param near: a point of finite density, where that is found out.
+        :param seed: of its random numbers.
+        """
+        new = Trainer(log_joint, (), self.engine, False, data, self.num_fits)
+        slope = self.slope.at(log_joint, data)
+        if slope.agrees(near):
+            new._slope, new._bound, new._runners = slope, data, self._runners
+        new.stream = Stream(seed)
+        return new
+
+    def shares(self, other: "Trainer") -> bool:
+        """Whether they have the same recordings, so that they can go side by side."""
+        return self._runners is other._runners
 
     def run(self, layer: Layer, objective: Objective, gradient: Gradient, plan: Round, title: str) -> None:
         """One round; the layer is left at the last good state, whatever happens."""
         self.run_many([layer], objective, gradient, plan, title)
 
     def run_many(
-        self, layers: Sequence[Layer], objective: Objective, gradient: Gradient, plan: Round, title: str
+        self,
+        layers: Sequence[Layer],
+        objective: Objective,
+        gradient: Gradient,
+        plan: Round,
+        title: str,
+        members: Sequence["Trainer"] = (),
     ) -> None:
-        """The same round for copies of a layer, an ensemble: each has random numbers of its own."""
+        """The same round for copies of a layer, an ensemble: each has random numbers of its own.
+
+        :param members: whose the layers are, if they have data of their own (:meth:`at`).
+        """
+        members = members or [self] * len(layers)
+        histories = _histories(members)
         began = time.perf_counter()
         with restored_threads(), tqdm(total=plan.num_steps, disable=not self.progress_bar, unit="step") as bar:
             bar.set_description(f"{title}: {'compiling' if self.engine is Engine.COMPILED else 'tracing'}")
             try:
-                pairs = [self._get(layer, objective, gradient, plan) for layer in layers]
+                pairs = [member._get(layer, objective, gradient, plan) for member, layer in zip(members, layers)]
                 bar.set_description(title)
                 programs, runner = [program for program, _ in pairs], pairs[0][1]
-                self._steps(programs, runner, plan, _share(objective), title, bar)
+                self._steps(members, programs, runner, plan, title, bar)
             except KeyboardInterrupt:
-                self.history.interrupted = True
-        self.history.rounds.append(self.history.num_steps)
-        self.history.seconds += time.perf_counter() - began
+                for history in histories:
+                    history.interrupted = True
+        for history in histories:
+            history.rounds.append(history.num_steps)
+            history.seconds += (time.perf_counter() - began) / len(histories)
 
     def expect(self, layer: Layer, objective: Objective, gradient: Gradient, plan: Round, num_steps: int) -> None:
         """Begin to compile, in the background, what so many steps will need."""
         if self.engine is None:
             _, runner = self._get(layer, objective, gradient, plan)
-            runner.expect(num_steps)
+            runner.expect(num_steps * self.num_fits)
 
     def close(self) -> None:
         """Stop compilers that are still at work."""
@@ -161,7 +168,7 @@ class Trainer:
     def slope(self) -> Slope:
         """The log joint's slope, with the model's own parameters as they are now."""
         if self._slope is None or self.leaves:
-            self._slope = Slope(self.log_joint)
+            self._slope = Slope(self.log_joint, self.data)
         return self._slope
 
     @property
@@ -184,44 +191,42 @@ class Trainer:
             self._runners[key] = runner
         return program, self._runners[key]
 
-    def _steps(self, programs: list[Program], runner: Runner, plan: Round, share: float, title: str, bar: Any) -> None:
-        runner.expect(plan.num_steps * len(programs))
+    def _steps(
+        self, members: Sequence["Trainer"], programs: list[Program], runner: Runner, plan: Round, title: str, bar: Any
+    ) -> None:
+        runner.expect(plan.num_steps * max(len(programs), self.num_fits))
         states, start, blocks = [program.init() for program in programs], 0, 1
-        schedule = _schedule(plan, share, states[0].params)
+        schedule = _schedule(plan, _share(programs[0].objective), states[0].params)
         elbos: list[list[Tensor]] = [[] for _ in programs]
+        streams = [member.stream or _stream(len(members)) for member in members]
+        ensemble = Ensemble(runner, programs, [member._bound for member in members])
         try:
-            while start < plan.num_steps and not self.history.failed:
+            while start < plan.num_steps and not all(member.history.failed for member in members):
                 began = time.perf_counter()
                 num = min(blocks * BLOCK, plan.num_steps - start)
-                inputs = [_inputs(program, schedule, start, num) for program in programs]
-                before, after = states, runner.run_many(list(zip(states, inputs)))
+                inputs = [_own(stream, program, schedule, start, num) for stream, program in zip(streams, programs)]
+                before, after = states, ensemble.run(states, inputs)
                 states, start = [state for state, _ in after], start + num
-                for part, (_, losses) in zip(elbos, after):
+                for member, part, old, (new, losses) in zip(members, elbos, before, after):
                     part.append(-losses)
-                skipped = max(int(new.skipped - old.skipped) for new, old in zip(states, before))
-                self.history.failed = 2 * skipped > num
+                    member.history.failed |= 2 * int(new.skipped - old.skipped) > num
                 bar.set_description(title + (", compiling" if runner.is_compiling else ""), refresh=False)
                 bar.set_postfix_str(f"ELBO {max(float(part[-1].nanmean()) for part in elbos):.3f}", refresh=False)
                 bar.update(num)
                 blocks = self._blocks(runner, (time.perf_counter() - began) / num)
         finally:
-            for program, state, part in zip(programs, states, elbos):
+            for member, program, state, part in zip(members, programs, states, elbos):
                 program.write(state)
-                self.history.skipped += int(state.skipped)
-                self.history.elbos += part
-            self._note(runner)
+                member.history.skipped += int(state.skipped)
+                member.history.elbos += part
+            for history in _histories(members):
+                history.note(runner)
 
     def _blocks(self, runner: Runner, seconds: float) -> int:
         """How many blocks to run until the next look."""
         if runner.engine is not Engine.COMPILED or runner.is_random:
             return 1
         return max(1, min(MAX_BLOCKS, int(PAUSE / (BLOCK * seconds))))
-
-    def _note(self, runner: Runner) -> None:
-        """What a round ended on, and why not on something faster."""
-        self.history.engines.append(runner.engine)
-        if runner.note is not None and runner.note not in self.history.engine_notes:
-            self.history.engine_notes.append(runner.note)
 
 
 def _share(objective: Objective) -> float:
@@ -238,6 +243,21 @@ def _inputs(program: Program, schedule: Schedule, start: int, num: int) -> Input
     for block in noise.split(BLOCK):
         block.normal_()
     return Inputs(noise, *(part[start : start + num] for part in schedule))
+
+
+def _own(stream: Any, program: Program, schedule: Schedule, start: int, num: int) -> Inputs:
+    """A member's inputs, by its own random numbers."""
+    with stream:
+        return _inputs(program, schedule, start, num)
+
+
+def _stream(num_members: int) -> Any:
+    """Random numbers for one of several; a fit by itself has torch's own."""
+    return Stream(int(torch.randint(2**62, ()))) if num_members > 1 else nullcontext()
+
+
+def _histories(members: Sequence[Trainer]) -> list[History]:
+    return list({id(member.history): member.history for member in members}.values())
 
 
 @contextmanager

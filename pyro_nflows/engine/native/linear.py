@@ -3,7 +3,10 @@
 import math
 from typing import Any
 
+from torch import Tensor
+
 from .builder import Builder, Meta, known, rule
+from .constants import whole
 from .plan import Ref
 
 #: Multiplications from which a call of torch's own product is worth its way.
@@ -107,11 +110,14 @@ def _convenient(build: Builder, b: Ref) -> Ref:
     if b.buffer.constant is None or b.buffer.numel != b.meta.numel():
         return b
     k, n = b.meta.shape
-    whole = b.buffer.constant.reshape(-1).as_strided(b.meta.shape, b.meta.stride(), int(b.meta.storage_offset()))
-    if n <= 64 < k:
-        ref = build.plan.constant(whole.t().contiguous())
-        return Ref(ref.buffer, ref.meta.t())
-    return build.plan.constant(whole.contiguous())
+    turned, origin = n <= 64 < k, b.buffer.origin
+
+    def made(flat: Tensor) -> Tensor:
+        matrix = whole(flat, b.meta)
+        return matrix.t().contiguous() if turned else matrix.contiguous()
+
+    ref = build.plan.constant(made(b.buffer.constant), origin and (lambda values: made(origin(values))))
+    return Ref(ref.buffer, ref.meta.t()) if turned else ref
 
 
 @rule("bmm")

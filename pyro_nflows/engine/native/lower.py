@@ -1,5 +1,6 @@
 r"""From a recording to a :class:`~.plan.Plan`: which operation becomes which loop."""
 
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class Lowering(Builder):
             self.refs[number] = self.plan.ref(shape, dtype, pinned=True)
         self.inputs = [self.refs[i] for i in range(tape.num_inputs)]
         for number, tensor in tape.constants.items():
-            self.refs[number] = self.plan.constant(tensor)
+            self.refs[number] = self.plan.constant(tensor, itemgetter(number))
         for call in tape.calls:
             self._call(call, tape)
         self.results = [self._whole(self.refs[number]) for number in tape.results]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .constants import Origin, once
 from .layout import LONG, Shape, in_order, laid_out, order_of, packed
 
 #: Types that generated code computes with, and their names in C.
@@ -34,6 +35,7 @@ class Buffer:
     dtype: torch.dtype
     numel: int
     constant: Tensor | None = None
+    origin: Origin | None = None
     pinned: bool = False
     home: "Loop | None" = None
     writes: list[int] = field(default_factory=list)
@@ -157,12 +159,10 @@ class Plan:
         """A new tensor that lies as loops like it."""
         return Ref(self.buffer(dtype, math.prod(shape)), laid_out(shape, dtype))
 
-    def constant(self, tensor: Tensor) -> Ref:
+    def constant(self, tensor: Tensor, origin: Origin | None = None) -> Ref:
         """A tensor that the program holds, without its repetitions."""
-        once = tensor
-        for dim, stride in enumerate(tensor.stride()):
-            once = once if stride else once[(slice(None),) * dim + (slice(0, 1),)]
-        ref = self.ref(once.shape, once.dtype, constant=once.contiguous())
+        kept, made = once(tensor), None if origin is None else lambda values: once(origin(values))
+        ref = self.ref(kept.shape, kept.dtype, constant=kept, origin=made)
         return Ref(ref.buffer, ref.meta.expand(tensor.shape))
 
     # ---- elementwise ----------------------------------------------------------------------------------------

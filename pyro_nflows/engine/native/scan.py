@@ -2,18 +2,18 @@ r"""A recorded step run many times by one call of compiled code: :math:`(s, x_t)
 
 import ctypes
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ..tape import Tape
-from .build import Build, linear_library
+from .build import Build, CompilerError, linear_library
 from .emit import LINEAR, Emitter
 from .lower import Lowering
 from .memory import ALIGNMENT
-from .plan import Extern, Ref
+from .plan import Buffer, Extern, Ref
 
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int64)
 
@@ -73,15 +73,20 @@ class Scan:
 
 
 class Run:
-    """One run's memory, so that several may run side by side."""
+    """One run's memory, so that several may run side by side.
 
-    def __init__(self, scan: Scan):
+    :param scan: the code.
+    :param tape: the scan's, or that :meth:`~..tape.Tape.bound` to other data.
+    :raises CompilerError: if there is no compiled code, or if the other data lie in memory in another way.
+    """
+
+    def __init__(self, scan: Scan, tape: Tape | None = None):
         scan.load()
         self.scan, self.inputs, self.results, program = scan, scan.inputs, scan.results, scan.program
         self.memory = _aligned(program.size)
         # A page between what is packed and what is not, since the packed part is read in whole vectors.
         self.pack = _aligned(8 * program.pack + 4096)
-        self.constants = [b.constant for b in program.constants]
+        self.constants = {b: b.constant if tape is None else _remade(b, tape) for b in program.constants}
         self.externs = [self._extern(e) for e in program.externs]
         self.error: BaseException | None = None
 
@@ -94,7 +99,7 @@ class Run:
         collected = [ref.meta.new_empty((steps, *ref.meta.shape), device="cpu") for ref in self.results[carried:]]
         failed = self.scan._library.run(
             ctypes.c_void_p(self.memory.data_ptr()),
-            _pointers([c for c in self.constants if c is not None]),
+            _pointers([c for c in self.constants.values() if c is not None]),
             _pointers(streams),
             _pointers(collected),
             self.scan.addresses,
@@ -110,7 +115,7 @@ class Run:
         """A tensor on this run's memory."""
         buffer = ref.buffer
         if buffer.constant is not None:
-            flat = buffer.constant.reshape(-1)
+            flat = cast(Tensor, self.constants[buffer]).reshape(-1)
         else:
             size = buffer.numel * buffer.dtype.itemsize
             flat = self.memory[buffer.offset : buffer.offset + size].view(buffer.dtype)
@@ -139,6 +144,16 @@ class Run:
             self.error = error
             return 1
         return 0
+
+
+def _remade(buffer: Buffer, tape: Tape) -> Tensor | None:
+    """A constant as it is with other data."""
+    if buffer.origin is None or buffer.constant is None:
+        return buffer.constant
+    made = buffer.origin(tape.constants)
+    if made.shape != buffer.constant.shape:
+        raise CompilerError(f"data of shape {tuple(made.shape)} in place of {tuple(buffer.constant.shape)}")
+    return made
 
 
 def _aligned(size: int) -> Tensor:

@@ -1,0 +1,76 @@
+"""Fits that go side by side: they share code, and each has a state, random numbers, and maybe data of its own."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from .backends import Best
+from .program import Inputs, Program, State
+from .runners import Compiled, Runner, num_cores
+
+#: Tensors that a member's recording reads in place of the runner's; None for the runner's own.
+Data = Sequence[Tensor] | None
+
+
+class Ensemble:
+    """Members that run the same code: on threads, where it is compiled, since that needs no lock of Python's.
+
+    :param runner: what runs one of them.
+    :param programs: the members'.
+    :param data: the members'.
+    """
+
+    def __init__(self, runner: Runner, programs: Sequence[Program], data: Sequence[Data]):
+        self.runner, self.programs, self.data = runner, programs, data
+        self._base: Runner | None = None
+        self._members: list[Runner] = []
+
+    def run(self, states: Sequence[State], inputs: Sequence[Inputs]) -> list[tuple[State, Tensor]]:
+        """A block of steps for each member."""
+        base = self.runner
+        if isinstance(base, Best):
+            base.switch(states[0])
+            base = base.runner
+        members = self._of(base)
+        if not isinstance(base, Compiled) or len(members) == 1 or base.scan.is_random:
+            return [member.run(state, given) for member, state, given in zip(members, states, inputs)]
+        with ThreadPoolExecutor(min(len(members), num_cores())) as pool:
+            return list(pool.map(lambda member, state, given: member.run(state, given), members, states, inputs))
+
+    def _of(self, base: Runner) -> list[Runner]:
+        """A runner for each, made anew only when the code has changed."""
+        if base is not self._base:
+            pairs = zip(self.programs, self.data)
+            alone = len(self.programs) == 1 and self.data[0] is None
+            self._base, self._members = base, [base] if alone else [base.bound(*pair) for pair in pairs]
+        return self._members
+
+
+class Stream:
+    """Random numbers of a member's own: within it, they are those that torch gives.
+
+    So what a member draws does not depend on how others fare.
+
+    Example::
+
+        >>> stream = Stream(0)
+        >>> with stream:
+        ...     first = torch.rand(1)
+        >>> with Stream(0), torch.no_grad():
+        ...     torch.rand(1) == first
+        tensor([True])
+    """
+
+    def __init__(self, seed: int):
+        self._state = torch.Generator().manual_seed(seed).get_state()
+
+    def __enter__(self) -> "Stream":
+        self._outside = torch.get_rng_state()
+        torch.set_rng_state(self._state)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._state = torch.get_rng_state()
+        torch.set_rng_state(self._outside)

@@ -1,0 +1,48 @@
+"""What training has seen."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .runners import Engine, Runner
+
+
+@dataclass
+class History:
+    """What training has seen: minus the loss at every step, and why it ended.
+
+    ``drift`` is how much the model's own parameters changed the log joint in the last round;
+    ``missed`` is the share of the posterior's mass that lies where the guide never goes, and ``where`` an example;
+    ``round_trip`` is the error of the flow's inverse.
+    ``engines`` are those that the rounds ended on; ``engine_notes`` say, once each, why a faster one could not be used
+    (none where rounds were only too short for it).
+    """
+
+    elbos: list[Tensor] = field(default_factory=list)
+    skipped: int = 0
+    interrupted: bool = False
+    failed: bool = False
+    seconds: float = 0.0
+    drift: float = 0.0
+    missed: float = 0.0
+    where: str = ""
+    round_trip: float = 0.0
+    engines: list[Engine] = field(default_factory=list)
+    engine_notes: list[str] = field(default_factory=list)
+    rounds: list[int] = field(default_factory=list)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps taken, in all rounds and starts."""
+        return sum(len(part) for part in self.elbos)
+
+    def note(self, runner: Runner) -> None:
+        """What a round ended on, and why not on something faster."""
+        self.engines.append(runner.engine)
+        if runner.note is not None and runner.note not in self.engine_notes:
+            self.engine_notes.append(runner.note)
+
+    def trace(self) -> Tensor:
+        """The ELBO estimate of every step."""
+        return torch.cat(self.elbos) if self.elbos else torch.empty(0)
