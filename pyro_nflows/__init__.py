@@ -22,6 +22,7 @@ from .guides import (
     AutoSpline,
 )
 from .objectives import ELBO, IWAE
+from .sbc import SBC
 from .vi import VI
 
 try:
@@ -32,6 +33,7 @@ except PackageNotFoundError:  # run from a source tree that is not installed
 __all__ = [
     "ELBO",
     "IWAE",
+    "SBC",
     "VI",
     "AutoCIF",
     "AutoFlow",

@@ -7,22 +7,22 @@ from .guides import AutoFlow
 from .objectives import ELBO
 
 
-def check_arguments(guide: Any, objective: Any, engine: Any, annealing: Any, seed: Any) -> None:
-    """Refuse what ``VI`` cannot work with.
+def check_arguments(guide: Any, objective: Any, engine: Any, annealing: Any, seed: Any, name: str = "VI") -> None:
+    """Refuse what ``VI`` and its kin cannot work with.
 
     :raises TypeError: if an argument has the wrong type.
     :raises ValueError: if it has a value out of range.
     """
     if not isinstance(guide, AutoFlow):
         raise TypeError(
-            f"VI: expected a flow guide, VI(AutoFlow(model)), got {type(guide).__name__}; "
+            f"{name}: expected a flow guide, {name}(AutoFlow(model)), got {type(guide).__name__}; "
             "other Pyro guides train with pyro.infer.SVI"
         )
     if objective is not None and not isinstance(objective, ELBO):
-        raise TypeError(f"VI: objective must be a pyro_nflows ELBO or IWAE, got {type(objective).__name__}")
+        raise TypeError(f"{name}: objective must be a pyro_nflows ELBO or IWAE, got {type(objective).__name__}")
     if engine is not None and engine not in [e.value for e in Engine]:
-        raise ValueError(f"VI: engine must be one of {[e.value for e in Engine]}, got {engine!r}")
+        raise ValueError(f"{name}: engine must be one of {[e.value for e in Engine]}, got {engine!r}")
     if not isinstance(annealing, int | float) or not 0 <= annealing <= 1:
-        raise ValueError(f"VI: annealing is a share of the steps, from 0 to 1, got {annealing!r}")
+        raise ValueError(f"{name}: annealing is a share of the steps, from 0 to 1, got {annealing!r}")
     if seed is not None and not isinstance(seed, int):
-        raise TypeError(f"VI: expected seed to be an integer or None, got {type(seed).__name__}")
+        raise TypeError(f"{name}: expected seed to be an integer or None, got {type(seed).__name__}")

@@ -215,9 +215,11 @@ def _train(
         yield from _round(Task(trainer, layer, chosen, gradient, plan, name))
         if trainer.stopped or i == len(recipe.rounds) - 1:
             break
-        ess = _ess(trainer.sampler.sample(layer, 2000))
+        draws = trainer.sampler.sample(layer, min(2000, recipe.num_draws))
+        ess = _ess(draws)
         if ess > recipe.good_ess and trainer.history.drift < SETTLED:
-            draws = trainer.sampler.sample(layer, recipe.num_draws)
+            if len(draws.z) < recipe.num_draws:
+                draws = trainer.sampler.sample(layer, recipe.num_draws)
             ess = _ess(draws)
             if ess > recipe.good_ess and not _is_heavy(draws):
                 return draws

@@ -6,7 +6,7 @@ imported when the first picture is drawn: ``pip install pyro_nflows[plots]``.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -152,12 +152,16 @@ def plot_density(
     return ax
 
 
-def _axes(square: bool = False) -> "Axes":
+def _pyplot() -> Any:
     try:
         from matplotlib import pyplot
     except ImportError as error:
         raise ImportError("Pictures need Matplotlib: pip install pyro_nflows[plots]") from error
-    ax = pyplot.subplots(figsize=(4.2, 4.2) if square else (5.6, 3.6), layout="constrained")[1]
+    return pyplot
+
+
+def _axes(square: bool = False) -> "Axes":
+    ax = _pyplot().subplots(figsize=(4.2, 4.2) if square else (5.6, 3.6), layout="constrained")[1]
     ax.spines[["top", "right"]].set_visible(square)
     return ax
 

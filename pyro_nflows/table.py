@@ -1,11 +1,13 @@
 """The table that ``summary`` prints, like Pyro's ``MCMC.summary``."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .calibration import PValues
 
 
 def summary_table(samples: dict[str, Tensor], prob: float = 0.9) -> str:
@@ -32,6 +34,24 @@ def summary_table(samples: dict[str, Tensor], prob: float = 0.9) -> str:
     return "\n".join(lines)
 
 
+def calibration_table(ranks: Mapping[str, Tensor], p_values: Mapping[str, PValues], num_draws: int) -> str:
+    """Where the truth lies among draws, 0 below all and 1 above, and the p-values of each parameter.
+
+    Under calibration the mean is .5 and the standard deviation .29.
+
+    :param ranks: by parameter, each ``(num_simulations,)``.
+    :param p_values: by parameter.
+    :param num_draws: among how many draws.
+    """
+    width = max(map(len, ranks))
+    lines = [" " * width + "".join(f"{head:>11}" for head in ("mean rank", "std", "SBC p", "VSBC p"))]
+    for name, values in ranks.items():
+        place = (values.double() + 0.5) / (num_draws + 1)
+        parts = f"{float(place.mean()):11.2f}{float(place.std()):11.2f}"
+        lines.append(f"{name:<{width}}{parts}" + "".join(f"{p:11.2g}" for p in p_values[name]))
+    return "\n".join(lines)
+
+
 def print_summary(samples: dict[str, Tensor], found: dict[str, Any], sentence: str, prob: float) -> None:
     """Print the table, the evidence and the verdict.
 
@@ -54,11 +74,22 @@ def print_summary(samples: dict[str, Tensor], found: dict[str, Any], sentence: s
     print(sentence)
 
 
+def scalar_names(name: str, shape: Sequence[int]) -> list[str]:
+    """Names of a site's scalars, in the order in which ``flatten`` puts them.
+
+    Example::
+
+        >>> scalar_names("mu", ()), scalar_names("x", (1, 2))
+        (['mu'], ['x[0,0]', 'x[0,1]'])
+    """
+    indices = itertools.product(*(range(n) for n in shape))
+    return [f"{name}[{','.join(map(str, index))}]" if index else name for index in indices]
+
+
 def _scalars(samples: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for name, values in samples.items():
         columns = values.double().flatten(1) if values.dim() > 1 else values.double()[:, None]
-        for i, index in enumerate(itertools.product(*(range(n) for n in values.shape[1:]))):
-            yield f"{name}[{','.join(map(str, index))}]" if index else name, columns[:, i]
+        yield from zip(scalar_names(name, values.shape[1:]), columns.T)
 
 
 def _number(x: float) -> str:

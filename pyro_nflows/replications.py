@@ -1,0 +1,135 @@
+"""Data sets that a model simulates, and the fit of each: side by side, on one recording of the model."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import biject_to
+
+from .engine import Engine, Trainer
+from .engine.backends import num_cores
+from .fit import Fit, Recipe, Started, drive, start
+from .guides import AutoFlow
+from .log_joint import LogJoint, tensors_of
+from .objectives import ELBO
+from .simulation import Values, at_data, check_simulable, simulate
+from .start import check_start
+from .weights import LogDensity
+
+#: Fits under way at a time: enough for every core, and few enough for their memory.
+MIN_WIDTH, MAX_WIDTH = 8, 32
+
+
+class Replication:
+    """One simulated data set.
+
+    :param log_joint: the model at it, ``(K, D) -> (K,)``.
+    :param tensors: what the model is given, as :class:`~pyro_nflows.engine.Trainer` takes it.
+    :param loc: a point of finite density.
+    :param truth: the flat unconstrained parameters that it was simulated from.
+    """
+
+    def __init__(self, log_joint: LogDensity, tensors: list[Tensor], loc: Tensor, truth: Tensor):
+        self.log_joint, self.tensors, self.loc, self.truth = log_joint, tensors, loc, truth
+
+
+class Replications:
+    """Simulated data sets and their fits.
+
+    :param guide: a flow guide; a fresh one of its kind is fitted to each.
+    :param num: how many.
+    :param args: the model's arguments, with ``kwargs``.
+    :raises ValueError: if parameters and data cannot be drawn from the model (the site is named).
+    """
+
+    def __init__(self, guide: AutoFlow, num: int, args: tuple[Any, ...], kwargs: dict[str, Any]):
+        self.guide, self.args, self.kwargs = fresh(guide, args, kwargs), args, kwargs
+        model, loc = self.guide.bare_model, self.guide._init_loc()
+        with pyro.validation_enabled(False):  # the data given need not be possible ones
+            trace = LogJoint(model, self.guide).run(loc, *args, **kwargs)
+        check_simulable(trace)
+        self.latents, self.data = simulate(model, args, kwargs, num, loc)
+        self.truth = flat(self.guide, self.latents)
+        self.seeds = torch.randint(2**62, (num,)).tolist()
+        self.joint = LogJoint(at_data(model), self.guide)
+        self.failed: dict[int, str] = {}
+        self.shared: Trainer | None = None
+        self._open: dict[int, tuple[Replication, Trainer]] = {}
+
+    def __getitem__(self, index: int) -> Replication:
+        """One of them.
+
+        :raises ValueError: if the model cannot be started there.
+        """
+        args = ({name: values[index] for name, values in self.data.items()}, *self.args)
+        joint = copy.copy(self.joint)
+        loc = check_start(joint, args, self.kwargs)
+        if joint.how is None:
+            self.joint.how = joint.prepare(*args, **self.kwargs)
+        tensors, _ = tensors_of((args, self.kwargs))
+        return Replication(lambda z: joint(z, *args, **self.kwargs), tensors, loc, self.truth[index])
+
+    def fits(
+        self, objective: ELBO, recipe: Recipe, engine: Engine | None
+    ) -> Iterator[tuple[int, Replication, Trainer, Fit]]:
+        """Each data set with its number and its fit, as it is done.
+
+        Those that could not be started are noted in ``failed``.
+        """
+        width, order = min(max(MIN_WIDTH, num_cores()), MAX_WIDTH), list[int]()
+        for place, fit in drive(self._starts(objective, recipe, engine, order), width=width):
+            index = order[place]
+            replication, trainer = self._open.pop(index)
+            yield index, replication, trainer, fit
+
+    def close(self) -> None:
+        """Stop compilers that are still at work, and let go of what was recorded."""
+        if self.shared is not None:
+            self.shared.close()
+        self.shared = None
+        self._open.clear()
+
+    def _starts(self, objective: ELBO, recipe: Recipe, engine: Engine | None, order: list[int]) -> Iterator[Started]:
+        gradient = objective.gradient or objective.best_gradient
+        for index, seed in enumerate(self.seeds):
+            try:
+                one = self[index]
+            except ValueError as error:
+                self.failed[index] = str(error)
+                continue
+            if self.shared is None:
+                self.shared = Trainer(one.log_joint, (), engine, False, one.tensors, len(self.seeds))
+            trainer = self.shared.at(one.log_joint, one.tensors, one.loc, seed)
+            self._open[index] = one, trainer
+            order.append(index)
+            yield trainer, start(trainer, self.guide, objective, gradient, recipe, one.loc)
+
+
+def fresh(guide: AutoFlow, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AutoFlow:
+    """A guide of the same kind and model that has not been trained, set up."""
+    new = copy.deepcopy(guide)
+    new.layer, new.prototype_trace, new._site_shapes = None, None, None
+    with pyro.validation_enabled(False):
+        new._setup_prototype(*args, **kwargs)
+    return new
+
+
+def flat(guide: AutoFlow, latents: Values) -> Tensor:
+    """Values of the sites ``(num, *site shape)`` as flat unconstrained rows.
+
+    :raises ValueError: if one lies on the edge of its support.
+    """
+    parts = []
+    for name in guide.latent_names:
+        unconstrained = biject_to(guide.prototype_trace.nodes[name]["fn"].support).inv(latents[name])
+        parts.append(unconstrained.reshape(len(unconstrained), -1))
+        bad = ~parts[-1].isfinite().all(1)
+        if bool(bad.any()):
+            raise ValueError(
+                f"SBC: site '{name}' was simulated on the very edge of its support in {int(bad.sum())} of {len(bad)} "
+                "simulations, where no density can follow it. Use float64, or a prior with less mass at the edge"
+            )
+    return torch.cat(parts, -1)

@@ -1,0 +1,277 @@
+r"""``SBC``: is what a model and its guide say about parameters right, over data that the model itself simulates?
+
+Parameters are drawn from the prior and data from the model at them, many times; each data set is fitted, and the
+parameters' ranks among the draws of its fit are tested (:mod:`~pyro_nflows.calibration`). All fits share one recording
+of the model and one compiled step, and go side by side.
+"""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from . import diagnostics
+from .arguments import check_arguments
+from .calibration import Calibration, PValues, judge_ranks, rank, symmetry, uniformity
+from .engine import Engine, Round
+from .fit import Fit, Recipe
+from .guides import AutoFlow
+from .nets import check_sizes
+from .objectives import ELBO
+from .rank_plots import plot_calibration
+from .replications import Replication, Replications
+from .table import calibration_table, scalar_names
+from .verdict import Evidence, Outcome, effective, judge, tail_index
+from .weights import Draws
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    pass
+
+#: Fewer steps and particles than :class:`~pyro_nflows.VI` takes by itself: there are many fits.
+QUICK = Recipe(
+    end=Round(400, 32, 3e-2),
+    rounds=(Round(400, 64, 5e-3), Round(800, 64, 3e-3), Round(1600, 64, 2e-3, covering=True)),
+    num_draws=1000,
+    max_ends=1,
+    good_ess=0.9,
+)
+#: The name of the log joint density among the parameters.
+LOG_JOINT = "log_joint"
+
+
+class Checked(NamedTuple):
+    """What is kept of a fit: ranks and shares of draws below the truth, one a parameter, and how good it was.
+
+    ``constant`` are parameters that all draws share with the truth, such as the zeros of a Cholesky factor.
+    """
+
+    ranks: Tensor
+    shares: Tensor
+    constant: Tensor
+    ess: float
+    pareto_k: float
+    outcome: Outcome
+
+
+class SBC:
+    r"""Simulation-based calibration of a model and a guide.
+
+    ``SBC(AutoFlow(model)).run(data)`` stands beside ``VI(AutoFlow(model)).run(data)``, takes the same arguments, and
+    uses of the data only their shapes: it draws parameters and data from the model, fits each data set, and ranks
+    each parameter, and the log joint density, among the draws of its fit. With exact posteriors, ranks are uniform.
+    See :mod:`pyro_nflows.calibration` for the tests.
+
+    Silence is no proof: 200 simulations see a bias of about a quarter of a standard deviation. And what is checked is
+    the posterior on average over the prior, not the one given your data: that is for the verdict of ``VI``.
+
+    :param guide: a flow guide such as ``AutoFlow(model)``; it is not touched, and not trained already.
+    :param num_simulations: data sets.
+    :param num_draws: draws :math:`L` among which a parameter is ranked; one less than a round number suits histograms.
+    :param resample: whether ranks are among draws resampled by their importance weights; by default where the fit's
+        k-hat allows it, as in ``VI.get_samples``. VSBC is always about the guide itself.
+    :param objective: as for ``VI``.
+    :param recipe: of each fit; ``Recipe()`` is that of ``VI``. By default fewer steps and particles.
+    :param seed: makes the run reproducible.
+    :param engine: as for ``VI``.
+    :param progress_bar: whether to show how many fits are done.
+    :raises TypeError: if ``guide`` is not a flow guide, or an argument has the wrong type.
+    :raises ValueError: if an argument has a value out of range.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(y):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+        ...
+        >>> check = SBC(AutoFlow(model), num_simulations=20, num_draws=9, seed=0, progress_bar=False)
+        >>> check.run(torch.tensor(0.0)).outcome.name
+        'CALIBRATED'
+        >>> check.ranks["z"].shape
+        torch.Size([20])
+    """
+
+    def __init__(
+        self,
+        guide: AutoFlow,
+        *,
+        num_simulations: int = 200,
+        num_draws: int = 99,
+        resample: bool | None = None,
+        objective: ELBO | None = None,
+        recipe: Recipe = QUICK,
+        seed: int | None = None,
+        engine: Engine | str | None = None,
+        progress_bar: bool = True,
+    ):
+        check_arguments(guide, objective, engine, 0, seed, "SBC")
+        check_sizes("SBC", num_simulations=num_simulations, num_draws=num_draws)
+        if not isinstance(recipe, Recipe):
+            raise TypeError(f"SBC: recipe must be a pyro_nflows.fit.Recipe, got {type(recipe).__name__}")
+        if num_draws > recipe.num_draws:
+            raise ValueError(f"SBC: num_draws must be at most the recipe's {recipe.num_draws} draws, got {num_draws}")
+        self.guide, self.num_simulations, self.num_draws = guide, num_simulations, num_draws
+        self.resample, self.objective, self.recipe, self.seed = resample, objective or ELBO(), recipe, seed
+        self.engine = None if engine is None else Engine(engine)
+        self.progress_bar = progress_bar
+        self.interrupted = False
+        self.failed: dict[int, str] = {}
+        self._names: list[str] = []
+        self._checked: dict[int, Checked] = {}
+
+    def run(self, *args: Any, **kwargs: Any) -> "SBC":
+        """Simulate, fit and rank.
+
+        ``Ctrl-C`` keeps the fits that are done.
+
+        :param args: the model's arguments, with ``kwargs``, as for ``VI.run``.
+        :return: this object.
+        :raises ValueError: if parameters and data cannot be drawn from the model (the site is named), or no fit could
+            be started.
+        """
+        seed = int(torch.randint(2**31, ())) if self.seed is None else self.seed
+        self._checked, self.interrupted = {}, False
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            replications = Replications(self.guide, self.num_simulations, args, kwargs)
+            self._names = [*_names(replications.guide), LOG_JOINT]
+            self._fit(replications)
+        self.failed = replications.failed
+        if not self._checked:
+            raise ValueError(f"SBC: none of {self.num_simulations} fits could be started: {self.failed[0]}")
+        return self
+
+    def _fit(self, replications: Replications) -> None:
+        fits = replications.fits(self.objective, self.recipe, self.engine)
+        try:
+            with tqdm(total=self.num_simulations, disable=not self.progress_bar, unit="fit") as bar:
+                for index, one, trainer, fit in fits:
+                    if trainer.history.interrupted:
+                        raise KeyboardInterrupt
+                    with trainer.stream or torch.no_grad():
+                        self._checked[index] = self._check(replications.guide, one, fit)
+                    bar.update()
+        except KeyboardInterrupt:
+            self.interrupted = True
+            if not self._checked:
+                raise
+        finally:
+            replications.close()
+
+    @torch.no_grad()
+    def _check(self, guide: AutoFlow, one: Replication, fit: Fit) -> Checked:
+        draws, truth = fit.draws, one.truth[None]
+        true_values = _columns(guide, truth, one.log_joint(truth))[0]
+        values = _columns(guide, draws.z, draws.log_p)
+        below, equal = (values < true_values).double().mean(0), values == true_values
+        verdict = judge(Evidence(draws.log_weight, [], [], torch.ones(1)))
+        return Checked(
+            rank(values[self._chosen(draws)], true_values),
+            below + 0.5 * equal.double().mean(0),
+            equal.all(0),
+            effective(draws.log_weight),
+            tail_index(draws.log_weight),
+            verdict.outcome,
+        )
+
+    def _chosen(self, draws: Draws) -> Tensor:
+        """Indices of the draws among which to rank."""
+        pareto_k, resample = tail_index(draws.log_weight), self.resample
+        if resample is None:
+            resample = pareto_k < diagnostics.k_threshold(len(draws.z))
+        if resample and pareto_k < torch.inf:
+            return diagnostics.psis_resample(draws.log_weight, self.num_draws)
+        return torch.arange(self.num_draws)
+
+    # ---- what was found -------------------------------------------------------------------------------------
+
+    def _results(self) -> list[Checked]:
+        """By simulation."""
+        if not self._checked:
+            raise RuntimeError("SBC has no ranks yet; call run(*args) with the model's arguments first")
+        return [self._checked[i] for i in sorted(self._checked)]
+
+    def _by_name(self, field: str) -> dict[str, Tensor]:
+        results = self._results()
+        values, fixed = (torch.stack([getattr(r, name) for r in results]) for name in (field, "constant"))
+        return {n: v for n, v, same in zip(self._names, values.T, fixed.all(0)) if not same}
+
+    @property
+    def ranks(self) -> dict[str, Tensor]:
+        """Ranks from 0 to ``num_draws`` of each scalar parameter and of the log joint, ``(num_fits,)`` each."""
+        return self._by_name("ranks")
+
+    @property
+    def shares(self) -> dict[str, Tensor]:
+        r"""The share of the guide's own draws below the truth, :math:`P_q(\theta < \theta_0)`, ``(num_fits,)`` each."""
+        return self._by_name("shares")
+
+    @property
+    def ess(self) -> Tensor:
+        """The importance ESS of each fit, as a fraction of its draws."""
+        return torch.tensor([result.ess for result in self._results()])
+
+    @property
+    def pareto_k(self) -> Tensor:
+        """The k-hat of each fit."""
+        return torch.tensor([result.pareto_k for result in self._results()])
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """The verdict on each fit."""
+        return [result.outcome for result in self._results()]
+
+    def p_values(self) -> dict[str, PValues]:
+        """Of each parameter: uniform ranks (SBC), and a center of the guide without bias (VSBC)."""
+        pairs = zip(self.ranks.items(), self.shares.values())
+        return {name: PValues(uniformity(ranks, self.num_draws), symmetry(s)) for (name, ranks), s in pairs}
+
+    @property
+    def outcome(self) -> Calibration:
+        """What the p-values say together."""
+        return judge_ranks(self.p_values(), self.ranks, self.num_draws)[0]
+
+    def summary(self) -> None:
+        """Print each parameter's ranks and p-values, how good the fits were, and one sentence."""
+        p_values, ranks = self.p_values(), self.ranks
+        print(calibration_table(ranks, p_values, self.num_draws))
+        print(f"\n{self._fits()}\n{judge_ranks(p_values, ranks, self.num_draws)[1]}")
+
+    def plot(self, *names: str, prob: float = 0.95) -> "Figure":
+        """Ranks of some parameters, a row each: a histogram, and the ECDF beside its simultaneous band.
+
+        :param names: keys of ``ranks``; by default those with the least p-values, six at most.
+        :param prob: of the bands.
+        :raises ValueError: if a name is not that of a parameter.
+        """
+        p_values, ranks = self.p_values(), self.ranks
+        unknown = [name for name in names if name not in ranks]
+        if unknown:
+            raise ValueError(f"SBC.plot: no parameter is named {unknown[0]!r}; expected some of {list(ranks)}")
+        chosen = names or sorted(ranks, key=lambda name: min(p_values[name]))[:6]
+        return plot_calibration({name: ranks[name] for name in chosen}, self.num_draws, prob=prob)
+
+    def _fits(self) -> str:
+        outcomes = self.outcomes
+        bad = [o.name for o in outcomes if o not in (Outcome.TRUST, Outcome.RESAMPLED)]
+        kinds = ", ".join(f"{bad.count(name)} {name}" for name in sorted(set(bad)))
+        parts = [f"{len(outcomes)} fits, {len(bad)} of them bad" + (f" ({kinds})" if kinds else "")]
+        parts.append(f"median ESS {float(self.ess.median()):.0%}")
+        parts += [f"{len(self.failed)} data sets could not be started"] if self.failed else []
+        return "; ".join(parts + (["interrupted"] if self.interrupted else [])) + "."
+
+
+def _names(guide: AutoFlow) -> list[str]:
+    """Names of the scalars of all latent sites, constrained."""
+    values = guide.constrain(guide._init_loc()[None])
+    return [scalar for site, value in values.items() for scalar in scalar_names(site, value.shape[1:])]
+
+
+def _columns(guide: AutoFlow, z: Tensor, log_joint: Tensor) -> Tensor:
+    """Rows of all constrained scalars and the log joint."""
+    parts = [value.reshape(len(z), -1).double() for value in guide.constrain(z).values()]
+    return torch.cat([*parts, log_joint.double()[:, None]], 1)
