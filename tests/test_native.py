@@ -137,6 +137,14 @@ SHAPED = {
         ],
         [A],
     ),
+    "picking by what was just computed": (
+        lambda a: [
+            a.gather(1, (a[:, :1] > 0).long()),
+            a[:, 0][(a[:, 1] > 0).long()],
+            a.new_zeros(4, 3).scatter_add(1, (a > 0).long(), a),
+        ],
+        [A],
+    ),
 }
 
 

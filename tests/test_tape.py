@@ -46,7 +46,20 @@ def masked_by_integers(x: Tensor) -> Sequence[Tensor]:
     return (x[torch.tensor([2, 0, 0])],)
 
 
-CASES = [scaled_in_place, through_a_view, constant_filled, derivative, lists_and_numbers, masked_by_integers]
+def masked_by_a_constant(x: Tensor) -> Sequence[Tensor]:
+    below = torch.ones(3, 3).tril(-1).bool()
+    return (x.outer(x)[below], grad(lambda t: t.outer(t)[..., below].sum())(x))
+
+
+CASES = [
+    scaled_in_place,
+    through_a_view,
+    constant_filled,
+    derivative,
+    lists_and_numbers,
+    masked_by_integers,
+    masked_by_a_constant,
+]
 
 
 @pytest.mark.parametrize("function", CASES, ids=lambda f: f.__name__)

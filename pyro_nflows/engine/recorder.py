@@ -90,7 +90,7 @@ class Recorder(TorchDispatchMode):
         if func._schema.is_mutable and self.pure:
             return self._in_place(func, args, kwargs)
         named = tree_map(self._value, (self._scaled(func, args), kwargs))
-        if _is_dynamic(func, args) and self._varies(named):
+        if _is_dynamic(func, args) and self._varies(named[0][1] if func is _aten.index.Tensor else named):
             raise TraceError(f"{func} makes Python values or shapes depend on the data")
         result = func(*args, **kwargs)
         if self.pure and (func in _ALIASES or (func in _VIEWS and _is_same(result, args[0]))):

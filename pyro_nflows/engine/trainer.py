@@ -102,7 +102,7 @@ class Trainer:
         """
         new = Trainer(log_joint, (), self.engine, False, data, self.num_fits)
         slope = self.slope.at(log_joint, data)
-        if slope.agrees(near):
+        if self.engine is Engine.EAGER or slope.agrees(near):
             new._slope, new._bound, new._runners = slope, data, self._runners
         new.stream = Stream(seed)
         return new

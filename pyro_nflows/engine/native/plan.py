@@ -200,11 +200,11 @@ class Plan:
 
     def _join(self, shape: Shape, statement: Statement) -> Loop:
         """Put a statement into the first loop where all that it needs is there."""
-        reads = accesses(statement.operands)
-        earliest = max((self._after(a, shape) for a in reads), default=0)
+        reads, within = accesses(statement.operands), _indices(statement.out)
+        inner = within + [i for a in reads for i in _indices(a)]  # read from memory, so made by an earlier loop
+        earliest = max((self._after(a, None if a in inner else shape) for a in reads + within), default=0)
         if statement.kind != "let" and statement.out.buffer.writes:
-            written = statement.out.buffer.writes[-1]
-            earliest = max(earliest, written + (statement.kind == "scatter"))
+            earliest = max(earliest, statement.out.buffer.writes[-1] + (statement.kind == "scatter"))
         for position in range(earliest, len(self.steps)):
             step = self.steps[position]
             if isinstance(step, Loop) and step.takes(shape):
@@ -213,11 +213,11 @@ class Plan:
             position, step = len(self.steps), Loop(shape)
             self.steps.append(step)
         step.statements.append(statement)
-        self._note(position, [a.buffer for a in reads + [i for a in [statement.out] for i in _indices(a)]])
+        self._note(position, [a.buffer for a in reads + within])
         statement.out.buffer.writes.append(position)
         return step
 
-    def _after(self, access: Access, shape: Shape) -> int:
+    def _after(self, access: Access, shape: Shape | None) -> int:
         """The first step that can read this: the very loop that makes it, where the elements are the same."""
         buffer = access.buffer
         if not buffer.writes:
