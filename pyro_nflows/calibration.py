@@ -1,54 +1,18 @@
-r"""Are a posterior's probabilities right on average? Tests of where the truth lies among draws.
-
-Draw :math:`\theta_0 \sim p(\theta)` and :math:`y \sim p(y \mid \theta_0)`. Then :math:`\theta_0` is itself a draw of
-the posterior given :math:`y`, so among :math:`L` others its rank is uniform on :math:`0, \dots, L` [1], in each
-parameter and in any other function of :math:`\theta` and :math:`y` [2]. An approximation that leaves this law is wrong:
-
-=============================== =========================================================================
-ranks pile up at                the draws are
-=============================== =========================================================================
-both ends                       too narrow
-the middle                      too wide
-the upper end                   too low
-the lower end                   too high
-=============================== =========================================================================
-
-==================== ==============================================================================================
-:func:`uniformity`   p-value of uniform ranks: simulation-based calibration (SBC) [1], by the largest departure of their
-                     ECDF [3]
-:func:`symmetry`     p-value of :math:`P_q(\theta < \theta_0)` symmetric about one half, so of a center without bias:
-                     variational SBC (VSBC) [4]
-==================== ==============================================================================================
-
-**References**
-
-[1] S. Talts, M. Betancourt, D. Simpson, A. Vehtari, A. Gelman (2018). Validating Bayesian Inference Algorithms with
-Simulation-Based Calibration.
-
-[2] M. Modrák, A. H. Moon, S. Kim, P. Bürkner, N. Huurre, K. Faltejsková, A. Gelman, A. Vehtari (2023).
-Simulation-Based Calibration Checking for Bayesian Computation: The Choice of Test Quantities Shapes Sensitivity.
-
-[3] T. Säilynoja, P. Bürkner, A. Vehtari (2022). Graphical Test for Discrete Uniformity and Its Applications in
-Goodness-of-Fit Evaluation and Multiple Sample Comparison.
-
-[4] Y. Yao, A. Vehtari, D. Simpson, A. Gelman (2018). Yes, but Did It Work?: Evaluating Variational Inference.
-"""
+"""What the ranks of all parameters say together; the members of :class:`Calibration` are the sentences."""
 
 import enum
-import functools
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-__all__ = ["Calibration", "PValues", "count_band", "ecdf_band", "judge_ranks", "rank", "symmetry", "uniformity"]
+__all__ = ["Calibration", "Judgement", "PValues", "judge_ranks"]
 
-#: Below this, the exact p-value would be lost in rounding, and its upper bound stands for it.
-TINY = 1e-9
 #: How often chance alone may raise an alarm, over all p-values of a check together.
 LEVEL = 0.01
+#: A share of bad fits that does not explain much.
+FEW = 0.1
 
 
 class Calibration(enum.Enum):
@@ -60,24 +24,30 @@ class Calibration(enum.Enum):
     )
     TOO_NARROW = (
         "Not calibrated: the draws of {name} are too narrow (p-value {p:.1g}, the least of {num_tests}), so intervals "
-        "miss the truth too often; try a richer guide, or a recipe with more steps."
+        "miss the truth too often. {remedy}"
     )
-    TOO_WIDE = (
-        "Not calibrated: the draws of {name} are too wide (p-value {p:.1g}, the least of {num_tests}); try a richer "
-        "guide, or a recipe with more steps."
-    )
-    TOO_LOW = (
-        "Not calibrated: the draws of {name} are too low (p-value {p:.1g}, the least of {num_tests}); try a richer "
-        "guide, or a recipe with more steps; if every fit is good, look for a mode that they miss."
-    )
-    TOO_HIGH = (
-        "Not calibrated: the draws of {name} are too high (p-value {p:.1g}, the least of {num_tests}); try a richer "
-        "guide, or a recipe with more steps; if every fit is good, look for a mode that they miss."
-    )
+    TOO_WIDE = "Not calibrated: the draws of {name} are too wide (p-value {p:.1g}, the least of {num_tests}). {remedy}"
+    TOO_LOW = "Not calibrated: the draws of {name} are too low (p-value {p:.1g}, the least of {num_tests}). {remedy}"
+    TOO_HIGH = "Not calibrated: the draws of {name} are too high (p-value {p:.1g}, the least of {num_tests}). {remedy}"
     MISSHAPEN = (
         "Not calibrated: the draws of {name} have the wrong shape (p-value {p:.1g}, the least of {num_tests}), though "
-        "about the right center and width; look at its ranks, and try a richer guide."
+        "about the right center and width. {remedy}"
     )
+
+
+#: What to try, where many fits are bad, and where few are.
+REMEDIES = (
+    "{bad:.0%} of the fits are bad: try a richer guide, or a recipe with more steps.",
+    "The fits are good where they look: they miss a mode (try AutoCIF, and annealing in the recipe), or the sample and "
+    "log_prob of a distribution in the model differ.",
+)
+
+
+class Judgement(NamedTuple):
+    """An outcome and its sentence."""
+
+    outcome: Calibration
+    sentence: str
 
 
 class PValues(NamedTuple):
@@ -87,136 +57,31 @@ class PValues(NamedTuple):
     symmetry: float
 
 
-def rank(draws: Tensor, truth: Tensor) -> Tensor:
-    """How many draws are below the truth; of those that equal it, a random number are.
-
-    :param draws: shape ``(num_draws, ...)``.
-    :param truth: shape ``(...)``.
-    :return: integers from 0 to ``num_draws``, shape ``(...)``.
-
-    Example::
-
-        >>> rank(torch.tensor([[1.0, 5.0], [2.0, 6.0], [3.0, 7.0]]), torch.tensor([2.5, 9.0]))
-        tensor([2, 3])
-    """
-    below, equal = (draws < truth).sum(0), (draws == truth).sum(0)
-    return below + (torch.rand(equal.shape, device=equal.device) * (equal + 1)).long()
-
-
-def uniformity(ranks: Tensor, num_draws: int) -> float:
-    r"""The p-value of ranks that are uniform on :math:`0, \dots, L`.
-
-    Of :math:`N` uniform ranks, :math:`c_j \sim \mathrm{Binomial}(N, j / (L + 1))` are below :math:`j`. The statistic is
-    the least of their tail probabilities,
-
-    .. math:: \gamma = \min_j\, 2 \min\{ P(C_j \le c_j),\, P(C_j \ge c_j) \} ,
-
-    and its law is computed exactly, from one :math:`j` to the next. So the p-value is below 5% just where the ECDF
-    leaves the 95% band of :func:`ecdf_band`.
-
-    :param ranks: integers, shape ``(num_simulations,)``.
-    :param num_draws: :math:`L`.
-    :raises ValueError: if a rank is not one of :math:`0, \dots, L`.
-
-    Example::
-
-        >>> uniformity(torch.arange(100), 99), uniformity(torch.arange(100) // 2, 99) < 1e-6
-        (1.0, True)
-    """
-    check_ranks(ranks, num_draws)
-    below = ranks.bincount(minlength=num_draws + 1).cumsum(0)[:-1].cpu()
-    tails = _tails(len(ranks), num_draws)
-    gamma = float(tails.gather(1, below[:, None]).min())
-    return _p_value(len(ranks), num_draws, gamma)
-
-
-def symmetry(probabilities: Tensor) -> float:
-    r"""The p-value of numbers between 0 and 1 that are spread symmetrically about one half.
-
-    The statistic is the Kolmogorov-Smirnov distance between :math:`p_i` and :math:`1 - p_i`, as in [4]. The two
-    samples are mirror images, not independent, and the usual p-value would be too small (.05 where .11 is right). Under
-    symmetry, the distance is the greatest height of a random walk [5], whose exact law is used here.
-
-    :param probabilities: shape ``(num_simulations,)``.
-    :raises ValueError: if one is not between 0 and 1.
-
-    Example::
-
-        >>> p = (torch.arange(100) + 0.5) / 100
-        >>> symmetry(p), symmetry(p.sqrt()) < 1e-4
-        (1.0, True)
-
-    **References**
-
-    [5] C. Butler (1969). A Test for Symmetry Using the Sample Distribution Function.
-    """
-    if probabilities.dim() != 1 or not bool(((probabilities >= 0) & (probabilities <= 1)).all()):
-        raise ValueError(
-            f"probabilities: got shape {tuple(probabilities.shape)}, expected (num_simulations,), all from 0 to 1. "
-            "Give one number a simulation: the share of draws below the truth."
-        )
-    side = probabilities.double().cpu() - 0.5
-    side = side[side != 0]
-    far, order = side.abs().sort(descending=True)
-    walk = side[order].sign().cumsum(0).abs()
-    last = torch.ones(len(far), dtype=torch.bool)  # of those equally far
-    last[:-1] = far[:-1] != far[1:]
-    height = int(walk[last].max()) if len(walk) else 0
-    p = 1 - _stays(len(walk), height) if height else 1.0
-    return p if p > TINY else 4 * math.exp(-(height**2) / (2 * len(walk)))
-
-
-@functools.lru_cache
-def ecdf_band(num_simulations: int, num_draws: int, prob: float = 0.95) -> tuple[Tensor, Tensor]:
-    r"""Where the ECDF of uniform ranks lies, everywhere at once, with a given probability [3].
-
-    :param num_simulations: :math:`N`.
-    :param num_draws: :math:`L`.
-    :param prob: the probability.
-    :return: the least and the greatest share of ranks below :math:`j = 1, \dots, L`, each of shape ``(num_draws,)``.
-    :raises ValueError: if ``prob`` is not between 0 and 1.
-
-    Example::
-
-        >>> lower, upper = ecdf_band(100, 9)
-        >>> lower[4], upper[4]
-        (tensor(0.3700, dtype=torch.float64), tensor(0.6300, dtype=torch.float64))
-    """
-    if not 0 < prob < 1:
-        raise ValueError(f"prob: got {prob}, expected a number between 0 and 1, such as 0.95.")
-    tails = _tails(num_simulations, num_draws)
-    levels = tails.unique()
-    low, high = 0, len(levels) - 1  # the largest level that is left with probability at most 1 - prob
-    while low < high:
-        middle = (low + high + 1) // 2
-        inside = _p_value(num_simulations, num_draws, float(levels[middle])) <= 1 - prob
-        low, high = (middle, high) if inside else (low, middle - 1)
-    inside = tails > levels[low] * (1 + TINY)
-    counts = torch.arange(num_simulations + 1, dtype=torch.float64).expand_as(inside) / num_simulations
-    return counts.where(inside, 2.0).amin(1), counts.where(inside, -1.0).amax(1)
-
-
 def judge_ranks(
-    p_values: Mapping[str, PValues], ranks: Mapping[str, Tensor], num_draws: int
-) -> tuple[Calibration, str]:
-    """What all parameters together say: an outcome and its sentence.
+    p_values: Mapping[str, PValues], ranks: Mapping[str, Tensor], num_draws: int, bad: float = 0.0
+) -> Judgement:
+    """What all parameters together say.
 
     The smallest p-value decides, times their number (Bonferroni), against :data:`LEVEL`.
 
     :param p_values: by parameter.
     :param ranks: by parameter, each of shape ``(num_simulations,)``.
     :param num_draws: among how many draws.
+    :param bad: the share of fits whose verdict is no.
 
     Example::
 
+        >>> import torch
         >>> ranks = {"mu": torch.arange(100) % 5}
-        >>> judge_ranks({"mu": PValues(1e-8, 0.5)}, ranks, 9)[0].name
+        >>> judge_ranks({"mu": PValues(1e-8, 0.5)}, ranks, 9).outcome.name
         'TOO_HIGH'
     """
     name = min(p_values, key=lambda key: min(p_values[key]))
     p, num_tests = min(p_values[name]), 2 * len(p_values)
     outcome = Calibration.CALIBRATED if p * num_tests >= LEVEL else _shape(ranks[name], num_draws)
-    return outcome, outcome.value.format(name=name, p=p, num=len(ranks[name]), num_tests=num_tests)
+    remedy = REMEDIES[bad <= FEW].format(bad=bad)
+    numbers = {"name": name, "p": p, "num": len(ranks[name]), "num_tests": num_tests, "remedy": remedy}
+    return Judgement(outcome, outcome.value.format(**numbers))
 
 
 def _shape(ranks: Tensor, num_draws: int) -> Calibration:
@@ -229,82 +94,3 @@ def _shape(ranks: Tensor, num_draws: int) -> Calibration:
     if abs(center) > abs(width):
         return Calibration.TOO_LOW if center > 0 else Calibration.TOO_HIGH
     return Calibration.TOO_NARROW if width > 0 else Calibration.TOO_WIDE
-
-
-def count_band(num_simulations: int, share: float, prob: float = 0.95) -> tuple[int, int]:
-    """Where one bar of a histogram of ranks lies: quantiles of a binomial.
-
-    :param num_simulations: ranks.
-    :param share: of them that is expected in the bar.
-    :param prob: the probability.
-
-    Example::
-
-        >>> count_band(100, 0.5)
-        (40, 60)
-    """
-    c = torch.arange(num_simulations + 1, dtype=torch.float64)
-    log_pmf = _log_choose(num_simulations, c) + c * math.log(share) + (num_simulations - c) * math.log1p(-share)
-    levels = torch.tensor([(1 - prob) / 2, (1 + prob) / 2], dtype=torch.float64)
-    low, high = torch.searchsorted(log_pmf.exp().cumsum(0), levels).clamp(max=num_simulations).tolist()
-    return low, high
-
-
-def check_ranks(ranks: Tensor, num_draws: int) -> None:
-    """Ranks as they should be.
-
-    :raises ValueError: if they are not.
-    """
-    if ranks.dim() != 1 or ranks.is_floating_point() or not bool(((ranks >= 0) & (ranks <= num_draws)).all()):
-        raise ValueError(
-            f"ranks: got {ranks.dtype} of shape {tuple(ranks.shape)}, expected integers from 0 to num_draws = "
-            f"{num_draws} of shape (num_simulations,). Pass the number of draws below each truth."
-        )
-
-
-@functools.lru_cache(maxsize=8)
-def _tails(num: int, num_draws: int) -> Tensor:
-    """Twice the smaller tail probability of ``c`` ranks below ``j``, in row ``j - 1`` and column ``c``."""
-    share = torch.arange(1, num_draws + 1, dtype=torch.float64)[:, None] / (num_draws + 1)
-    c = torch.arange(num + 1, dtype=torch.float64)
-    pmf = (_log_choose(num, c) + c * share.log() + (num - c) * (1 - share).log()).exp()
-    at_most, at_least = pmf.cumsum(1), pmf.flip(1).cumsum(1).flip(1)
-    return (2 * torch.minimum(at_most, at_least)).clamp(max=1)
-
-
-def _log_choose(num: int, c: Tensor) -> Tensor:
-    return math.lgamma(num + 1) - (c + 1).lgamma() - (num - c + 1).lgamma()
-
-
-@functools.lru_cache(maxsize=1024)
-def _p_value(num: int, num_draws: int, gamma: float) -> float:
-    """Probability that some tail probability is at most ``gamma``."""
-    inside = _tails(num, num_draws) > gamma * (1 + TINY)
-    p = 1 - _inside(num, num_draws, inside) if bool(inside.any(1).all()) else 1.0
-    return p if p > TINY else min(1.0, num_draws * gamma)
-
-
-def _inside(num: int, num_draws: int, inside: Tensor) -> float:
-    """Probability that the counts stay inside, from each ``j`` to the next."""
-    log_factorial = torch.arange(1, num + 2, dtype=torch.float64).lgamma()
-    counts, mass = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.float64)
-    for j, row in enumerate(inside):
-        share = 1 / (num_draws + 1 - j)  # of the ranks from j on, those that are j
-        after = row.nonzero()[:, 0]
-        step = after - counts[:, None]
-        left, rest = log_factorial[num - counts][:, None], num - after
-        log_pmf = left - log_factorial[step.clamp(min=0)] - log_factorial[rest]
-        log_pmf = log_pmf + step.double() * math.log(share) + rest.double() * math.log1p(-share)
-        counts, mass = after, mass @ log_pmf.exp().where(step >= 0, 0.0)
-    return float(mass.sum())
-
-
-def _stays(num_steps: int, height: int) -> float:
-    """Probability that a random walk of so many steps stays below a height, up and down.
-
-    The eigenvectors of a walk that ends there are sines.
-    """
-    k = torch.arange(1, 2 * height, 2, dtype=torch.float64)
-    angle = math.pi * k / (2 * height)
-    terms = (2 - k % 4) * angle.cos() ** num_steps / (angle / 2).tan()
-    return float(terms.sum() / height)

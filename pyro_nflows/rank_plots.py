@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .calibration import check_ranks, count_band, ecdf_band
 from .plots import BLUE, GREY, INK, _axes, _pyplot
+from .ranks import check_ranks, count_band, ecdf_band
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

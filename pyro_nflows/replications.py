@@ -1,19 +1,21 @@
 """Data sets that a model simulates, and the fit of each: side by side, on one recording of the model."""
 
 import copy
+import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from .engine import Engine, Trainer
+from .engine import Engine, EngineWarning, Trainer
 from .engine.backends import num_cores
 from .fit import Fit, Recipe, Started, drive, start
 from .guides import AutoFlow
-from .log_joint import LogJoint, tensors_of
+from .layer import Chain
+from .log_joint import LogJoint
 from .objectives import ELBO
 from .simulation import Values, at_data, check_simulable, simulate
 from .start import check_start
@@ -27,7 +29,7 @@ class Replication:
     """One simulated data set.
 
     :param log_joint: the model at it, ``(K, D) -> (K,)``.
-    :param tensors: what the model is given, as :class:`~pyro_nflows.engine.Trainer` takes it.
+    :param tensors: its data, as :class:`~pyro_nflows.engine.Trainer` takes them.
     :param loc: a point of finite density.
     :param truth: the flat unconstrained parameters that it was simulated from.
     """
@@ -50,13 +52,14 @@ class Replications:
         model, loc = self.guide.bare_model, self.guide._init_loc()
         with pyro.validation_enabled(False):  # the data given need not be possible ones
             trace = LogJoint(model, self.guide).run(loc, *args, **kwargs)
-        check_simulable(trace)
+        check_simulable(trace, self.guide.latent_names)
         self.latents, self.data = simulate(model, args, kwargs, num, loc)
         self.truth = flat(self.guide, self.latents)
         self.seeds = torch.randint(2**62, (num,)).tolist()
         self.joint = LogJoint(at_data(model), self.guide)
         self.failed: dict[int, str] = {}
         self.shared: Trainer | None = None
+        self._told = False
         self._open: dict[int, tuple[Replication, Trainer]] = {}
 
     def __getitem__(self, index: int) -> Replication:
@@ -64,13 +67,12 @@ class Replications:
 
         :raises ValueError: if the model cannot be started there.
         """
-        args = ({name: values[index] for name, values in self.data.items()}, *self.args)
-        joint = copy.copy(self.joint)
+        data = {name: values[index] for name, values in self.data.items()}
+        args, joint = (data, *self.args), copy.copy(self.joint)
         loc = check_start(joint, args, self.kwargs)
         if joint.how is None:
             self.joint.how = joint.prepare(*args, **self.kwargs)
-        tensors, _ = tensors_of((args, self.kwargs))
-        return Replication(lambda z: joint(z, *args, **self.kwargs), tensors, loc, self.truth[index])
+        return Replication(lambda z: joint(z, *args, **self.kwargs), [*data.values()], loc, self.truth[index])
 
     def fits(
         self, objective: ELBO, recipe: Recipe, engine: Engine | None
@@ -83,6 +85,8 @@ class Replications:
         for place, fit in drive(self._starts(objective, recipe, engine, order), width=width):
             index = order[place]
             replication, trainer = self._open.pop(index)
+            if not self._shared(trainer):
+                trainer.close()
             yield index, replication, trainer, fit
 
     def close(self) -> None:
@@ -94,6 +98,7 @@ class Replications:
 
     def _starts(self, objective: ELBO, recipe: Recipe, engine: Engine | None, order: list[int]) -> Iterator[Started]:
         gradient = objective.gradient or objective.best_gradient
+        objective.check_layer(cast(Chain, self.guide.layer))
         for index, seed in enumerate(self.seeds):
             try:
                 one = self[index]
@@ -103,9 +108,24 @@ class Replications:
             if self.shared is None:
                 self.shared = Trainer(one.log_joint, (), engine, False, one.tensors, len(self.seeds))
             trainer = self.shared.at(one.log_joint, one.tensors, one.loc, seed)
+            if not self._shared(trainer):
+                self._tell()
             self._open[index] = one, trainer
             order.append(index)
             yield trainer, start(trainer, self.guide, objective, gradient, recipe, one.loc)
+
+    def _shared(self, trainer: Trainer) -> bool:
+        return self.shared is not None and trainer.shares(self.shared)
+
+    def _tell(self) -> None:
+        if not self._told:
+            warnings.warn(
+                "a recording of the model at one data set does not reproduce it at another, so each is recorded by "
+                "itself: results are right, but slower; Python branches on data, and .item(), are the usual cause",
+                EngineWarning,
+                stacklevel=2,
+            )
+        self._told = True
 
 
 def fresh(guide: AutoFlow, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AutoFlow:

@@ -1,10 +1,11 @@
 r"""``SBC``: is what a model and its guide say about parameters right, over data that the model itself simulates?
 
 Parameters are drawn from the prior and data from the model at them, many times; each data set is fitted, and the
-parameters' ranks among the draws of its fit are tested (:mod:`~pyro_nflows.calibration`). All fits share one recording
+parameters' ranks among the draws of its fit are tested (:mod:`~pyro_nflows.ranks`). All fits share one recording
 of the model and one compiled step, and go side by side.
 """
 
+import contextlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -13,13 +14,14 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from . import diagnostics
 from .arguments import check_arguments
-from .calibration import Calibration, PValues, judge_ranks, rank, symmetry, uniformity
+from .calibration import Judgement, PValues, judge_ranks
 from .engine import Engine, Round
 from .fit import Fit, Recipe
 from .guides import AutoFlow
 from .nets import check_sizes
 from .objectives import ELBO
 from .rank_plots import plot_calibration
+from .ranks import rank, symmetry, uniformity
 from .replications import Replication, Replications
 from .table import calibration_table, scalar_names
 from .verdict import Evidence, Outcome, effective, judge, tail_index
@@ -63,7 +65,7 @@ class SBC:
     ``SBC(AutoFlow(model)).run(data)`` stands beside ``VI(AutoFlow(model)).run(data)``, takes the same arguments, and
     uses of the data only their shapes: it draws parameters and data from the model, fits each data set, and ranks
     each parameter, and the log joint density, among the draws of its fit. With exact posteriors, ranks are uniform.
-    See :mod:`pyro_nflows.calibration` for the tests.
+    See :mod:`pyro_nflows.ranks` for the tests.
 
     Silence is no proof: 200 simulations see a bias of about a quarter of a standard deviation. And what is checked is
     the posterior on average over the prior, not the one given your data: that is for the verdict of ``VI``.
@@ -89,7 +91,7 @@ class SBC:
         ...     pyro.sample("y", dist.Normal(z, 1.0), obs=y)
         ...
         >>> check = SBC(AutoFlow(model), num_simulations=20, num_draws=9, seed=0, progress_bar=False)
-        >>> check.run(torch.tensor(0.0)).outcome.name
+        >>> check.run(torch.tensor(0.0)).verdict().outcome.name
         'CALIBRATED'
         >>> check.ranks["z"].shape
         torch.Size([20])
@@ -152,7 +154,7 @@ class SBC:
                 for index, one, trainer, fit in fits:
                     if trainer.history.interrupted:
                         raise KeyboardInterrupt
-                    with trainer.stream or torch.no_grad():
+                    with trainer.stream or contextlib.nullcontext():
                         self._checked[index] = self._check(replications.guide, one, fit)
                     bar.update()
         except KeyboardInterrupt:
@@ -230,16 +232,18 @@ class SBC:
         pairs = zip(self.ranks.items(), self.shares.values())
         return {name: PValues(uniformity(ranks, self.num_draws), symmetry(s)) for (name, ranks), s in pairs}
 
-    @property
-    def outcome(self) -> Calibration:
-        """What the p-values say together."""
-        return judge_ranks(self.p_values(), self.ranks, self.num_draws)[0]
+    def verdict(self) -> Judgement:
+        """What the p-values say together: an outcome and one sentence."""
+        return judge_ranks(self.p_values(), self.ranks, self.num_draws, len(self._bad()) / len(self._checked))
+
+    def _bad(self) -> list[str]:
+        """Outcomes of the fits whose draws are not to be trusted."""
+        return [o.name for o in self.outcomes if o not in (Outcome.TRUST, Outcome.RESAMPLED)]
 
     def summary(self) -> None:
         """Print each parameter's ranks and p-values, how good the fits were, and one sentence."""
-        p_values, ranks = self.p_values(), self.ranks
-        print(calibration_table(ranks, p_values, self.num_draws))
-        print(f"\n{self._fits()}\n{judge_ranks(p_values, ranks, self.num_draws)[1]}")
+        print(calibration_table(self.ranks, self.p_values(), self.num_draws))
+        print(f"\n{self._fits()}\n{self.verdict().sentence}")
 
     def plot(self, *names: str, prob: float = 0.95) -> "Figure":
         """Ranks of some parameters, a row each: a histogram, and the ECDF beside its simultaneous band.
@@ -256,10 +260,9 @@ class SBC:
         return plot_calibration({name: ranks[name] for name in chosen}, self.num_draws, prob=prob)
 
     def _fits(self) -> str:
-        outcomes = self.outcomes
-        bad = [o.name for o in outcomes if o not in (Outcome.TRUST, Outcome.RESAMPLED)]
+        bad = self._bad()
         kinds = ", ".join(f"{bad.count(name)} {name}" for name in sorted(set(bad)))
-        parts = [f"{len(outcomes)} fits, {len(bad)} of them bad" + (f" ({kinds})" if kinds else "")]
+        parts = [f"{len(self._checked)} fits, {len(bad)} of them bad" + (f" ({kinds})" if kinds else "")]
         parts.append(f"median ESS {float(self.ess.median()):.0%}")
         parts += [f"{len(self.failed)} data sets could not be started"] if self.failed else []
         return "; ".join(parts + (["interrupted"] if self.interrupted else [])) + "."

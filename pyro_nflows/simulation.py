@@ -85,25 +85,34 @@ def _check_finite(name: str, values: Tensor) -> None:
         )
 
 
-def check_simulable(trace: Any) -> None:
+def check_simulable(trace: Any, latent_names: Sequence[str]) -> None:
     """Refuse a model whose density is not that of what it simulates.
 
-    :param trace: of the model, at its arguments.
+    :param trace: of the model, at its arguments, conditioned on its latents.
+    :param latent_names: which they are.
     :raises ValueError: naming the site.
     """
+    trained = [n for n, s in trace.nodes.items() if s["type"] == "param" and s["value"].unconstrained().requires_grad]
+    if trained:
+        raise ValueError(
+            f"SBC: the model has a parameter without a prior, pyro.param '{trained[0]}', which fits would train and "
+            "nothing can be drawn of; give it a prior (pyro.sample), or a fixed value"
+        )
     sites = {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
     for name, site in sites.items():
-        reason = None if is_deterministic(site) else _objection(site)
+        latent = name in latent_names or not site["is_observed"]
+        reason = None if is_deterministic(site) else _objection(site, latent)
         if reason is not None:
             raise ValueError(f"SBC: parameters and data cannot be drawn from the model: site '{name}' {reason}")
-    if not any(s["is_observed"] and not is_deterministic(s) for s in sites.values()):
+    data = [n for n, s in sites.items() if s["is_observed"] and n not in latent_names and not is_deterministic(s)]
+    if not data:
         raise ValueError(
             "SBC: the model has no observed site at these arguments; pass data as to VI.run: their values do not "
             "matter, but their shapes do"
         )
 
 
-def _objection(site: Any) -> str | None:
+def _objection(site: Any, latent: bool) -> str | None:
     if site_is_factor(site):
         return "is a pyro.factor, which nothing can be drawn from; write it as a distribution"
     if is_flat(site["fn"]):
@@ -112,6 +121,6 @@ def _objection(site: Any) -> str | None:
         return (
             "is scaled (poutine.scale, or a subsampled plate), so its density is not that of a draw; remove the scale"
         )
-    if not site["is_observed"] and not bool(log_prob_and_mask(site)[1].all()):
+    if latent and not bool(log_prob_and_mask(site)[1].all()):
         return "is a masked latent, so flat where it is masked; give it a proper prior there"
     return None

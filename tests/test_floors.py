@@ -41,6 +41,7 @@ FLOORS = {
     "bounds": 5,
     "diagnostics": 5,
     "invertibility": 5,
+    "ranks": 5,
     "calibration": 5,
     "simulation": 5,
     "predictive": 5,
