@@ -38,8 +38,8 @@ class Calibration(enum.Enum):
 #: What to try, where many fits are bad, and where few are.
 REMEDIES = (
     "{bad:.0%} of the fits are bad: try a richer guide, or a recipe with more steps.",
-    "The fits are good where they look: they miss a mode (try AutoCIF, and annealing in the recipe), or the sample and "
-    "log_prob of a distribution in the model differ.",
+    "The fits are good where they look: they miss a mode (try search=True, or AutoCIF), or the sample and log_prob of "
+    "a distribution in the model differ.",
 )
 
 

@@ -1,28 +1,53 @@
 """Data sets that a model simulates, and the fit of each: side by side, on one recording of the model."""
 
+import contextlib
 import copy
+import functools
 import warnings
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pyro
 import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
+from .drive import Started, drive
 from .engine import Engine, EngineWarning, Trainer
-from .engine.backends import num_cores
-from .fit import Fit, Recipe, Started, drive, start
+from .engine.runners import num_cores
+from .fit import Fit, Recipe, fit_modes, start
+from .gradients import Gradient
 from .guides import AutoFlow
 from .layer import Chain
 from .log_joint import LogJoint
 from .objectives import ELBO
+from .search import search
 from .simulation import Values, at_data, check_simulable, simulate
 from .start import check_start
 from .weights import LogDensity
 
 #: Fits under way at a time: enough for every core, and few enough for their memory.
 MIN_WIDTH, MAX_WIDTH = 8, 32
+
+
+class Plan(NamedTuple):
+    """How each data set is fitted.
+
+    :param objective: what to maximise.
+    :param recipe: sizes.
+    :param engine: what runs the steps, or None for the fastest.
+    :param search: whether to look for what a fit misses, and to fit again where something is, as ``VI`` does.
+    """
+
+    objective: ELBO
+    recipe: Recipe
+    engine: Engine | None = None
+    search: bool = False
+
+    @property
+    def gradient(self) -> Gradient:
+        """The objective's, or the best for it."""
+        return self.objective.gradient or self.objective.best_gradient
 
 
 class Replication:
@@ -74,20 +99,25 @@ class Replications:
             self.joint.how = joint.prepare(*args, **self.kwargs)
         return Replication(lambda z: joint(z, *args, **self.kwargs), [*data.values()], loc, self.truth[index])
 
-    def fits(
-        self, objective: ELBO, recipe: Recipe, engine: Engine | None
-    ) -> Iterator[tuple[int, Replication, Trainer, Fit]]:
+    def fits(self, plan: Plan) -> Iterator[tuple[int, Replication, Trainer, Fit]]:
         """Each data set with its number and its fit, as it is done.
 
         Those that could not be started are noted in ``failed``.
         """
         width, order = min(max(MIN_WIDTH, num_cores()), MAX_WIDTH), list[int]()
-        for place, fit in drive(self._starts(objective, recipe, engine, order), width=width):
+        for place, fit in drive(self._starts(plan, order), width=width):
             index = order[place]
             replication, trainer = self._open.pop(index)
+            if plan.search and not trainer.stopped:
+                fit = self._searched(plan, trainer, fit)
             if not self._shared(trainer):
                 trainer.close()
             yield index, replication, trainer, fit
+
+    def _searched(self, plan: Plan, trainer: Trainer, fit: Fit) -> Fit:
+        refit = functools.partial(fit_modes, trainer, self.guide, plan.objective, plan.gradient)
+        with trainer.stream or contextlib.nullcontext():
+            return search(trainer, self.guide, fit, False, refit).fit
 
     def close(self) -> None:
         """Stop compilers that are still at work, and let go of what was recorded."""
@@ -96,9 +126,8 @@ class Replications:
         self.shared = None
         self._open.clear()
 
-    def _starts(self, objective: ELBO, recipe: Recipe, engine: Engine | None, order: list[int]) -> Iterator[Started]:
-        gradient = objective.gradient or objective.best_gradient
-        objective.check_layer(cast(Chain, self.guide.layer))
+    def _starts(self, plan: Plan, order: list[int]) -> Iterator[Started[Fit]]:
+        plan.objective.check_layer(cast(Chain, self.guide.layer))
         for index, seed in enumerate(self.seeds):
             try:
                 one = self[index]
@@ -106,13 +135,13 @@ class Replications:
                 self.failed[index] = str(error)
                 continue
             if self.shared is None:
-                self.shared = Trainer(one.log_joint, (), engine, False, one.tensors, len(self.seeds))
+                self.shared = Trainer(one.log_joint, (), plan.engine, False, one.tensors, len(self.seeds))
             trainer = self.shared.at(one.log_joint, one.tensors, one.loc, seed)
             if not self._shared(trainer):
                 self._tell()
             self._open[index] = one, trainer
             order.append(index)
-            yield trainer, start(trainer, self.guide, objective, gradient, recipe, one.loc)
+            yield trainer, start(trainer, self.guide, plan.objective, plan.gradient, plan.recipe, one.loc)
 
     def _shared(self, trainer: Trainer) -> bool:
         return self.shared is not None and trainer.shares(self.shared)

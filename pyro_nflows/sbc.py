@@ -22,7 +22,7 @@ from .nets import check_sizes
 from .objectives import ELBO
 from .rank_plots import plot_calibration
 from .ranks import rank, symmetry, uniformity
-from .replications import Replication, Replications
+from .replications import Plan, Replication, Replications
 from .table import calibration_table, scalar_names
 from .verdict import Evidence, Outcome, effective, judge, tail_index
 from .weights import Draws
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 #: Fewer steps and particles than :class:`~pyro_nflows.VI` takes by itself: there are many fits.
 QUICK = Recipe(
-    end=Round(400, 32, 3e-2),
+    end=Round(200, 32, 5e-2),
     rounds=(Round(400, 64, 5e-3), Round(800, 64, 3e-3), Round(1600, 64, 2e-3, covering=True)),
     num_draws=1000,
     max_ends=1,
@@ -77,6 +77,8 @@ class SBC:
         k-hat allows it, as in ``VI.get_samples``. VSBC is always about the guide itself.
     :param objective: as for ``VI``.
     :param recipe: of each fit; ``Recipe()`` is that of ``VI``. By default fewer steps and particles.
+    :param search: whether to look for modes that a fit misses, and to fit again where there are, as ``VI`` does: it
+        takes seconds a fit.
     :param seed: makes the run reproducible.
     :param engine: as for ``VI``.
     :param progress_bar: whether to show how many fits are done.
@@ -90,11 +92,11 @@ class SBC:
         ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
         ...     pyro.sample("y", dist.Normal(z, 1.0), obs=y)
         ...
-        >>> check = SBC(AutoFlow(model), num_simulations=20, num_draws=9, seed=0, progress_bar=False)
+        >>> check = SBC(AutoFlow(model), num_simulations=10, num_draws=9, seed=0, progress_bar=False)
         >>> check.run(torch.tensor(0.0)).verdict().outcome.name
         'CALIBRATED'
         >>> check.ranks["z"].shape
-        torch.Size([20])
+        torch.Size([10])
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class SBC:
         resample: bool | None = None,
         objective: ELBO | None = None,
         recipe: Recipe = QUICK,
+        search: bool = False,
         seed: int | None = None,
         engine: Engine | str | None = None,
         progress_bar: bool = True,
@@ -117,9 +120,8 @@ class SBC:
         if num_draws > recipe.num_draws:
             raise ValueError(f"SBC: num_draws must be at most the recipe's {recipe.num_draws} draws, got {num_draws}")
         self.guide, self.num_simulations, self.num_draws = guide, num_simulations, num_draws
-        self.resample, self.objective, self.recipe, self.seed = resample, objective or ELBO(), recipe, seed
-        self.engine = None if engine is None else Engine(engine)
-        self.progress_bar = progress_bar
+        self.resample, self.seed, self.progress_bar = resample, seed, progress_bar
+        self.plan = Plan(objective or ELBO(), recipe, None if engine is None else Engine(engine), search)
         self.interrupted = False
         self.failed: dict[int, str] = {}
         self._names: list[str] = []
@@ -148,10 +150,9 @@ class SBC:
         return self
 
     def _fit(self, replications: Replications) -> None:
-        fits = replications.fits(self.objective, self.recipe, self.engine)
         try:
             with tqdm(total=self.num_simulations, disable=not self.progress_bar, unit="fit") as bar:
-                for index, one, trainer, fit in fits:
+                for index, one, trainer, fit in replications.fits(self.plan):
                     if trainer.history.interrupted:
                         raise KeyboardInterrupt
                     with trainer.stream or contextlib.nullcontext():

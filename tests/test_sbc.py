@@ -13,13 +13,13 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_nflows import IWAE, SBC, VI, AutoCIF, AutoFlow, recipes, replications
+from pyro_nflows import ELBO, IWAE, SBC, VI, AutoCIF, AutoFlow, recipes, replications
 from pyro_nflows.calibration import Calibration
 from pyro_nflows.engine import EngineWarning, Round, trainer
 from pyro_nflows.fit import Recipe
 from pyro_nflows.layer import Chain
 from pyro_nflows.layers import LocScale
-from pyro_nflows.replications import Replications
+from pyro_nflows.replications import Plan, Replications
 
 TWO = partial(recipes.realnvp, num_layers=2, hidden_dims=(4,))
 QUICK = Recipe(end=Round(200, 16, 5e-2), rounds=(Round(50, 16, 1e-3),), num_draws=400, max_ends=1)
@@ -96,7 +96,7 @@ def test_every_data_set_has_the_posterior_that_is_its_own() -> None:
     simulated = Replications(small(regression), 12, (X, torch.zeros(4)), {})
     covariance = torch.linalg.inv(X.T @ X + torch.eye(2))
     seen = set()
-    for index, one, _, fit in simulated.fits(VI(small(regression)).objective, QUICK, None):
+    for index, one, _, fit in simulated.fits(Plan(ELBO(), QUICK)):
         assert torch.equal(one.truth, simulated.latents["b"][index])
         mean = covariance @ X.T @ simulated.data["y"][index]
         assert ((fit.draws.z.mean(0) - mean).abs() < 0.02 + 5 * (covariance.diagonal() / 400).sqrt()).all()

@@ -86,7 +86,8 @@ class Run:
         self.memory = _aligned(program.size)
         # A page between what is packed and what is not, since the packed part is read in whole vectors.
         self.pack = _aligned(8 * program.pack + 4096)
-        self.constants = {b: b.constant if tape is None else _remade(b, tape) for b in program.constants}
+        self.tape, self._made = tape, dict[Buffer, Tensor]()
+        self.constants = [self._constant(buffer) for buffer in program.constants]
         self.externs = [self._extern(e) for e in program.externs]
         self.error: BaseException | None = None
 
@@ -99,7 +100,7 @@ class Run:
         collected = [ref.meta.new_empty((steps, *ref.meta.shape), device="cpu") for ref in self.results[carried:]]
         failed = self.scan._library.run(
             ctypes.c_void_p(self.memory.data_ptr()),
-            _pointers([c for c in self.constants.values() if c is not None]),
+            _pointers(self.constants),
             _pointers(streams),
             _pointers(collected),
             self.scan.addresses,
@@ -111,11 +112,22 @@ class Run:
             raise self.error or RuntimeError("compiled code stopped without saying why")
         return [self._tensor(ref).clone() for ref in self.inputs[:carried]], collected
 
+    def _constant(self, buffer: Buffer) -> Tensor:
+        """A constant, as it is with this run's data."""
+        if buffer not in self._made:
+            kept = made = cast(Tensor, buffer.constant)
+            if self.tape is not None and buffer.origin is not None:
+                made = buffer.origin(self.tape.constants)
+            if made.shape != kept.shape:
+                raise CompilerError(f"data of shape {tuple(made.shape)} in place of {tuple(kept.shape)}")
+            self._made[buffer] = made
+        return self._made[buffer]
+
     def _tensor(self, ref: Ref) -> Tensor:
         """A tensor on this run's memory."""
         buffer = ref.buffer
         if buffer.constant is not None:
-            flat = cast(Tensor, self.constants[buffer]).reshape(-1)
+            flat = self._constant(buffer).reshape(-1)
         else:
             size = buffer.numel * buffer.dtype.itemsize
             flat = self.memory[buffer.offset : buffer.offset + size].view(buffer.dtype)
@@ -144,16 +156,6 @@ class Run:
             self.error = error
             return 1
         return 0
-
-
-def _remade(buffer: Buffer, tape: Tape) -> Tensor | None:
-    """A constant as it is with other data."""
-    if buffer.origin is None or buffer.constant is None:
-        return buffer.constant
-    made = buffer.origin(tape.constants)
-    if made.shape != buffer.constant.shape:
-        raise CompilerError(f"data of shape {tuple(made.shape)} in place of {tuple(buffer.constant.shape)}")
-    return made
 
 
 def _aligned(size: int) -> Tensor:
