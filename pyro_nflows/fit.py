@@ -31,6 +31,9 @@ from .weights import Draws, base_noise
 
 #: Below this ESS a few draws would have all the say in a covering round, and the plain ELBO is trained on.
 COVERING_ESS = 0.3
+#: A start so much narrower in one direction than in another may be stuck in the throat of a funnel: the plain start is
+#: trained too.
+NEEDLE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -193,13 +196,26 @@ def _begin(trainer: Trainer, guide: AutoFlow, layer: Chain, recipe: Recipe, loc:
     if any(plan.annealing for plan in recipe.rounds):
         # An annealed fit begins on a flattened density, where a mode's Gaussian would be a bad place to be.
         return place(layer, init)
-    place(layer, best_start(trainer.slope, init))
+    best = best_start(trainer.slope, init)
+    place(layer, best)
+    yield from _end(trainer, layer, recipe)
+    widths = best.scale_tril.diagonal()
+    if bool(widths.min() < NEEDLE * widths.max()) and not trainer.history.interrupted:
+        other, trainer.history.failed = copy.deepcopy(layer), False
+        place(other, init)
+        yield from _end(trainer, other, recipe)
+        if not _elbo(trainer, layer) > _elbo(trainer, other):
+            layer.load_state_dict(other.state_dict())
+    return None
+
+
+def _end(trainer: Trainer, layer: Chain, recipe: Recipe) -> Generator[Task, None, None]:
+    """The affine end by itself: the best Gaussian from where it is."""
     for i in range(recipe.max_ends):
         name = "Gaussian" + (f", round {i + 1}" if i else "")
         yield from _round(Task(trainer, Chain(layer[1]), ELBO(), Gradient.PATH, recipe.end, name))
         if trainer.stopped or trainer.history.drift < SETTLED:
             break
-    return None
 
 
 def _train(
@@ -262,6 +278,10 @@ def _objective(layer: Chain, objective: Objective, gradient: Gradient, plan: Rou
         return objective
     share = 0.5 if plan.covering and ess > COVERING_ESS else 0.0
     return Balanced(objective.num_particles, share=share) if plan.balanced else Covering(share)
+
+
+def _elbo(trainer: Trainer, layer: Chain) -> float:
+    return float(trainer.sampler.sample(layer, 500).log_weight.nan_to_num(-torch.inf).mean())
 
 
 def weightless(draws: Draws, which: Tensor) -> Draws:

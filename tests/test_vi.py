@@ -15,7 +15,7 @@ from guide_registry import PAIRS, PAIRS_EVIDENCE, Case, cases, pairs
 from pyro.infer import Predictive
 from torch import Tensor
 
-from pyro_nflows import ELBO, IWAE, VI, AutoFlow, recipes
+from pyro_nflows import ELBO, IWAE, VI, AutoFlow, fit, recipes
 from pyro_nflows.diagnostics import Estimate
 from pyro_nflows.engine import Engine
 from pyro_nflows.engine.native import build
@@ -141,6 +141,18 @@ def test_a_parameter_that_still_moves_is_told_of(tmp_path: Path) -> None:
     assert "still moving" in vi.verdict().sentence
     vi.save(tmp_path / "vi.pt")
     assert VI.load(tmp_path / "vi.pt", small(located), y).diagnostics()["outcome"] is Outcome.UNSETTLED
+
+
+@pytest.mark.parametrize("needle", [0.0, fit.NEEDLE])
+def test_a_start_as_thin_as_a_needle_is_raced_against_the_plain_one(
+    needle: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the throat of a funnel, where a Gaussian can have the better ELBO, and cannot be widened in time."""
+    thin = torch.tensor([1.0, 1.0, 1.0, 1e-8]).diag()
+    monkeypatch.setattr(fit, "best_start", lambda _, init: init._replace(scale_tril=thin))
+    monkeypatch.setattr(fit, "NEEDLE", needle)
+    ess = quick(num_steps=400, engine=None).run(PAIRS).diagnostics()["ess"]
+    assert ess > 0.99 if needle else ess < 0.5
 
 
 # ---- what can go wrong, and nothing is lost -----------------------------------------------------------------
