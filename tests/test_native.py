@@ -39,6 +39,7 @@ ELEMENTWISE = {
     "powers": lambda x, y: [x**2, x**3, x.abs() ** 0.5, y**-1, y.abs() ** -0.5, y.abs() ** 1.5, y.abs() ** 0.3, 2**x],
     "exponentials": lambda x, y: [x.exp(), x.expm1(), y.abs().log(), y.abs().log1p(), x.exp2(), y.abs().log2()],
     "sigmoids": lambda x, y: [x.tanh(), x.sigmoid(), F.softplus(x), F.softplus(x, 2.0, 1.0), F.silu(x), F.relu(x)],
+    "slopes": lambda x, y: [torch.ops.aten.silu_backward(y, x), torch.ops.aten.tanh_backward(y, x.tanh())],
     "circles": lambda x, y: [x.sin(), x.cos(), x.tan(), x.atan(), torch.atan2(x, y), x.sinh(), (x / 50).asin()],
     "roots": lambda x, y: [y.abs().sqrt(), y.abs().rsqrt(), x.square(), y.reciprocal(), x.abs(), x.sign(), x.sgn()],
     "rounding": lambda x, y: [x.floor(), x.ceil(), x.round(), x.trunc()],

@@ -70,6 +70,7 @@ EXPRESSIONS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "sigmoid_backward": ("{0} * {1} * (1 - {1})", ()),
     "sign": ("SIGN({0})", ()),
     "silu": ("{0} * {p}sigmoid({0})", ()),
+    "silu_backward": ("{0} * {p}sigmoid({1}) * (1 + {1} * (1 - {p}sigmoid({1})))", ()),
     "sin": ("({T})sin({0})", ()),
     "sinh": ("({T})sinh({0})", ()),
     "softplus": ("{p}softplus({0}, {1}, {2})", (1, 20)),
