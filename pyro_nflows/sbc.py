@@ -239,7 +239,7 @@ class SBC:
 
     def _bad(self) -> list[str]:
         """Outcomes of the fits whose draws are not to be trusted."""
-        return [o.name for o in self.outcomes if o not in (Outcome.TRUST, Outcome.RESAMPLED)]
+        return [o.name for o in self.outcomes if o not in (Outcome.TRUST, Outcome.RESAMPLED, Outcome.TAILS)]
 
     def summary(self) -> None:
         """Print each parameter's ranks and p-values, how good the fits were, and one sentence."""
