@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import diagnostics
+from .weights import Draws
 
 
 class Outcome(enum.Enum):
@@ -42,7 +43,8 @@ class Outcome(enum.Enum):
     )
     MODE_MISSED = (
         "Do not trust these draws: the guide never goes where about {missed:.0%} of the posterior's mass lies{where}; "
-        "the posterior has another mode. Try AutoCIF with annealing (and init_scale about the prior's), or more starts."
+        "the posterior has another mode. Leave num_steps to the recipe, which then fits again from there; or try AutoCIF "
+        "with annealing (and init_scale about the prior's), or more starts."
     )
     UNSTABLE = (
         "Do not trust this guide: rounding errors grow so much on the way through the flow that its inverse is off by "
@@ -185,3 +187,18 @@ def starts_disagree(evidence: Evidence) -> bool:
             if not gap <= 0.1 + 5 * noise or not shift <= 0.3:
                 return True
     return False
+
+
+def choose(draws: Draws, num_draws: int, resample: bool | None = None) -> Draws:
+    """Some of the draws: resampled by their smoothed importance weights, or as they come.
+
+    :param num_draws: how many; without resampling, at most as many as there are.
+    :param resample: by default, where k-hat allows it.
+    """
+    if resample is None:
+        resample = tail_index(draws.log_weight) < diagnostics.k_threshold(len(draws.log_weight))
+    if resample:
+        index = diagnostics.psis_resample(draws.log_weight, num_draws)
+    else:
+        index = torch.randperm(len(draws.z))[:num_draws]
+    return Draws(draws.z[index], draws.log_p[index], draws.log_q[index])

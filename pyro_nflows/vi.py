@@ -8,7 +8,6 @@ import pyro
 import torch
 from torch import Tensor
 
-from . import diagnostics
 from .arguments import check_arguments
 from .arviz import to_arviz
 from .checkpoint import Path, load_fit, save_fit
@@ -23,7 +22,7 @@ from .refine import Refined, refine
 from .search import round_trip, search
 from .start import check_start, dispersed_start, first_bad_site
 from .table import print_summary
-from .verdict import Evidence, Verdict, effective, is_hopeless, judge, starts_disagree, tail_index
+from .verdict import Evidence, Verdict, choose, effective, is_hopeless, judge, starts_disagree, tail_index
 from .weights import Draws, LogDensity, concatenate
 
 
@@ -194,15 +193,9 @@ class VI:
     def _chosen(self, num_samples: int, resample: bool | None) -> Draws:
         """Draws with their weights, resampled or as they come."""
         draws = self._need_run()
-        if resample is None:
-            resample = tail_index(draws.log_weight) < diagnostics.k_threshold(len(draws.log_weight))
         if num_samples > len(draws.z):
             draws = self._draws = self._more(draws, num_samples)
-        if resample:
-            index = diagnostics.psis_resample(draws.log_weight, num_samples)
-        else:
-            index = torch.randperm(len(draws.z))[:num_samples]
-        return Draws(draws.z[index], draws.log_p[index], draws.log_q[index])
+        return choose(draws, num_samples, resample)
 
     def _more(self, draws: Draws, num_draws: int) -> Draws:
         more = sample(self._model(draws), cast(Chain, self.guide.layer), num_draws - len(draws.z))
@@ -279,21 +272,25 @@ class VI:
     ) -> Any:
         """The draws and all that ArviZ can use: ``InferenceData`` (ArviZ < 1) or ``DataTree`` (ArviZ >= 1).
 
-        :param num_samples: posterior draws.
+        :param num_samples: posterior draws. Those of several starts are chains of equal length, so that ``az.rhat``
+            says whether they agree.
         :param coords: labels along a dimension, such as ``{"school": ["A", "B"]}``.
         :param dims: names of a site's dimensions, where plates do not name them.
         """
-        draws = self._chosen(num_samples, None)
+        num = max(1, len(self._fits))
+        parts = [choose(fit.draws, num_samples // num) for fit in self._fits] if num > 1 else []
+        draws = concatenate(parts) if parts else self._chosen(num_samples, None)
         if self._call is None:
             raise ValueError("this VI was loaded without its data; call to_arviz before saving, or run again")
         args, kwargs = self._call
         stats = {"lp": draws.log_p, "log_q": draws.log_q, "log_weight": draws.log_weight}
         return to_arviz(
             self.guide.bare_model,
-            self.guide.constrain(draws.z),
+            {name: value.unflatten(0, (num, -1)) for name, value in self.guide.constrain(draws.z).items()},
             args,
             kwargs,
-            sample_stats=stats,
+            sample_stats={name: value.view(num, -1) for name, value in stats.items()},
+            group_by_chain=True,
             coords=coords,
             dims=dims,
             seed=self.seed or 0,

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import arviz as az
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -534,3 +535,11 @@ def test_starts_of_a_model_with_parameters_train_one_after_the_other() -> None:
     vi = quick(model, num_starts=2, num_steps=60).run(torch.tensor(3.0))
     assert len(vi._fits) == 2
     assert len(vi.history.engines) == 6
+
+
+def test_several_starts_are_chains_in_arviz() -> None:
+    vi = quick(num_steps=200, num_starts=3).run(PAIRS)
+    data = vi.to_arviz(num_samples=3000)
+    assert data["posterior"]["z"].shape == (3, 1000, 4)
+    assert data["sample_stats"]["log_weight"].shape == (3, 1000)
+    assert float(az.rhat(data)["z"].max()) < 1.02
