@@ -46,6 +46,7 @@ class Recipe:
     :param num_draws: fresh draws for the verdict.
     :param max_ends: rounds of the affine end alone, more than one only while the model's own parameters move.
     :param good_ess: an ESS at which no further round is run.
+    :param light_tails: whether k-hat must be below its threshold for that, too.
     """
 
     end: Round = field(default_factory=lambda: Round(800, 64, 2e-2))
@@ -58,6 +59,7 @@ class Recipe:
     num_draws: int = 22_500
     max_ends: int = 30
     good_ess: float = 0.95
+    light_tails: bool = True
 
     @staticmethod
     def of_modes() -> "Recipe":
@@ -237,7 +239,7 @@ def _train(
             if len(draws.z) < recipe.num_draws:
                 draws = trainer.sampler.sample(layer, recipe.num_draws)
             ess = _ess(draws)
-            if ess > recipe.good_ess and not _is_heavy(draws):
+            if ess > recipe.good_ess and not (recipe.light_tails and _is_heavy(draws)):
                 return draws
     return trainer.sampler.sample(layer, recipe.num_draws)
 

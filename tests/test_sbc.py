@@ -140,6 +140,16 @@ def test_a_mode_that_good_fits_miss_is_found_out() -> None:
     assert "miss a mode" in wrong.verdict().sentence
 
 
+def test_a_search_after_each_fit_finds_the_other_mode() -> None:
+    torch.manual_seed(0)
+    simulated = Replications(small(folded), 3, (torch.tensor(0.0),), {})
+    for _, one, own, fit in simulated.fits(Plan(ELBO(), QUICK, search=True)):
+        weight = (fit.draws.log_weight - fit.draws.log_weight.logsumexp(0)).exp()
+        assert float((fit.draws.z[:, 0] > 0).double() @ weight) == pytest.approx(0.5, abs=0.1)
+        assert own.shares(simulated.shared)  # what it recorded for mixtures is shared too
+        assert torch.isfinite(one.log_joint(fit.draws.z)).all()
+
+
 def test_a_posterior_that_is_the_prior_is_found_out_by_the_log_joint(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in Modrák et al. (2023): each parameter alone has uniform ranks."""
     original = SBC._check
