@@ -12,7 +12,7 @@ PYTEST = MPLBACKEND=Agg OMP_NUM_THREADS=1 $(BIN) -m pytest -n $(WORKERS) --dist 
 NOTEBOOKS = $(patsubst tutorials/%.md,tutorials/notebooks/%.ipynb,$(wildcard tutorials/[0-9]*.md))
 WHEEL = build/wheel
 
-.PHONY: help demo test test-all coverage bench posteriordb-given bench-speed bench-posteriors bench-densities \
+.PHONY: help demo test test-all coverage bench posteriordb-given bench-speed bench-posteriors bench-densities bench-calibration \
 	docs notebooks lint format wheel-test clean
 .DELETE_ON_ERROR:
 
@@ -53,7 +53,7 @@ test-all: $(VENV)/.test
 coverage: $(VENV)/.test $(VENV)/.dev
 	$(PYTEST) --cov
 
-bench: bench-posteriors bench-densities bench-speed
+bench: bench-posteriors bench-densities bench-speed bench-calibration
 
 posteriordb-given:
 	@test -d "$(POSTERIORDB)" || { echo "Say where posteriordb's posterior_database is: make bench POSTERIORDB=..."; exit 1; }
@@ -61,7 +61,7 @@ posteriordb-given:
 bench-posteriors: posteriordb-given $(VENV)/.bench
 	$(BIN) -m benchmarks.posteriors
 
-bench-speed bench-densities: bench-%: $(VENV)/.bench
+bench-speed bench-densities bench-calibration: bench-%: $(VENV)/.bench
 	$(BIN) -m benchmarks.$*
 
 docs: $(VENV)/.docs
