@@ -25,7 +25,7 @@ from .weights import LogDensity
 #: How many nats too small the guide's density has to be before a region counts as missed.
 TOO_THIN = 4.0
 #: How far from the posterior that was found to start, in its standard deviations; basins are wide out there.
-FAR_OUT = 10.0
+FAR_OUT = (10.0, 20.0, 40.0)
 #: Draws of a Gaussian.
 NUM_DRAWS = 200
 
@@ -38,10 +38,11 @@ class Missed(NamedTuple):
 
 
 def scattered(draws: Tensor, num: int) -> list[Tensor]:
-    """Points to look from: ten standard deviations around the draws, and around the origin as Stan does."""
+    """Points to look from: two in three far around the draws, and the rest around the origin as Stan does."""
     mean, sd = draws.mean(0), draws.std(0)
-    near = [mean + FAR_OUT * sd * torch.randn_like(mean) for _ in range(num // 2)]
-    return [*near, *(4 * torch.rand_like(mean) - 2 for _ in range(num - num // 2))]
+    num_far = num - num // 3
+    far = [mean + FAR_OUT[i % len(FAR_OUT)] * sd * torch.randn_like(mean) for i in range(num_far)]
+    return [*far, *(4 * torch.rand_like(mean) - 2 for _ in range(num // 3))]
 
 
 def look_elsewhere(

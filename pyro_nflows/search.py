@@ -30,7 +30,7 @@ from .weights import base_noise
 #: Fits after the first.
 MAX_REFITS = 3
 #: Points from which missed modes are looked for, and how many more once one is found: there may be others.
-NUM_LOOKS, NUM_MORE = 12, 36
+NUM_LOOKS, NUM_MORE = 18, 36
 #: A region's mass, as a share of what was found, from which on it is looked into: one among many may be small.
 NOTABLE = 1e-4
 #: An ESS below which a fit is tried again.

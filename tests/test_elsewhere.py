@@ -11,6 +11,7 @@ import torch
 from pyro_nflows import VI, AutoFlow, recipes
 from pyro_nflows.elsewhere import look_elsewhere, scattered
 from pyro_nflows.layers import LocScale, Planar
+from pyro_nflows.search import NUM_LOOKS
 from pyro_nflows.verdict import Outcome
 
 
@@ -45,11 +46,21 @@ def test_nothing_is_missed_by_the_exact_guide() -> None:
 def test_points_are_scattered_around_the_draws_and_the_origin() -> None:
     torch.manual_seed(0)
     draws = 100 + 2 * torch.randn(1000, 3, dtype=torch.float64)
-    points = torch.stack(scattered(draws, 41))
-    assert points.shape == (41, 3)
-    assert (points[20:].abs() < 2).all()
-    assert ((points[:20] - 100).abs() < 20 * 5).all()
-    assert (points[:20] - 100).std() == pytest.approx(20, rel=0.3)
+    points = torch.stack(scattered(draws, 90))
+    assert points.shape == (90, 3)
+    assert (points[60:].abs() < 2).all()
+    for i, sd in enumerate((20, 40, 80)):
+        assert (points[i:60:3] - 100).std() == pytest.approx(sd, rel=0.3)
+
+
+def test_a_mode_far_off_is_found_in_five_dimensions() -> None:
+    torch.manual_seed(0)
+    away = torch.full((5,), 20 / 5**0.5, dtype=torch.float64)
+    parts = dist.Normal(torch.stack([0 * away, away]), 1.0).to_event(1)
+    both = dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.5, 0.5], dtype=torch.float64)), parts)
+    points = scattered(torch.randn(1000, 5, dtype=torch.float64), NUM_LOOKS)
+    missed = look_elsewhere(both.log_prob, LocScale(5).double(), math.log(0.5), points)
+    torch.testing.assert_close(missed[0].gaussian.loc, away, atol=0.01, rtol=0)
 
 
 def test_a_flow_without_an_inverse_or_evidence_is_left_alone() -> None:
