@@ -116,7 +116,11 @@ def look(kind: str, case: Case, make: Make, steps: int, seed: int, tamper: tuple
     """One bad fit."""
     name, model, args, error = case
     pyro.set_rng_seed(seed)
-    vi = VI(make(model), num_steps=steps, seed=seed, progress_bar=False).run(*args)
+    detail = {"kind": kind, "case": name, "steps": steps, "seed": seed, "tamper": tamper}
+    try:
+        vi = VI(make(model), num_steps=steps, seed=seed, progress_bar=False).run(*args)
+    except ValueError:  # the model itself refuses: an error that names the site
+        return detail | {"error": math.nan, "ess": 0.0, "pareto_k": math.inf, "outcome": Outcome.NOT_FINITE}
     if tamper is not None:
         tampered(vi, *tamper)
         vi = VI(vi.guide, num_steps=1, seed=seed, progress_bar=False).run(*args)
@@ -126,8 +130,7 @@ def look(kind: str, case: Case, make: Make, steps: int, seed: int, tamper: tuple
     except (RuntimeError, ValueError):  # no draw has any weight
         distance = math.nan
     keys = "ess", "pareto_k", "outcome"
-    detail = {"case": name, "steps": steps, "seed": seed, "tamper": tamper}
-    return {"kind": kind, **detail, "error": distance, **{k: found[k] for k in keys}}
+    return detail | {"error": distance, **{k: found[k] for k in keys}}
 
 
 def bad_fits(path: str | None) -> Iterator[Row]:
