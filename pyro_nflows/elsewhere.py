@@ -1,7 +1,7 @@
 r"""Is there mass that the guide never visits? Draws of the guide cannot say; a look from elsewhere can.
 
-From points scattered around the posterior that was found, and around the origin, an L-BFGS ascent ends in some
-mode, and the best Gaussian :math:`g` on its way bounds that mode's mass from below: its ELBO is at most
+From points scattered around the posterior that was found, around the origin, and over the prior, L-BFGS ascents end
+in some mode, and the best Gaussian :math:`g` on its way bounds that mode's mass from below: its ELBO is at most
 :math:`\log \int_\mathrm{mode} p`. If the guide's own density is far too small at :math:`g`'s draws,
 
 .. math:: \mathrm{median}\ \log p(x, z) - \log \hat Z - \log q(z) > t, \qquad z \sim g,
@@ -11,13 +11,13 @@ then that mass is missing. What no ascent reaches stays unseen: silence is no pr
 
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .engine import Gaussian, Slope, best_start
+from .engine import Gaussian, Slope, ascend, best_of
 from .layer import Layer
 from .numerics import standard_normal_log_prob
 from .weights import LogDensity
@@ -26,6 +26,8 @@ from .weights import LogDensity
 TOO_THIN = 4.0
 #: How far from the posterior that was found to start, in its standard deviations; basins are wide out there.
 FAR_OUT = (10.0, 20.0, 40.0)
+#: A distance for each coordinate, in standard deviations, up to which two ascents ended in the same place.
+SAME = 0.1
 #: Draws of a Gaussian.
 NUM_DRAWS = 200
 
@@ -37,6 +39,13 @@ class Missed(NamedTuple):
     mass: float
 
 
+def frame_of(draws: Tensor) -> Gaussian:
+    """The Gaussian of the draws' moments."""
+    covariance = torch.cov(draws.T).reshape(draws.shape[1], -1)
+    covariance = covariance + 1e-6 * torch.diag(covariance.diagonal().clamp(min=1e-30))
+    return Gaussian(draws.mean(0), torch.linalg.cholesky(covariance))
+
+
 def scattered(draws: Tensor, num: int) -> list[Tensor]:
     """Points to look from: two in three far around the draws, and the rest around the origin as Stan does."""
     mean, sd = draws.mean(0), draws.std(0)
@@ -46,7 +55,11 @@ def scattered(draws: Tensor, num: int) -> list[Tensor]:
 
 
 def look_elsewhere(
-    log_joint: LogDensity | Slope, layer: Layer, log_evidence: float, points: Iterable[Tensor]
+    log_joint: LogDensity | Slope,
+    layer: Layer,
+    log_evidence: float,
+    points: Sequence[Tensor],
+    frame: Gaussian | None = None,
 ) -> list[Missed]:
     """The missed regions that are found from these points, the heaviest first.
 
@@ -54,13 +67,15 @@ def look_elsewhere(
     :param layer: the trained flow; one without an inverse has no density to compare, and nothing is found.
     :param log_evidence: of the mass that the guide found.
     :param points: where to start.
+    :param frame: a Gaussian of about the posterior's shape, in whose coordinates to climb.
     """
-    if not layer.has_inverse or not math.isfinite(log_evidence):
+    if not layer.has_inverse or not math.isfinite(log_evidence) or not points:
         return []
     found, slope = [], log_joint if isinstance(log_joint, Slope) else Slope(log_joint)
-    for point in points:
+    unit = Gaussian(torch.zeros_like(points[0]), torch.eye(len(points[0])).to(points[0]))
+    for path in _distinct(ascend(slope, torch.stack(list(points)), frame or unit), frame or unit):
         with contextlib.suppress(ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
-            found.append(_look(slope, layer, log_evidence, point))
+            found.append(_look(slope, layer, log_evidence, path))
     return sorted((missed for missed in found if missed), key=lambda missed: -missed.mass)
 
 
@@ -72,9 +87,18 @@ def excess(layer: Layer, z: Tensor, log_p: Tensor, log_evidence: float) -> Tenso
     return torch.where(torch.isfinite(log_p), nats.nan_to_num(nan=torch.inf), -torch.inf)
 
 
-def _look(log_joint: Slope, layer: Layer, log_evidence: float, point: Tensor) -> Missed | None:
+def _distinct(paths: Sequence[Tensor], frame: Gaussian) -> list[Tensor]:
+    """One path of those that end in the same place."""
+    ends = torch.stack([path[-1] for path in paths])
+    x = torch.linalg.solve_triangular(frame.scale_tril, (ends - frame.loc).T, upper=False).T
+    apart = torch.cdist(x, x) > SAME * math.sqrt(x.shape[1])
+    return [path for i, path in enumerate(paths) if bool(apart[i, :i].all())]
+
+
+def _look(log_joint: Slope, layer: Layer, log_evidence: float, path: Tensor) -> Missed | None:
+    point = path[0]
     tiny = Gaussian(point, 0.1 * torch.eye(len(point)).to(point))
-    mode = best_start(log_joint, tiny, num_iterations=100, num_candidates=4)
+    mode = best_of(log_joint, list(path), tiny, num_candidates=4)
     noise = torch.randn(NUM_DRAWS, len(point)).to(point)
     with torch.no_grad():
         z = mode.loc + noise @ mode.scale_tril.T

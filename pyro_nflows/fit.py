@@ -2,15 +2,16 @@ r"""The recipe: from a guide and a model to a trained guide and weighed draws.
 
 1. Start at ``init_loc_fn``, or at the best Gaussian on the way to a mode, whichever has the better ELBO.
 2. Fit the guide's affine end by itself (a Gaussian): the flow in front of it then works in whitened coordinates.
+   Where the start is as thin as a needle, an end from ``init_loc_fn`` races it, and the better ELBO goes on.
 3. Train the whole flow by path gradients in rounds, each with a step size that falls to zero, until fresh draws
-   have an ESS that more training would not better much. From the third round on, draws of large weight count for
-   more (:class:`~pyro_nflows.estimators.Covering`).
+   have an ESS that more training would not better much and a k-hat below its threshold. From the third round on,
+   draws of large weight count for more (:class:`~pyro_nflows.estimators.Covering`).
 4. Judge with fresh draws.
 """
 
 import copy
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -26,7 +27,7 @@ from .guides import AutoFlow
 from .layer import Chain, Weight
 from .modes import Modes, place
 from .objectives import ELBO
-from .verdict import SETTLED, effective, is_hopeless, tail_index
+from .verdict import SETTLED, effective, has_light_tail, is_hopeless
 from .weights import Draws, base_noise
 
 #: Below this ESS a few draws would have all the say in a covering round, and the plain ELBO is trained on.
@@ -158,20 +159,16 @@ def start(
 
 def fit_modes(trainer: Trainer, guide: AutoFlow, objective: Objective, gradient: Gradient, modes: Modes) -> Fit:
     """Train the guide's flow from modes that were found, on a base that has them; see :func:`fit_all`."""
-    layer = guide.make_layer(guide.on_modes(modes.num_components, modes.block_dim), modes.frame.loc)
+    layer = guide.make_layer(modes.frame.loc, modes.sizes)
     modes.place(layer)
-    fitting = _fit(trainer, layer, _begun(), objective, gradient, Recipe.of_modes())
+    fitting = _fit(trainer, layer, iter(()), objective, gradient, Recipe.of_modes())
     return next(fit for _, fit in drive([(trainer, fitting)], "several modes, "))
-
-
-def _begun() -> Generator[Task, None, None]:
-    yield from ()
 
 
 def _fit(
     trainer: Trainer,
     layer: Chain,
-    begin: Generator[Task, None, None],
+    begin: Iterable[Task],
     objective: Objective,
     gradient: Gradient,
     recipe: Recipe,
@@ -234,12 +231,13 @@ def _train(
         if trainer.stopped or i == len(recipe.rounds) - 1:
             break
         draws = trainer.sampler.sample(layer, min(2000, recipe.num_draws))
-        ess = _ess(draws)
+        ess = effective(_sound(draws))
         if ess > recipe.good_ess and trainer.history.drift < SETTLED:
             if len(draws.z) < recipe.num_draws:
                 draws = trainer.sampler.sample(layer, recipe.num_draws)
-            ess = _ess(draws)
-            if ess > recipe.good_ess and not (recipe.light_tails and _is_heavy(draws)):
+            log_weight = _sound(draws)
+            ess = effective(log_weight)
+            if ess > recipe.good_ess and (has_light_tail(log_weight) or not recipe.light_tails):
                 return draws
     return trainer.sampler.sample(layer, recipe.num_draws)
 
@@ -265,13 +263,9 @@ def _put(leaves: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         leaf.copy_(value)
 
 
-def _ess(draws: Draws) -> float:
-    return effective(weightless(draws, ~(draws.log_weight < torch.inf)).log_weight)
-
-
-def _is_heavy(draws: Draws) -> bool:
-    log_weight = draws.log_weight.nan_to_num(nan=-torch.inf)
-    return not tail_index(log_weight) < diagnostics.k_threshold(len(log_weight))
+def _sound(draws: Draws) -> Tensor:
+    """Log-weights, those that are no numbers at nothing."""
+    return weightless(draws, ~(draws.log_weight < torch.inf)).log_weight
 
 
 def _objective(layer: Chain, objective: Objective, gradient: Gradient, plan: Round, ess: float) -> Objective:

@@ -173,13 +173,13 @@ class Layer(nn.Module):
         # solve_ex leaves a singular row without a finite result, rather than stop training with an error.
         return torch.linalg.solve_ex(jacobian.mT, (score - weight * slope)[..., None])[0][..., 0]
 
-    def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``dy/dx`` of shape ``(..., D, D)``, rows in one batch, and the gradient of the log-weight ``(..., D)``."""
-        (_, log_weight), pull = pullback(self, x)
+    def jacobian(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``dy/dx``, ``(..., output_dim, input_dim)``, rows in one batch, and the gradient of the log-weight."""
+        (y, log_weight), pull = pullback(lambda x: self(x, noise), x)
         rows = torch.eye(self.output_dim, dtype=x.dtype, device=x.device)
-        rows = rows[(...,) + (None,) * (x.dim() - 1) + (slice(None),)].expand(-1, *x.shape)
+        rows = rows[(...,) + (None,) * (y.dim() - 1) + (slice(None),)].expand(-1, *y.shape)
         jacobian = torch.func.vmap(lambda row: pull((row, torch.zeros_like(log_weight)))[0])(rows)
-        slope = pull((torch.zeros_like(x), torch.ones_like(log_weight)))[0]
+        slope = pull((torch.zeros_like(y), torch.ones_like(log_weight)))[0]
         return jacobian.movedim(0, -2), slope
 
     def scored(self, x: Tensor, noise: Tensor | None, score: Tensor, reverse: Tensor) -> Scored:

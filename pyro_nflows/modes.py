@@ -16,6 +16,7 @@ from .clusters import Clusters, criterion, fit_clusters
 from .engine import Gaussian
 from .layer import Chain
 from .layers import LocScale, Mixture, TriangularAffine
+from .numerics import log_scale_and_lower
 
 #: How much wider than the modes that were found the tempered start is.
 INFLATION = 1.5
@@ -53,6 +54,11 @@ class Modes(NamedTuple):
     def block_dim(self) -> int:
         """Coordinates of each block."""
         return self.blocks.locs.shape[2]
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Of the mixture layer."""
+        return self.num_components, self.block_dim
 
     @torch.no_grad()
     def place(self, layer: Chain) -> None:
@@ -107,11 +113,11 @@ def _filled(found: Clusters, num: int) -> Clusters:
 @torch.no_grad()
 def place_mixture(layer: Mixture, blocks: Clusters) -> None:
     """Put a mixture layer at given mixtures."""
-    scale = blocks.scale_trils.diagonal(dim1=-2, dim2=-1)
+    log_scale, lower = log_scale_and_lower(blocks.scale_trils)
     layer.logits.copy_(blocks.weights.log())
     layer.loc.copy_(blocks.locs)
-    layer.log_scale.copy_(scale.log())
-    layer.lower.copy_((blocks.scale_trils / scale[..., None]).tril(-1))
+    layer.log_scale.copy_(log_scale)
+    layer.lower.copy_(lower)
 
 
 @torch.no_grad()
@@ -119,9 +125,9 @@ def place(layer: Chain, gaussian: Gaussian) -> None:
     """Put a guide's affine end at a Gaussian; a diagonal end takes its conditional widths."""
     end = cast(LocScale | TriangularAffine, layer[1])
     end.loc.copy_(gaussian.loc)
-    scale = gaussian.scale_tril.diagonal()
+    log_scale, lower = log_scale_and_lower(gaussian.scale_tril)
     if isinstance(end, TriangularAffine):
-        end.lower.copy_((gaussian.scale_tril / scale[:, None]).tril(-1))
+        end.lower.copy_(lower)
     else:
-        scale = torch.cholesky_inverse(gaussian.scale_tril).diagonal().rsqrt()
-    end.log_scale.copy_(scale.log())
+        log_scale = -0.5 * torch.cholesky_inverse(gaussian.scale_tril).diagonal().log()
+    end.log_scale.copy_(log_scale)

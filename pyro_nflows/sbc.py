@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from . import diagnostics
 from .arguments import check_arguments
 from .calibration import Judgement, PValues, judge_ranks
 from .engine import Engine, Round
@@ -24,14 +23,11 @@ from .rank_plots import plot_calibration
 from .ranks import rank, symmetry, uniformity
 from .replications import Plan, Replication, Replications
 from .table import calibration_table, scalar_names
-from .verdict import Evidence, Outcome, effective, judge, tail_index
+from .verdict import Evidence, Outcome, chosen, effective, is_hopeless, judge, tail_index
 from .weights import Draws
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-if TYPE_CHECKING:
-    pass
 
 #: Fewer steps and particles than :class:`~pyro_nflows.VI` takes by itself: there are many fits.
 QUICK = Recipe(
@@ -188,12 +184,7 @@ class SBC:
 
     def _chosen(self, draws: Draws) -> Tensor:
         """Indices of the draws among which to rank."""
-        pareto_k, resample = tail_index(draws.log_weight), self.resample
-        if resample is None:
-            resample = pareto_k < diagnostics.k_threshold(len(draws.z))
-        if resample and pareto_k < torch.inf:
-            return diagnostics.psis_resample(draws.log_weight, self.num_draws)
-        return torch.arange(self.num_draws)
+        return chosen(draws.log_weight, self.num_draws, False if is_hopeless(draws.log_weight) else self.resample)
 
     # ---- what was found -------------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ r"""After a fit: is anything missing, how much, where, and can a second fit have
    (:mod:`~pyro_nflows.modes`), look again, and keep what is better.
 """
 
-import functools
 import math
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .elsewhere import TOO_THIN, Missed, excess, look_elsewhere, scattered
+from .elsewhere import TOO_THIN, Missed, excess, frame_of, look_elsewhere, scattered
 from .engine import ROWS, Trainer
 from .fit import Fit
 from .guides import AutoFlow
@@ -30,7 +29,7 @@ from .weights import base_noise
 #: Fits after the first.
 MAX_REFITS = 3
 #: Points from which missed modes are looked for, and how many more once one is found: there may be others.
-NUM_LOOKS, NUM_MORE = 18, 36
+NUM_LOOKS, NUM_MORE = 32, 64
 #: A region's mass, as a share of what was found, from which on it is looked into: one among many may be small.
 NOTABLE = 1e-4
 #: An ESS below which a fit is tried again.
@@ -56,7 +55,14 @@ class Found:
     tempered: Tempered | None = None
 
 
-def search(trainer: Trainer, guide: AutoFlow, best: Fit, disagree: bool, refit: Callable[[Modes], Fit] | None) -> Found:
+def search(
+    trainer: Trainer,
+    guide: AutoFlow,
+    best: Fit,
+    disagree: bool,
+    refit: Callable[[Modes], Fit] | None,
+    prior: Callable[[int], list[Tensor]] = lambda num: [],
+) -> Found:
     """What the best fit misses; or a further fit, if that misses less.
 
     :param trainer: its slope is the model's.
@@ -64,15 +70,17 @@ def search(trainer: Trainer, guide: AutoFlow, best: Fit, disagree: bool, refit: 
     :param best: the fit.
     :param disagree: whether fits from several starts did, which is a reason to look further.
     :param refit: fits again from modes; None if that is not wanted.
+    :param prior: so many points drawn from it, to look from.
     """
     ess = effective(best.draws.log_weight)
     if refit is None and ess < WORTHLESS and is_heavy(best.draws.log_weight, ess):
         return Found(best)  # the weights say no already, and nothing would come of it
-    found = _look(trainer, guide, Found(best), disagree)
+    seer = _Seer(trainer, guide, prior)
+    found = seer.look(Found(best), disagree)
     for _ in range(MAX_REFITS):
         if refit is None or trainer.stopped or not (found.missed > MISSED or _is_poor(found.fit)):
             break
-        other = _again(trainer, guide, found, refit)
+        other = _again(seer, found, refit)
         if other is None or not _is_better(other, found):
             break
         found = other
@@ -91,33 +99,50 @@ def _is_better(other: Found, found: Found) -> bool:
     return float(other.fit.elbo.value - found.fit.elbo.value) > 2 * float(other.fit.elbo.se)
 
 
-def _again(trainer: Trainer, guide: AutoFlow, found: Found, refit: Callable[[Modes], Fit]) -> Found | None:
+def _again(seer: "_Seer", found: Found, refit: Callable[[Modes], Fit]) -> Found | None:
     """A fit from the modes of tempered draws."""
-    tempered = found.tempered or _temper(trainer, _weighty(found.fit), [])
+    tempered = found.tempered or _temper(seer.trainer, _weighty(found.fit), [])
     if tempered is None:
         return None
-    modes = find_modes(tempered.draws, isinstance(found.fit.layer[1], TriangularAffine))
-    fit = refit(modes)
+    try:
+        modes = find_modes(tempered.draws, isinstance(found.fit.layer[1], TriangularAffine))
+        fit = refit(modes)
+    except (ValueError, RuntimeError):  # particles may collapse, or the model refuse: the fit that there is stays
+        return None
     if not bool(torch.isfinite(fit.elbo.value)):
         return None
-    return _look(trainer, guide, Found(fit, modes), False)
+    return seer.look(Found(fit, modes), False)
 
 
 def _weighty(fit: Fit) -> Tensor:
     return fit.draws.z[fit.draws.log_weight > -torch.inf]
 
 
-def _look(trainer: Trainer, guide: AutoFlow, found: Found, disagree: bool) -> Found:
-    """Fill in what a fit misses."""
-    fit = found.fit
-    draws, log_evidence = _weighty(fit), float(fit.log_evidence.value)
-    look = functools.partial(look_elsewhere, trainer.slope, fit.layer, log_evidence)
-    regions = look(scattered(draws, NUM_LOOKS))
-    if not (disagree or any(region.mass > NOTABLE for region in regions)) or not fit.layer.has_inverse:
-        return found
-    regions = sorted(regions + look(scattered(draws, NUM_MORE)), key=lambda missed: -missed.mass)
-    tempered = _temper(trainer, draws, regions)
-    return Found(fit, found.modes, _missing(trainer, tempered, regions, fit), _where(guide, draws, regions), tempered)
+@dataclass
+class _Seer:
+    """Looks from elsewhere at the fits of a model."""
+
+    trainer: Trainer
+    guide: AutoFlow
+    prior: Callable[[int], list[Tensor]]
+
+    def look(self, found: Found, disagree: bool) -> Found:
+        """Fill in what a fit misses."""
+        fit, draws = found.fit, _weighty(found.fit)
+        regions = self._regions(fit, draws, NUM_LOOKS)
+        if not (disagree or any(region.mass > NOTABLE for region in regions)) or not fit.layer.has_inverse:
+            return found
+        regions = sorted(regions + self._regions(fit, draws, NUM_MORE), key=lambda missed: -missed.mass)
+        tempered = _temper(self.trainer, draws, regions)
+        where = _where(self.guide, draws, regions)
+        return Found(fit, found.modes, _missing(tempered, regions, fit), where, tempered)
+
+    def _regions(self, fit: Fit, draws: Tensor, num: int) -> list[Missed]:
+        """What is seen from so many points, a quarter of them from the prior."""
+        num_prior = num // 4
+        points = [*scattered(draws, num - num_prior), *(point.to(draws) for point in self.prior(num_prior))]
+        log_evidence = float(fit.log_evidence.value)
+        return look_elsewhere(self.trainer.slope, fit.layer, log_evidence, points, frame_of(draws))
 
 
 def round_trip(fit: Fit) -> float:
@@ -137,7 +162,7 @@ def _temper(trainer: Trainer, draws: Tensor, regions: list[Missed]) -> Tempered 
 
 
 def _affordable(trainer: Trainer, draws: Tensor) -> int:
-    """Particles."""
+    """As many particles as the time allows, by the pace of the model's slope."""
     trainer.slope.values_and_grads(draws[:ROWS])
     began = time.perf_counter()
     trainer.slope.values_and_grads(draws[:ROWS])
@@ -145,7 +170,7 @@ def _affordable(trainer: Trainer, draws: Tensor) -> int:
     return max(NUM_PARTICLES[0], int(min(NUM_PARTICLES[1], BUDGET / (pace * NUM_EVALUATIONS))))
 
 
-def _missing(trainer: Trainer, tempered: Tempered | None, regions: list[Missed], fit: Fit) -> float:
+def _missing(tempered: Tempered | None, regions: list[Missed], fit: Fit) -> float:
     """The share of tempered draws that lie where the fit's density is far too small, and at least the regions'.
 
     Tempered draws whose evidence is well below the fit's are themselves the ones that miss something.
@@ -154,9 +179,7 @@ def _missing(trainer: Trainer, tempered: Tempered | None, regions: list[Missed],
     log_evidence = float(fit.log_evidence.value)
     if tempered is None or tempered.log_evidence < log_evidence - CREDIBLE:
         return mass / (1 + mass)
-    with torch.no_grad():
-        log_p, _ = trainer.slope.values_and_grads(tempered.draws)
-        nats = excess(fit.layer, tempered.draws, log_p, log_evidence)
+    nats = excess(fit.layer, tempered.draws, tempered.log_p, log_evidence)
     return max(mass / (1 + mass), float((nats > TOO_THIN).double().mean()))
 
 

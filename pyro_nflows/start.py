@@ -1,12 +1,19 @@
 r"""Is there a point to start from? And if not, which site is to blame?"""
 
+import contextlib
 from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.infer.autoguide import init_to_sample
+from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 
+from .guides import AutoFlow
+from .guides.sites import unconstrained_value
+from .initialization import FlatPriors
 from .log_joint import LogJoint
 
 #: Points tried before giving up.
@@ -39,6 +46,23 @@ def dispersed_start(joint: LogJoint, loc: Tensor, args: Any, kwargs: Any) -> Ten
     """A random point of finite density, uniform on (-2, 2) in unconstrained space; ``loc`` if none is found."""
     points = (_random(loc) for _ in range(NUM_TRIES))
     return next((point for point in points if _finite(joint, point, args, kwargs)), loc)
+
+
+@torch.no_grad()
+def prior_points(guide: AutoFlow, call: Any, num: int) -> list[Tensor]:
+    """Draws of the latents from their prior, in unconstrained space; as many as can be had.
+
+    :param guide: knows the sites.
+    :param call: the model's arguments.
+    """
+    points, shapes = [], guide._unconstrained_shapes.items()
+    with contextlib.suppress(ValueError, RuntimeError), pyro.validation_enabled(False):
+        for _ in range(num):
+            draw = poutine.trace(InitMessenger(FlatPriors(init_to_sample))(guide.bare_model))
+            nodes: Any = draw.get_trace(*call[0], **call[1]).nodes
+            parts = [unconstrained_value(nodes[n], nodes[n]["value"], len(s))[0] for n, s in shapes]
+            points.append(torch.cat(parts))
+    return [point for point in points if bool(torch.isfinite(point).all())]
 
 
 def _random(like: Tensor) -> Tensor:

@@ -33,9 +33,10 @@ MAX_TEMPERATURES = 200
 
 
 class Tempered(NamedTuple):
-    """Equally weighted draws ``(N, D)``, and the estimate of the log evidence."""
+    """Equally weighted draws ``(N, D)``, their log joint ``(N,)``, and the estimate of the log evidence."""
 
     draws: Tensor
+    log_p: Tensor
     log_evidence: float
 
 
@@ -45,6 +46,7 @@ class _Cloud:
     def __init__(self, slope: Slope, start: Gaussian, num_particles: int):
         self.slope, self.start = slope, start
         self.x = torch.randn(num_particles, len(start.loc)).to(start.loc)
+        self.log_det = start.scale_tril.diagonal().log().sum()
         self.log_p, self.grad = self.evaluate(self.x)
         self.rate = 0.5 * len(start.loc) ** -0.25
 
@@ -54,7 +56,7 @@ class _Cloud:
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Log density and slope; nowhere where they are not finite."""
         log_p, grad = self.slope.values_and_grads(self.points(x))
-        log_p = log_p + self.start.scale_tril.diagonal().log().sum()
+        log_p = log_p + self.log_det
         bad = ~(torch.isfinite(log_p) & torch.isfinite(grad).all(-1))
         return torch.where(bad, -torch.inf, log_p), torch.where(bad[:, None], 0.0, grad @ self.start.scale_tril)
 
@@ -109,7 +111,7 @@ def temper(slope: Slope, start: Gaussian, num_particles: int = 2048, max_seconds
         for _ in range(NUM_TRAJECTORIES):
             cloud.move(beta)
         if beta >= 1:
-            return Tempered(cloud.points(cloud.x), log_evidence)
+            return Tempered(cloud.points(cloud.x), cloud.log_p - cloud.log_det, log_evidence)
     return None
 
 

@@ -148,8 +148,12 @@ def _decide(evidence: Evidence, ess: float, pareto_k: float, threshold: float) -
 
 def is_heavy(log_weight: Tensor, ess: float) -> bool:
     """Whether the tail of the weights is too heavy, which matters little where they are nearly equal."""
-    pareto_k = tail_index(log_weight)
-    return pareto_k >= diagnostics.k_threshold(len(log_weight)) and not (ess >= NEARLY_EQUAL and pareto_k < 1)
+    return not has_light_tail(log_weight) and not (ess >= NEARLY_EQUAL and tail_index(log_weight) < 1)
+
+
+def has_light_tail(log_weight: Tensor) -> bool:
+    """Whether k-hat is below its threshold, so that means over the weighted draws can be relied on."""
+    return tail_index(log_weight) < diagnostics.k_threshold(len(log_weight))
 
 
 def is_hopeless(log_weight: Tensor) -> bool:
@@ -195,10 +199,12 @@ def choose(draws: Draws, num_draws: int, resample: bool | None = None) -> Draws:
     :param num_draws: how many; without resampling, at most as many as there are.
     :param resample: by default, where k-hat allows it.
     """
-    if resample is None:
-        resample = tail_index(draws.log_weight) < diagnostics.k_threshold(len(draws.log_weight))
-    if resample:
-        index = diagnostics.psis_resample(draws.log_weight, num_draws)
-    else:
-        index = torch.randperm(len(draws.z))[:num_draws]
+    index = chosen(draws.log_weight, num_draws, resample)
     return Draws(draws.z[index], draws.log_p[index], draws.log_q[index])
+
+
+def chosen(log_weight: Tensor, num_draws: int, resample: bool | None = None) -> Tensor:
+    """The indices that :func:`choose` takes."""
+    if has_light_tail(log_weight) if resample is None else resample:
+        return diagnostics.psis_resample(log_weight, num_draws)
+    return torch.arange(min(num_draws, len(log_weight)))  # draws are independent, the first as good as any

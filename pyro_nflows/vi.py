@@ -20,7 +20,7 @@ from .nets import check_sizes
 from .objectives import ELBO
 from .refine import Refined, refine
 from .search import round_trip, search
-from .start import check_start, dispersed_start, first_bad_site
+from .start import check_start, dispersed_start, first_bad_site, prior_points
 from .table import print_summary
 from .verdict import Evidence, Verdict, choose, effective, is_hopeless, judge, starts_disagree, tail_index
 from .weights import Draws, LogDensity, concatenate
@@ -123,6 +123,8 @@ class VI:
                 best = self._search(trainer, best)
             except KeyboardInterrupt:
                 self.history.interrupted = True
+            finally:
+                trainer.close()
         if trainer.history.failed or best.undefined.any() or is_hopeless(best.draws.log_weight):
             blamed = best.draws.z[best.undefined] if best.undefined.any() else best.draws.z
             self._bad_site = first_bad_site(joint, blamed, args, kwargs)
@@ -155,11 +157,12 @@ class VI:
         """Is anything missing? If so, and the recipe is ours to choose, a second fit."""
         refit = functools.partial(fit_modes, trainer, self.guide, self.objective, self._gradient)
         ours = self._recipe().is_default and not trainer.leaves
-        found = search(trainer, self.guide, best, starts_disagree(self._evidence()), refit if ours else None)
-        h = self.history
+        prior = functools.partial(prior_points, self.guide, self._call)
+        disagree, h = starts_disagree(self._evidence()), self.history
+        found = search(trainer, self.guide, best, disagree, refit if ours else None, prior)
         h.missed, h.where, h.round_trip = found.missed, found.where, round_trip(found.fit)
         if found.modes is not None:
-            self.guide.use_modes(found.modes.num_components, found.modes.block_dim)
+            self.guide.modes = found.modes.sizes
             self.guide.adopt(found.fit.layer)
             self._fits, self._draws = [found.fit], found.fit.draws
         return found.fit

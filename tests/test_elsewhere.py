@@ -11,7 +11,9 @@ import torch
 from pyro_nflows import VI, AutoFlow, recipes
 from pyro_nflows.elsewhere import look_elsewhere, scattered
 from pyro_nflows.layers import LocScale, Planar
+from pyro_nflows.log_joint import LogJoint
 from pyro_nflows.search import NUM_LOOKS
+from pyro_nflows.start import prior_points
 from pyro_nflows.verdict import Outcome
 
 
@@ -89,3 +91,37 @@ def test_the_verdict_names_a_missed_mode(tmp_path: Path) -> None:
     assert vi.diagnostics()["outcome"] is Outcome.MODE_MISSED
     assert "has another mode" in vi.verdict().sentence
     torch.testing.assert_close(vi.history.missed, 0.5, atol=0.05, rtol=0)
+
+
+def test_points_are_drawn_from_the_prior_as_far_as_it_has_one() -> None:
+    def hierarchy(y: torch.Tensor) -> None:
+        tau = pyro.sample("tau", dist.LogNormal(1.0, 0.5))
+        with pyro.plate("groups", 3):
+            pyro.sample("theta", dist.Normal(10.0, tau))
+        flat = pyro.sample("flat", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.sample("y", dist.Normal(flat, 1.0), obs=y)
+
+    guide = AutoFlow(hierarchy)
+    guide(torch.tensor(5.0))
+    torch.manual_seed(0)
+    points = torch.stack(prior_points(guide, ((torch.tensor(5.0),), {}), 1000))
+    assert points.shape == (1000, 5)
+    assert points[:, 0].mean() == pytest.approx(1.0, abs=5 * 0.5 / 1000**0.5)
+    assert points[:, 0].std() == pytest.approx(0.5, rel=0.15)
+    sd = float(((points[:, 1:4] - 10) / points[:, :1].exp()).std())
+    assert sd == pytest.approx(1.0, rel=0.1)
+
+
+def test_two_modes_ninety_standard_deviations_apart_are_both_found_where_the_prior_says_how_far_to_look() -> None:
+    def wide(locs: torch.Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 100.0).expand([2]).to_event(1))
+        pyro.factor("modes", -0.5 * (z - locs[:, None]).square().sum(-1).amin(0))
+
+    torch.manual_seed(0)
+    guide, locs = AutoFlow(wide), torch.tensor([-30.0, 60.0])
+    guide(locs)
+    layer = LocScale(2, init_loc=-30.0)
+    points = prior_points(guide, ((locs,), {}), NUM_LOOKS // 4)
+    joint = LogJoint(wide, guide)
+    missed = look_elsewhere(lambda z: joint(z, locs), layer, 0.0, points)
+    torch.testing.assert_close(missed[0].gaussian.loc, torch.tensor([60.0, 60.0]), atol=0.1, rtol=0)

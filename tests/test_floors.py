@@ -20,7 +20,7 @@ FLOORS = {
     "numerics": 0,
     "context": 0,
     "calls": 0,
-    "lipschitz": 0,
+    "contraction": 0,
     "nets": 0,
     "transformers": 0,
     "tails": 0,

@@ -5,6 +5,7 @@ import torch
 
 from pyro_nflows import recipes
 from pyro_nflows.invertibility import lipschitz, round_trip_errors
+from pyro_nflows.layer import Layer
 from pyro_nflows.layers import Chain, Indexed, LocScale, Planar, TriangularAffine
 
 
@@ -45,3 +46,16 @@ def test_what_has_no_inverse_or_a_random_one_is_refused() -> None:
         round_trip_errors(OneWay(2), torch.zeros(1, 2))
     with pytest.raises(ValueError, match="Indexed has auxiliary variables"):
         round_trip_errors(Indexed(Planar(2)), torch.zeros(1, 2))
+
+
+def test_a_layer_between_dimensions_has_a_jacobian_of_that_shape() -> None:
+    class Doubled(Layer):
+        def __init__(self) -> None:
+            super().__init__(2, 4)
+
+        def forward(self, x: torch.Tensor, noise: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.cat([x, 2 * x], -1), x.sum(-1)
+
+    jacobian, slope = Doubled().jacobian(torch.randn(3, 2))
+    assert jacobian.equal(torch.cat([torch.eye(2), 2 * torch.eye(2)]).expand(3, 4, 2))
+    assert slope.equal(torch.ones(3, 2))

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import pyro_nflows as nf
+from pyro_nflows.contraction import Contraction, spectral_bound
 from pyro_nflows.layer import Inverse, Weight
 from pyro_nflows.layers import LogDet, Residual
-from pyro_nflows.lipschitz import Contraction, spectral_bound
 from pyro_nflows.numerics import largest
 from pyro_nflows.testing import perturbed
 

@@ -1,17 +1,23 @@
 """Particles that cool reach the posterior: its evidence, its moments, and every mode by its share."""
 
+import copy
 import math
 from pathlib import Path
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
 from benchmarks.targets import lattice
 from pyro_nflows import VI, AutoFlow
 from pyro_nflows.clusters import Clusters, criterion, fit_clusters, log_densities
-from pyro_nflows.engine import Gaussian, Slope
-from pyro_nflows.layers import Mixture
-from pyro_nflows.modes import find_modes, hull, place_mixture
+from pyro_nflows.engine import Engine, Gaussian, Slope, Trainer
+from pyro_nflows.fit import Fit
+from pyro_nflows.layer import Chain
+from pyro_nflows.layers import LocScale, Mixture
+from pyro_nflows.modes import Modes, find_modes, hull, place_mixture
+from pyro_nflows.search import search
 from pyro_nflows.tempering import temper
 from pyro_nflows.verdict import Outcome
 from pyro_nflows.weights import base_noise, draw
@@ -138,3 +144,55 @@ def test_the_default_finds_the_nine_modes_of_the_lattice_and_a_fresh_guide_takes
     loaded = VI.load(tmp_path / "fit.pt", AutoFlow(target.model), *target.args)
     torch.testing.assert_close(loaded.guide.median()["z"], vi.guide.median()["z"])
     assert loaded.get_samples(30_000)["z"].shape == (30_000, 2)
+
+
+def two_modes(locs: torch.Tensor) -> None:
+    z = pyro.sample("z", dist.Normal(0.0, 100.0).expand([2]).to_event(1))
+    pyro.factor("modes", -0.5 * (z - locs[:, None]).square().sum(-1).amin(0))
+
+
+def test_a_second_run_that_finds_other_modes_puts_the_flow_on_one_mixture_still(tmp_path: Path) -> None:
+    guide = AutoFlow(two_modes)
+    vi = VI(guide, seed=0, progress_bar=False).run(torch.tensor([-5.0, 5.0]))
+    vi.run(torch.tensor([-30.0, 60.0]))
+    assert vi.diagnostics()["outcome"] is Outcome.TRUST
+    assert sum(isinstance(part, Mixture) for part in guide.modules()) == 1
+    first = vi.get_samples(10_000)["z"][:, 0]
+    below, above = math.exp(-0.09), math.exp(-0.36)
+    assert (first < 0).double().mean() == pytest.approx(below / (below + above), abs=5 * 0.005)
+    vi.save(tmp_path / "fit.pt")
+    fresh = AutoFlow(two_modes)
+    VI.load(tmp_path / "fit.pt", fresh, torch.tensor([-30.0, 60.0]))
+    torch.testing.assert_close(fresh.median()["z"], guide.median()["z"])
+
+
+def test_a_state_decides_whether_a_guide_has_modes() -> None:
+    plain, modal = AutoFlow(two_modes), AutoFlow(two_modes)
+    for guide in (plain, modal):
+        guide(torch.tensor([-5.0, 5.0]))
+    modal.modes = (2, 2)
+    modal.adopt(modal.make_layer(torch.zeros(2), modal.modes))
+    states = [copy.deepcopy(guide.state_dict()) for guide in (plain, modal)]
+    plain.load_state_dict(states[1])
+    modal.load_state_dict(states[0])
+    assert (plain.modes, modal.modes) == ((2, 2), None)
+    assert [any(isinstance(part, Mixture) for part in guide.modules()) for guide in (plain, modal)] == [True, False]
+
+
+@pytest.mark.parametrize("refusal", [ValueError("out of support"), torch.linalg.LinAlgError("not positive-definite")])
+def test_a_second_fit_that_fails_leaves_the_first(refusal: Exception) -> None:
+    def refit(modes: Modes) -> Fit:
+        raise refusal
+
+    torch.manual_seed(0)
+    layer = Chain(LocScale(2), LocScale(2)).double()
+    trainer, guide = Trainer(three_modes, [], Engine.EAGER, False), AutoFlow(two_modes)
+    guide(torch.tensor([-5.0, 5.0]))
+    fit = Fit(layer, trainer.sampler.sample(layer, 1000), torch.zeros(1000, dtype=torch.bool))
+    assert search(trainer, guide, fit, False, refit).fit is fit
+
+
+def test_particles_that_collapsed_have_no_modes() -> None:
+    one = torch.zeros(100, 2, dtype=torch.float64)
+    with pytest.raises((RuntimeError, ValueError)):
+        find_modes(one)

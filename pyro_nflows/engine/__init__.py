@@ -1,12 +1,13 @@
 """How training is run: a pure step, and backends that run it."""
 
+from .ascent import ascend
 from .backends import EngineWarning, prepare
 from .history import History
 from .program import Inputs, Program, State
 from .runners import Engine, Runner
 from .sampler import Sampler, sample
 from .slope import ROWS, Slope
-from .start import Gaussian, best_start
+from .start import Gaussian, best_of, best_start
 from .trainer import Round, Trainer
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "Slope",
     "State",
     "Trainer",
+    "ascend",
+    "best_of",
     "best_start",
     "prepare",
     "sample",

@@ -56,10 +56,10 @@ class Slope:
         value, grad = self._run(self._value_and_grad, z)
         return value, grad
 
-    def values_and_grads(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """At many points ``(N, D)``: ``(N,)`` and ``(N, D)``."""
-        num = -(-len(z) // ROWS) * ROWS
-        rows = torch.cat([z, z[:1].expand(num - len(z), -1)]).split(ROWS)
+    def values_and_grads(self, z: Tensor, num_rows: int = ROWS) -> tuple[Tensor, Tensor]:
+        """At many points ``(N, D)``, so many at a time: ``(N,)`` and ``(N, D)``."""
+        num = -(-len(z) // num_rows) * num_rows
+        rows = torch.cat([z, z[:1].expand(num - len(z), -1)]).split(num_rows)
         values, grads = zip(*(self._run(self._values_and_grads, part) for part in rows))
         return torch.cat(values)[: len(z)], torch.cat(grads)[: len(z)]
 

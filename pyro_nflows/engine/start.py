@@ -9,6 +9,7 @@ the highest ELBO wins, the guide's own start included.
 [1] L. Zhang, B. Carpenter, A. Gelman, A. Vehtari (2022). Pathfinder: Parallel Quasi-Newton Variational Inference.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -37,12 +38,17 @@ class Gaussian(NamedTuple):
 def best_start(log_joint: LogDensity, init: Gaussian, num_iterations: int = 150, num_candidates: int = 8) -> Gaussian:
     """The best Gaussian along an L-BFGS path from ``init.loc``, or ``init`` itself."""
     slope = log_joint if isinstance(log_joint, Slope) else Slope(log_joint)
+    return best_of(slope, lbfgs_path(slope, init.loc, num_iterations), init, num_candidates)
+
+
+def best_of(slope: Slope, path: Sequence[Tensor], init: Gaussian, num_candidates: int) -> Gaussian:
+    """The best Gaussian of the curvature at some points of a path, or ``init``."""
     noise = torch.randn(64, len(init.loc), dtype=init.loc.dtype, device=init.loc.device)
-    best, best_elbo = init, _elbo(log_joint, init, noise)
-    for point in _spread(lbfgs_path(slope, init.loc, num_iterations), num_candidates):
+    best, best_elbo = init, _elbo(slope, init, noise)
+    for point in _spread(path, num_candidates):
         try:
             candidate = _laplace(slope, point, init)
-            elbo = _elbo(log_joint, candidate, noise)
+            elbo = _elbo(slope, candidate, noise)
         except (ValueError, RuntimeError):  # the model cannot be evaluated there, or not differentiated twice
             continue
         if elbo > best_elbo:
@@ -78,7 +84,7 @@ def lbfgs_path(slope: Slope, start: Tensor, num_iterations: int) -> list[Tensor]
     return path
 
 
-def _spread(path: list[Tensor], num: int) -> list[Tensor]:
+def _spread(path: Sequence[Tensor], num: int) -> list[Tensor]:
     """At most ``num`` points, the last one among them, dense towards the end."""
     back = {len(path) - 1 - int(1.7**i - 1) for i in range(num)}
     return [path[i] for i in sorted(back) if i >= 0]

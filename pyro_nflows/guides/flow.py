@@ -9,7 +9,7 @@ import copy
 import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -116,31 +116,26 @@ class AutoFlow(AutoContinuous):
         checks.refuse_subsampled(name, self._cond_indep_stacks)
         loc = self._init_loc()
         if self.layer is None:
-            self.layer = self.make_layer(self.build, loc)  # type: ignore[arg-type]
+            self.layer = self.make_layer(loc, self.modes)
         checks.check_sites(name, self._site_shapes, self._shapes())
         self._site_shapes = self._shapes()
 
-    def make_layer(self, build: recipes.Build, loc: Tensor) -> Chain:
-        """A flow with this guide's affine end.
+    def make_layer(self, loc: Tensor, modes: tuple[int, int] | None = None) -> Chain:
+        """This guide's flow with its affine end.
 
-        :param build: the flow.
         :param loc: where the end is to start, ``(latent_dim,)``.
+        :param modes: components and block size of a mixture to put the flow on; see
+            :func:`~pyro_nflows.recipes.on_modes`.
         """
-        latent_dim = loc.numel()
+        latent_dim, build = loc.numel(), cast(recipes.Build, self.build)
+        if modes is not None:
+            inner = build if build is recipes.default else functools.partial(_flow, build=build)
+            build = functools.partial(recipes.on_modes, inner=inner, num_components=modes[0], block_dim=modes[1])
         flow = as_layer(build(latent_dim), latent_dim)
         checks.check_build(type(self).__name__, flow, latent_dim)
         full_rank = self._full_rank and latent_dim <= MAX_FULL_RANK
         end = (TriangularAffine if full_rank else LocScale)(latent_dim, loc, self.init_scale)
         return Chain(flow, end).to(loc)
-
-    def on_modes(self, num_components: int, block_dim: int) -> recipes.Build:
-        """This guide's flow on a mixture; see :func:`~pyro_nflows.recipes.on_modes`."""
-        inner = self.build if self.build is recipes.default else functools.partial(_flow, build=self.build)  # type: ignore[arg-type]
-        return functools.partial(recipes.on_modes, inner=inner, num_components=num_components, block_dim=block_dim)
-
-    def use_modes(self, num_components: int, block_dim: int) -> None:
-        self.build, self.modes = self.on_modes(num_components, block_dim), (num_components, block_dim)
-        self.layer = None
 
     def _shapes(self) -> checks.Shapes:
         return {name: list(shape) for name, shape in self._unconstrained_shapes.items()}
@@ -301,11 +296,13 @@ class AutoFlow(AutoContinuous):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         loc, extra = state_dict.get(f"{prefix}layer.layers.1.loc"), state_dict.get(f"{prefix}_extra_state")
-        modes = None if extra is None else _decoded(extra)["modes"]
-        if modes and not self.modes and self.build:
-            self.use_modes(*modes)
+        if extra is not None and self.build is not None:
+            modes = _decoded(extra)["modes"]
+            self.layer, before = (self.layer, self.modes)
+            self.modes = None if modes is None else (modes[0], modes[1])
+            self.layer = self.layer if self.modes == before else None
         if self.layer is None and loc is not None:
-            self.layer = self.make_layer(self.build, loc)  # type: ignore[arg-type]
+            self.layer = self.make_layer(loc, self.modes)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

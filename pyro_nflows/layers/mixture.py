@@ -7,7 +7,7 @@ from torch.linalg import solve_triangular
 
 from ..layer import Layer, Scored, Weight
 from ..nets import check_sizes
-from ..numerics import pullback, standard_normal_log_prob
+from ..numerics import pullback, scale_tril, standard_normal_log_prob
 
 
 class Mixture(Layer):
@@ -64,8 +64,7 @@ class Mixture(Layer):
 
     def scale_tril(self) -> Tensor:
         """:math:`L_k` of every block, of shape ``(D / B, K, B, B)``."""
-        scale = self.log_scale.exp()
-        return scale[..., None] * self.lower.tril(-1) + torch.diag_embed(scale)
+        return scale_tril(self.log_scale, self.lower)
 
     def _pick(self, probs: Tensor, noise: Tensor) -> Tensor:
         """Which component, as ones and zeros: the inverse of the distribution function at the noise."""

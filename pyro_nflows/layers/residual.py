@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..contraction import Contraction, Linearized
 from ..layer import Layer, Weight
-from ..lipschitz import Contraction, Linearized
 from ..nets import check_sizes
 from ..numerics import largest, pullback
 

@@ -3,6 +3,7 @@ from torch import Tensor, nn
 from torch.linalg import solve_triangular
 
 from ..layer import Layer
+from ..numerics import scale_tril
 
 
 class TriangularAffine(Layer):
@@ -37,8 +38,7 @@ class TriangularAffine(Layer):
 
     def scale_tril(self) -> Tensor:
         """:math:`L`, of shape ``(D, D)``: its rows are those of ``lower`` scaled to the diagonal's units."""
-        scale = self.log_scale.exp()
-        return scale[:, None] * self.lower.tril(-1) + torch.diag(scale)
+        return scale_tril(self.log_scale, self.lower)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.loc + x @ self.scale_tril().T, self.log_scale.sum().expand(x.shape[:-1])
