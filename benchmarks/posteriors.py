@@ -1,7 +1,7 @@
 r"""How good, and how soon? The twelve posteriors with reference draws, by default settings and by the usual ways.
 
     python -m benchmarks.posteriors --posteriordb PATH [--methods flow,normal] [--seeds 1]
-                                    [--json FILE] [--plot FILE]
+                                    [--limit SECONDS] [--json FILE] [--plot FILE]
 
 Each fit runs in a process of its own. "Cold" is the seconds of its imports and of the fit, tracing and compiling
 included (and of reading neither data nor reference draws); "warm" is a second run in the same process. Nothing is set
@@ -24,6 +24,7 @@ import json
 import math
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -208,17 +209,24 @@ def one(method: str, name: str, seed: int, path: str | None) -> None:
     print(json.dumps(row | {"dim": guide.latent_dim}))
 
 
-def apart(method: str, name: str, seed: int, path: str | None) -> Row:
-    """The same in a process of its own, with no compiled code to find."""
+def apart(method: str, name: str, seed: int, path: str | None, limit: float | None = None) -> Row:
+    """The same in a process of its own, with no compiled code to find; ended, with its children, at the limit."""
     command = [sys.executable, "-m", "benchmarks.posteriors", "--one", method, name, str(seed)]
     with tempfile.TemporaryDirectory() as empty:
         environment = os.environ | {"PYRO_NFLOWS_CACHE": empty}
         given = ["--posteriordb", path] if path else []
-        done = subprocess.run([*command, *given], capture_output=True, text=True, env=environment)
-    head = {"posterior": name, "method": method, "seed": seed}
-    if done.returncode:
-        return head | {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
-    row = json.loads(done.stdout.strip().splitlines()[-1])
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen([*command, *given], env=environment, start_new_session=True, **pipes)
+        head = {"posterior": name, "method": method, "seed": seed}
+        try:
+            out, complaint = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return head | {"error": f"not done after {limit:.0f} s", "limit": limit}
+    if process.returncode:
+        return head | {"error": (complaint.strip().splitlines() or ["no message"])[-1]}
+    row = json.loads(out.strip().splitlines()[-1])
     return head | row | {"cold": row["first"] + import_seconds("numpyro.infer" if "np-" in method else "pyro_nflows")}
 
 
@@ -276,6 +284,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", default="flow,normal,iaf", help=f"some of {','.join(METHODS)}")
     parser.add_argument("--posteriors", default="", help="parts of names, separated by commas; default all")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--limit", type=float, help="seconds after which a fit is given up")
     parser.add_argument("--json", help="write the rows here")
     parser.add_argument("--plot", help="write a picture here")
     parser.add_argument("--one", nargs=3, metavar=("METHOD", "POSTERIOR", "SEED"), help=argparse.SUPPRESS)
@@ -289,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in names:
         for method in options.methods.split(","):
             for seed in range(options.seeds):
-                rows.append(apart(method, name, seed, options.posteriordb))
+                rows.append(apart(method, name, seed, options.posteriordb, options.limit))
                 print(line(rows[-1]), flush=True)
     if options.json:
         with open(options.json, "w") as file:
