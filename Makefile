@@ -12,8 +12,8 @@ PYTEST = MPLBACKEND=Agg OMP_NUM_THREADS=1 $(BIN) -m pytest -n $(WORKERS) --dist 
 NOTEBOOKS = $(patsubst tutorials/%.md,tutorials/notebooks/%.ipynb,$(wildcard tutorials/[0-9]*.md))
 WHEEL = build/wheel
 
-.PHONY: help demo test test-all coverage bench posteriordb-given bench-speed bench-posteriors bench-densities bench-calibration \
-	docs notebooks lint format wheel-test clean
+.PHONY: help demo test test-all coverage bench posteriordb-given bench-speed bench-posteriors bench-densities \
+	bench-calibration bench-synthetic bench-verdicts bench-ablations docs notebooks lint format wheel-test clean
 .DELETE_ON_ERROR:
 
 help:
@@ -53,15 +53,15 @@ test-all: $(VENV)/.test
 coverage: $(VENV)/.test $(VENV)/.dev
 	$(PYTEST) --cov
 
-bench: bench-posteriors bench-densities bench-speed bench-calibration
+bench: bench-posteriors bench-synthetic bench-verdicts bench-ablations bench-densities bench-speed bench-calibration
 
 posteriordb-given:
 	@test -d "$(POSTERIORDB)" || { echo "Say where posteriordb's posterior_database is: make bench POSTERIORDB=..."; exit 1; }
 
-bench-posteriors: posteriordb-given $(VENV)/.bench
-	$(BIN) -m benchmarks.posteriors
+bench-posteriors bench-verdicts bench-ablations: bench-%: posteriordb-given $(VENV)/.bench
+	$(BIN) -m benchmarks.$*
 
-bench-speed bench-densities bench-calibration: bench-%: $(VENV)/.bench
+bench-speed bench-densities bench-calibration bench-synthetic: bench-%: $(VENV)/.bench
 	$(BIN) -m benchmarks.$*
 
 docs: $(VENV)/.docs
