@@ -24,6 +24,7 @@ import json
 import math
 import os
 import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ import pyro
 import torch
 from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoContinuous, AutoIAFNormal, AutoMultivariateNormal, init_to_value
+from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 
 from benchmarks.models import POSTERIORS, Posterior, add_posteriordb_argument, errors, reference
@@ -112,7 +114,8 @@ def by_nuts(posterior: Posterior, args: tuple[Any, ...], seed: int, path: str | 
     """Pyro's NUTS."""
     _, values = start(posterior, args)
     began = time.perf_counter()
-    kernel = NUTS(posterior.model, init_strategy=init_to_value(values=values))
+    model = InitMessenger(init_to_value(values=values))(posterior.model)  # flat priors cannot be sampled
+    kernel = NUTS(model, init_strategy=init_to_value(values=values))
     mcmc = MCMC(kernel, num_samples=1000, warmup_steps=1000, num_chains=4, mp_context="spawn", disable_progbar=True)
     mcmc.run(*args)
     first = time.perf_counter() - began
@@ -209,24 +212,20 @@ def one(method: str, name: str, seed: int, path: str | None) -> None:
     print(json.dumps(row | {"dim": guide.latent_dim}))
 
 
-def apart(method: str, name: str, seed: int, path: str | None, limit: float | None = None) -> Row:
-    """The same in a process of its own, with no compiled code to find; ended, with its children, at the limit."""
+def apart(method: str, name: str, seed: int, path: str | None, limit: int | None = None) -> Row:
+    """The same in a process of its own, with no compiled code to find; it is ended at the limit."""
     command = [sys.executable, "-m", "benchmarks.posteriors", "--one", method, name, str(seed)]
     with tempfile.TemporaryDirectory() as empty:
         environment = os.environ | {"PYRO_NFLOWS_CACHE": empty}
         given = ["--posteriordb", path] if path else []
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        process = subprocess.Popen([*command, *given], env=environment, start_new_session=True, **pipes)
-        head = {"posterior": name, "method": method, "seed": seed}
-        try:
-            out, complaint = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            return head | {"error": f"not done after {limit:.0f} s", "limit": limit}
-    if process.returncode:
-        return head | {"error": (complaint.strip().splitlines() or ["no message"])[-1]}
-    row = json.loads(out.strip().splitlines()[-1])
+        given += ["--limit", str(limit)] if limit else []
+        done = subprocess.run([*command, *given], capture_output=True, text=True, env=environment)
+    head = {"posterior": name, "method": method, "seed": seed}
+    if done.returncode == -signal.SIGXCPU:
+        return head | {"error": f"not done after {limit} s of processor time", "limit": limit}
+    if done.returncode:
+        return head | {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
+    row = json.loads(done.stdout.strip().splitlines()[-1])
     return head | row | {"cold": row["first"] + import_seconds("numpyro.infer" if "np-" in method else "pyro_nflows")}
 
 
@@ -284,12 +283,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", default="flow,normal,iaf", help=f"some of {','.join(METHODS)}")
     parser.add_argument("--posteriors", default="", help="parts of names, separated by commas; default all")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--limit", type=float, help="seconds after which a fit is given up")
+    parser.add_argument("--limit", type=int, help="seconds of processor time after which a fit is given up")
     parser.add_argument("--json", help="write the rows here")
     parser.add_argument("--plot", help="write a picture here")
     parser.add_argument("--one", nargs=3, metavar=("METHOD", "POSTERIOR", "SEED"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.one:
+        if options.limit:
+            resource.setrlimit(resource.RLIMIT_CPU, (options.limit, options.limit + 5))
         return one(options.one[0], options.one[1], int(options.one[2]), options.posteriordb)
     parts = options.posteriors.split(",")
     names = [name for name in POSTERIORS if any(part in name for part in parts)]

@@ -4,7 +4,7 @@ r"""The recipe: from a guide and a model to a trained guide and weighed draws.
 2. Fit the guide's affine end by itself (a Gaussian): the flow in front of it then works in whitened coordinates.
    Where the start is as thin as a needle, an end from ``init_loc_fn`` races it, and the better ELBO goes on.
 3. Train the whole flow by path gradients in rounds, each with a step size that falls to zero, until fresh draws
-   have an ESS that more training would not better much and a k-hat below its threshold. From the third round on,
+   have an ESS that more training would not better much and a k-hat below its threshold. In the last, longest round,
    draws of large weight count for more (:class:`~pyro_nflows.estimators.Covering`).
 4. Judge with fresh draws.
 """
@@ -53,9 +53,8 @@ class Recipe:
     end: Round = field(default_factory=lambda: Round(800, 64, 2e-2))
     rounds: Sequence[Round] = (
         Round(600, 128, 5e-3),
-        Round(1200, 128, 3e-3),
-        Round(1600, 128, 1e-3, covering=True),
-        Round(4000, 128, 2e-3, covering=True),
+        Round(2400, 128, 3e-3),
+        Round(4800, 128, 2e-3, covering=True),
     )
     num_draws: int = 22_500
     max_ends: int = 30

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .layer import Layer, Scored
-from .numerics import pullback, standard_normal_log_prob
+from .numerics import pullback, quasi_normal, standard_normal_log_prob
 
 #: A vectorised log density, ``(K, D) -> (K,)``.
 LogDensity = Callable[[Tensor], Tensor]
@@ -60,6 +60,15 @@ def base_noise(layer: Layer, num_particles: int) -> Tensor:
     like = next(layer.parameters())
     width = layer.input_dim + layer.noise_dim
     return torch.randn(num_particles, width, dtype=like.dtype, device=like.device)
+
+
+def even_noise(layer: Layer, num_draws: int) -> Tensor:
+    """The same, but quasi-random, in random order: for draws whose means are to be close."""
+    like, width = next(layer.parameters()), layer.input_dim + layer.noise_dim
+    if width > torch.quasirandom.SobolEngine.MAXDIM:
+        return base_noise(layer, num_draws)
+    points = quasi_normal(num_draws, width, seed=int(torch.randint(2**31, ())))
+    return points[torch.randperm(num_draws)].to(like)
 
 
 def split_noise(layer: Layer, noise: Tensor) -> tuple[Tensor, Tensor | None]:

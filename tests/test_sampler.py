@@ -8,7 +8,8 @@ from pyro_nflows.engine import Sampler, Slope, sample
 from pyro_nflows.engine.native import build
 from pyro_nflows.engine.sampler import BATCH
 from pyro_nflows.layer import Chain
-from pyro_nflows.layers import TriangularAffine
+from pyro_nflows.layers import LocScale, TriangularAffine
+from pyro_nflows.weights import base_noise, even_noise
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
 
@@ -27,7 +28,7 @@ def test_chunks_make_no_difference(num_draws):
     torch.manual_seed(1)
     draws = sample(log_joint, layer, num_draws)
     torch.manual_seed(1)
-    noise = torch.randn(num_draws, 3)
+    noise = even_noise(layer, num_draws)
     z, log_det = layer(noise)
     assert torch.allclose(draws.z, z)
     assert torch.allclose(draws.log_p, log_joint(z))
@@ -109,3 +110,33 @@ def test_slopes_of_models_that_cannot_be_recorded_are_right_too():
     for sign in (1.0, -1.0):
         z = torch.tensor([sign, 0.5, 0.2])
         assert torch.allclose(slope.value_and_grad(z)[0], branching(z[None])[0])
+
+
+def test_means_of_draws_are_closer_than_those_of_independent_ones_and_any_part_is_a_fair_sample():
+    layer = flow()
+    torch.manual_seed(0)
+    noise = torch.stack([even_noise(layer, 1000) for _ in range(50)])
+    assert (noise.mean(1).std(0) < 0.1 / 1000**0.5).all()
+    chance = 5 * (1 / 50000) ** 0.5
+    assert (noise.mean((0, 1)).abs() < chance).all()
+    assert torch.allclose(noise.flatten(0, 1).T.cov(), torch.eye(3), atol=0.01)
+    part = noise[:, :20]  # in random order, few of them are as good as independent
+    assert (part.mean(1).std(0) - 20**-0.5).abs().max() < 5 * (1 / 20 / 100) ** 0.5
+    uniform = torch.special.ndtr(noise[0]).sort(0).values
+    assert (uniform - (torch.arange(1000)[:, None] + 0.5) / 1000).abs().max() < 0.01
+
+
+def test_even_noise_repeats_with_the_seed_and_gives_way_in_enormous_dimensions():
+    layer = flow()
+    first, second = [], []
+    for kept in (first, second):
+        torch.manual_seed(3)
+        kept.extend([even_noise(layer, 64), even_noise(layer, 64)])
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+    assert not torch.equal(first[0], first[1])
+    wide = LocScale(torch.quasirandom.SobolEngine.MAXDIM + 1)
+    torch.manual_seed(0)
+    expected = base_noise(wide, 2)
+    torch.manual_seed(0)
+    assert torch.equal(even_noise(wide, 2), expected)

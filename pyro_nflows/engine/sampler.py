@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..gradients import Gradient, Objective
 from ..layer import Layer
-from ..weights import Draws, LogDensity, base_noise, concatenate, draw
+from ..weights import Draws, LogDensity, base_noise, concatenate, draw, even_noise
 from .backends import compile_seconds, compiles
 from .native import CompilerError, Run, Scan
 from .program import Program
@@ -23,7 +23,7 @@ BATCH = 128
 @torch.no_grad()
 def sample(log_joint: LogDensity, layer: Layer, num_draws: int) -> Draws:
     """Fresh draws with their log densities, in chunks of the size that runs fastest."""
-    return _in_chunks(log_joint, layer, base_noise(layer, num_draws))
+    return _in_chunks(log_joint, layer, even_noise(layer, num_draws))
 
 
 def _in_chunks(log_joint: LogDensity, layer: Layer, noise: Tensor) -> Draws:
@@ -77,8 +77,8 @@ class Sampler:
 
     @torch.no_grad()
     def sample(self, layer: Layer, num_draws: int) -> Draws:
-        """Fresh draws with their log densities."""
-        noise = base_noise(layer, num_draws)
+        """Fresh draws with their log densities: from evenly spread points of the base, in random order."""
+        noise = even_noise(layer, num_draws)
         draws = self._compiled(layer, noise)
         return _in_chunks(self.log_joint, layer, noise) if draws is None else draws
 

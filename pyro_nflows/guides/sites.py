@@ -7,14 +7,13 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ..layer import Layer
+from ..numerics import quasi_normal
 
 
 def symmetric_normal(layer: Layer, log2_num: int = 12) -> tuple[Tensor, Tensor | None]:
     """Quasi-random normal points with their mirror images and the origin: their medians are exactly zero."""
     like = next(layer.parameters())
-    sobol = torch.quasirandom.SobolEngine(layer.input_dim + layer.noise_dim, scramble=True, seed=0)
-    uniform = sobol.draw(2**log2_num, dtype=torch.float64).clamp(1e-10, 1 - 1e-10)
-    half = (torch.special.ndtri(uniform)).to(like)
+    half = quasi_normal(2**log2_num, layer.input_dim + layer.noise_dim, seed=0).to(like)
     points = torch.cat([half, torch.zeros_like(half[:1]), -half])
     return points[:, : layer.input_dim], points[:, layer.input_dim :]
 
