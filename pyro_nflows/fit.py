@@ -111,6 +111,11 @@ class Fit:
         """The importance estimate of the log evidence."""
         return bound_of(self.draws.log_weight, diagnostics.log_evidence)
 
+    @property
+    def suspects(self) -> Tensor:
+        """Draws that may tell why values are not finite: those without a weight, or all."""
+        return self.draws.z[self.undefined] if self.undefined.any() else self.draws.z
+
 
 def bound_of(log_weight: Tensor, bound: Callable[[Tensor], diagnostics.Estimate]) -> diagnostics.Estimate:
     """A bound of the evidence; ``-inf`` where no draw has any weight."""

@@ -1,6 +1,7 @@
 r"""``VI``: shaped like ``MCMC``, one changed line."""
 
 import functools
+import time
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -96,10 +97,11 @@ class VI:
         :return: this object.
         :raises ValueError: if the model cannot be started (the site is named), or is not one this guide can fit.
         """
-        seed = int(torch.randint(2**31, ())) if self.seed is None else self.seed
+        seed, began = int(torch.randint(2**31, ())) if self.seed is None else self.seed, time.perf_counter()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self._run(args, kwargs)
+        self.history.seconds = time.perf_counter() - began
         return self
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -126,8 +128,7 @@ class VI:
             finally:
                 trainer.close()
         if trainer.history.failed or best.undefined.any() or is_hopeless(best.draws.log_weight):
-            blamed = best.draws.z[best.undefined] if best.undefined.any() else best.draws.z
-            self._bad_site = first_bad_site(joint, blamed, args, kwargs)
+            self._bad_site = first_bad_site(joint, best.suspects, args, kwargs)
 
     def _train_on(self, joint: LogJoint, leaves: list[Tensor]) -> Trainer:
         """A trainer; that of an earlier run where only the data have changed."""
@@ -200,9 +201,8 @@ class VI:
             draws = self._draws = self._more(draws, num_samples)
         return choose(draws, num_samples, resample)
 
-    def _more(self, draws: Draws, num_draws: int) -> Draws:
-        more = sample(self._model(draws), cast(Chain, self.guide.layer), num_draws - len(draws.z))
-        return concatenate([draws, more])
+    def _more(self, draws: Draws, num: int) -> Draws:
+        return concatenate([draws, sample(self._model(draws), cast(Chain, self.guide.layer), num - len(draws.z))])
 
     def _model(self, draws: Draws) -> LogDensity:
         """The log joint at the data of the last run."""
@@ -244,7 +244,7 @@ class VI:
 
         :return: ``elbo``, ``elbo_se``, ``iwae`` (the importance estimate of the log evidence), ``iwae_se``,
             ``pareto_k``, ``ess`` (as a fraction of the draws), ``num_steps``, ``num_skipped``, ``interrupted``,
-            ``seconds`` and ``outcome``.
+            ``seconds`` (of the whole run) and ``outcome``.
         """
         log_weight, history = self.log_weight, self.history
         return {

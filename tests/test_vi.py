@@ -1,6 +1,7 @@
 """VI from run to verdict, on models small enough to know the answer."""
 
 import math
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -54,6 +55,13 @@ def test_diagnostics_are_those_of_the_exact_posterior(fitted: VI) -> None:
     assert d["outcome"] is Outcome.TRUST
     assert (d["num_steps"], d["num_skipped"], d["interrupted"]) == (150, 0, False)
     assert d["seconds"] > 0
+
+
+def test_seconds_are_those_of_the_whole_run() -> None:
+    began = time.perf_counter()
+    vi = quick(num_steps=20).run(PAIRS)
+    wall = time.perf_counter() - began
+    assert 0.8 * wall < vi.diagnostics()["seconds"] <= wall
 
 
 @pytest.mark.parametrize("resample", [None, True, False])

@@ -12,6 +12,7 @@ from .runners import Engine, Runner
 class History:
     """What training has seen: minus the loss at every step, and why it ended.
 
+    ``seconds`` are those of training, and of the whole run once ``VI`` is done.
     ``drift`` is how much the model's own parameters changed the log joint in the last round;
     ``missed`` is the share of the posterior's mass that lies where the guide never goes, and ``where`` an example;
     ``round_trip`` is the error of the flow's inverse.
