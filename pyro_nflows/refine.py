@@ -5,8 +5,10 @@ r"""Draws for when the verdict is no: Markov chains that use the trained guide.
 .. math:: \log \pi(x) = \log p(T(x)) + \log \lvert \det T'(x) \rvert ,
 
 on which a trained flow has left little to do: the density is near a standard normal even where the guide is not yet
-good. ``independence`` is Metropolis-Hastings with the guide's own draws as proposals: no new evaluation of the model,
-and slow only where weights vary much.
+good. ``hmc`` is Hamiltonian Monte Carlo there, all chains in one batch: a trajectory about a quarter of the way round a
+standard normal, with a step size adapted to an acceptance of .8. It is faster than NUTS, whose chains go one after the
+other; many chains cost little more than one. ``independence`` is Metropolis-Hastings with the guide's own draws as
+proposals: no new evaluation of the model, and slow only where weights vary much.
 
 **References**
 
@@ -14,6 +16,7 @@ and slow only where weights vary much.
 Hamiltonian Monte Carlo Using Neural Transport.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,12 +28,15 @@ from torch import Tensor
 from .diagnostics import psis_resample
 from .engine import Slope
 from .guides import AutoFlow
+from .hamiltonian import Points, finite, move
 from .layer import Layer, Weight
 from .nets import check_sizes
 from .table import summary_table
 from .weights import Draws, LogDensity
 
-METHODS = ("nuts", "independence")
+METHODS = ("nuts", "hmc", "independence")
+#: Acceptance that HMC's step size is adapted to, and the most leapfrog steps of a trajectory.
+ACCEPTANCE, MAX_LEAPFROGS = 0.8, 64
 #: R-hat below which chains count as mixed, and draws' worth that a parameter should have.
 MIXED, ENOUGH = 1.01, 400
 
@@ -94,8 +100,8 @@ def refine(
     :param log_joint: the model, ``(K, D) -> (K,)``.
     :param guide: trained.
     :param draws: of the guide, with their weights.
-    :param method: ``"nuts"`` or ``"independence"``.
-    :raises ValueError: for another method, or if NUTS is asked of a flow with auxiliary variables.
+    :param method: ``"nuts"``, ``"hmc"`` or ``"independence"``.
+    :raises ValueError: for another method, or if NUTS or HMC is asked of a flow with auxiliary variables.
     """
     check_sizes("refine", num_samples=num_samples, warmup_steps=warmup_steps, num_chains=num_chains)
     if method not in METHODS:
@@ -105,27 +111,44 @@ def refine(
     layer = guide.layer
     if not isinstance(layer, Layer) or layer.grade < Weight.EXACT or layer.noise_dim or not layer.has_inverse:
         raise ValueError(
-            f"refine: NUTS in the flow's coordinates needs a bijective flow with an inverse, got "
+            f"refine: {method.upper()} in the flow's coordinates needs a bijective flow with an inverse, got "
             f"{type(guide).__name__}; use method='independence'"
         )
     with torch.no_grad():
         starts, _ = layer.inverse(draws.z[psis_resample(draws.log_weight, num_chains)])
-    chains = [_nuts(log_joint, layer, x, num_samples, warmup_steps, progress_bar) for x in starts]
+    slope = Slope(lambda x: _log_density(log_joint, layer, x))
+    if method == "hmc":
+        x, accepted = _hmc(slope, starts, num_samples, warmup_steps)
+    else:
+        chains = [_nuts(slope, x, num_samples, warmup_steps, progress_bar) for x in starts]
+        x, accepted = torch.stack([x for x, _ in chains]), sum(share for _, share in chains) / num_chains
     with torch.no_grad():
-        z = torch.stack([layer(x)[0] for x, _ in chains])
-    return Refined(guide, z, sum(share for _, share in chains) / num_chains)
+        return Refined(guide, layer(x)[0], accepted)
 
 
-def _nuts(
-    log_joint: LogDensity, layer: Layer, start: Tensor, num_samples: int, warmup_steps: int, progress_bar: bool
-) -> tuple[Tensor, float]:
+def _log_density(log_joint: LogDensity, layer: Layer, x: Tensor) -> Tensor:
+    """In the flow's coordinates. The base density is not part of it: x is a point, not a draw."""
+    z, log_weight = layer(x)
+    return log_joint(z) + log_weight
+
+
+def _hmc(slope: Slope, starts: Tensor, num_samples: int, warmup_steps: int) -> tuple[Tensor, float]:
+    """Chains ``(num_chains, num_samples, D)`` side by side, and their mean acceptance."""
+    points = Points(starts, *finite(*slope.values_and_grads(starts, len(starts))))
+    rate, shares, kept = starts.shape[1] ** -0.25, [], []
+    for step in range(warmup_steps + num_samples):
+        num_leapfrogs = min(MAX_LEAPFROGS, max(1, round(0.5 * math.pi / rate)))
+        points, accepted = move(lambda x: finite(*slope.values_and_grads(x, len(x))), points, rate, num_leapfrogs)
+        if step < warmup_steps:
+            rate *= math.exp((accepted - ACCEPTANCE) / (1 + step) ** 0.6)
+        else:
+            shares.append(accepted)
+            kept.append(points.x)
+    return torch.stack(kept, 1), sum(shares) / num_samples
+
+
+def _nuts(slope: Slope, start: Tensor, num_samples: int, warmup_steps: int, progress_bar: bool) -> tuple[Tensor, float]:
     """One chain in the flow's coordinates, and its mean acceptance."""
-
-    def log_density(x: Tensor) -> Tensor:
-        z, log_weight = layer(x)
-        return log_joint(z) + log_weight  # the base density is not part of it: x is a point, not a draw
-
-    slope = Slope(log_density)
     kernel = NUTS(potential_fn=lambda values: -_Sloped.apply(values["x"], slope.value_and_grad), target_accept_prob=0.8)
     mcmc = MCMC(
         kernel,

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .engine import Gaussian, Slope
+from .hamiltonian import Points, finite, move
 from .numerics import standard_normal_log_prob
 
 #: Share of the particles that a step's weights must be worth.
@@ -45,49 +46,34 @@ class _Cloud:
 
     def __init__(self, slope: Slope, start: Gaussian, num_particles: int):
         self.slope, self.start = slope, start
-        self.x = torch.randn(num_particles, len(start.loc)).to(start.loc)
         self.log_det = start.scale_tril.diagonal().log().sum()
-        self.log_p, self.grad = self.evaluate(self.x)
+        x = torch.randn(num_particles, len(start.loc)).to(start.loc)
+        self.points = Points(x, *self.evaluate(x))
         self.rate = 0.5 * len(start.loc) ** -0.25
-
-    def points(self, x: Tensor) -> Tensor:
-        return self.start.loc + x @ self.start.scale_tril.T
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Log density and slope; nowhere where they are not finite."""
-        log_p, grad = self.slope.values_and_grads(self.points(x))
-        log_p = log_p + self.log_det
-        bad = ~(torch.isfinite(log_p) & torch.isfinite(grad).all(-1))
-        return torch.where(bad, -torch.inf, log_p), torch.where(bad[:, None], 0.0, grad @ self.start.scale_tril)
+        log_p, grad = self.slope.values_and_grads(self.start.loc + x @ self.start.scale_tril.T)
+        return finite(log_p + self.log_det, grad @ self.start.scale_tril)
 
     def log_ratio(self) -> Tensor:
-        return self.log_p - standard_normal_log_prob(self.x)
+        return self.points.log_p - standard_normal_log_prob(self.points.x)
 
     def resample(self, log_weight: Tensor) -> None:
         edges = log_weight.softmax(0).cumsum(0)
         ticks = (torch.arange(len(edges)).to(edges) + torch.rand(()).to(edges)) / len(edges)
         index = torch.searchsorted(edges, ticks).clamp(max=len(edges) - 1)
-        self.x, self.log_p, self.grad = self.x[index], self.log_p[index], self.grad[index]
+        self.points = Points(*(part[index] for part in self.points))
 
     def move(self, beta: float) -> None:
         """A Hamiltonian trajectory for every particle, of random step sizes about the adapted one."""
-        momentum = torch.randn_like(self.x)
-        rate = self.rate * (0.5 + torch.rand_like(self.log_p))[:, None]
-        x, log_p, grad, p = self.x, self.log_p, self.grad, momentum
-        for _ in range(NUM_LEAPFROGS):
-            p = p + 0.5 * rate * (beta * grad - (1 - beta) * x)
-            x = x + rate * p
-            log_p, grad = self.evaluate(x)
-            p = p + 0.5 * rate * (beta * grad - (1 - beta) * x)
-        gain = self._energy(self.x, self.log_p, momentum, beta) - self._energy(x, log_p, p, beta)
-        accept = torch.rand_like(gain).log() < gain
-        self.x, self.grad = torch.where(accept[:, None], x, self.x), torch.where(accept[:, None], grad, self.grad)
-        self.log_p = torch.where(accept, log_p, self.log_p)
-        self.rate *= math.exp(float(gain.nan_to_num(-torch.inf).exp().clamp(max=1).mean()) - ACCEPTANCE)
+        self.points, accepted = move(self.evaluate, self.points, self.rate, NUM_LEAPFROGS, beta)
+        self.rate *= math.exp(accepted - ACCEPTANCE)
 
-    @staticmethod
-    def _energy(x: Tensor, log_p: Tensor, momentum: Tensor, beta: float) -> Tensor:
-        return 0.5 * momentum.square().sum(-1) + 0.5 * (1 - beta) * x.square().sum(-1) - beta * log_p
+    def tempered(self, log_evidence: float) -> Tempered:
+        """The particles in the model's coordinates."""
+        x, log_p, _ = self.points
+        return Tempered(self.start.loc + x @ self.start.scale_tril.T, log_p - self.log_det, log_evidence)
 
 
 def temper(slope: Slope, start: Gaussian, num_particles: int = 2048, max_seconds: float = math.inf) -> Tempered | None:
@@ -111,7 +97,7 @@ def temper(slope: Slope, start: Gaussian, num_particles: int = 2048, max_seconds
         for _ in range(NUM_TRAJECTORIES):
             cloud.move(beta)
         if beta >= 1:
-            return Tempered(cloud.points(cloud.x), cloud.log_p - cloud.log_det, log_evidence)
+            return cloud.tempered(log_evidence)
     return None
 
 

@@ -222,7 +222,7 @@ class VI:
 
         :param num_samples: draws a chain; ``warmup_steps`` come before them, for NUTS.
         :param num_chains: they begin at importance-resampled draws.
-        :param method: ``"nuts"``, in the flow's coordinates, or ``"independence"``, with the guide's draws.
+        :param method: ``"nuts"`` or, faster, ``"hmc"``, in the flow's coordinates; or ``"independence"``.
         """
         draws, sizes = self._need_run(), (num_samples, warmup_steps, num_chains)
         with torch.random.fork_rng():

@@ -53,6 +53,7 @@ FLOORS = {
     "arguments": 6,
     "table": 5,
     "engine": 5,
+    "hamiltonian": 5,
     "elsewhere": 6,
     "clusters": 5,
     "tempering": 6,

@@ -7,6 +7,7 @@ import torch
 from guide_registry import PAIRS, pairs
 
 from pyro_nflows import VI, AutoCIF, AutoFlow, recipes
+from pyro_nflows.hamiltonian import Points, finite, move
 from pyro_nflows.refine import Refined
 
 
@@ -23,7 +24,7 @@ def within_errors(draws, mean, sd, ess):
     assert ((draws.std(0) - sd).abs() < 5 * error).all()
 
 
-@pytest.mark.parametrize("method", ["nuts", "independence"])
+@pytest.mark.parametrize("method", ["nuts", "hmc", "independence"])
 def test_refined_draws_are_posterior_draws(method):
     vi = rough()
     refined = vi.refine(300, 100, 3, method=method)
@@ -63,8 +64,8 @@ def test_the_same_seed_gives_the_same_chains_and_the_global_one_is_left_alone():
 
 def test_what_cannot_be_done_is_refused():
     vi = rough()
-    with pytest.raises(ValueError, match=r"method must be one of \['nuts', 'independence'\], got 'hmc'"):
-        vi.refine(method="hmc")
+    with pytest.raises(ValueError, match=r"method must be one of \['nuts', 'hmc', 'independence'\], got 'gibbs'"):
+        vi.refine(method="gibbs")
     with pytest.raises(ValueError, match="need 40004 draws of the guide, got"):
         vi.refine(10_000, method="independence")
     with pytest.raises(ValueError, match="num_chains"):
@@ -85,3 +86,34 @@ def test_constrained_sites_come_back_constrained():
     scale = vi.refine(1000, 100, 2).get_samples()["scale"]
     assert (scale > 0).all()
     assert scale.mean().item() == pytest.approx(1.5, abs=0.15)
+
+
+def test_many_chains_of_hmc_agree_on_a_posterior_that_the_guide_has_wrong():
+    refined = rough(seed=1).refine(250, 100, 16, method="hmc")
+    assert refined.z.shape == (16, 250, 4)
+    assert 0.6 < refined.accepted < 0.95
+    assert refined.mixed
+    within_errors(refined.get_samples()["z"], PAIRS / 2, 0.5**0.5, refined.ess)
+
+
+def test_a_trajectory_leaves_the_density_as_it_is():
+    torch.manual_seed(0)
+    scale = torch.tensor([0.5, 2.0])
+
+    def evaluate(x):
+        return -0.5 * (x / scale).square().sum(-1), -x / scale**2
+
+    for beta, variance in ((1.0, scale**2), (0.5, 1 / (0.5 + 0.5 / scale**2))):
+        x = variance.sqrt() * torch.randn(20_000, 2)
+        points, accepted = move(evaluate, Points(x, *evaluate(x)), 0.4, 4, beta)
+        assert 0.8 < accepted < 1
+        assert ((points.x.var(0) / variance - 1).abs() < 5 * (2 / 20_000) ** 0.5).all()
+        assert torch.allclose(points.log_p, evaluate(points.x)[0])
+
+
+def test_where_nothing_is_finite_no_trajectory_is_taken():
+    x = torch.ones(3, 2)
+    points = Points(x, *finite(torch.zeros(3), -x))
+    moved, accepted = move(lambda x: finite(torch.full((3,), torch.nan), -x), points, 0.1, 3)
+    assert accepted == 0
+    assert torch.equal(moved.x, x)
