@@ -130,7 +130,10 @@ class RationalQuadratic:
         inside = x.abs() < self.bound
         x0, width, y0, height, d0, d1 = self._bin(x.clamp(-self.bound, self.bound), params, 0)
         theta = ((x.clamp(-self.bound, self.bound) - x0) / width).clamp(0, 1)
-        y, log_slope = self._spline(theta, width, y0, height, d0, d1)
+        slope, both = height / width, theta * (1 - theta)
+        below = slope + (d0 + d1 - 2 * slope) * both
+        y = y0 + height * (slope * theta.square() + d0 * both) / below
+        log_slope = self._log_slope(theta, slope, below, d0, d1)
         return torch.where(inside, y, x), torch.where(inside, log_slope, 0.0)
 
     def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,17 +145,13 @@ class RationalQuadratic:
         a, b, c = height * (slope - d0) + mix, height * d0 - mix, -slope * rise
         root = (b.square() - 4 * a * c).clamp(min=torch.finfo(y.dtype).tiny).sqrt()
         theta = (2 * c / (-b - root)).clamp(0, 1)
-        _, log_slope = self._spline(theta, width, y0, height, d0, d1)
+        below = slope + (d0 + d1 - 2 * slope) * theta * (1 - theta)
+        log_slope = self._log_slope(theta, slope, below, d0, d1)
         return torch.where(inside, x0 + theta * width, y), torch.where(inside, log_slope, 0.0)
 
-    def _spline(
-        self, theta: Tensor, width: Tensor, y0: Tensor, height: Tensor, d0: Tensor, d1: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        slope, both = height / width, theta * (1 - theta)
-        below = slope + (d0 + d1 - 2 * slope) * both
-        y = y0 + height * (slope * theta.square() + d0 * both) / below
-        above = d1 * theta.square() + 2 * slope * both + d0 * (1 - theta).square()
-        return y, 2 * slope.log() + above.log() - 2 * below.log()
+    def _log_slope(self, theta: Tensor, slope: Tensor, below: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
+        above = d1 * theta.square() + 2 * slope * theta * (1 - theta) + d0 * (1 - theta).square()
+        return 2 * slope.log() + above.log() - 2 * below.log()
 
     def _knots(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """Bin sizes and left corners of the axis whose softmax scores are ``params (..., K)``."""

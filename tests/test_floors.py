@@ -22,6 +22,7 @@ FLOORS = {
     "calls": 0,
     "contraction": 0,
     "nets": 0,
+    "masked": 0,
     "transformers": 0,
     "tails": 0,
     "layer": 1,

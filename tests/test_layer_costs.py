@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from pyro_nflows.layers import (
     ActNorm,
+    Autoregressive,
     Conditional,
     Coupling,
     Householder,
@@ -86,6 +87,19 @@ def test_a_bound_layer_costs_what_its_rows_do():
     layer = perturbed(lambda: Conditional(Planar(50), 2))
     few, many = (cost(lambda n=n: layer.at(torch.ones(n, 2))(torch.ones(n, 50))) for n in (100, 200))
     assert many < 2.1 * few
+
+
+@pytest.mark.parametrize("context_dim", [0, 2])
+def test_a_draw_of_a_masked_autoregressive_flow_multiplies_no_more_than_a_density_does(context_dim):
+    layer = perturbed(lambda: Autoregressive(20, hidden_dims=(50, 50), context_dim=context_dim))
+    layer, x = layer.at(torch.randn(2)) if context_dim else layer, torch.randn(64, 20)
+    flops = []
+    for run in (layer.forward, layer.inverse):
+        with FlopCounterMode(display=False) as count, torch.no_grad():
+            run(x)
+        flops.append(count.get_total_flops())
+    density, draw = flops
+    assert 0 < draw <= density
 
 
 def test_the_count_sees_what_grows_with_the_square():

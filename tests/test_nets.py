@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from pyro_nflows.nets import MLP, MaskedMLP, check_sizes
+from pyro_nflows.context import bind
+from pyro_nflows.masked import MaskedMLP
+from pyro_nflows.nets import MLP, check_sizes
 
 
 def shaken(net):
@@ -51,6 +53,24 @@ def test_a_masked_network_reads_all_earlier_inputs_and_no_others(input_dim, hidd
     order = torch.arange(input_dim)
     earlier = order[:, None] < order if reverse else order[:, None] > order
     assert torch.equal(jacobian > 0, earlier)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("hidden_dims", [(), (9,), (3, 9, 7)])
+@pytest.mark.parametrize(("input_dim", "context_dim"), [(1, 0), (1, 2), (2, 0), (5, 0), (5, 2)])
+def test_solving_coordinate_by_coordinate_is_a_fixed_point_of_whole_passes(
+    input_dim, context_dim, hidden_dims, reverse
+):
+    net = shaken(MaskedMLP(input_dim, 2, hidden_dims, reverse, context_dim))
+    net = bind(net, torch.randn(6, context_dim)) if context_dim else net
+    y = torch.randn(4, 6, input_dim)
+
+    def invert(y, params):
+        return y - params[..., 0], params[..., 1]
+
+    x, others = net.solve(y, invert)
+    for got, expected in zip((x, others), invert(y, net(x))):
+        assert torch.allclose(got, expected)
 
 
 def test_a_fresh_masked_network_is_zero():

@@ -38,16 +38,17 @@ class ActNorm(Layer):
 
     def _spread(self, values: Tensor) -> Tensor:
         """A value for each channel as one for each coordinate."""
-        return values[:, None].expand(-1, self.num_pixels).reshape(-1)
+        return values if self.num_pixels == 1 else values.repeat_interleave(self.num_pixels)
 
     def _log_weight(self, x: Tensor) -> Tensor:
-        return (self.num_pixels * self.log_scale.sum()).expand(x.shape[:-1])
+        total = self.log_scale.sum()
+        return (total if self.num_pixels == 1 else self.num_pixels * total).expand(x.shape[:-1])
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._spread(self.loc) + self._spread(self.log_scale.exp()) * x, self._log_weight(x)
+        return torch.addcmul(self._spread(self.loc), self._spread(self.log_scale.exp()), x), self._log_weight(x)
 
     def inverse(self, y: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return (y - self._spread(self.loc)) / self._spread(self.log_scale.exp()), self._log_weight(y)
+        return (y - self._spread(self.loc)) * self._spread((-self.log_scale).exp()), self._log_weight(y)
 
     @torch.no_grad()
     def initialize(self, y: Tensor) -> Tensor:
@@ -61,4 +62,4 @@ class ActNorm(Layer):
         return self.inverse(y)[0]
 
     def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
-        return score / self._spread(self.log_scale.exp())
+        return score * self._spread((-self.log_scale).exp())

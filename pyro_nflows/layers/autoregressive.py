@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..context import flat_context
 from ..layer import Layer
-from ..nets import MaskedMLP
+from ..masked import MaskedMLP
 from ..numerics import pullback
 from ..transformers import Affine, Transformer
 
@@ -15,8 +15,8 @@ class Autoregressive(Layer):
 
     .. math:: y_i = \tau(x_i; \theta_i(x_1, \dots, x_{i-1}))
 
-    Forward is one pass of a masked network; the inverse takes :math:`D` passes, the :math:`k`-th of which gets
-    coordinate :math:`k` right for good. ``Inverse(Autoregressive(D))`` is a masked autoregressive flow
+    Forward is one pass of a masked network; so is the inverse, but coordinate by coordinate: :math:`D` small steps, one
+    after the other. ``Inverse(Autoregressive(D))`` is a masked autoregressive flow
     (MAF) [2]. It starts at the identity.
 
     :param input_dim: dimension :math:`D`; ``x`` and ``y`` have shape ``(..., D)``.
@@ -56,13 +56,11 @@ class Autoregressive(Layer):
         return y, log_slope.sum(-1)
 
     def inverse(self, y: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x, log_slope = torch.zeros_like(y), torch.zeros_like(y)
-        for _ in range(self.input_dim):
-            x, log_slope = self.transformer.inverse(y, self.net(x))
+        x, log_slope = self.net.solve(y, self.transformer.inverse)
         return x, log_slope.sum(-1)
 
     def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
-        """By a triangular solve against the Jacobian, whose rows come in one batch: the inverse takes D passes."""
+        """By a triangular solve against the Jacobian, whose rows come in one batch: the inverse takes D steps."""
         net = flat_context(self.net, x.shape[:-1])
         flat, score = x.reshape(-1, self.input_dim), score.reshape(-1, self.input_dim)
         _, pull = pullback(self.transformer.forward, flat, net(flat))

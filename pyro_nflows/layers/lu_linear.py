@@ -33,6 +33,7 @@ class LULinear(Layer):
 
     permutation: Tensor
     back: Tensor
+    one: Tensor
     triangles: Tensor
 
     def __init__(self, input_dim: Size, permutation: Tensor | list[int] | None = None):
@@ -43,6 +44,7 @@ class LULinear(Layer):
             raise ValueError(f"LULinear: expected a permutation of {num_channels} channels, got {permutation}")
         self.register_buffer("permutation", order)
         self.register_buffer("back", order.argsort())
+        self.register_buffer("one", torch.eye(num_channels), persistent=False)
         self.log_diagonal = nn.Parameter(torch.zeros(num_channels))
         triangles = torch.zeros(num_channels, num_channels)
         if num_channels > 1:
@@ -52,33 +54,38 @@ class LULinear(Layer):
 
     def lower_upper(self) -> tuple[Tensor, Tensor]:
         """:math:`L` and :math:`U`, each of shape ``(C, C)``."""
-        one = torch.eye(len(self.log_diagonal), dtype=self.log_diagonal.dtype, device=self.log_diagonal.device)
-        upper = self.log_diagonal.exp()[:, None] * (one + self.triangles.triu(1))
-        return one + self.triangles.tril(-1), upper
+        below, upper = self._below_upper()
+        return below + self.one, upper
 
-    def _rows(self, x: Tensor) -> Tensor:
-        """A row of channels for each pixel."""
-        num_channels = len(self.log_diagonal)
-        return x.unflatten(-1, (num_channels, self.num_pixels)).mT.reshape(-1, num_channels)
+    def _below_upper(self) -> tuple[Tensor, Tensor]:
+        """:math:`L - I` and :math:`U`."""
+        triangles = self.triangles
+        return triangles.tril(-1), self.log_diagonal.exp()[:, None] * (triangles.triu(1) + self.one)
 
-    def _image(self, rows: Tensor, like: Tensor) -> Tensor:
-        return rows.reshape(*like.shape[:-1], self.num_pixels, -1).mT.reshape(like.shape)
+    def _matrix(self) -> Tensor:
+        below, upper = self._below_upper()
+        return torch.addmm(upper, below, upper).index_select(0, self.permutation)
+
+    def _inverse_matrix(self) -> Tensor:
+        """Once for all rows: solves row by row would take longer than all else."""
+        below, upper = self._below_upper()
+        columns = solve_triangular(below, self.one.index_select(0, self.back), upper=False, unitriangular=True)
+        return solve_triangular(upper, columns, upper=True)
+
+    def _times(self, matrix: Tensor, x: Tensor) -> Tensor:
+        if self.num_pixels == 1:
+            return x @ matrix.T
+        return (matrix @ x.unflatten(-1, (-1, self.num_pixels))).flatten(-2)
 
     def _log_weight(self, x: Tensor) -> Tensor:
-        return (self.num_pixels * self.log_diagonal.sum()).expand(x.shape[:-1])
+        total = self.log_diagonal.sum()
+        return (total if self.num_pixels == 1 else self.num_pixels * total).expand(x.shape[:-1])
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        lower, upper = self.lower_upper()
-        rows = self._rows(x) @ (lower @ upper).T
-        return self._image(rows[:, self.permutation], x), self._log_weight(x)
+        return self._times(self._matrix(), x), self._log_weight(x)
 
     def inverse(self, y: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        lower, upper = self.lower_upper()
-        rows = solve_triangular(lower.T, self._rows(y)[:, self.back], upper=True, left=False)
-        return self._image(solve_triangular(upper.T, rows, upper=False, left=False), y), self._log_weight(y)
+        return self._times(self._inverse_matrix(), y), self._log_weight(y)
 
     def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
-        lower, upper = self.lower_upper()
-        rows = solve_triangular(upper, self._rows(score), upper=True, left=False)
-        rows = solve_triangular(lower, rows, upper=False, left=False)
-        return self._image(rows[:, self.permutation], x)
+        return self._times(self._inverse_matrix().T, score)

@@ -28,10 +28,10 @@ class Permutation(Layer):
         self.register_buffer("back", order.argsort())
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return x[..., self.permutation], x.new_zeros(x.shape[:-1])
+        return x.index_select(-1, self.permutation), x.new_zeros(x.shape[:-1])
 
     def inverse(self, y: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return y[..., self.back], y.new_zeros(y.shape[:-1])
+        return y.index_select(-1, self.back), y.new_zeros(y.shape[:-1])
 
     def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
-        return score[..., self.permutation]
+        return score.index_select(-1, self.permutation)

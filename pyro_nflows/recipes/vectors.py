@@ -83,7 +83,7 @@ def maf(
     transformer: Transformer = Affine(),
     context_dim: int = 0,
 ) -> Chain:
-    """Masked autoregressive layers: the inverse of :func:`iaf`, one pass a density and ``latent_dim`` passes a draw.
+    """Masked autoregressive layers: the inverse of :func:`iaf`, a density is one pass, a draw ``latent_dim`` steps.
 
     Example::
 
@@ -212,14 +212,15 @@ def glow(
 def glow_steps(
     size: Size, num_layers: int, hidden_dims: Sequence[int], transformer: Transformer, context_dim: int
 ) -> Chain:
-    """The steps of Glow; the channels are shuffled as in :func:`couplings`."""
+    """The steps of Glow; the channels are shuffled as in :func:`couplings`. A density multiplies, a draw solves."""
     num_channels, _ = channels("glow", size)
     shuffles = _shuffles(num_channels, num_layers)
     layers: list[Layer] = []
     for i in range(num_layers):
         flip = bool(i % 2)
         layers.append(Coupling(size, transformer, flip=flip, hidden_dims=hidden_dims, context_dim=context_dim))
-        layers += [LULinear(size, shuffles.get(i)), ActNorm(size)]
+        shuffle = shuffles[i].argsort() if i in shuffles else None
+        layers += [Inverse(LULinear(size, shuffle)), ActNorm(size)]
     return Chain(*layers)
 
 

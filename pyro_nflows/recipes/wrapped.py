@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 
-from ..layer import Chain, Layer
+from ..layer import Chain, Inverse, Layer
 from ..layers import ActNorm, Conditional, Indexed, LocScale, LULinear, Mixture, Permutation
 from .vectors import Build, default, realnvp, spline
 
@@ -23,7 +23,9 @@ def cif(
     """
     plain = (Permutation, LocScale, Mixture, ActNorm, LULinear)
     layers = [
-        layer if isinstance(layer, plain) else Indexed(layer, index_dim, hidden_dims=hidden_dims)
+        layer
+        if isinstance(layer.layer if isinstance(layer, Inverse) else layer, plain)
+        else Indexed(layer, index_dim, hidden_dims=hidden_dims)
         for layer in _layers(inner(latent_dim))
     ]
     return Chain(*layers)
