@@ -13,7 +13,8 @@ NOTEBOOKS = $(patsubst tutorials/%.md,tutorials/notebooks/%.ipynb,$(wildcard tut
 WHEEL = build/wheel
 
 .PHONY: help demo test test-all coverage bench posteriordb-given bench-speed bench-posteriors bench-densities \
-	bench-calibration bench-synthetic bench-verdicts bench-ablations docs notebooks lint format wheel-test clean
+	bench-calibration bench-synthetic bench-verdicts bench-ablations bench-costs bench-peers \
+	docs notebooks lint format wheel-test clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,7 +22,7 @@ help:
 	@echo "make test        the demo, then the tests"
 	@echo "make test-all    every test, the slow ones too"
 	@echo "make coverage    the tests, and which lines they reach"
-	@echo "make bench       speed, quality and density tables (needs POSTERIORDB)"
+	@echo "make bench       speed, quality, density, cost and peer tables (needs POSTERIORDB)"
 	@echo "make docs        the documentation, into docs/_build/html; runs the tutorials"
 	@echo "make notebooks   the tutorials as executed notebooks, into tutorials/notebooks"
 	@echo "make lint        ruff and mypy"
@@ -53,7 +54,8 @@ test-all: $(VENV)/.test
 coverage: $(VENV)/.test $(VENV)/.dev
 	$(PYTEST) --cov
 
-bench: bench-posteriors bench-synthetic bench-verdicts bench-ablations bench-densities bench-speed bench-calibration
+bench: bench-posteriors bench-synthetic bench-verdicts bench-ablations bench-densities bench-speed bench-calibration \
+	bench-costs bench-peers
 
 posteriordb-given:
 	@test -d "$(POSTERIORDB)" || { echo "Say where posteriordb's posterior_database is: make bench POSTERIORDB=..."; exit 1; }
@@ -61,7 +63,7 @@ posteriordb-given:
 bench-posteriors bench-verdicts bench-ablations: bench-%: posteriordb-given $(VENV)/.bench
 	$(BIN) -m benchmarks.$*
 
-bench-speed bench-densities bench-calibration bench-synthetic: bench-%: $(VENV)/.bench
+bench-speed bench-densities bench-calibration bench-synthetic bench-costs bench-peers: bench-%: $(VENV)/.bench
 	$(BIN) -m benchmarks.$*
 
 docs: $(VENV)/.docs

@@ -167,10 +167,11 @@ def plot(rows: Sequence[Row], file: str) -> None:
     """Passes as lines, the range of the Jacobians as a band."""
     import matplotlib.pyplot as plt
 
+    from benchmarks.pictures import save
     from pyro_nflows.plots import GREY
 
     names = list(dict.fromkeys(row["layer"] for row in rows))
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4.6), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.6), sharey=True, layout="constrained", dpi=90)
     cheap = [name for name in names if _at(rows, name)[-1] < 50 * _at(rows, "Planar")[-1]]
     for ax, some in zip(axes, (cheap, [name for name in names if name not in cheap])):
         jacobians = [[row["jacobian"] for row in rows if row["dim"] == dim] for dim in DIMS]
@@ -192,7 +193,7 @@ def plot(rows: Sequence[Row], file: str) -> None:
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False, fontsize="x-small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     axes[0].set_ylabel("microseconds, 256 rows")
-    figure.savefig(file, dpi=100)
+    save(figure, file)
 
 
 def _at(rows: Sequence[Row], name: str) -> list[float]:

@@ -13,8 +13,8 @@ class LULinear(Layer):
 
     with :math:`L` unit lower triangular, :math:`U = \mathrm{diag}(e^s) (I + N)` upper triangular and :math:`P` fixed.
     For images the matrix acts on the channels at each of :math:`H W` pixels, and the log-weight is
-    :math:`H W \sum_i s_i`. Both directions cost :math:`O(D^2)` a row; no determinant is computed. It starts at
-    :math:`P`.
+    :math:`H W \sum_i s_i`. No determinant is computed. Both directions cost :math:`O(D^2)` a row; the matrix, or its
+    inverse by two triangular solves, is made once for all rows. It starts at :math:`P`.
 
     :param input_dim: dimension :math:`D`, each coordinate a channel; or an image's ``(C, H, W)``. ``x`` and ``y`` have
         shape ``(..., D)``, ``(..., C H W)`` for images.
@@ -64,7 +64,7 @@ class LULinear(Layer):
 
     def _matrix(self) -> Tensor:
         below, upper = self._below_upper()
-        return torch.addmm(upper, below, upper).index_select(0, self.permutation)
+        return self.one.index_select(0, self.permutation) @ torch.addmm(upper, below, upper)
 
     def _inverse_matrix(self) -> Tensor:
         """Once for all rows: solves row by row would take longer than all else."""
