@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pyro.distributions.transforms as pyro_transforms
 import torch
+from torch import nn
 from torch.distributions import transforms as torch_transforms
 
 from pyro_nflows import recipes
@@ -15,6 +16,9 @@ from pyro_nflows.layers import (
     Conditional,
     Coupling,
     Elementwise,
+    FlowifiedActivation,
+    FlowifiedConv,
+    FlowifiedLinear,
     Householder,
     Indexed,
     LocScale,
@@ -156,6 +160,15 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "Indexed(Residual)": lambda: Indexed(Residual(2, hidden_dims=(4,))),
     "Indexed(Residual, roulette)": lambda: Indexed(Residual(2, hidden_dims=(4,), lipschitz=0.5, log_det="roulette")),
     "Indexed(Planar, context)": lambda: Indexed(Planar(2), context_dim=2).at(CONTEXT),
+    "FlowifiedLinear(1)": lambda: FlowifiedLinear(1),
+    "FlowifiedLinear(3)": lambda: FlowifiedLinear(3),
+    "FlowifiedActivation(3)": lambda: FlowifiedActivation(3),
+    "FlowifiedActivation(image)": lambda: FlowifiedActivation((2, 1, 2)),
+    "Chain(FlowifiedLinear, up and down)": lambda: Chain(
+        FlowifiedLinear(2, 4), FlowifiedActivation(4), FlowifiedLinear(4, 2, hidden_dims=(4,))
+    ),
+    "Conditional(FlowifiedLinear)": lambda: Conditional(FlowifiedLinear(2), 2, hidden_dims=(4,)).at(CONTEXT),
+    "Indexed(FlowifiedLinear)": lambda: Indexed(FlowifiedLinear(2)),
     "planar(2)": lambda: recipes.planar(2, 4),
     "radial(2)": lambda: recipes.radial(2, 4),
     "iaf(1)": lambda: recipes.iaf(1, 2),
@@ -170,6 +183,9 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "cif(2, glow)": lambda: recipes.cif(2, lambda dim: recipes.glow(dim, 2, (4,))),
     "residual(2)": lambda: recipes.residual(2, 2, (4,)),
     "residual(2, inverted)": lambda: recipes.residual(2, 1, (4,), 0.5, inverted=True),
+    "flowified(1)": lambda: recipes.flowified(1, 1, 1, (4,)),
+    "flowified(2)": lambda: recipes.flowified(2, 2, 1, (4,)),
+    "flowified(3, bijective)": lambda: recipes.flowified(3, 2, 0),
     "couplings(5)": lambda: recipes.couplings(5, 5),
     "realnvp(1)": lambda: recipes.realnvp(1, 2),
     "realnvp(2)": lambda: recipes.realnvp(2, 4),
@@ -199,6 +215,30 @@ ELSEWHERE: dict[str, Callable[[], Layer]] = {
     "Inverse(Squeeze)": lambda: Inverse(Squeeze((1, 2, 2))),
     "glow_image(1, 2, 2)": lambda: recipes.glow_image((1, 2, 2), 1, 2, (4,)),
     "glow_image(1, 2, 4, context)": lambda: recipes.glow_image((1, 2, 2), 1, 2, (4,), context_dim=2).at(CONTEXT),
+    "FlowifiedLinear(1, 3)": lambda: FlowifiedLinear(1, 3),
+    "FlowifiedLinear(2, 3)": lambda: FlowifiedLinear(2, 3),
+    "FlowifiedLinear(3, 2)": lambda: FlowifiedLinear(3, 2, hidden_dims=(4,)),
+    "FlowifiedLinear(3, 1)": lambda: FlowifiedLinear(3, 1, hidden_dims=()),
+    "Inverse(FlowifiedLinear(2, 3))": lambda: Inverse(FlowifiedLinear(2, 3)),
+    "Inverse(FlowifiedLinear(3, 2))": lambda: Inverse(FlowifiedLinear(3, 2, hidden_dims=(4,))),
+    "Conditional(FlowifiedLinear(2, 3))": lambda: Conditional(FlowifiedLinear(2, 3), 2, hidden_dims=(4,)).at(CONTEXT),
+    "Chain(FlowifiedLinear, down and up)": lambda: Chain(
+        FlowifiedLinear(3, 2, hidden_dims=(4,)), FlowifiedActivation(2, 0.5), FlowifiedLinear(2, 3)
+    ),
+    "FlowifiedActivation(fixed)": lambda: FlowifiedActivation(3, 0.2, trained=False),
+    "FlowifiedConv(tiles)": lambda: FlowifiedConv((1, 2, 2), 4, 2),
+    "FlowifiedConv(channels)": lambda: FlowifiedConv((2, 1, 2), 2, 1),
+    "FlowifiedConv(up)": lambda: FlowifiedConv((1, 1, 2), 2, 1),
+    "FlowifiedConv(down)": lambda: FlowifiedConv((1, 2, 2), 3, 2, hidden_dims=(4,)),
+    "FlowifiedConv(overlap)": lambda: FlowifiedConv((1, 2, 3), 2, 2, 1, hidden_dims=(), noise_scale=1.0),
+    "FlowifiedConv(padding, down)": lambda: FlowifiedConv((1, 2, 1), 1, 2, 2, 1, hidden_dims=(2,), noise_scale=1.0),
+    "Inverse(FlowifiedConv)": lambda: Inverse(FlowifiedConv((1, 2, 3), 3, 2, 1, hidden_dims=(), noise_scale=1.0)),
+    "flowify(3)": lambda: recipes.flowify(
+        nn.Sequential(nn.Linear(3, 2), nn.LeakyReLU(0.5), nn.Linear(2, 1)), hidden_dims=(4,)
+    ),
+    "flowify(image)": lambda: recipes.flowify(
+        nn.Sequential(nn.Conv2d(1, 2, 1), nn.PReLU(), nn.Flatten(), nn.Linear(4, 2)), (1, 1, 2), hidden_dims=(4,)
+    ),
     "Permutation(1)": lambda: Permutation([0]),
     "Permutation(3)": lambda: Permutation([2, 0, 1]),
     "Indexed(Permutation)": lambda: Indexed(Permutation([1, 0])),

@@ -23,6 +23,8 @@ FLOORS = {
     "contraction": 0,
     "nets": 0,
     "masked": 0,
+    "rotation": 0,
+    "tiling": 0,
     "transformers": 0,
     "tails": 0,
     "layer": 1,

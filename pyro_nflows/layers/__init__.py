@@ -6,6 +6,7 @@ from .autoregressive import Autoregressive
 from .conditional import Conditional
 from .coupling import Coupling
 from .elementwise import Elementwise, LocScale
+from .flowified import FlowifiedActivation, FlowifiedConv, FlowifiedLinear
 from .householder import Householder
 from .image import Split, Squeeze
 from .indexed import Indexed
@@ -25,6 +26,9 @@ __all__ = [
     "Conditional",
     "Coupling",
     "Elementwise",
+    "FlowifiedActivation",
+    "FlowifiedConv",
+    "FlowifiedLinear",
     "Householder",
     "Indexed",
     "Inverse",

@@ -4,6 +4,7 @@ A recipe is only a composition; write your own and hand it to ``AutoFlow(model, 
 ``context_dim``, the networks read a context too: ``realnvp(3, context_dim=2).at(context)`` is the flow for its rows.
 """
 
+from .flowified import flowified, flowify
 from .images import glow_image
 from .vectors import (
     Build,
@@ -28,6 +29,8 @@ __all__ = [
     "conditional",
     "couplings",
     "default",
+    "flowified",
+    "flowify",
     "glow",
     "glow_image",
     "iaf",
