@@ -237,7 +237,7 @@ ELSEWHERE: dict[str, Callable[[], Layer]] = {
         nn.Sequential(nn.Linear(3, 2), nn.LeakyReLU(0.5), nn.Linear(2, 1)), hidden_dims=(4,)
     ),
     "flowify(image)": lambda: recipes.flowify(
-        nn.Sequential(nn.Conv2d(1, 2, 1), nn.PReLU(), nn.Flatten(), nn.Linear(4, 2)), (1, 1, 2), hidden_dims=(4,)
+        nn.Sequential(nn.Conv2d(1, 2, 1), nn.PReLU(), nn.Flatten(), nn.Linear(4, 2)), (1, 1, 2), hidden_dims=(4,), noise_scale=1.0
     ),
     "Permutation(1)": lambda: Permutation([0]),
     "Permutation(3)": lambda: Permutation([2, 0, 1]),

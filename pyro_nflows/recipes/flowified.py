@@ -49,8 +49,8 @@ def flowify(
 
     The network is the flow's *inverse*, data to base: without noise, ``flow.inverse(x)[0]`` is ``network(x)``. Drawing
     runs it backwards, from a standard normal code. Its weights are copied, and train with the flow.
-    ``FlowDistribution(flow).log_prob(x)`` is exact where no layer is wider than the one before; where one is, noise fills
-    it, and the mean is a lower bound.
+    ``FlowDistribution(flow).log_prob(x)`` is exact where no layer is wider than the one before; where one is, noise
+    fills it, and the mean is a lower bound.
 
     :param network: an ``nn.Sequential`` of ``Linear``, ``Conv2d``, ``LeakyReLU``, ``PReLU``, ``Flatten``, ``Identity``
         and further ``Sequential``.
