@@ -11,6 +11,7 @@ from .distribution import FlowDistribution
 from .guides import (
     AutoCIF,
     AutoFlow,
+    AutoFlowified,
     AutoGlow,
     AutoIAF,
     AutoMAF,
@@ -37,6 +38,7 @@ __all__ = [
     "VI",
     "AutoCIF",
     "AutoFlow",
+    "AutoFlowified",
     "AutoGlow",
     "AutoIAF",
     "AutoMAF",

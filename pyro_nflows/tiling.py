@@ -1,10 +1,12 @@
 r"""An image cut into tiles, as a bijection: what overlaps is told apart by noise."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from .calls import image_shape
-from .nets import check_sizes
+from .nets import ConvNet, check_sizes
 
 
 class Tiling(nn.Module):
@@ -120,6 +122,28 @@ class Tiling(nn.Module):
         """Gradients in pixels and in noise to gradients in tiles: by the map's inverse, transposed."""
         t = (torch.cat([score, noise], -1) / self._scale(score))[..., self.order]
         return self._reflected(t).unflatten(-1, (-1, self.tile_dim))
+
+
+class TileNet(nn.Module):
+    """A :class:`~pyro_nflows.nets.ConvNet` of an image whose pixels are rows: ``(..., num_tiles, input_dim)``.
+
+    :param grid: how many tiles there are, down and across.
+    :param input_dim: numbers of each tile.
+    :param output_dim: of the result.
+    :param hidden_dims: channels of the hidden layers.
+
+    Example::
+
+        >>> TileNet((3, 2), 4, 5, (16,))(torch.randn(10, 6, 4)).shape
+        torch.Size([10, 6, 5])
+    """
+
+    def __init__(self, grid: tuple[int, int], input_dim: int, output_dim: int, hidden_dims: Sequence[int]):
+        super().__init__()
+        self.net = ConvNet((input_dim, *grid), output_dim, 1, hidden_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.mT.flatten(-2)).unflatten(-1, (-1, x.shape[-2])).mT
 
 
 def _num_tiles(name: str, side: int, kernel_size: int, stride: int, padding: int) -> int:

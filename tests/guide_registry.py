@@ -64,6 +64,12 @@ CASES = [
     Case(nf.AutoSpline, sizes(2, 8), Training(sizes(4, 16), 1500, 1e-2, slow=True)),
     Case(nf.AutoGlow, sizes(2, 8), Training(sizes(2, 4), 150, 3e-2)),
     Case(nf.AutoResidual, sizes(2, 8), Training(sizes(3, 8), 200, 3e-2)),
+    Case(
+        nf.AutoFlowified,
+        sizes(1, 8, extra_dims=1),
+        Training(sizes(1, 8, extra_dims=1), 150, 3e-2),
+        bijective=False,
+    ),
     Case(nf.AutoCIF, inner(2, 8), Training(inner(3, 4), 250, 3e-2), bijective=False),
 ]
 

@@ -225,6 +225,7 @@ ELSEWHERE: dict[str, Callable[[], Layer]] = {
     "Chain(FlowifiedLinear, down and up)": lambda: Chain(
         FlowifiedLinear(3, 2, hidden_dims=(4,)), FlowifiedActivation(2, 0.5), FlowifiedLinear(2, 3)
     ),
+    "FlowifiedActivation(smooth)": lambda: FlowifiedActivation(3, 0.3, smoothness=0.5),
     "FlowifiedActivation(fixed)": lambda: FlowifiedActivation(3, 0.2, trained=False),
     "FlowifiedConv(tiles)": lambda: FlowifiedConv((1, 2, 2), 4, 2),
     "FlowifiedConv(channels)": lambda: FlowifiedConv((2, 1, 2), 2, 1),
@@ -237,7 +238,10 @@ ELSEWHERE: dict[str, Callable[[], Layer]] = {
         nn.Sequential(nn.Linear(3, 2), nn.LeakyReLU(0.5), nn.Linear(2, 1)), hidden_dims=(4,)
     ),
     "flowify(image)": lambda: recipes.flowify(
-        nn.Sequential(nn.Conv2d(1, 2, 1), nn.PReLU(), nn.Flatten(), nn.Linear(4, 2)), (1, 1, 2), hidden_dims=(4,), noise_scale=1.0
+        nn.Sequential(nn.Conv2d(1, 2, 1), nn.PReLU(), nn.Flatten(), nn.Linear(4, 2)),
+        (1, 1, 2),
+        hidden_dims=(4,),
+        noise_scale=1.0,
     ),
     "Permutation(1)": lambda: Permutation([0]),
     "Permutation(3)": lambda: Permutation([2, 0, 1]),

@@ -23,6 +23,7 @@ RECIPES = {
         "spline",
         "spline_autoregressive",
         "glow",
+        "flowified",
         "default",
         "cif",
     )

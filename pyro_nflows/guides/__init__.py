@@ -3,10 +3,12 @@
 from .couplings import AutoGlow, AutoNICE, AutoRealNVP, AutoSpline
 from .families import AutoCIF, AutoIAF, AutoMAF, AutoPlanar, AutoRadial, AutoResidual
 from .flow import AutoFlow
+from .networks import AutoFlowified
 
 __all__ = [
     "AutoCIF",
     "AutoFlow",
+    "AutoFlowified",
     "AutoGlow",
     "AutoIAF",
     "AutoMAF",

@@ -1,12 +1,13 @@
 """Layers, one idea a file. Each obeys the contract of :mod:`pyro_nflows.layer`."""
 
 from ..layer import Chain, Inverse, Layer, Weight
+from .activation import FlowifiedActivation
 from .actnorm import ActNorm
 from .autoregressive import Autoregressive
 from .conditional import Conditional
 from .coupling import Coupling
 from .elementwise import Elementwise, LocScale
-from .flowified import FlowifiedActivation, FlowifiedConv, FlowifiedLinear
+from .flowified import FlowifiedConv, FlowifiedLinear
 from .householder import Householder
 from .image import Split, Squeeze
 from .indexed import Indexed

@@ -4,12 +4,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..calls import Size, channels
 from ..layer import Layer, Scored, Weight
 from ..nets import MLP, check_sizes
 from ..numerics import normal_log_prob, pullback, soft_bound, standard_normal_log_prob
 from ..rotation import Rotation, decomposed
-from ..tiling import Tiling
+from ..tiling import TileNet, Tiling
 
 
 class FlowifiedLinear(Layer):
@@ -54,7 +53,7 @@ class FlowifiedLinear(Layer):
         self.first, self.last = Rotation(input_dim), Rotation(self.output_dim)
         self.log_scale = nn.Parameter(torch.zeros(self.output_dim))
         self.bias = nn.Parameter(torch.zeros(self.output_dim))
-        self.dropped = MLP(self.output_dim, -2 * more, hidden_dims) if more < 0 else None
+        self.dropped: MLP | TileNet | None = MLP(self.output_dim, -2 * more, hidden_dims) if more < 0 else None
 
     def weight(self) -> Tensor:
         """The matrix of the layer without noise, ``(output_dim, input_dim)``."""
@@ -82,7 +81,7 @@ class FlowifiedLinear(Layer):
 
     def _gaussian(self, kept: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of what is dropped."""
-        loc, log_scale = cast(MLP, self.dropped)(kept).chunk(2, -1)
+        loc, log_scale = cast(nn.Module, self.dropped)(kept).chunk(2, -1)
         return loc, soft_bound(log_scale, 4.0)
 
     def _onward(self, h: Tensor) -> Tensor:
@@ -166,7 +165,7 @@ class FlowifiedConv(Layer):
     :param kernel_size: side of a tile.
     :param stride: from one tile to the next; the kernel's size unless given.
     :param padding: width of the frame.
-    :param hidden_dims: widths of the network that says what the dense layer drops.
+    :param hidden_dims: channels of the network, convolutional too, that says what the dense layer drops.
     :param noise_scale: standard deviation of the tiles' noise at the start.
     :raises ValueError: if a size is not positive, or a pixel is in no tile.
 
@@ -203,6 +202,9 @@ class FlowifiedConv(Layer):
         self.shape, self.output_shape = tuple(shape), (output_channels, rows, columns)
         self.tiling, self.num_tiles = tiling, rows * columns
         self.linear = FlowifiedLinear(tiling.tile_dim, output_channels, hidden_dims=hidden_dims)
+        if self.linear.dropped is not None:
+            num_dropped = tiling.tile_dim - output_channels
+            self.linear.dropped = TileNet(tiling.grid, output_channels, 2 * num_dropped, hidden_dims)
         self.noise_dim = tiling.noise_dim + self.num_tiles * self.linear.noise_dim
         self.inverse_noise_dim = self.num_tiles * self.linear.inverse_noise_dim
         self.grade = Weight.PROPER if self.noise_dim or self.inverse_noise_dim else Weight.EXACT
@@ -247,56 +249,3 @@ class FlowifiedConv(Layer):
 
     def extra_repr(self) -> str:
         return f"{self.shape} -> {self.output_shape}"
-
-
-class FlowifiedActivation(Layer):
-    r"""The leaky rectifier: positive coordinates pass, negative ones are scaled [1].
-
-    .. math:: y_i = x_i e^{s_i [x_i < 0]}, \qquad \log w = \sum_{x_i < 0} s_i
-
-    At slope 1 it is the identity. (A smoother one is :class:`~pyro_nflows.layers.Elementwise`, of splines.)
-
-    :param input_dim: dimension :math:`D`, each coordinate a channel; or an image's ``(C, H, W)``.
-    :param slope: :math:`e^s` at the start, a positive number, or one for each channel.
-    :param trained: whether the slopes are trained (``nn.PReLU``) or fixed (``nn.LeakyReLU``).
-    :raises ValueError: if a slope is not positive.
-
-    Example::
-
-        >>> FlowifiedActivation(2, slope=0.5, trained=False)(torch.tensor([-1.0, 1.0]))
-        (tensor([-0.5000,  1.0000]), tensor(-0.6931))
-
-    **References**
-
-    [1] B. Máté, S. Klein, T. Golling, F. Fleuret (2022). Flowification: Everything is a Normalizing Flow.
-    """
-
-    log_slope: Tensor
-
-    def __init__(self, input_dim: Size, slope: Tensor | float = 1.0, *, trained: bool = True):
-        num_channels, self.num_pixels = channels("FlowifiedActivation", input_dim)
-        super().__init__(num_channels * self.num_pixels)
-        slopes = torch.as_tensor(slope).detach()
-        if not bool((slopes > 0).all()):
-            raise ValueError(f"FlowifiedActivation: expected positive slopes, got {slope}; at 0, nothing can be undone")
-        log_slope = (torch.zeros(num_channels) + slopes).log()
-        if trained:
-            self.log_slope = nn.Parameter(log_slope)
-        else:
-            self.register_buffer("log_slope", log_slope)
-
-    def _log_slopes(self, x: Tensor) -> Tensor:
-        """Of each coordinate where it is; the same of ``x`` and of ``y``."""
-        slopes = self.log_slope.repeat_interleave(self.num_pixels) if self.num_pixels > 1 else self.log_slope
-        return torch.where(x < 0, slopes, torch.zeros_like(x))
-
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        log_slope = self._log_slopes(x)
-        return x * log_slope.exp(), log_slope.sum(-1)
-
-    def inverse(self, y: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        log_slope = self._log_slopes(y)
-        return y * (-log_slope).exp(), log_slope.sum(-1)
-
-    def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
-        return score * (-self._log_slopes(x)).exp()

@@ -1,7 +1,7 @@
 """Neural networks made flows."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ def flowified(
     extra_dims: int = 4,
     hidden_dims: Sequence[int] = (32, 32),
 ) -> Chain:
-    """A perceptron made a flow: dense layers and leaky rectifiers with learned slopes, as many outputs as inputs.
+    """A perceptron made a flow: dense layers and round leaky rectifiers, as many outputs as inputs.
 
     Its ``num_layers`` hidden layers are ``extra_dims`` wider than the latents. The width comes from noise; a network
     with ``hidden_dims`` accounts for what the last layer drops. With ``extra_dims=0`` it is a bijection.
@@ -34,7 +34,7 @@ def flowified(
     width = latent_dim + extra_dims
     layers: list[Layer] = []
     for i in range(num_layers):
-        layers += [FlowifiedLinear(width if i else latent_dim, width), FlowifiedActivation(width)]
+        layers += [FlowifiedLinear(width if i else latent_dim, width), FlowifiedActivation(width, smoothness=1.0)]
     return Chain(*layers, FlowifiedLinear(width, latent_dim, hidden_dims=hidden_dims))
 
 
@@ -44,6 +44,7 @@ def flowify(
     *,
     hidden_dims: Sequence[int] = (32, 32),
     noise_scale: float = 0.1,
+    smoothness: float = 0.0,
 ) -> Inverse:
     """A network from data to a code, made a density of the data: flowification.
 
@@ -58,6 +59,8 @@ def flowify(
         To the flow, images are flat vectors.
     :param hidden_dims: widths of the networks that say what layers drop.
     :param noise_scale: standard deviation, at the start, of the noise that layers add.
+    :param smoothness: by how much to round the leaky rectifiers' corners. 0 leaves the network as it is; 1 or so trains
+        better, for the corners' likelihood has jumps.
     :raises ValueError: if a module cannot be made a flow, or its sizes do not fit.
 
     Example::
@@ -72,14 +75,25 @@ def flowify(
     """
     modules = _flat(network)
     shape = _first_shape(modules) if shape is None else shape
+    options = _Options(tuple(hidden_dims), noise_scale, smoothness)
     layers: list[Layer] = []
     for module in modules:
         if isinstance(module, nn.Flatten):
             shape = _dim(shape)
         elif not isinstance(module, nn.Identity):
-            layer, shape = _made(module)(module, shape, {"hidden_dims": hidden_dims}, noise_scale)
+            layer, shape = _made(module)(module, shape, options)
             layers.append(layer)
+    if not layers:
+        raise ValueError("flowify: expected at least one layer, got a network without any")
     return Inverse(Chain(*layers))
+
+
+class _Options(NamedTuple):
+    """What :func:`flowify` was told about layers."""
+
+    hidden_dims: tuple[int, ...]
+    noise_scale: float
+    smoothness: float
 
 
 def _flat(network: nn.Module) -> list[nn.Module]:
@@ -101,16 +115,16 @@ def _first_shape(modules: Sequence[nn.Module]) -> int:
     return first.in_features
 
 
-def _linear(module: nn.Linear, shape: Size, options: dict[str, Any], noise_scale: float) -> tuple[Layer, Size]:
+def _linear(module: nn.Linear, shape: Size, options: _Options) -> tuple[Layer, Size]:
     if shape != module.in_features:
         hint = "" if isinstance(shape, int) else "; put nn.Flatten() before it"
         raise ValueError(f"flowify: {module} got data of shape {shape}{hint}")
-    layer = FlowifiedLinear(module.in_features, module.out_features, **options).to(module.weight)
-    layer.assign(module.weight, module.bias, noise_scale)
+    layer = FlowifiedLinear(module.in_features, module.out_features, hidden_dims=options.hidden_dims).to(module.weight)
+    layer.assign(module.weight, module.bias, options.noise_scale)
     return layer, module.out_features
 
 
-def _conv(module: nn.Conv2d, shape: Size, options: dict[str, Any], noise_scale: float) -> tuple[Layer, Size]:
+def _conv(module: nn.Conv2d, shape: Size, options: _Options) -> tuple[Layer, Size]:
     if isinstance(shape, int) or shape[0] != module.in_channels:
         raise ValueError(f"flowify: {module} got data of shape {shape}; pass flowify(network, (C, H, W))")
     sizes = [module.kernel_size, module.stride, module.padding]
@@ -122,21 +136,24 @@ def _conv(module: nn.Conv2d, shape: Size, options: dict[str, Any], noise_scale: 
         )
     kernel_size, stride, padding = (int(size[0]) for size in sizes)
     layer = FlowifiedConv(
-        shape, module.out_channels, kernel_size, stride, padding, noise_scale=noise_scale, **options
+        *(shape, module.out_channels, kernel_size, stride, padding),
+        hidden_dims=options.hidden_dims,
+        noise_scale=options.noise_scale,
     ).to(module.weight)
-    layer.linear.assign(module.weight.flatten(1), module.bias, noise_scale)
+    layer.linear.assign(module.weight.flatten(1), module.bias, options.noise_scale)
     return layer, layer.output_shape
 
 
-def _leaky(module: nn.LeakyReLU, shape: Size, options: dict[str, Any], noise_scale: float) -> tuple[Layer, Size]:
-    return FlowifiedActivation(_dim(shape), module.negative_slope, trained=False), shape
+def _leaky(module: nn.LeakyReLU, shape: Size, options: _Options) -> tuple[Layer, Size]:
+    layer = FlowifiedActivation(_dim(shape), module.negative_slope, smoothness=options.smoothness, trained=False)
+    return layer, shape
 
 
-def _prelu(module: nn.PReLU, shape: Size, options: dict[str, Any], noise_scale: float) -> tuple[Layer, Size]:
-    return FlowifiedActivation(shape, module.weight).to(module.weight), shape
+def _prelu(module: nn.PReLU, shape: Size, options: _Options) -> tuple[Layer, Size]:
+    return FlowifiedActivation(shape, module.weight, smoothness=options.smoothness).to(module.weight), shape
 
 
-_Maker = Callable[[Any, Size, dict[str, Any], float], tuple[Layer, Size]]
+_Maker = Callable[[Any, Size, _Options], tuple[Layer, Size]]
 _MAKERS: dict[type[nn.Module], _Maker] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv,
