@@ -13,7 +13,7 @@ NOTEBOOKS = $(patsubst tutorials/%.md,tutorials/notebooks/%.ipynb,$(wildcard tut
 WHEEL = build/wheel
 
 .PHONY: help demo test test-all coverage bench posteriordb-given bench-speed bench-posteriors bench-densities \
-	bench-calibration bench-synthetic bench-verdicts bench-ablations bench-costs bench-peers \
+	bench-calibration bench-synthetic bench-verdicts bench-ablations bench-costs bench-digits bench-peers \
 	docs notebooks lint format wheel-test clean
 .DELETE_ON_ERROR:
 
@@ -55,7 +55,7 @@ coverage: $(VENV)/.test $(VENV)/.dev
 	$(PYTEST) --cov
 
 bench: bench-posteriors bench-synthetic bench-verdicts bench-ablations bench-densities bench-speed bench-calibration \
-	bench-costs bench-peers
+	bench-costs bench-digits bench-peers
 
 posteriordb-given:
 	@test -d "$(POSTERIORDB)" || { echo "Say where posteriordb's posterior_database is: make bench POSTERIORDB=..."; exit 1; }
@@ -63,7 +63,7 @@ posteriordb-given:
 bench-posteriors bench-verdicts bench-ablations: bench-%: posteriordb-given $(VENV)/.bench
 	$(BIN) -m benchmarks.$*
 
-bench-speed bench-densities bench-calibration bench-synthetic bench-costs bench-peers: bench-%: $(VENV)/.bench
+bench-speed bench-densities bench-calibration bench-synthetic bench-costs bench-digits bench-peers: bench-%: $(VENV)/.bench
 	$(BIN) -m benchmarks.$*
 
 docs: $(VENV)/.docs
