@@ -10,6 +10,7 @@ from . import layers, recipes
 from .distribution import FlowDistribution
 from .guides import (
     AutoCIF,
+    AutoDAIS,
     AutoFlow,
     AutoFlowified,
     AutoGlow,
@@ -37,6 +38,7 @@ __all__ = [
     "SBC",
     "VI",
     "AutoCIF",
+    "AutoDAIS",
     "AutoFlow",
     "AutoFlowified",
     "AutoGlow",

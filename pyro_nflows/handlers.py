@@ -8,6 +8,7 @@ import torch
 from pyro.ops import special
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from torch import Tensor
 
 from .guides import checks
@@ -63,6 +64,16 @@ def transformable() -> Iterator[None]:
         yield
     finally:
         names["_SafeLog"] = pyros
+
+
+@contextlib.contextmanager
+def restored_dims() -> Iterator[None]:
+    """Within it, enumerated sites may be given dimensions; an enumeration that is under way outside hears nothing."""
+    before = dict(vars(_ENUM_ALLOCATOR))
+    try:
+        yield
+    finally:
+        vars(_ENUM_ALLOCATOR).update(before)
 
 
 def first_line(error: BaseException) -> str:

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.utils._pytree import tree_flatten
 
-from .guides import AutoFlow, checks
-from .handlers import Enumerate, Sized, first_line, transformable
+from .guides import checks
+from .guides.flow import AutoFlow
+from .handlers import Enumerate, Sized, first_line, restored_dims, transformable
 
 
 class Vectorization(enum.Enum):
@@ -205,6 +206,7 @@ class LogJoint:
 
     # ---- enumeration ----------------------------------------------------------------------------------------
 
+    @restored_dims()
     def _enumerated(self, values: dict[str, Tensor], args: Any, kwargs: Any) -> Tensor:
         """Log density with the enumerated sites summed out."""
         nesting = self.max_plate_nesting

@@ -134,6 +134,7 @@ class ELBO(Objective, elbo.ELBO):
         if recorded is None or not recorded.fits(model, guide, args, kwargs):
             if guide.prototype_trace is None:
                 guide._setup_prototype(*args, **kwargs)
+            guide.attend(args, kwargs)
             layer = guide.registered_layer()
             self.check_layer(layer)
             joint = LogJoint(model, guide)
@@ -169,6 +170,7 @@ class ELBO(Objective, elbo.ELBO):
             return self._weigh_traces(model, guide, args, kwargs)
         if guide.prototype_trace is None:
             guide._setup_prototype(*args, **kwargs)
+        guide.attend(args, kwargs)
         layer = guide.registered_layer()
         self.check_layer(layer)
         log_joint = self._joint(model, guide, args, kwargs)

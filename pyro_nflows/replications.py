@@ -17,7 +17,7 @@ from .engine import Engine, EngineWarning, Trainer
 from .engine.runners import num_cores
 from .fit import Fit, Recipe, fit_modes, start
 from .gradients import Gradient
-from .guides import AutoFlow
+from .guides import AutoFlow, checks
 from .layer import Chain
 from .log_joint import LogJoint
 from .objectives import ELBO
@@ -73,6 +73,8 @@ class Replications:
     """
 
     def __init__(self, guide: AutoFlow, num: int, args: tuple[Any, ...], kwargs: dict[str, Any]):
+        if guide.needs_model:
+            checks.refuse_replication(type(guide).__name__)
         self.guide, self.args, self.kwargs = fresh(guide, args, kwargs), args, kwargs
         model, loc = self.guide.bare_model, self.guide._init_loc()
         with pyro.validation_enabled(False):  # the data given need not be possible ones

@@ -112,9 +112,9 @@ class VI:
         joint = LogJoint(guide.bare_model, guide)
         loc = check_start(joint, args, kwargs)
         joint.prepare(*args, **kwargs)
-        leaves = joint.leaves(loc, *args, **kwargs)
+        guide.attend(args, kwargs, loc)
         self._call, self._bad_site = (args, kwargs), None
-        trainer = self._train_on(joint, leaves)
+        trainer = self._train_on(joint, joint.leaves(loc, *args, **kwargs))
         self.history = trainer.history
         self._fits = self._fit(trainer, joint, loc)
         best = max(self._fits, key=lambda f: float(f.elbo.value))

@@ -36,6 +36,8 @@ class Case:
     sizes: dict[str, Any]
     training: Training
     bijective: bool = True
+    #: Whether it draws with the model's gradient, so that it is nothing without the whole model.
+    needs_model: bool = False
 
     def __call__(self, model: Model, **kwargs: Any) -> AutoFlow:
         return self.guide(model, **self.sizes, **kwargs)
@@ -71,12 +73,20 @@ CASES = [
         bijective=False,
     ),
     Case(nf.AutoCIF, inner(2, 8), Training(inner(3, 4), 250, 3e-2), bijective=False),
+    Case(
+        nf.AutoDAIS,
+        {"num_steps": 2},
+        Training({"num_steps": 2}, 100, 3e-2),
+        bijective=False,
+        needs_model=True,
+    ),
 ]
 
 
-def cases(*, bijective: bool | None = None) -> Any:
-    """Run a test on every guide: ``@cases()``; or on those with a density in closed form."""
-    chosen: Sequence[Case] = [c for c in CASES if bijective in (None, c.bijective)]
+def cases(*, bijective: bool | None = None, needs_model: bool | None = None) -> Any:
+    """Run a test on every guide: ``@cases()``; or on those with a density in closed form, or that need their model."""
+    kinds = [c for c in CASES if bijective in (None, c.bijective)]
+    chosen: Sequence[Case] = [c for c in kinds if needs_model in (None, c.needs_model)]
     return pytest.mark.parametrize("case", chosen, ids=lambda c: c.name)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pyro.distributions.transforms as pyro_transforms
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import transforms as torch_transforms
 
 from pyro_nflows import recipes
@@ -14,13 +14,16 @@ from pyro_nflows.layers import (
     ActNorm,
     Autoregressive,
     Conditional,
+    Continuous,
     Coupling,
     Elementwise,
     FlowifiedActivation,
     FlowifiedConv,
     FlowifiedLinear,
+    Hamiltonian,
     Householder,
     Indexed,
+    Langevin,
     LocScale,
     LULinear,
     Mixture,
@@ -37,6 +40,13 @@ from pyro_nflows.transformers import Affine, RationalQuadratic, Shift
 
 #: A random context, the same for all layers.
 CONTEXT = torch.randn(2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def banana(z: Tensor) -> Tensor:
+    """A log density of any number of coordinates, the first of which bends the others."""
+    bent = z[..., 1:] - 0.3 * z[..., :1].square()
+    return -0.5 * ((z[..., 0] - 0.5).square() + 2 * bent.square().sum(-1))
+
 
 #: Layers that start at the identity.
 AT_IDENTITY: dict[str, Callable[[], Layer]] = {
@@ -68,6 +78,18 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "Inverse(Residual, roulette)": lambda: Inverse(
         Residual(2, hidden_dims=(4,), lipschitz=0.3, log_det="roulette", keep=0.3)
     ),
+    "Hamiltonian(1, 1 step)": lambda: Hamiltonian(1, banana, 1),
+    "Hamiltonian(2)": lambda: Hamiltonian(2, banana, 2),
+    "Hamiltonian(1, trajectories)": lambda: Hamiltonian(1, banana, 3, num_leapfrog=2, damping=0.5),
+    "Langevin(2)": lambda: Langevin(2, banana, 2),
+    "Inverse(Hamiltonian)": lambda: Inverse(Hamiltonian(1, banana, 2)),
+    "Indexed(Hamiltonian)": lambda: Indexed(Hamiltonian(1, banana, 2)),
+    "Chain(Planar, Langevin, Coupling)": lambda: Chain(Planar(2), Langevin(2, banana, 1), Coupling(2)),
+    "Continuous(1)": lambda: Continuous(1, hidden_dims=(4,), num_steps=16),
+    "Continuous(2, no hidden layers)": lambda: Continuous(2, hidden_dims=(), num_steps=16),
+    "Continuous(2, context)": lambda: Continuous(2, hidden_dims=(3,), num_steps=16, context_dim=2).at(CONTEXT),
+    "Continuous(2, hutchinson)": lambda: Continuous(2, hidden_dims=(4,), num_steps=12, trace="hutchinson"),
+    "Inverse(Continuous)": lambda: Inverse(Continuous(2, hidden_dims=(), num_steps=12)),
     "Split(Coupling)": lambda: Split(Coupling(2), 3),
     "Split(Indexed)": lambda: Split(Indexed(Coupling(2)), 3),
     "Split(Planar, all)": lambda: Split(Planar(2), 2),

@@ -21,6 +21,7 @@ FLOORS = {
     "context": 0,
     "calls": 0,
     "contraction": 0,
+    "dynamics": 0,
     "nets": 0,
     "masked": 0,
     "rotation": 0,

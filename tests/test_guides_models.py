@@ -278,7 +278,7 @@ def test_create_plates(case: Case) -> None:
     assert Trace_ELBO().loss(pairs, guide) < torch.inf
 
 
-@cases()
+@cases(needs_model=False)
 def test_subsampled_data_are_fine_but_subsampled_latents_are_refused(case: Case) -> None:
     def model(local: bool) -> None:
         z = pyro.sample("shared", dist.Normal(0.0, 1.0))

@@ -68,7 +68,7 @@ def by_torch(guide: AnyGuide) -> AnyGuide:
     return result
 
 
-@cases()
+@cases(needs_model=False)
 @pytest.mark.parametrize("round_trip", [by_pickle, by_torch])
 def test_pickles_hold_all_but_the_model(case: Case, round_trip: Callable[[AnyGuide], AnyGuide]) -> None:
     guide = trained(case, one_of_each)
@@ -98,7 +98,7 @@ def test_pickling_does_not_disturb_the_guide(case: Case) -> None:
 # ---- checkpoints --------------------------------------------------------------------------------------------
 
 
-@cases()
+@cases(needs_model=False)
 def test_state_dict_into_a_fresh_guide(case: Case) -> None:
     guide = trained(case, one_of_each)
     buffer = io.BytesIO()
@@ -120,7 +120,7 @@ def test_state_dict_into_a_guide_that_has_been_called(case: Case) -> None:
     assert torch.equal(draws(other), draws(guide))
 
 
-@cases()
+@cases(needs_model=False)
 def test_state_dict_of_a_list_of_guides(case: Case) -> None:
     def make() -> AutoGuideList:
         guide = AutoGuideList(pairs)
@@ -134,7 +134,7 @@ def test_state_dict_of_a_list_of_guides(case: Case) -> None:
     assert torch.equal(draws(fresh[0]), draws(guide[0]))
 
 
-@cases()
+@cases(needs_model=False)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_checkpoint_keeps_its_precision(case: Case, dtype: torch.dtype) -> None:
     state = trained(case).to(dtype).state_dict()
@@ -244,7 +244,7 @@ def test_a_second_guide_of_other_shapes_is_refused(case: Case) -> None:
     assert case(longer)()["z"].shape == (5,)
 
 
-@cases()
+@cases(needs_model=False)
 def test_loaded_parameters_win_over_stored_ones(case: Case) -> None:
     """Pyro's rule, that the store wins, would silently undo the load."""
     guide = trained(case)

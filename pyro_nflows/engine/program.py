@@ -1,7 +1,7 @@
 r"""Training as a program: one pure step of tensors, which a backend runs eagerly, traced or compiled."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -129,7 +129,7 @@ class Program:
         objective = self.objective.mixed(inputs.share)
 
         def log_p(z: Tensor) -> Tensor:
-            return inputs.power * self._log_joint(params, z)
+            return inputs.power * self.log_joint(z)
 
         result = self._call(params, lambda layer: objective.draws(log_p, layer, inputs.noise, self.gradient))
         value = objective.bound(result.log_weight.detach())
@@ -137,17 +137,13 @@ class Program:
 
     def draws(self, params: Tensor, noise: Tensor) -> Draws:
         """Draws with their weights, at given parameters."""
-        return self._call(params, lambda layer: draw(partial(self._log_joint, params), layer, noise))
+        return self._call(params, lambda layer: draw(self.log_joint, layer, noise))
 
     def _call(self, params: Tensor, draws: Callable[[Layer], Draws]) -> Draws:
-        result: Draws = functional_call(self._module, dict(zip(self._names, self._split(params))), (draws,))
+        parts = self._split(params)
+        with _Swap(self.leaves, parts[len(self._names) :]) if self.leaves else nullcontext():
+            result: Draws = functional_call(self._module, dict(zip(self._names, parts)), (draws,))
         return result
-
-    def _log_joint(self, params: Tensor, z: Tensor) -> Tensor:
-        if not self.leaves:
-            return self.log_joint(z)
-        with _Swap(self.leaves, self._split(params)[len(self._names) :]):
-            return self.log_joint(z)
 
     def step(self, state: State, inputs: Inputs) -> tuple[State, Tensor]:
         """One step of Adam: the next state, and the loss before it."""

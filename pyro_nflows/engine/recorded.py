@@ -71,6 +71,7 @@ class Recorded:
         leaves, spec = tree_flatten(before)
         given = iter(data)
         self._call = tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+        self.joint.guide.attend(*self._call)
         try:
             with torch.enable_grad():
                 params = params.detach().requires_grad_()
@@ -78,6 +79,7 @@ class Recorded:
                 (gradient,) = torch.autograd.grad(surrogate, params)
         finally:
             self._call = before
+            self.joint.guide.attend(*before)
         return loss.detach(), gradient
 
     def _start(self) -> Scan | None:

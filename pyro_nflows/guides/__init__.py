@@ -1,5 +1,6 @@
 """Flow autoguides: ordinary Pyro autoguides, one a flow."""
 
+from .annealed import AutoDAIS
 from .couplings import AutoGlow, AutoNICE, AutoRealNVP, AutoSpline
 from .families import AutoCIF, AutoIAF, AutoMAF, AutoPlanar, AutoRadial, AutoResidual
 from .flow import AutoFlow
@@ -7,6 +8,7 @@ from .networks import AutoFlowified
 
 __all__ = [
     "AutoCIF",
+    "AutoDAIS",
     "AutoFlow",
     "AutoFlowified",
     "AutoGlow",

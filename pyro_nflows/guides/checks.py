@@ -184,6 +184,53 @@ def forget_params(prefix: str, layer: nn.Module) -> None:
             del store[f"{prefix}$$${key}"]
 
 
+def refuse_lists(name: str, master: Any) -> None:
+    """A part of a guide list sees a part of the latents only."""
+    if master is not None:
+        raise ValueError(
+            f"{name} follows the gradient of the model's log density, of all latents at once, and cannot stand in an "
+            "AutoGuideList; use it alone, or another guide there, such as AutoFlow"
+        )
+
+
+def refuse_minibatches(name: str, trace: Any) -> None:
+    """Gradients of a subsample are noise, which the weights of annealed draws would carry."""
+    for site, node in trace.nodes.items():
+        for frame in node.get("cond_indep_stack", ()):
+            if frame.full_size is not None and frame.full_size != frame.size:
+                raise ValueError(
+                    f"{name}: site '{site}' is inside plate '{frame.name}', which is subsampled ({frame.size} of "
+                    f"{frame.full_size}), and {name} needs the gradient of all the data. Remove subsample_size, or "
+                    "use AutoFlow"
+                )
+
+
+def refuse_random(name: str, first: Tensor, second: Tensor) -> None:
+    """Two evaluations of a model's log density at the same points."""
+    if not torch.allclose(first, second, rtol=1e-4, atol=1e-4, equal_nan=True):
+        raise ValueError(
+            f"{name}: the model's log density is random given its latents (it was {float(first[0]):.6g}, then "
+            f"{float(second[0]):.6g}): it subsamples data, or a latent is hidden by poutine.block. Expected one that "
+            "the latents and the arguments determine; give all latents to the guide, or use AutoFlow"
+        )
+
+
+def need_guide() -> RuntimeError:
+    """For annealed layers that were unpickled without their guide."""
+    return RuntimeError(
+        "this layer follows the gradient of a guide's model, and was unpickled without the guide; "
+        "make a new guide of the model and load_state_dict() into it"
+    )
+
+
+def refuse_replication(name: str) -> None:
+    """Many data sets are fitted side by side, and a guide that needs its model attends to one."""
+    raise ValueError(
+        f"SBC: {name} draws with the model's gradient at one data set, and SBC fits many side by side; "
+        "use another guide, such as AutoFlow"
+    )
+
+
 def check_levels(name: str, levels: Any) -> None:
     """Levels of quantiles: one, or a list of them."""
     if levels.dim() > 1 or not bool(((levels >= 0) & (levels <= 1)).all()):

@@ -64,6 +64,8 @@ class AutoFlow(AutoContinuous):
     layer: Chain | None
     prototype_trace: Any
     _full_rank = True
+    #: Whether draws are made with the model, at the arguments of the latest call.
+    needs_model = False
 
     def __init__(
         self,
@@ -136,6 +138,9 @@ class AutoFlow(AutoContinuous):
         full_rank = self._full_rank and latent_dim <= MAX_FULL_RANK
         end = (TriangularAffine if full_rank else LocScale)(latent_dim, loc, self.init_scale)
         return Chain(flow, end).to(loc)
+
+    def attend(self, args: Any, kwargs: Any, start: Tensor | None = None) -> None:
+        """Hear of the model's arguments, before draws (and a point of finite density): for guides that read them."""
 
     def _shapes(self) -> checks.Shapes:
         return {name: list(shape) for name, shape in self._unconstrained_shapes.items()}

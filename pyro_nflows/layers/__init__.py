@@ -3,8 +3,10 @@
 from ..layer import Chain, Inverse, Layer, Weight
 from .activation import FlowifiedActivation
 from .actnorm import ActNorm
+from .annealed import Hamiltonian, Langevin
 from .autoregressive import Autoregressive
 from .conditional import Conditional
+from .continuous import Continuous, Solver, Trace
 from .coupling import Coupling
 from .elementwise import Elementwise, LocScale
 from .flowified import FlowifiedConv, FlowifiedLinear
@@ -25,15 +27,18 @@ __all__ = [
     "Autoregressive",
     "Chain",
     "Conditional",
+    "Continuous",
     "Coupling",
     "Elementwise",
     "FlowifiedActivation",
     "FlowifiedConv",
     "FlowifiedLinear",
+    "Hamiltonian",
     "Householder",
     "Indexed",
     "Inverse",
     "LULinear",
+    "Langevin",
     "Layer",
     "LocScale",
     "LogDet",
@@ -42,9 +47,11 @@ __all__ = [
     "Planar",
     "Radial",
     "Residual",
+    "Solver",
     "Split",
     "Squeeze",
     "Sylvester",
+    "Trace",
     "TriangularAffine",
     "Weight",
 ]
