@@ -10,6 +10,7 @@ from . import layers, recipes
 from .distribution import FlowDistribution
 from .guides import (
     AutoCIF,
+    AutoCNF,
     AutoDAIS,
     AutoFlow,
     AutoFlowified,
@@ -38,6 +39,7 @@ __all__ = [
     "SBC",
     "VI",
     "AutoCIF",
+    "AutoCNF",
     "AutoDAIS",
     "AutoFlow",
     "AutoFlowified",

@@ -72,6 +72,7 @@ CASES = [
         Training(sizes(1, 8, extra_dims=1), 150, 3e-2),
         bijective=False,
     ),
+    Case(nf.AutoCNF, sizes(1, 8, num_steps=3), Training(sizes(1, 4, num_steps=3), 100, 5e-2)),
     Case(nf.AutoCIF, inner(2, 8), Training(inner(3, 4), 250, 3e-2), bijective=False),
     Case(
         nf.AutoDAIS,

@@ -203,6 +203,7 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "glow(3)": lambda: recipes.glow(3, 4),
     "glow(2, conditional)": lambda: recipes.conditional(2, 2, lambda dim: recipes.glow(dim, 2, (4,)), (4,)).at(CONTEXT),
     "cif(2, glow)": lambda: recipes.cif(2, lambda dim: recipes.glow(dim, 2, (4,))),
+    "cnf(2)": lambda: recipes.cnf(2, 2, (), num_steps=8),
     "residual(2)": lambda: recipes.residual(2, 2, (4,)),
     "residual(2, inverted)": lambda: recipes.residual(2, 1, (4,), 0.5, inverted=True),
     "flowified(1)": lambda: recipes.flowified(1, 1, 1, (4,)),

@@ -2,12 +2,13 @@
 
 from .annealed import AutoDAIS
 from .couplings import AutoGlow, AutoNICE, AutoRealNVP, AutoSpline
-from .families import AutoCIF, AutoIAF, AutoMAF, AutoPlanar, AutoRadial, AutoResidual
+from .families import AutoCIF, AutoCNF, AutoIAF, AutoMAF, AutoPlanar, AutoRadial, AutoResidual
 from .flow import AutoFlow
 from .networks import AutoFlowified
 
 __all__ = [
     "AutoCIF",
+    "AutoCNF",
     "AutoDAIS",
     "AutoFlow",
     "AutoFlowified",

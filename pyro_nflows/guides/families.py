@@ -212,6 +212,52 @@ class AutoResidual(AutoFlow):
         super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
 
+class AutoCNF(AutoFlow):
+    r"""Continuous normalizing flow [1, 2]: draws follow a trained vector field, from a Gaussian to the posterior.
+
+    The field is an unrestricted network of all coordinates and the time, so that few parameters give smooth shapes. A
+    draw takes ``4 * num_steps`` passes of it with its Jacobian's trace, which is dear: for few latents.
+
+    :param model: a Pyro model.
+    :param num_layers: number of :class:`~pyro_nflows.layers.Continuous` layers.
+    :param hidden_dims: widths of the fields' hidden layers.
+    :param num_steps: Runge-Kutta steps a layer.
+    :param init_loc_fn: where to start, as for Pyro's autoguides.
+    :param init_scale: standard deviation of the fresh guide in unconstrained space.
+    :param create_plates: as for Pyro's autoguides.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> guide = AutoCNF(lambda: pyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1)))
+        >>> guide()["z"].shape
+        torch.Size([3])
+
+    **References**
+
+    [1] R. Chen, Y. Rubanova, J. Bettencourt, D. Duvenaud (2018). Neural Ordinary Differential Equations.
+
+    [2] W. Grathwohl, R. Chen, J. Bettencourt, I. Sutskever, D. Duvenaud (2019). FFJORD: Free-form Continuous Dynamics
+    for Scalable Reversible Generative Models.
+    """
+
+    _full_rank = False
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_layers: int = 1,
+        hidden_dims: Sequence[int] = (32, 32),
+        num_steps: int = 8,
+        *,
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_scale: float = 0.1,
+        create_plates: Callable[..., Any] | None = None,
+    ):
+        build = functools.partial(recipes.cnf, num_layers=num_layers, hidden_dims=hidden_dims, num_steps=num_steps)
+        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
+
+
 class AutoCIF(AutoFlow):
     r"""Continuously indexed flow: each layer of an inner flow picks one of a continuum of bijections [1, 2].
 

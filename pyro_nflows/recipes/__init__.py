@@ -8,6 +8,7 @@ from .flowified import flowified, flowify
 from .images import glow_image
 from .vectors import (
     Build,
+    cnf,
     couplings,
     default,
     glow,
@@ -26,6 +27,7 @@ from .wrapped import cif, conditional, on_mixture, on_modes
 __all__ = [
     "Build",
     "cif",
+    "cnf",
     "conditional",
     "couplings",
     "default",

@@ -11,6 +11,7 @@ from ..layer import Chain, Inverse, Layer
 from ..layers import (
     ActNorm,
     Autoregressive,
+    Continuous,
     Coupling,
     LocScale,
     LogDet,
@@ -19,6 +20,8 @@ from ..layers import (
     Planar,
     Radial,
     Residual,
+    Solver,
+    Trace,
 )
 from ..nets import check_sizes
 from ..transformers import Affine, RationalQuadratic, Shift, Transformer
@@ -252,6 +255,26 @@ def residual(
         )
         layers += [Inverse(layer) if inverted else layer, ActNorm(latent_dim)]
     return Chain(*layers)
+
+
+def cnf(
+    latent_dim: int,
+    num_layers: int = 1,
+    hidden_dims: Sequence[int] = (32, 32),
+    num_steps: int = 8,
+    trace: Trace | str = Trace.EXACT,
+    solver: Solver | str = Solver.RK4,
+    context_dim: int = 0,
+) -> Chain:
+    """Continuous layers (FFJORD): each follows a vector field of its own for one unit of time.
+
+    Example::
+
+        >>> y, log_weight = cnf(3)(torch.randn(10, 3))
+    """
+    check_sizes("cnf", num_layers=num_layers)
+    layer = functools.partial(Continuous, trace=trace, solver=solver, num_steps=num_steps, context_dim=context_dim)
+    return Chain(*(layer(latent_dim, hidden_dims=hidden_dims) for _ in range(num_layers)))
 
 
 def default(latent_dim: int) -> Chain:
