@@ -221,7 +221,7 @@ class AutoCNF(AutoFlow):
     :param model: a Pyro model.
     :param num_layers: number of :class:`~pyro_nflows.layers.Continuous` layers.
     :param hidden_dims: widths of the fields' hidden layers.
-    :param num_steps: Runge-Kutta steps a layer.
+    :param num_steps: Runge-Kutta steps a layer; more make the density of a strongly bent flow more accurate.
     :param init_loc_fn: where to start, as for Pyro's autoguides.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
@@ -248,7 +248,7 @@ class AutoCNF(AutoFlow):
         model: Callable[..., Any],
         num_layers: int = 1,
         hidden_dims: Sequence[int] = (32, 32),
-        num_steps: int = 8,
+        num_steps: int = 4,
         *,
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
