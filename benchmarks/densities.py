@@ -1,6 +1,6 @@
 r"""Continuously indexed flows against the same flows without an index, fitted to samples in the plane.
 
-    python -m benchmarks.densities [--flows maf,residual,spline] [--sets two_moons,...] [--steps 3000] [--seeds 3]
+    python -m benchmarks.densities [--flows maf,residual,spline] [--sets two_moons,...] [--steps 8000] [--seeds 3]
         [--json FILE] [--pictures DIR]
 
 Each pair has equally many parameters: the baseline, which may have more layers, is as wide as that takes. All flows see
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.datasets import DATASETS, ENTROPY
 from benchmarks.kernels import fit_kernels
@@ -29,12 +29,12 @@ from benchmarks.likelihood import maximise
 from pyro_nflows import FlowDistribution, recipes
 from pyro_nflows.engine.runners import Runner
 from pyro_nflows.layer import Chain, Layer
-from pyro_nflows.layers import ActNorm, Indexed
+from pyro_nflows.layers import ActNorm
 from pyro_nflows.recipes import num_params, widened
 
-NUM_TRAIN, NUM_HELD_OUT, NUM_TEST = 20_000, 2_000, 10_000
+NUM_TRAIN, NUM_HELD_OUT, NUM_TEST = 20_000, 1_000, 5_000
 NUM_SAMPLES = 100
-LogProb = Callable[[Tensor], Tensor]
+LogProb = Callable[..., Tensor]
 
 
 class Family(NamedTuple):
@@ -75,6 +75,20 @@ class Row:
         )
 
 
+@dataclass
+class Difference:
+    """Test log-likelihood of the indexed flow minus the baseline's."""
+
+    data: str
+    flow: str
+    mean: float
+    se: float
+
+    def __str__(self) -> str:
+        better = "CIF" if self.mean > 2 * self.se else self.flow if self.mean < -2 * self.se else "neither"
+        return f"{self.data:<16}CIF - {self.flow:<19}{'':>5}{self.mean:>+9.4f}{self.se:>8.4f}  better: {better}"
+
+
 HEAD = f"{'data':<16}{'flow':<14}{'seed':>5}{'params':>8}{'test':>10}{'s.e.':>8}{'seconds':>9}"
 
 
@@ -86,19 +100,7 @@ def ended(flow: Layer) -> Chain:
 def indexed(family: Family, options: argparse.Namespace) -> Chain:
     """The continuously indexed flow."""
     inner = family.flow(family.indexed_layers, options.width)
-    return ended(awake(recipes.cif(2, inner, options.index_dim, (options.index_width,) * 2)))
-
-
-def awake(flow: Layer) -> Layer:
-    """Give the index networks a random start.
-
-    From heads of zero the index means nothing to the flow nor the flow to it, and both gradients are zero on average.
-    """
-    for layer in flow.modules():
-        if isinstance(layer, Indexed):
-            for net in (layer.shift_scale, layer.index, layer.reverse):
-                nn.init.normal_(net.head, std=net.head.shape[1] ** -0.5)  # type: ignore[arg-type, union-attr]
-    return flow
+    return ended(recipes.cif(2, inner, options.index_dim, (options.index_width,) * 2))
 
 
 def baseline(family: Family, options: argparse.Namespace) -> Layer:
@@ -110,10 +112,11 @@ def baseline(family: Family, options: argparse.Namespace) -> Layer:
 
 def estimate(flow: Layer) -> LogProb:
     """Its log density, in parts that fit into memory."""
-    density, num_samples = FlowDistribution(flow), NUM_SAMPLES if flow.inverse_noise_dim else 1
+    density = FlowDistribution(flow)
 
     @torch.no_grad()
-    def log_prob(x: Tensor) -> Tensor:
+    def log_prob(x: Tensor, num_samples: int = NUM_SAMPLES) -> Tensor:
+        num_samples = num_samples if flow.inverse_noise_dim else 1
         return torch.cat([density.log_prob(rows, num_samples) for rows in x.split(1000)])
 
     return log_prob
@@ -128,6 +131,7 @@ class Contest:
         self.values: dict[tuple[str, str], list[Tensor]] = {}
         self.runners: dict[str, Runner] = {}
         self.shown: dict[tuple[str, str], LogProb] = {}
+        self.differences: list[Difference] = []
 
     def run(self) -> None:
         """All of it, a row at a time."""
@@ -137,12 +141,13 @@ class Contest:
                 for kind, make in ((name, baseline), (f"CIF-{name}", indexed)):
                     for seed in range(self.options.seeds):
                         self.fit(data, kind, partial(make, FAMILIES[name], self.options), seed)
+                self.compare(data, name)
 
     def floor(self, data: str) -> None:
         """The kernel density estimate."""
         began = time.perf_counter()
         found = fit_kernels(sample(data, NUM_TRAIN, 0), sample(data, NUM_HELD_OUT, 1))
-        self.take(data, f"KDE, {found.bandwidth:.3f}", 0, 2 * NUM_TRAIN, found.log_prob, began)
+        self.take(data, f"KDE, {found.bandwidth:.3f}", 0, 2 * NUM_TRAIN + 1, found.log_prob, began)
 
     def fit(self, data: str, name: str, make: Callable[[], Layer], seed: int) -> None:
         """One flow."""
@@ -170,10 +175,11 @@ class Contest:
         self.rows.append(Row(data, name, seed, params, mean, se, seconds))
         print(self.rows[-1], flush=True)
 
-    def differences(self) -> list[tuple[str, str, float, float]]:
-        """Set, family, mean difference and its standard error."""
-        pairs = [(data, name) for data in self.options.sets for name in self.options.flows]
-        return [(*pair, *difference(self.values[pair], self.values[pair[0], f"CIF-{pair[1]}"])) for pair in pairs]
+    def compare(self, data: str, name: str) -> None:
+        """The paired difference of a family on a data set."""
+        mean, se = difference(self.values[data, name], self.values[data, f"CIF-{name}"])
+        self.differences.append(Difference(data, name, mean, se))
+        print(self.differences[-1], flush=True)
 
 
 def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> tuple[float, float]:
@@ -198,7 +204,7 @@ def draw(contest: Contest, folder: Path) -> None:
     from matplotlib import pyplot
 
     for family in contest.options.flows:
-        names = [next(n for d, n in contest.shown if n.startswith("KDE")), family, f"CIF-{family}"]
+        names = ["KDE", family, f"CIF-{family}"]
         fig, axes = pyplot.subplots(len(names), len(contest.options.sets), squeeze=False, layout="constrained")
         for column, data in zip(axes.T, contest.options.sets):
             panel_column(column, contest, data, names)
@@ -214,10 +220,9 @@ def panel_column(column: Any, contest: Contest, data: str, names: Sequence[str])
     axis = torch.linspace(-reach, reach, 120)
     grid = centre + torch.cartesian_prod(axis, axis)
     for ax, name in zip(column, names):
-        found = next(
-            f for (d, n), f in contest.shown.items() if d == data and n.startswith(name[:3]) and n[3:4] == name[3:4]
-        )
-        ax.imshow(found(grid).exp().view(120, 120).T.numpy(), origin="lower", cmap="Blues")
+        found = next(f for (d, n), f in contest.shown.items() if d == data and n.split(",")[0] == name)
+        values = found(grid) if name == "KDE" else found(grid, 16)
+        ax.imshow(values.exp().view(120, 120).T.numpy(), origin="lower", cmap="Blues")
         ax.set(xticks=[], yticks=[], title=f"{data.replace('_', ' ')}, {name}" if ax is column[0] else name)
 
 
@@ -226,10 +231,10 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flows", type=names_of(FAMILIES), default=list(FAMILIES), help=", ".join(FAMILIES))
     parser.add_argument("--sets", type=names_of(DATASETS), default=list(DATASETS), help=", ".join(DATASETS))
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--rate", type=float, default=5e-3, help="first step size; it falls along a cosine")
+    parser.add_argument("--rate", type=float, default=4e-3, help="first step size; it falls along a cosine")
     parser.add_argument("--width", type=int, default=32, help="of the indexed flow's inner networks")
     parser.add_argument("--index-dim", type=int, default=2)
     parser.add_argument("--index-width", type=int, default=32, help="of the index networks")
@@ -260,14 +265,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         flush=True,
     )
     contest.run()
-    print(f"\n{'data':<16}{'flow':<14}{'CIF - baseline':>15}{'s.e.':>8}")
-    for data, name, mean, se in contest.differences():
-        print(f"{data:<16}{name:<14}{mean:>15.4f}{se:>8.4f}{'  CIF' if mean > 2 * se else ''}")
     print("\nno density can beat:", ", ".join(f"{d} {-ENTROPY[d]:.4f}" for d in options.sets if d in ENTROPY))
     if options.json:
-        rows = [asdict(row) for row in contest.rows]
-        differences = [dict(zip(("data", "flow", "mean", "se"), row)) for row in contest.differences()]
-        Path(options.json).write_text(json.dumps({"rows": rows, "differences": differences}, indent=1))
+        found = {"rows": contest.rows, "differences": contest.differences}
+        Path(options.json).write_text(json.dumps({k: [asdict(row) for row in v] for k, v in found.items()}, indent=1))
     if options.pictures:
         draw(contest, options.pictures)
 

@@ -5,18 +5,22 @@ stretches: a flow that has torn a connected base to cover separate pieces has an
 the density that it reports for a given point is then wrong. Draws and their weights are computed forward, and suffer
 from the forward constants only.
 
+A continuously indexed flow is a bijection of the extended space, ``(x, noise)`` to ``(y, u)``: its trip goes back with
+the indices ``u`` that it came with, and its constants are those of the map at fixed noise.
+
 **References**
 
 [1] J. Behrmann, P. Vicol, K.-C. Wang, R. Grosse, J.-H. Jacobsen (2021). Understanding and Mitigating Exploding Inverses
 in Invertible Neural Networks.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from .layer import Layer
+from .layer import Chain, Layer
+from .layers import Indexed
 
 
 class Lipschitz(NamedTuple):
@@ -27,11 +31,12 @@ class Lipschitz(NamedTuple):
 
 
 @torch.no_grad()
-def round_trip_errors(layer: Layer, x: Tensor) -> Tensor:
+def round_trip_errors(layer: Layer, x: Tensor, noise: Tensor | None = None) -> Tensor:
     r""":math:`\max_i |f^{-1}(f(x))_i - x_i|`, a row each; NaN where the trip ends nowhere.
 
-    :param layer: with an inverse, and without auxiliary variables (whose inverse is random).
+    :param layer: with an inverse, whose auxiliary variables, if any, are continuous indices.
     :param x: base points ``(N, D)``.
+    :param noise: ``(N, noise_dim)``, if the layer needs it.
     :raises ValueError: for another layer.
 
     Example::
@@ -39,15 +44,38 @@ def round_trip_errors(layer: Layer, x: Tensor) -> Tensor:
         >>> from pyro_nflows.layers import Coupling
         >>> bool((round_trip_errors(Coupling(3), torch.randn(10, 3)) < 1e-5).all())
         True
+        >>> layer = Indexed(Coupling(3))
+        >>> bool((round_trip_errors(layer, torch.randn(10, 3), torch.randn(10, layer.noise_dim)) < 1e-5).all())
+        True
     """
-    if layer.noise_dim or not layer.has_inverse:
-        reason = "has auxiliary variables" if layer.noise_dim else "has no inverse"
+    if not layer.has_inverse:
         raise ValueError(
-            f"round_trip_errors: expected a bijective layer with an inverse, {type(layer).__name__} {reason}"
+            f"round_trip_errors: expected a layer with an inverse, {type(layer).__name__} has none; "
+            "lipschitz(layer, x) needs only the forward pass"
         )
-    y, _ = layer(x)
-    back, _ = layer.inverse(y)
+    y, _ = layer(x, noise)
+    back, _ = layer.inverse(y, _returning(layer, x, noise))
     return (back - x).abs().amax(-1)
+
+
+def _returning(layer: Layer, x: Tensor, noise: Tensor | None) -> Tensor | None:
+    """The noise with which the inverse draws the indices that the forward pass from ``(x, noise)`` drew."""
+    if not layer.noise_dim and not layer.inverse_noise_dim:
+        return None
+    if isinstance(layer, Indexed):
+        x, own, rest = layer.reverse_noise(x, cast(Tensor, noise))
+        inner = _returning(layer.inner, x, rest)
+        return own if inner is None else torch.cat([own, inner], -1)
+    if isinstance(layer, Chain):
+        parts = []
+        for part, share in zip(layer, cast(Tensor, noise).split([part.noise_dim for part in layer], -1)):
+            parts.append(_returning(part, x, share))
+            x, _ = part(x, share if part.noise_dim else None)
+        return torch.cat([part for part in parts if part is not None], -1)
+    raise ValueError(
+        f"round_trip_errors: {type(layer).__name__} has auxiliary variables that are not continuous indices, "
+        "and its inverse draws others"
+    )
 
 
 @torch.no_grad()

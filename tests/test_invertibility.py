@@ -5,8 +5,9 @@ import torch
 
 from pyro_nflows import recipes
 from pyro_nflows.invertibility import lipschitz, round_trip_errors
-from pyro_nflows.layer import Layer
-from pyro_nflows.layers import Chain, Indexed, LocScale, Planar, TriangularAffine
+from pyro_nflows.layer import Chain, Layer
+from pyro_nflows.layers import Coupling, Indexed, LocScale, Planar, Residual, TriangularAffine
+from pyro_nflows.testing import perturbed
 
 
 def test_an_affine_layers_constants_are_its_singular_values() -> None:
@@ -38,14 +39,27 @@ def test_a_round_trip_is_exact_up_to_rounding_and_an_exploding_inverse_is_not() 
     assert (round_trip_errors(steep.float(), x.float()) > 0.1).any()
 
 
-def test_what_has_no_inverse_or_a_random_one_is_refused() -> None:
+def test_a_continuously_indexed_trip_goes_back_with_its_own_indices() -> None:
+    flow = perturbed(
+        lambda: Chain(Indexed(Coupling(3), 2), LocScale(3), Indexed(Chain(Coupling(3), Indexed(Coupling(3))), 1)), 0.5
+    )
+    x, noise = torch.randn(50, 3), torch.randn(50, flow.noise_dim)
+    assert (round_trip_errors(flow, x, noise) < 1e-10).all()
+    other, _ = flow.inverse(flow(x, noise)[0], torch.randn(50, flow.inverse_noise_dim))
+    assert ((other - x).abs().amax(-1) > 1e-3).all()
+
+
+def test_what_cannot_come_back_is_refused() -> None:
     class OneWay(Planar):
         has_inverse = False  # type: ignore[assignment]
 
-    with pytest.raises(ValueError, match="OneWay has no inverse"):
+    with pytest.raises(ValueError, match="OneWay has none"):
         round_trip_errors(OneWay(2), torch.zeros(1, 2))
-    with pytest.raises(ValueError, match="Indexed has auxiliary variables"):
+    with pytest.raises(ValueError, match=r"Indexed.forward: expected noise of shape \(..., 1\), got None"):
         round_trip_errors(Indexed(Planar(2)), torch.zeros(1, 2))
+    roulette = Residual(2, log_det="roulette")
+    with pytest.raises(ValueError, match="Residual has auxiliary variables that are not continuous indices"):
+        round_trip_errors(roulette, torch.zeros(1, 2), torch.zeros(1, roulette.noise_dim))
 
 
 def test_a_layer_between_dimensions_has_a_jacobian_of_that_shape() -> None:

@@ -116,6 +116,13 @@ class Indexed(Layer):
         x, log_weight = self._retreat(x_prime, u)
         return x, inner + log_weight + normal_log_prob(u, loc, log_scale)
 
+    def reverse_noise(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """:math:`x'`, the noise with which ``inverse`` draws the index of ``forward(x, noise)``, and the rest."""
+        eps, rest = self._shares(noise)
+        u, x_prime, _ = self._advance(x, eps)
+        loc, log_scale = self._gaussian(self.reverse, x_prime)
+        return x_prime, (u - loc) * (-log_scale).exp(), rest
+
     def initialize(self, y: Tensor) -> Tensor:
         r"""Start from data: the inner layer's own start, and an index that matters.
 
