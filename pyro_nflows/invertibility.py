@@ -5,13 +5,16 @@ stretches: a flow that has torn a connected base to cover separate pieces has an
 the density that it reports for a given point is then wrong. Draws and their weights are computed forward, and suffer
 from the forward constants only.
 
-A continuously indexed flow is a bijection of the extended space, ``(x, noise)`` to ``(y, u)``: its trip goes back with
-the indices ``u`` that it came with, and its constants are those of the map at fixed noise.
+A continuously indexed flow is one bijection for each value of its indices ``u`` [2]: a trip goes back with the indices
+that it came with, and the constants are those of the bijections that the draws took.
 
 **References**
 
 [1] J. Behrmann, P. Vicol, K.-C. Wang, R. Grosse, J.-H. Jacobsen (2021). Understanding and Mitigating Exploding Inverses
 in Invertible Neural Networks.
+
+[2] R. Cornish, A. Caterini, G. Deligiannidis, A. Doucet (2020). Relaxing Bijectivity Constraints with Continuously
+Indexed Normalising Flows.
 """
 
 from typing import NamedTuple, cast
@@ -63,9 +66,9 @@ def _returning(layer: Layer, x: Tensor, noise: Tensor | None) -> Tensor | None:
     if not layer.noise_dim and not layer.inverse_noise_dim:
         return None
     if isinstance(layer, Indexed):
-        x, own, rest = layer.reverse_noise(x, cast(Tensor, noise))
-        inner = _returning(layer.inner, x, rest)
-        return own if inner is None else torch.cat([own, inner], -1)
+        at = layer.passage(x, cast(Tensor, noise))
+        inner = _returning(layer.inner, at.x_prime, at.rest)
+        return at.back if inner is None else torch.cat([at.back, inner], -1)
     if isinstance(layer, Chain):
         parts = []
         for part, share in zip(layer, cast(Tensor, noise).split([part.noise_dim for part in layer], -1)):
@@ -82,7 +85,8 @@ def _returning(layer: Layer, x: Tensor, noise: Tensor | None) -> Tensor | None:
 def lipschitz(layer: Layer, x: Tensor, noise: Tensor | None = None) -> Lipschitz:
     r"""The largest singular value of the Jacobian at any of some points, and the largest of its inverse.
 
-    They bound the constants of the whole map from below. With auxiliary variables, the Jacobian is that at fixed noise.
+    They bound the constants of the whole map from below. With continuous indices, the Jacobian is that of the bijection
+    at the indices drawn; with other auxiliary variables, at fixed noise.
 
     :param layer: a flow.
     :param x: base points ``(N, D)``.
@@ -95,5 +99,20 @@ def lipschitz(layer: Layer, x: Tensor, noise: Tensor | None = None) -> Lipschitz
         >>> round(found.forward, 4), round(found.inverse, 4)
         (4.0, 0.25)
     """
-    values = torch.linalg.svdvals(layer.jacobian(x, noise)[0])
+    values = torch.linalg.svdvals(_jacobian(layer, x, noise))
     return Lipschitz(float(values[:, 0].max()), float(values[:, -1].reciprocal().max()))
+
+
+def _jacobian(layer: Layer, x: Tensor, noise: Tensor | None) -> Tensor:
+    """``dy/dx`` at fixed indices, rows in one batch."""
+    if isinstance(layer, Indexed):
+        at = layer.passage(x, cast(Tensor, noise))
+        return _jacobian(layer.inner, at.x_prime, at.rest) * at.stretch[..., None, :]
+    if not (isinstance(layer, Chain) and layer.noise_dim):
+        return layer.jacobian(x, noise)[0]
+    jacobian = torch.eye(layer.input_dim, dtype=x.dtype, device=x.device)
+    for part, share in zip(layer, cast(Tensor, noise).split([part.noise_dim for part in layer], -1)):
+        share = share if part.noise_dim else None
+        jacobian = _jacobian(part, x, share) @ jacobian
+        x, _ = part(x, share)
+    return jacobian

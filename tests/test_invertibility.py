@@ -22,12 +22,18 @@ def test_an_affine_layers_constants_are_its_singular_values() -> None:
     assert found.inverse == pytest.approx(1 / float(values[-1]))
 
 
-def test_with_auxiliary_variables_the_noise_is_held() -> None:
-    layer = Indexed(LocScale(2, init_scale=3.0)).double()
-    x, noise = torch.randn(5, 2, dtype=torch.float64), torch.randn(5, layer.noise_dim, dtype=torch.float64)
-    found = lipschitz(layer, x, noise)
-    assert found.forward == pytest.approx(3.0)
-    assert found.inverse == pytest.approx(1 / 3)
+def test_a_continuously_indexed_flows_constants_are_those_at_the_indices_it_drew() -> None:
+    layer = perturbed(lambda: Indexed(LocScale(2, init_scale=3.0)), 0.5)
+    x, noise = torch.randn(5, 2), torch.randn(5, layer.noise_dim)
+    eps = noise[:, :1]
+    loc, log_scale = layer.index(x).chunk(2, -1)
+    log_stretch = layer.shift_scale(loc + (4 * torch.tanh(log_scale / 4)).exp() * eps)[:, 2:]
+    stretch = (2 * torch.tanh(log_stretch / 2) + layer.inner.log_scale).exp()
+    for flow in (layer, Chain(LocScale(2), layer), Indexed(layer)):
+        more = torch.zeros(5, flow.noise_dim - 1)  # of a fresh outer index, which does nothing
+        found = lipschitz(flow, x, torch.cat([more, noise], -1))
+        assert found.forward == pytest.approx(float(stretch.detach().max()))
+        assert found.inverse == pytest.approx(float(1 / stretch.detach().min()))
 
 
 def test_a_round_trip_is_exact_up_to_rounding_and_an_exploding_inverse_is_not() -> None:

@@ -1,6 +1,6 @@
 import functools
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -11,6 +11,16 @@ from ..numerics import normal_log_prob, pullback, soft_bound
 
 #: The share of each coordinate's variance that the index carries where a flow starts from data.
 _SHARE = 0.5
+
+
+class Passage(NamedTuple):
+    """The index, :math:`x'`, :math:`e^{s(u)}`, the noise with which ``inverse`` draws that index, and the rest."""
+
+    u: Tensor
+    x_prime: Tensor
+    stretch: Tensor
+    back: Tensor
+    rest: Tensor
 
 
 class Indexed(Layer):
@@ -116,12 +126,12 @@ class Indexed(Layer):
         x, log_weight = self._retreat(x_prime, u)
         return x, inner + log_weight + normal_log_prob(u, loc, log_scale)
 
-    def reverse_noise(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """:math:`x'`, the noise with which ``inverse`` draws the index of ``forward(x, noise)``, and the rest."""
+    def passage(self, x: Tensor, noise: Tensor) -> Passage:
+        """What ``forward(x, noise)`` does up to the inner layer, and what it takes to come back by the same index."""
         eps, rest = self._shares(noise)
         u, x_prime, _ = self._advance(x, eps)
         loc, log_scale = self._gaussian(self.reverse, x_prime)
-        return x_prime, (u - loc) * (-log_scale).exp(), rest
+        return Passage(u, x_prime, self._affine(u)[1].exp(), (u - loc) * (-log_scale).exp(), rest)
 
     def initialize(self, y: Tensor) -> Tensor:
         r"""Start from data: the inner layer's own start, and an index that matters.
