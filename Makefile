@@ -12,7 +12,7 @@ PYTEST = MPLBACKEND=Agg OMP_NUM_THREADS=1 $(BIN) -m pytest -n $(WORKERS) --dist 
 NOTEBOOKS = $(patsubst tutorials/%.md,tutorials/notebooks/%.ipynb,$(wildcard tutorials/[0-9]*.md))
 WHEEL = build/wheel
 
-.PHONY: help demo test test-all coverage bench posteriordb-given bench-speed bench-posteriors bench-densities \
+.PHONY: help demo test test-all coverage bench posteriordb-given bench-speed bench-posteriors bench-densities bench-lattices \
 	bench-calibration bench-synthetic bench-verdicts bench-ablations bench-costs bench-digits bench-peers \
 	docs notebooks lint format wheel-test clean
 .DELETE_ON_ERROR:
@@ -54,7 +54,7 @@ test-all: $(VENV)/.test
 coverage: $(VENV)/.test $(VENV)/.dev
 	$(PYTEST) --cov
 
-bench: bench-posteriors bench-synthetic bench-verdicts bench-ablations bench-densities bench-speed bench-calibration \
+bench: bench-posteriors bench-synthetic bench-verdicts bench-ablations bench-densities bench-lattices bench-speed bench-calibration \
 	bench-costs bench-digits bench-peers
 
 posteriordb-given:
@@ -63,7 +63,7 @@ posteriordb-given:
 bench-posteriors bench-verdicts bench-ablations: bench-%: posteriordb-given $(VENV)/.bench
 	$(BIN) -m benchmarks.$*
 
-bench-speed bench-densities bench-calibration bench-synthetic bench-costs bench-digits bench-peers: bench-%: $(VENV)/.bench
+bench-speed bench-densities bench-lattices bench-calibration bench-synthetic bench-costs bench-digits bench-peers: bench-%: $(VENV)/.bench
 	$(BIN) -m benchmarks.$*
 
 docs: $(VENV)/.docs

@@ -35,7 +35,13 @@ class FlowDistribution(TorchDistribution):
         torch.Size([10])
 
     As a likelihood, ``pyro.sample("x", FlowDistribution(layer), obs=x)`` is density estimation; with
-    ``layer.at(context)``, of ``x`` given the context, a row of which is an element of the batch.
+    ``layer.at(context)``, of ``x`` given the context, a row of which is an element of the batch. As a latent site,
+    ``pyro.sample("x", FlowDistribution(teacher))`` is distillation: a guide of that model is a student, and its ELBO is
+    :math:`-KL(\mathrm{student} \| \mathrm{teacher})` [1].
+
+    **References**
+
+    [1] A. van den Oord et al. (2018). Parallel WaveNet: Fast High-Fidelity Speech Synthesis.
     """
 
     arg_constraints: dict[str, Any] = {}

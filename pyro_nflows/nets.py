@@ -91,12 +91,37 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.head is None:
             return cast(Tensor, self.bias).expand(*x.shape[:-1], -1)
-        h = x = join_context(self, x)
+        x = join_context(self, x)
+        y = linear(self._hidden(x), self.head, self.bias)
+        return y if self.skip is None else y + linear(x, self.skip)
+
+    def _hidden(self, h: Tensor) -> Tensor:
         for i, layer in enumerate(self.hidden):
             last = self.unbounded and i == len(self.hidden) - 1
             h = silu(layer(h)) if last else torch.tanh(layer(h))
-        y = linear(h, self.head, self.bias)
-        return y if self.skip is None else y + linear(x, self.skip)
+        return h
+
+    @torch.no_grad()
+    def fit(self, x: Tensor, target: Tensor, ridge: float = 1e-5) -> None:
+        """Set head and bias to the least-squares fit of a target: a start other than zero.
+
+        :param x: rows, ``(N, input_dim)``.
+        :param target: ``(N, output_dim)``.
+        :param ridge: share of a unit matrix that keeps the head small.
+
+        Example::
+
+            >>> net, x = MLP(2, 1, (32,)), torch.randn(1000, 2)
+            >>> net.fit(x, x.sum(-1, keepdim=True))
+            >>> (net(x) - x.sum(-1, keepdim=True)).square().mean().item() < 0.02
+            True
+        """
+        hidden = self._hidden(join_context(self, x))
+        values = torch.cat([hidden, torch.ones_like(hidden[..., :1])], -1).flatten(0, -2)
+        gram = values.T @ values / len(values) + ridge * torch.eye(values.shape[-1]).to(values)
+        solution = torch.linalg.solve(gram, values.T @ target.flatten(0, -2) / len(values))
+        cast(Tensor, self.head).copy_(solution[:-1].T)
+        cast(Tensor, self.bias).copy_(solution[-1])
 
 
 class ConvNet(nn.Module):

@@ -5,8 +5,9 @@ import torch
 
 from pyro_nflows import recipes
 from pyro_nflows.invertibility import lipschitz, round_trip_errors
-from pyro_nflows.layer import Layer
-from pyro_nflows.layers import Chain, Indexed, LocScale, Planar, TriangularAffine
+from pyro_nflows.layer import Chain, Layer
+from pyro_nflows.layers import Coupling, Indexed, LocScale, Planar, Residual, TriangularAffine
+from pyro_nflows.testing import perturbed
 
 
 def test_an_affine_layers_constants_are_its_singular_values() -> None:
@@ -21,12 +22,18 @@ def test_an_affine_layers_constants_are_its_singular_values() -> None:
     assert found.inverse == pytest.approx(1 / float(values[-1]))
 
 
-def test_with_auxiliary_variables_the_noise_is_held() -> None:
-    layer = Indexed(LocScale(2, init_scale=3.0)).double()
-    x, noise = torch.randn(5, 2, dtype=torch.float64), torch.randn(5, layer.noise_dim, dtype=torch.float64)
-    found = lipschitz(layer, x, noise)
-    assert found.forward == pytest.approx(3.0)
-    assert found.inverse == pytest.approx(1 / 3)
+def test_a_continuously_indexed_flows_constants_are_those_at_the_indices_it_drew() -> None:
+    layer = perturbed(lambda: Indexed(LocScale(2, init_scale=3.0)), 0.5)
+    x, noise = torch.randn(5, 2), torch.randn(5, layer.noise_dim)
+    eps = noise[:, :1]
+    loc, log_scale = layer.index(x).chunk(2, -1)
+    log_stretch = layer.shift_scale(loc + (4 * torch.tanh(log_scale / 4)).exp() * eps)[:, 2:]
+    stretch = (2 * torch.tanh(log_stretch / 2) + layer.inner.log_scale).exp()
+    for flow in (layer, Chain(LocScale(2), layer), Indexed(layer)):
+        more = torch.zeros(5, flow.noise_dim - 1)  # of a fresh outer index, which does nothing
+        found = lipschitz(flow, x, torch.cat([more, noise], -1))
+        assert found.forward == pytest.approx(float(stretch.detach().max()))
+        assert found.inverse == pytest.approx(float(1 / stretch.detach().min()))
 
 
 def test_a_round_trip_is_exact_up_to_rounding_and_an_exploding_inverse_is_not() -> None:
@@ -38,14 +45,27 @@ def test_a_round_trip_is_exact_up_to_rounding_and_an_exploding_inverse_is_not() 
     assert (round_trip_errors(steep.float(), x.float()) > 0.1).any()
 
 
-def test_what_has_no_inverse_or_a_random_one_is_refused() -> None:
+def test_a_continuously_indexed_trip_goes_back_with_its_own_indices() -> None:
+    flow = perturbed(
+        lambda: Chain(Indexed(Coupling(3), 2), LocScale(3), Indexed(Chain(Coupling(3), Indexed(Coupling(3))), 1)), 0.5
+    )
+    x, noise = torch.randn(50, 3), torch.randn(50, flow.noise_dim)
+    assert (round_trip_errors(flow, x, noise) < 1e-10).all()
+    other, _ = flow.inverse(flow(x, noise)[0], torch.randn(50, flow.inverse_noise_dim))
+    assert ((other - x).abs().amax(-1) > 1e-3).all()
+
+
+def test_what_cannot_come_back_is_refused() -> None:
     class OneWay(Planar):
         has_inverse = False  # type: ignore[assignment]
 
-    with pytest.raises(ValueError, match="OneWay has no inverse"):
+    with pytest.raises(ValueError, match="OneWay has none"):
         round_trip_errors(OneWay(2), torch.zeros(1, 2))
-    with pytest.raises(ValueError, match="Indexed has auxiliary variables"):
+    with pytest.raises(ValueError, match=r"Indexed.forward: expected noise of shape \(..., 1\), got None"):
         round_trip_errors(Indexed(Planar(2)), torch.zeros(1, 2))
+    roulette = Residual(2, log_det="roulette")
+    with pytest.raises(ValueError, match="Residual has auxiliary variables that are not continuous indices"):
+        round_trip_errors(roulette, torch.zeros(1, 2), torch.zeros(1, roulette.noise_dim))
 
 
 def test_a_layer_between_dimensions_has_a_jacobian_of_that_shape() -> None:

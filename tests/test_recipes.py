@@ -93,3 +93,28 @@ def test_cif_indexes_all_layers_but_permutations_and_scalings():
 def test_a_flow_has_at_least_one_layer(name):
     with pytest.raises(ValueError, match="num_layers must be a positive integer, got 0"):
         RECIPES[name](3, 0)
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_widened_baseline_is_the_narrowest_with_no_fewer_parameters(step):
+    target = recipes.num_params(recipes.cif(3, hidden_dims=(7, 5)))
+
+    def build(width):
+        return recipes.maf(3, 6, (width, width))
+
+    flow = recipes.widened(build, target, step)
+    width = flow[0].layer.net.head.shape[-1]
+    assert width % step == 0
+    assert recipes.num_params(flow) >= target > recipes.num_params(build(width - step))
+
+
+def test_parameters_are_those_that_train():
+    flow = recipes.realnvp(3, 2)
+    total = recipes.num_params(flow)
+    flow[0].requires_grad_(False)
+    assert recipes.num_params(flow) == total - sum(p.numel() for p in flow[0].parameters())
+
+
+def test_a_baseline_that_cannot_grow_is_refused():
+    with pytest.raises(ValueError, match="expected build\\(width\\) to reach 10 parameters, got 4 at width 4096"):
+        recipes.widened(lambda width: LocScale(2), 10, 64)

@@ -1,6 +1,6 @@
 import functools
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -8,6 +8,19 @@ from torch import Tensor
 from ..layer import Layer, Scored, Weight
 from ..nets import MLP, check_sizes
 from ..numerics import normal_log_prob, pullback, soft_bound
+
+#: The share of each coordinate's variance that the index carries where a flow starts from data.
+_SHARE = 0.5
+
+
+class Passage(NamedTuple):
+    """The index, :math:`x'`, :math:`e^{s(u)}`, the noise with which ``inverse`` draws that index, and the rest."""
+
+    u: Tensor
+    x_prime: Tensor
+    stretch: Tensor
+    back: Tensor
+    rest: Tensor
 
 
 class Indexed(Layer):
@@ -113,9 +126,44 @@ class Indexed(Layer):
         x, log_weight = self._retreat(x_prime, u)
         return x, inner + log_weight + normal_log_prob(u, loc, log_scale)
 
+    def passage(self, x: Tensor, noise: Tensor) -> Passage:
+        """What ``forward(x, noise)`` does up to the inner layer, and what it takes to come back by the same index."""
+        eps, rest = self._shares(noise)
+        u, x_prime, _ = self._advance(x, eps)
+        loc, log_scale = self._gaussian(self.reverse, x_prime)
+        return Passage(u, x_prime, self._affine(u)[1].exp(), (u - loc) * (-log_scale).exp(), rest)
+
     def initialize(self, y: Tensor) -> Tensor:
+        r"""Start from data: the inner layer's own start, and an index that matters.
+
+        From networks of zero, neither does the index tell the flow anything nor the flow the index, and no gradient
+        says which way to go: trained on data, such an index can stay idle for good. So, coordinate by coordinate
+        (for as many as there are indices),
+
+        .. math:: x' = \sqrt{1 - \lambda}\, x + \sqrt{\lambda}\, u, \qquad
+            r(u | x') = N(\sqrt{\lambda}\, x', 1 - \lambda),
+
+        with :math:`\lambda = 1/2`: where ``x`` is standard normal so is :math:`x'`, and :math:`r` is exact.
+        """
+        self._share_out(y)
         self.inner.initialize(y)
         return super().initialize(y)
+
+    @torch.no_grad()
+    def _share_out(self, y: Tensor) -> None:
+        """Fit the networks to that start, on normal numbers of their own."""
+        size, generator = max(self.index_dim, self.input_dim), torch.Generator().manual_seed(0)
+        numbers = torch.randn(*y.shape[:-1], size, generator=generator, dtype=torch.float64).to(y)
+        u, x_prime = numbers[..., : self.index_dim], numbers[..., : self.input_dim]
+        share = _SHARE * (torch.arange(size) < min(self.index_dim, self.input_dim)).to(y)
+        shift = ((share / (1 - share)).sqrt() * numbers)[..., : self.input_dim]
+        stretch = (0.5 * torch.log1p(-share))[: self.input_dim].expand_as(shift)
+        self.shift_scale.fit(u, torch.cat([shift, stretch], -1))
+        loc = (share.sqrt() * numbers)[..., : self.index_dim]
+        variance = (1 - share)[: self.index_dim].expand_as(loc)
+        for _ in range(2):  # the second time with what the network cannot say
+            self.reverse.fit(x_prime, torch.cat([loc, 0.5 * variance.log()], -1))
+            variance = variance + (self.reverse(x_prime)[..., : self.index_dim] - loc).square().flatten(0, -2).mean(0)
 
     def scored(self, x: Tensor, noise: Tensor | None, score: Tensor, reverse: Tensor) -> Scored:
         """The pass in the extended space: ``(x, eps)`` to ``(y, u)`` is a bijection."""

@@ -6,6 +6,7 @@ A recipe is only a composition; write your own and hand it to ``AutoFlow(model, 
 
 from .flowified import flowified, flowify
 from .images import glow_image
+from .matching import num_params, widened
 from .vectors import (
     Build,
     cnf,
@@ -38,6 +39,7 @@ __all__ = [
     "iaf",
     "maf",
     "nice",
+    "num_params",
     "on_mixture",
     "on_modes",
     "planar",
@@ -46,4 +48,5 @@ __all__ = [
     "residual",
     "spline",
     "spline_autoregressive",
+    "widened",
 ]

@@ -16,6 +16,9 @@ def cif(
 ) -> Layer:
     """Each layer of an inner flow continuously indexed; permutations and element-wise ends are left as they are.
 
+    Before training on data, ``flow.initialize(batch)`` gives every index a start at which it matters
+    (:meth:`.Indexed.initialize`).
+
     Example::
 
         >>> cif(4).grade.name
