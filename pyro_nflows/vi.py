@@ -157,7 +157,7 @@ class VI:
     def _search(self, trainer: Trainer, best: Fit) -> Fit:
         """Is anything missing? If so, and the recipe is ours to choose, a second fit."""
         refit = functools.partial(fit_modes, trainer, self.guide, self.objective, self._gradient)
-        ours = self._recipe().is_default and not trainer.leaves
+        ours = self._recipe().is_default and not trainer.leaves and not self.guide.needs_model
         prior = functools.partial(prior_points, self.guide, self._call)
         disagree, h = starts_disagree(self._evidence()), self.history
         found = search(trainer, self.guide, best, disagree, refit if ours else None, prior)
