@@ -114,10 +114,17 @@ class Slope:
             z = z.detach().clone().requires_grad_()
             (slope,) = torch.autograd.grad(self.log_joint(z[None])[0], z, create_graph=True)
             if len(z) <= MAX_HESSIAN:
-                return [torch.stack([torch.autograd.grad(s, z, retain_graph=True)[0] for s in slope])]
+                return [_pulled(slope, z, torch.eye(len(z)).to(z))]
             probes = torch.randint(0, 2, (32, len(z)), device=z.device).to(z) * 2 - 1
-            images = [torch.autograd.grad(slope, z, probe, retain_graph=True)[0] for probe in probes]
-            return [torch.diag((torch.stack(images) * probes).mean(0))]
+            return [torch.diag((_pulled(slope, z, probes) * probes).mean(0))]
+
+
+def _pulled(slope: Tensor, z: Tensor, rows: Tensor) -> Tensor:
+    """Rows times the slope's Jacobian: in one batch, where every operation of the model has a rule for that."""
+    try:
+        return torch.autograd.grad(slope, z, rows, retain_graph=True, is_grads_batched=True)[0]
+    except RuntimeError:
+        return torch.stack([torch.autograd.grad(slope, z, row, retain_graph=True)[0] for row in rows])
 
 
 def _key(name: str, z: Tensor) -> Any:
