@@ -40,15 +40,19 @@ class Missed(NamedTuple):
 
 
 def frame_of(draws: Tensor) -> Gaussian:
-    """The Gaussian of the draws' moments."""
-    covariance = torch.cov(draws.T).reshape(draws.shape[1], -1)
-    covariance = covariance + 1e-6 * torch.diag(covariance.diagonal().clamp(min=1e-30))
-    return Gaussian(draws.mean(0), torch.linalg.cholesky(covariance))
+    """The Gaussian of the draws' moments; of unit width where they do not differ."""
+    covariance = torch.cov(draws.T, correction=0).reshape(draws.shape[1], -1)
+    spread = covariance.diagonal()
+    covariance = covariance + torch.diag(torch.where(spread > 0, 1e-6 * spread, 1.0))
+    scale_tril, failed = torch.linalg.cholesky_ex(covariance)
+    if failed:  # fewer draws than dimensions, up to rounding
+        scale_tril = torch.diag(covariance.diagonal().sqrt())
+    return Gaussian(draws.mean(0), scale_tril)
 
 
 def scattered(draws: Tensor, num: int) -> list[Tensor]:
     """Points to look from: two in three far around the draws, and the rest around the origin as Stan does."""
-    mean, sd = draws.mean(0), draws.std(0)
+    mean, sd = draws.mean(0), draws.std(0, correction=0)
     num_far = num - num // 3
     far = [mean + FAR_OUT[i % len(FAR_OUT)] * sd * torch.randn_like(mean) for i in range(num_far)]
     return [*far, *(4 * torch.rand_like(mean) - 2 for _ in range(num // 3))]
@@ -72,8 +76,8 @@ def look_elsewhere(
     if not layer.has_inverse or not math.isfinite(log_evidence) or not points:
         return []
     found, slope = [], log_joint if isinstance(log_joint, Slope) else Slope(log_joint)
-    unit = Gaussian(torch.zeros_like(points[0]), torch.eye(len(points[0])).to(points[0]))
-    for path in _distinct(ascend(slope, torch.stack(list(points)), frame or unit), frame or unit):
+    frame = frame or Gaussian(torch.zeros_like(points[0]), torch.eye(len(points[0])).to(points[0]))
+    for path in _distinct(ascend(slope, torch.stack(list(points)), frame), frame):
         with contextlib.suppress(ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
             found.append(_look(slope, layer, log_evidence, path))
     return sorted((missed for missed in found if missed), key=lambda missed: -missed.mass)
@@ -90,7 +94,7 @@ def excess(layer: Layer, z: Tensor, log_p: Tensor, log_evidence: float) -> Tenso
 def _distinct(paths: Sequence[Tensor], frame: Gaussian) -> list[Tensor]:
     """One path of those that end in the same place."""
     ends = torch.stack([path[-1] for path in paths])
-    x = torch.linalg.solve_triangular(frame.scale_tril, (ends - frame.loc).T, upper=False).T
+    x = frame.whitened(ends)
     apart = torch.cdist(x, x) > SAME * math.sqrt(x.shape[1])
     return [path for i, path in enumerate(paths) if bool(apart[i, :i].all())]
 
@@ -101,7 +105,7 @@ def _look(log_joint: Slope, layer: Layer, log_evidence: float, path: Tensor) -> 
     mode = best_of(log_joint, list(path), tiny, num_candidates=4)
     noise = torch.randn(NUM_DRAWS, len(point)).to(point)
     with torch.no_grad():
-        z = mode.loc + noise @ mode.scale_tril.T
+        z = mode.points(noise)
         log_g = standard_normal_log_prob(noise) - mode.scale_tril.diagonal().log().sum()
         log_p = log_joint(z)
     mass = float((log_p - log_g).mean()) - log_evidence

@@ -53,7 +53,7 @@ class _Cloud:
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Log density and slope; nowhere where they are not finite."""
-        log_p, grad = self.slope.values_and_grads(self.start.loc + x @ self.start.scale_tril.T)
+        log_p, grad = self.slope.values_and_grads(self.start.points(x))
         return finite(log_p + self.log_det, grad @ self.start.scale_tril)
 
     def log_ratio(self) -> Tensor:
@@ -73,7 +73,7 @@ class _Cloud:
     def tempered(self, log_evidence: float) -> Tempered:
         """The particles in the model's coordinates."""
         x, log_p, _ = self.points
-        return Tempered(self.start.loc + x @ self.start.scale_tril.T, log_p - self.log_det, log_evidence)
+        return Tempered(self.start.points(x), log_p - self.log_det, log_evidence)
 
 
 def temper(slope: Slope, start: Gaussian, num_particles: int = 2048, max_seconds: float = math.inf) -> Tempered | None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pyro_nflows import VI, AutoFlow, recipes
-from pyro_nflows.elsewhere import look_elsewhere, scattered
+from pyro_nflows.elsewhere import frame_of, look_elsewhere, scattered
 from pyro_nflows.layers import LocScale, Planar
 from pyro_nflows.log_joint import LogJoint
 from pyro_nflows.search import NUM_LOOKS
@@ -125,3 +125,13 @@ def test_two_modes_ninety_standard_deviations_apart_are_both_found_where_the_pri
     joint = LogJoint(wide, guide)
     missed = look_elsewhere(lambda z: joint(z, locs), layer, 0.0, points)
     torch.testing.assert_close(missed[0].gaussian.loc, torch.tensor([60.0, 60.0]), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("num", [1, 2, 500])
+def test_the_frame_of_few_or_flat_draws_is_a_gaussian_still(num: int) -> None:
+    torch.manual_seed(0)
+    draws = torch.randn(num, 4) * torch.tensor([1.0, 1.0, 0.0, 1e-3])
+    frame = frame_of(draws)
+    assert torch.isfinite(frame.scale_tril).all()
+    assert (frame.scale_tril.diagonal() > 0).all()
+    torch.testing.assert_close(frame.whitened(frame.points(torch.ones(3, 4))), torch.ones(3, 4), atol=1e-2, rtol=0)

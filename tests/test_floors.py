@@ -18,6 +18,7 @@ MAX_LINES = 320
 #: A module, or a folder for all of its modules, to its floor.
 FLOORS = {
     "numerics": 0,
+    "hamiltonian": 0,
     "context": 0,
     "calls": 0,
     "contraction": 0,
@@ -57,7 +58,6 @@ FLOORS = {
     "arguments": 6,
     "table": 5,
     "engine": 5,
-    "hamiltonian": 5,
     "elsewhere": 6,
     "clusters": 5,
     "tempering": 6,

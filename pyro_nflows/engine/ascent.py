@@ -12,6 +12,7 @@ longest of them.
 import torch
 from torch import Tensor
 
+from ..hamiltonian import finite
 from .slope import Slope
 from .start import Gaussian
 
@@ -56,7 +57,7 @@ class _Climb:
 
     def __init__(self, slope: Slope, starts: Tensor, frame: Gaussian):
         self.slope, self.frame = slope, frame
-        self.x = torch.linalg.solve_triangular(frame.scale_tril, (starts - frame.loc).T, upper=False).T
+        self.x = frame.whitened(starts)
         self.value, self.grad = self._evaluate(self.x)
         for _ in range(NUM_NEARER):
             if bool(torch.isfinite(self.value).all()):
@@ -71,13 +72,13 @@ class _Climb:
 
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``-log p``, infinite where it or its slope is not finite."""
-        z = self.frame.loc + x @ self.frame.scale_tril.T
+        z = self.frame.points(x)
         try:
             log_p, grad = self.slope.values_and_grads(z, len(z))
         except (ValueError, RuntimeError):  # of one row, perhaps
             log_p, grad = (torch.stack(parts) for parts in zip(*map(self._alone, z)))
-        bad = ~(torch.isfinite(log_p) & torch.isfinite(grad).all(-1))
-        return torch.where(bad, torch.inf, -log_p), torch.where(bad[:, None], 0.0, -grad @ self.frame.scale_tril)
+        log_p, grad = finite(log_p, grad)
+        return -log_p, -grad @ self.frame.scale_tril
 
     def _alone(self, point: Tensor) -> tuple[Tensor, Tensor]:
         try:
@@ -147,7 +148,7 @@ class _Climb:
     def paths(self) -> list[Tensor]:
         points = torch.stack([x for x, _ in self.visited])
         taken = torch.stack([which for _, which in self.visited])
-        z = self.frame.loc + points @ self.frame.scale_tril.T
+        z = self.frame.points(points)
         return [z[taken[:, k], k] for k in range(z.shape[1])]
 
 

@@ -28,9 +28,17 @@ class Gaussian(NamedTuple):
     loc: Tensor
     scale_tril: Tensor
 
+    def points(self, x: Tensor) -> Tensor:
+        """Standard normal rows ``(N, D)`` as draws."""
+        return self.loc + x @ self.scale_tril.T
+
+    def whitened(self, z: Tensor) -> Tensor:
+        """The inverse of :meth:`points`."""
+        return torch.linalg.solve_triangular(self.scale_tril, (z - self.loc).T, upper=False).T
+
     def elbo(self, log_joint: LogDensity, noise: Tensor) -> Tensor:
         """Its ELBO without the entropy's constant; ``-inf`` where a draw has no density."""
-        value = log_joint(self.loc + noise @ self.scale_tril.T).mean()
+        value = log_joint(self.points(noise)).mean()
         value = value + self.scale_tril.diagonal().log().sum()
         return torch.where(torch.isfinite(value), value, -torch.inf)
 

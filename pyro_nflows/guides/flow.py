@@ -303,9 +303,8 @@ class AutoFlow(AutoContinuous):
         loc, extra = state_dict.get(f"{prefix}layer.layers.1.loc"), state_dict.get(f"{prefix}_extra_state")
         if extra is not None and self.build is not None:
             modes = _decoded(extra)["modes"]
-            self.layer, before = (self.layer, self.modes)
-            self.modes = None if modes is None else (modes[0], modes[1])
-            self.layer = self.layer if self.modes == before else None
+            if (modes and tuple(modes)) != self.modes:
+                self.modes, self.layer = modes and tuple(modes), None
         if self.layer is None and loc is not None:
             self.layer = self.make_layer(loc, self.modes)
         super()._load_from_state_dict(state_dict, prefix, *args)
