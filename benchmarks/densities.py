@@ -31,6 +31,7 @@ from pyro_nflows.engine.runners import Runner
 from pyro_nflows.layer import Chain, Layer
 from pyro_nflows.layers import ActNorm
 from pyro_nflows.recipes import num_params, widened
+from pyro_nflows.transformers import RationalQuadratic
 
 NUM_TRAIN, NUM_HELD_OUT, NUM_TEST = 20_000, 1_000, 5_000
 NUM_SAMPLES = 100
@@ -100,7 +101,8 @@ def ended(flow: Layer) -> Chain:
 def indexed(family: Family, options: argparse.Namespace) -> Chain:
     """The continuously indexed flow."""
     inner = family.flow(family.indexed_layers, options.width)
-    return ended(recipes.cif(2, inner, options.index_dim, (options.index_width,) * 2))
+    spline = RationalQuadratic(options.num_bins, 4.0) if options.num_bins else None
+    return ended(recipes.cif(2, inner, options.index_dim, (options.index_width,) * 2, spline))
 
 
 def baseline(family: Family, options: argparse.Namespace) -> Layer:
@@ -233,10 +235,11 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sets", type=names_of(DATASETS), default=list(DATASETS), help=", ".join(DATASETS))
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--rate", type=float, default=4e-3, help="first step size; it falls along a cosine")
     parser.add_argument("--width", type=int, default=32, help="of the indexed flow's inner networks")
-    parser.add_argument("--index-dim", type=int, default=2)
+    parser.add_argument("--index-dim", type=int, default=1)
+    parser.add_argument("--num-bins", type=int, default=8, help="of the index's splines; 0 for Gaussians")
     parser.add_argument("--index-width", type=int, default=32, help="of the index networks")
     parser.add_argument("--json", help="write the rows here")
     parser.add_argument("--pictures", type=Path, help="write a picture of each family into this folder")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from .context import context_of, join_context, take_context
-from .nets import check_widths
+from .nets import check_widths, started
 
 
 class MaskedMLP(nn.Module):
@@ -55,7 +55,7 @@ class MaskedMLP(nn.Module):
         first = torch.cat([first, first.new_zeros(context_dim)])
         hidden_dims = hidden_dims if len(first) > 1 else ()
         degrees = [first, *(_degrees(width, input_dim, context_dim > 0) for width in hidden_dims)]
-        self.hidden = nn.ModuleList(nn.Linear(len(a), len(b)) for a, b in zip(degrees, degrees[1:]))
+        self.hidden = nn.ModuleList(started(nn.Linear(len(a), len(b))) for a, b in zip(degrees, degrees[1:]))
         head = torch.zeros(len(last), len(degrees[-1]))
         if len(first) > 1:
             self.head = nn.Parameter(head)

@@ -81,6 +81,17 @@ def soft_bound(x: Tensor, bound: float) -> Tensor:
     return bound * torch.tanh(x / bound)
 
 
+def soft_unbound(y: float, bound: float) -> float:
+    """The number of which :func:`soft_bound` makes ``y``.
+
+    Example::
+
+        >>> soft_bound(torch.tensor(soft_unbound(1.5, 2.0)), 2.0)
+        tensor(1.5000)
+    """
+    return bound * math.atanh(y / bound)
+
+
 def positive(x: Tensor) -> Tensor:
     r"""A positive number that is one at zero: :math:`\mathrm{softplus}(x + \log(e - 1))`.
 

@@ -124,6 +124,7 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "Chain(Indexed, Inverse(Indexed))": lambda: Chain(Indexed(LocScale(2)), Inverse(Indexed(LocScale(2)))),
     "Indexed(Planar(1))": lambda: Indexed(Planar(1)),
     "Indexed(Planar, 2)": lambda: Indexed(Planar(2), 2),
+    "Indexed(Planar, spline)": lambda: Indexed(Planar(2), transformer=RationalQuadratic(4, 3.0)),
     "Indexed(Radial)": lambda: Indexed(Radial(2)),
     "Indexed(LocScale)": lambda: Indexed(LocScale(2)),
     "Indexed(TriangularAffine)": lambda: Indexed(TriangularAffine(2)),

@@ -27,6 +27,7 @@ NAMES = [
     "Inverse(Autoregressive)",
     "Chain(Indexed, Inverse(Indexed))",
     "Indexed(Planar, 2)",
+    "Indexed(Planar, spline)",
     "Indexed(Coupling, 3)",
     "Indexed(Chain)",
     "ActNorm(image)",

@@ -28,6 +28,7 @@ FLOORS = {
     "rotation": 0,
     "tiling": 0,
     "transformers": 0,
+    "index_law": 0,
     "tails": 0,
     "layer": 1,
     "layers": 2,

@@ -8,19 +8,17 @@ import torch
 from pyro_nflows import FlowDistribution, recipes
 from pyro_nflows.layer import Chain
 from pyro_nflows.layers import ActNorm, Coupling, Indexed, LocScale
-from pyro_nflows.nets import MLP
 from pyro_nflows.numerics import standard_normal_log_prob
 
 
 @pytest.mark.parametrize(("dim", "index_dim"), [(1, 1), (2, 2), (3, 1), (2, 3)])
-def test_the_density_is_the_inner_layers_and_the_reverse_model_nearly_exact(dim: int, index_dim: int) -> None:
+def test_the_density_is_the_inner_layers_and_the_reverse_model_exact(dim: int, index_dim: int) -> None:
     layer = Indexed(LocScale(dim), index_dim, hidden_dims=(32, 32))
     x = layer.initialize(torch.randn(5000, dim))
     assert x.shape == (5000, dim)
     y = torch.randn(2000, dim)
     error = FlowDistribution(layer).log_prob(y).detach() - standard_normal_log_prob(y)
-    assert error.square().mean().sqrt() < 0.1
-    assert abs(error.mean()) < 0.02
+    assert error.abs().max() < 1e-9
 
 
 def test_the_index_carries_half_of_each_coordinates_variance() -> None:
@@ -29,17 +27,7 @@ def test_the_index_carries_half_of_each_coordinates_variance() -> None:
     noise = torch.randn(20_000, 2)
     y, _ = layer(torch.randn(20_000, 2), noise)
     explained = torch.corrcoef(torch.cat([y, noise], -1).T)[:2, 2:].diagonal().square()
-    assert explained.tolist() == pytest.approx(
-        [0.5, 0.5], abs=0.04
-    )  # a correlation's error is .005, and the fit's is as large
-
-
-def test_what_the_networks_cannot_say_makes_the_bound_looser_and_no_more() -> None:
-    layer = Indexed(LocScale(24), 24, hidden_dims=(10, 10))
-    layer.initialize(torch.randn(2000, 24))
-    y = torch.randn(1000, 24)
-    slack = standard_normal_log_prob(y) - FlowDistribution(layer).log_prob(y).detach()
-    assert -0.5 < slack.mean() / 24 < 1.0
+    assert explained.tolist() == pytest.approx([0.5, 0.5], abs=0.025)  # five standard errors
 
 
 def test_a_flow_starts_from_data_of_any_scale() -> None:
@@ -57,12 +45,4 @@ def test_with_a_context_the_start_is_the_same() -> None:
     view.initialize(torch.randn(2000, 2))
     y = torch.randn(2000, 2)
     error = FlowDistribution(view).log_prob(y).detach() - standard_normal_log_prob(y)
-    assert abs(error.mean()) < 0.05
-
-
-def test_a_fitted_network_is_the_least_squares_fit_of_its_features() -> None:
-    net, x = MLP(2, 3, (16, 16), skip=False), torch.randn(500, 2)
-    target = torch.stack([x[:, 0], x.prod(-1), torch.ones(500)], -1)
-    net.fit(x, target, ridge=0.0)
-    hidden = torch.cat([net._hidden(x), torch.ones(500, 1)], -1).detach()
-    assert (hidden.T @ (target - net(x).detach())).abs().max() < 1e-6
+    assert error.abs().max() < 1e-9

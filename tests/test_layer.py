@@ -188,12 +188,12 @@ def test_index_weights_are_those_of_the_two_gaussians():
     """By torch's own densities, at the index that the noise gives."""
     layer = indexed(2, 2)
     x, eps = torch.randn(5, 2), torch.randn(5, 2)
-    loc, log_scale = layer._gaussian(layer.index, x)
+    loc, log_scale, _ = layer.index._params(x)
     q = torch.distributions.Normal(loc, log_scale.exp())
     u = loc + log_scale.exp() * eps
     shift, stretch = layer._affine(u)
     x_prime = stretch.exp() * (x + shift)
-    loc, log_scale = layer._gaussian(layer.reverse, x_prime)
+    loc, log_scale, _ = layer.reverse._params(x_prime)
     r = torch.distributions.Normal(loc, log_scale.exp())
     y, inner = layer.inner(x_prime)
     expected = inner + stretch.sum(-1) + r.log_prob(u).sum(-1) - q.log_prob(u).sum(-1)

@@ -7,6 +7,7 @@ from typing import Any
 from pyro.infer.autoguide import init_to_median
 
 from .. import recipes
+from ..transformers import Transformer
 from .flow import AutoFlow
 
 
@@ -268,6 +269,8 @@ class AutoCIF(AutoFlow):
     :param inner: ``latent_dim -> Layer``, the flow to index, layer by layer.
     :param index_dim: dimension of each layer's index ``u``.
     :param hidden_dims: widths of the index networks ``s, t, q, r``.
+    :param transformer: makes ``q`` and ``r`` more than Gaussians, such as
+        :class:`~pyro_nflows.transformers.RationalQuadratic`; see :class:`.Indexed`.
     :param init_loc_fn: where to start, as for Pyro's autoguides.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
@@ -296,10 +299,13 @@ class AutoCIF(AutoFlow):
         inner: recipes.Build = recipes.realnvp,
         index_dim: int = 1,
         hidden_dims: Sequence[int] = (10, 10),
+        transformer: Transformer | None = None,
         *,
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
     ):
-        build = functools.partial(recipes.cif, inner=inner, index_dim=index_dim, hidden_dims=hidden_dims)
+        build = functools.partial(
+            recipes.cif, inner=inner, index_dim=index_dim, hidden_dims=hidden_dims, transformer=transformer
+        )
         super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)

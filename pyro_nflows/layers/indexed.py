@@ -1,13 +1,15 @@
-import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from ..index_law import IndexLaw
 from ..layer import Layer, Scored, Weight
 from ..nets import MLP, check_sizes
-from ..numerics import normal_log_prob, pullback, soft_bound
+from ..numerics import pullback, soft_bound, soft_unbound
+from ..transformers import Transformer
 
 #: The share of each coordinate's variance that the index carries where a flow starts from data.
 _SHARE = 0.5
@@ -34,13 +36,17 @@ class Indexed(Layer):
     .. math:: \log w = \log|\det \partial f| + \sum s(u) + \log r(u | x') - \log q(u | x).
 
     A single bijection cannot make two pieces of one; a continuum of them can, because ``x`` no longer determines
-    ``y``. It starts at the inner layer, with :math:`\log r = \log q`.
+    ``y``. It starts at the inner layer, with :math:`\log r = \log q`. With a ``transformer`` :math:`\tau`, ``q`` and
+    ``r`` are no longer Gaussian: :math:`u = \mu(x) + \sigma(x)\, \tau(\epsilon; \theta(x))`. A spline can give them
+    several modes, so that the index chooses among pieces, and the bound is tighter.
 
     :param inner: :math:`f`; its own auxiliary variables, if any, are kept.
     :param index_dim: dimension of ``u``.
-    :param hidden_dims: widths of the four tanh networks.
+    :param hidden_dims: widths of the three networks, tanh and a linear skip.
     :param bound: soft bound of :math:`|s|`.
-    :param context_dim: size of a context that the four networks read too; then use ``layer.at(context)``.
+    :param context_dim: size of a context that the three networks read too; then use ``layer.at(context)``.
+    :param transformer: :math:`\tau`, an element-wise monotone map such as
+        :class:`~pyro_nflows.transformers.RationalQuadratic`; None is the identity.
     :raises ValueError: if ``index_dim < 1``.
 
     Example::
@@ -66,6 +72,7 @@ class Indexed(Layer):
         hidden_dims: Sequence[int] = (10, 10),
         bound: float = 2.0,
         context_dim: int = 0,
+        transformer: Transformer | None = None,
     ):
         super().__init__(inner.input_dim, inner.output_dim)
         check_sizes("Indexed", index_dim=index_dim)
@@ -73,10 +80,9 @@ class Indexed(Layer):
         self.grade = min(Weight.PROPER, inner.grade)
         self.noise_dim = index_dim + inner.noise_dim
         self.inverse_noise_dim = index_dim + inner.inverse_noise_dim
-        net = functools.partial(MLP, hidden_dims=hidden_dims, skip=False, context_dim=context_dim)
-        self.shift_scale = net(index_dim, 2 * inner.input_dim)
-        self.index = net(inner.input_dim, 2 * index_dim)
-        self.reverse = net(inner.input_dim, 2 * index_dim)
+        self.shift_scale = MLP(index_dim, 2 * inner.input_dim, hidden_dims, context_dim=context_dim)
+        self.index = IndexLaw(inner.input_dim, index_dim, hidden_dims, transformer, context_dim)
+        self.reverse = IndexLaw(inner.input_dim, index_dim, hidden_dims, transformer, context_dim)
 
     @property
     def has_inverse(self) -> bool:
@@ -87,11 +93,6 @@ class Indexed(Layer):
         noise = cast(Tensor, noise)
         return noise[..., : self.index_dim], noise[..., self.index_dim :]
 
-    def _gaussian(self, net: MLP, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log standard deviation of the index."""
-        loc, log_scale = net(x).chunk(2, -1)
-        return loc, soft_bound(log_scale, 4.0)
-
     def _affine(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """:math:`t(u)` and :math:`s(u)`."""
         shift, log_scale = self.shift_scale(u).chunk(2, -1)
@@ -99,39 +100,35 @@ class Indexed(Layer):
 
     def _advance(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``(u, x')`` and the part of the log-weight that comes before ``r`` and ``f``."""
-        loc, log_scale = self._gaussian(self.index, x)
-        u = loc + log_scale.exp() * eps
+        u, log_q = self.index.draw(x, eps)
         shift, stretch = self._affine(u)
-        log_q = normal_log_prob(u, loc, log_scale)
         return u, stretch.exp() * (x + shift), stretch.sum(-1) - log_q
 
     def _retreat(self, x_prime: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """``x`` and the same part of the log-weight, from ``(x', u)``."""
         shift, stretch = self._affine(u)
         x = (-stretch).exp() * x_prime - shift
-        return x, stretch.sum(-1) - normal_log_prob(u, *self._gaussian(self.index, x))
+        return x, stretch.sum(-1) - self.index.log_prob(x, u)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         eps, rest = self._shares(noise)
         u, x_prime, log_weight = self._advance(x, eps)
-        log_r = normal_log_prob(u, *self._gaussian(self.reverse, x_prime))
+        log_r = self.reverse.log_prob(x_prime, u)
         y, inner = self.inner(x_prime, rest)
         return y, inner + log_weight + log_r
 
     def inverse(self, y: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         eps, rest = self._shares(noise)
         x_prime, inner = self.inner.inverse(y, rest)
-        loc, log_scale = self._gaussian(self.reverse, x_prime)
-        u = loc + log_scale.exp() * eps
+        u, log_r = self.reverse.draw(x_prime, eps)
         x, log_weight = self._retreat(x_prime, u)
-        return x, inner + log_weight + normal_log_prob(u, loc, log_scale)
+        return x, inner + log_weight + log_r
 
     def passage(self, x: Tensor, noise: Tensor) -> Passage:
         """What ``forward(x, noise)`` does up to the inner layer, and what it takes to come back by the same index."""
         eps, rest = self._shares(noise)
         u, x_prime, _ = self._advance(x, eps)
-        loc, log_scale = self._gaussian(self.reverse, x_prime)
-        return Passage(u, x_prime, self._affine(u)[1].exp(), (u - loc) * (-log_scale).exp(), rest)
+        return Passage(u, x_prime, self._affine(u)[1].exp(), self.reverse.noise(x_prime, u)[0], rest)
 
     def initialize(self, y: Tensor) -> Tensor:
         r"""Start from data: the inner layer's own start, and an index that matters.
@@ -145,31 +142,24 @@ class Indexed(Layer):
 
         with :math:`\lambda = 1/2`: where ``x`` is standard normal so is :math:`x'`, and :math:`r` is exact.
         """
-        self._share_out(y)
+        self._share_out()
         self.inner.initialize(y)
         return super().initialize(y)
 
     @torch.no_grad()
-    def _share_out(self, y: Tensor) -> None:
-        """Fit the networks to that start, on normal numbers of their own."""
-        size, generator = max(self.index_dim, self.input_dim), torch.Generator().manual_seed(0)
-        numbers = torch.randn(*y.shape[:-1], size, generator=generator, dtype=torch.float64).to(y)
-        u, x_prime = numbers[..., : self.index_dim], numbers[..., : self.input_dim]
-        share = _SHARE * (torch.arange(size) < min(self.index_dim, self.input_dim)).to(y)
-        shift = ((share / (1 - share)).sqrt() * numbers)[..., : self.input_dim]
-        stretch = (0.5 * torch.log1p(-share))[: self.input_dim].expand_as(shift)
-        self.shift_scale.fit(u, torch.cat([shift, stretch], -1))
-        loc = (share.sqrt() * numbers)[..., : self.index_dim]
-        variance = (1 - share)[: self.index_dim].expand_as(loc)
-        for _ in range(2):  # the second time with what the network cannot say
-            self.reverse.fit(x_prime, torch.cat([loc, 0.5 * variance.log()], -1))
-            variance = variance + (self.reverse(x_prime)[..., : self.index_dim] - loc).square().flatten(0, -2).mean(0)
+    def _share_out(self) -> None:
+        """By the linear parts of the networks alone: coordinate ``i`` shares its variance with index ``i``."""
+        num, log_scale = min(self.index_dim, self.input_dim), 0.5 * math.log1p(-_SHARE)
+        cast(Tensor, self.shift_scale.skip)[:num, :num].copy_((_SHARE / (1 - _SHARE)) ** 0.5 * torch.eye(num))
+        cast(Tensor, self.shift_scale.bias)[self.input_dim :][:num] = soft_unbound(log_scale, self.bound)
+        cast(Tensor, self.reverse.skip)[:num, :num].copy_(_SHARE**0.5 * torch.eye(num))
+        cast(Tensor, self.reverse.bias)[self.index_dim :][:num] = soft_unbound(log_scale, IndexLaw.bound)
 
     def scored(self, x: Tensor, noise: Tensor | None, score: Tensor, reverse: Tensor) -> Scored:
         """The pass in the extended space: ``(x, eps)`` to ``(y, u)`` is a bijection."""
         eps, rest = self._shares(noise)
         u, x_prime, log_weight = self._advance(x, eps)
-        log_r = normal_log_prob(u, *self._gaussian(self.reverse, x_prime))
+        log_r = self.reverse.log_prob(x_prime, u)
         score, index_score = self._transport_extended(x_prime, u, score, -1.0)
         index_reverse: Tensor | float = 0.0
         if reverse.numel():
@@ -196,11 +186,7 @@ class Indexed(Layer):
 
     def _reverse_gradient(self, x_prime: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of ``log r(u | x')`` in ``x'`` and in ``u``."""
-
-        def log_r(x_prime: Tensor, u: Tensor) -> Tensor:
-            return normal_log_prob(u, *self._gaussian(self.reverse, x_prime))
-
         with torch.no_grad():
-            value, pull = pullback(log_r, x_prime.detach(), u.detach())
+            value, pull = pullback(self.reverse.log_prob, x_prime.detach(), u.detach())
             along, index = pull(torch.ones_like(value))
         return along.detach(), index.detach()
