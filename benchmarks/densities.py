@@ -1,10 +1,10 @@
 r"""Continuously indexed flows against the same flows without an index, fitted to samples in the plane.
 
-    python -m benchmarks.densities [--flows maf,residual,spline] [--sets two_moons,...] [--steps 8000] [--seeds 3]
+    python -m benchmarks.densities [--flows maf,residual,spline] [--sets two_moons,...] [--steps N] [--seeds 3]
         [--json FILE] [--pictures DIR]
 
-Each pair has equally many parameters: the baseline, which may have more layers, is as wide as that takes. All flows see
-the same minibatches, step sizes and number of steps; an indexed one maximises a bound of the likelihood. The test
+Each pair has equally many parameters: the baseline, which may have more layers, is as wide as that takes. Both
+see the same minibatches, step sizes and number of steps; an indexed one maximises a bound of the likelihood. The test
 log-likelihood of an indexed flow is the estimate of 100 samples, on average too low. A Gaussian kernel density estimate
 with a bandwidth chosen on held-out rows is the floor. The difference "CIF - baseline" is paired by test point and seed;
 its standard error counts both seeds and test points.
@@ -33,17 +33,21 @@ from pyro_nflows.layers import ActNorm
 from pyro_nflows.recipes import num_params, widened
 from pyro_nflows.transformers import RationalQuadratic
 
-NUM_TRAIN, NUM_HELD_OUT, NUM_TEST = 20_000, 1_000, 5_000
+NUM_TRAIN, NUM_HELD_OUT, NUM_TEST = 20_000, 1_000, 10_000
 NUM_SAMPLES = 100
 LogProb = Callable[..., Tensor]
 
 
 class Family(NamedTuple):
-    """A flow by ``(latent_dim, num_layers, hidden_dims)``, the layers of the baseline, and of the indexed flow."""
+    """A flow by ``(latent_dim, num_layers, hidden_dims)``, the layers of the baseline and of the indexed flow, the
+    width of the indexed flow's networks, and how both are trained."""
 
     build: Callable[..., Layer]
     baseline_layers: int
     indexed_layers: int
+    width: int
+    steps: int
+    batch_size: int
 
     def flow(self, num_layers: int, width: int) -> recipes.Build:
         """The flow of a size."""
@@ -51,9 +55,9 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "maf": Family(recipes.maf, 20, 5),
-    "residual": Family(partial(recipes.residual, inverted=True), 5, 5),
-    "spline": Family(recipes.spline_autoregressive, 5, 5),
+    "maf": Family(recipes.maf, 20, 5, 32, 6000, 1024),
+    "residual": Family(partial(recipes.residual, inverted=True), 5, 5, 16, 4000, 512),
+    "spline": Family(recipes.spline_autoregressive, 5, 5, 16, 4000, 512),
 }
 
 
@@ -100,9 +104,9 @@ def ended(flow: Layer) -> Chain:
 
 def indexed(family: Family, options: argparse.Namespace) -> Chain:
     """The continuously indexed flow."""
-    inner = family.flow(family.indexed_layers, options.width)
+    inner = family.flow(family.indexed_layers, family.width)
     spline = RationalQuadratic(options.num_bins, 4.0) if options.num_bins else None
-    return ended(recipes.cif(2, inner, options.index_dim, (options.index_width,) * 2, spline))
+    return ended(recipes.cif(2, inner, options.index_dim, (family.width,) * 2, spline))
 
 
 def baseline(family: Family, options: argparse.Namespace) -> Layer:
@@ -142,7 +146,7 @@ class Contest:
             for name in self.options.flows:
                 for kind, make in ((name, baseline), (f"CIF-{name}", indexed)):
                     for seed in range(self.options.seeds):
-                        self.fit(data, kind, partial(make, FAMILIES[name], self.options), seed)
+                        self.fit(data, kind, FAMILIES[name], make, seed)
                 self.compare(data, name)
 
     def floor(self, data: str) -> None:
@@ -151,15 +155,15 @@ class Contest:
         found = fit_kernels(sample(data, NUM_TRAIN, 0), sample(data, NUM_HELD_OUT, 1))
         self.take(data, f"KDE, {found.bandwidth:.3f}", 0, 2 * NUM_TRAIN + 1, found.log_prob, began)
 
-    def fit(self, data: str, name: str, make: Callable[[], Layer], seed: int) -> None:
+    def fit(self, data: str, name: str, family: Family, make: Callable[..., Layer], seed: int) -> None:
         """One flow."""
         torch.manual_seed(seed)
-        flow, began = make(), time.perf_counter()
+        flow, began = make(family, self.options), time.perf_counter()
         self.runners[name] = maximise(
             flow,
             sample(data, NUM_TRAIN, 0),
-            self.options.steps,
-            batch_size=self.options.batch_size,
+            self.options.steps or family.steps,
+            batch_size=self.options.batch_size or family.batch_size,
             rate=self.options.rate,
             seed=seed,
             runner=self.runners.get(name),
@@ -233,14 +237,12 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flows", type=names_of(FAMILIES), default=list(FAMILIES), help=", ".join(FAMILIES))
     parser.add_argument("--sets", type=names_of(DATASETS), default=list(DATASETS), help=", ".join(DATASETS))
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, help="of every family; each has its own otherwise")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=1024)
+    parser.add_argument("--batch-size", type=int, help="of every family")
     parser.add_argument("--rate", type=float, default=4e-3, help="first step size; it falls along a cosine")
-    parser.add_argument("--width", type=int, default=32, help="of the indexed flow's inner networks")
     parser.add_argument("--index-dim", type=int, default=1)
     parser.add_argument("--num-bins", type=int, default=8, help="of the index's splines; 0 for Gaussians")
-    parser.add_argument("--index-width", type=int, default=32, help="of the index networks")
     parser.add_argument("--json", help="write the rows here")
     parser.add_argument("--pictures", type=Path, help="write a picture of each family into this folder")
     return parser.parse_args(argv)
@@ -263,8 +265,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parsed(argv)
     contest = Contest(options)
     print(
-        f"{options.steps} steps of {options.batch_size}, {NUM_TRAIN} training and {NUM_TEST} test points, "
-        f"{options.seeds} seeds; {platform.machine()}, torch {torch.__version__}\n\n{HEAD}",
+        f"{NUM_TRAIN} training and {NUM_TEST} test points, {options.seeds} seeds; "
+        f"{platform.machine()}, torch {torch.__version__}\n\n{HEAD}",
         flush=True,
     )
     contest.run()

@@ -12,7 +12,7 @@ from ..numerics import pullback, soft_bound, soft_unbound
 from ..transformers import Transformer
 
 #: The share of each coordinate's variance that the index carries where a flow starts from data.
-_SHARE = 0.5
+_SHARE = 0.2
 
 
 class Passage(NamedTuple):
@@ -140,7 +140,7 @@ class Indexed(Layer):
         .. math:: x' = \sqrt{1 - \lambda}\, x + \sqrt{\lambda}\, u, \qquad
             r(u | x') = N(\sqrt{\lambda}\, x', 1 - \lambda),
 
-        with :math:`\lambda = 1/2`: where ``x`` is standard normal so is :math:`x'`, and :math:`r` is exact.
+        with :math:`\lambda = 1/5`: where ``x`` is standard normal so is :math:`x'`, and :math:`r` is exact.
         """
         self._share_out()
         self.inner.initialize(y)
