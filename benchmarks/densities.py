@@ -145,7 +145,7 @@ class Contest:
             self.floor(data)
             for name in self.options.flows:
                 for kind, make in ((name, baseline), (f"CIF-{name}", indexed)):
-                    for seed in range(self.options.seeds):
+                    for seed in range(self.options.first_seed, self.options.first_seed + self.options.seeds):
                         self.fit(data, kind, FAMILIES[name], make, seed)
                 self.compare(data, name)
 
@@ -239,6 +239,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sets", type=names_of(DATASETS), default=list(DATASETS), help=", ".join(DATASETS))
     parser.add_argument("--steps", type=int, help="of every family; each has its own otherwise")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, help="of every family")
     parser.add_argument("--rate", type=float, default=4e-3, help="first step size; it falls along a cosine")
     parser.add_argument("--index-dim", type=int, default=1)
