@@ -30,6 +30,7 @@ from benchmarks.densities import difference
 from benchmarks.image_flows import (
     behind_pixels,
     both_starts,
+    by_roulette,
     chosen,
     conditional_glow,
     convolutional,
@@ -107,8 +108,8 @@ METHODS: dict[str, Callable[[Digits, int], tuple[LogDensity, int]]] = {
     "MAF": partial(trained, from_data(masked)),
     "Glow": partial(trained, from_data(glow)),
     "c-Glow, given the class": partial(trained, from_data(conditional_glow)),
-    "ResFlow": partial(trained, from_data(residual), rate=3e-2, size=64),
-    "CIF-ResFlow": partial(trained, from_data(indexed_residual), rate=2e-2, size=64),
+    "ResFlow": partial(by_roulette, residual, rate=3e-2),
+    "CIF-ResFlow": partial(by_roulette, indexed_residual, rate=2e-2),
     "flowified MLP": partial(chosen, both_starts(perceptron)),
     "flowified convnet": partial(chosen, both_starts(convolutional)),
     "flowified MLP, splines": partial(trained, behind_pixels(perceptron_with_splines)),

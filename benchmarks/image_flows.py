@@ -5,7 +5,7 @@ A *start* is a function from dequantised images to a flow that is ready to be tr
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -54,32 +54,54 @@ def share_of_rate(i: int, steps: int) -> float:
     return min(1.0, (i + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * i / steps))
 
 
-def maximised(flow: Layer, digits: Digits, steps: int, rate: float, size: int) -> float:
+def maximised(flow: Layer, digits: Digits, steps: int, rate: float, size: int, trainee: Layer | None = None) -> float:
     """Train a flow by Adam and leave it as it was best for the validation images.
 
+    :param trainee: a flow of the same parameters, with a cheaper log-determinant, that is trained in its place.
     :return: its value for them.
     """
+    trainee = flow if trainee is None else trainee
+    trainee.load_state_dict(flow.state_dict())
+    best, state = -math.inf, copy.deepcopy(flow.state_dict())
+    for i in ascended(trainee, digits.train, steps, rate, size):
+        if (i + 1) % EVERY == 0 or i + 1 == steps:
+            flow.load_state_dict(trainee.state_dict())
+            if (value := held_out(flow, digits.valid)) > best:
+                best, state = value, copy.deepcopy(flow.state_dict())
+    flow.load_state_dict(state)
+    return best
+
+
+def ascended(flow: Layer, train: Images, steps: int, rate: float, size: int) -> Iterator[int]:
+    """The numbers of the steps, after each of them."""
     optimizer = torch.optim.Adam(flow.parameters(), rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(share_of_rate, steps=steps))
-    best, state = -math.inf, copy.deepcopy(flow.state_dict())
-    for i, images in enumerate(batches(digits.train, steps, size)):
+    for i, images in enumerate(batches(train, steps, size)):
         optimizer.zero_grad()
         (-log_density(flow, images).mean()).backward()
         nn.utils.clip_grad_norm_(flow.parameters(), 10.0)
         optimizer.step()
         schedule.step()
-        looks = (i + 1) % EVERY == 0 or i + 1 == steps
-        if looks and (value := held_out(flow, digits.valid)) > best:
-            best, state = value, copy.deepcopy(flow.state_dict())
-    flow.load_state_dict(state)
-    return best
+        yield i
 
 
-def trained(start: Start, digits: Digits, steps: int, rate: float = 3e-3, size: int = 128) -> tuple[LogDensity, int]:
+def trained(
+    start: Start,
+    digits: Digits,
+    steps: int,
+    rate: float = 3e-3,
+    size: int = 128,
+    trainee: Callable[[], Layer] | None = None,
+) -> tuple[LogDensity, int]:
     """A flow's log density and its number of parameters."""
     flow = start(dequantised(digits.train))
-    maximised(flow, digits, steps, rate, size)
+    maximised(flow, digits, steps, rate, size, None if trainee is None else trainee())
     return partial(log_density, flow, num_samples=NUM_SAMPLES), num_params(flow)
+
+
+def by_roulette(make: Callable[..., Layer], digits: Digits, steps: int, rate: float) -> tuple[LogDensity, int]:
+    """Residual layers: trained on log-determinants by Russian roulette, chosen and tested with exact ones."""
+    return trained(from_data(make), digits, steps, rate, 64, partial(make, "roulette"))
 
 
 def chosen(
@@ -122,19 +144,19 @@ def conditional_glow() -> Layer:
     return Chain(Conditional(LocScale(DIM), NUM_CLASSES, hidden_dims=()), *glow(NUM_CLASSES))  # type: ignore[misc]
 
 
-def contractions(num_layers: int, width: int) -> recipes.Build:
+def contractions(num_layers: int, width: int, log_det: str) -> recipes.Build:
     """Residual layers whose density is one pass."""
-    return partial(recipes.residual, num_layers=num_layers, hidden_dims=(width,), inverted=True)
+    return partial(recipes.residual, num_layers=num_layers, hidden_dims=(width,), log_det=log_det, inverted=True)
 
 
-def indexed_residual() -> Layer:
+def indexed_residual(log_det: str = "exact") -> Layer:
     """A CIF of two residual layers."""
-    return recipes.cif(DIM, contractions(2, 64), 16, (64,))
+    return recipes.cif(DIM, contractions(2, 64, log_det), 16, (64,))
 
 
-def residual() -> Layer:
+def residual(log_det: str = "exact") -> Layer:
     """A residual flow of twice as many layers, and of no fewer parameters."""
-    return widened(lambda width: contractions(4, width)(DIM), num_params(indexed_residual()))
+    return widened(lambda width: contractions(4, width, log_det)(DIM), num_params(indexed_residual()))
 
 
 # ---- flowified networks -----------------------------------------------------------------------------------------
