@@ -1,58 +1,41 @@
 r"""The same flows by four libraries: ours, zuko, normflows and nflows.
 
-All have the same number of layers, the same networks (two hidden layers, tanh; in couplings the second is SiLU where
-the library lets one say so) and the same bins. Our networks' linear skip, which the others do not have, is left out;
-``SKIP`` has our flows as they are by default, with it. What a library cannot be told stays its own: how a scale is
-kept positive, and how coordinates are shuffled. Where its layers can only stretch or only shrink there is an
-``ActNorm``, which it ships, at the data's end.
+All have the same number of layers, the same order of halves and shuffles, the same networks (two hidden layers, tanh;
+in couplings of vectors the second is SiLU), the same bins, and start at the identity but for hidden weights. Splines
+go from the data to the base. Scales are exponentials: the sigmoid or softplus that keeps those of nflows, and of
+normflows' MAF, positive is replaced, since it alone changes how much is learned in a given time. So given the same
+numbers, all are the same density (``tests/test_benchmark_peers.py``), but for: a soft bound of log-scales (ours and
+zuko's), zuko's softer bins, whether a MAF shifts before it scales, and how a linear layer keeps its triangles.
+
+Our networks' linear skip, which the others do not have, is left out; ``SKIP`` has our flows as they are by default,
+with it.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.peer_parts import (
+    BINS,
+    BOUND,
+    SHAPE,
+    Maker,
+    Net,
+    Peer,
+    exponential,
+    from_permutation,
+    moved,
+    spline_net,
+    steps_of,
+    swapped,
+    zeroed,
+)
 from pyro_nflows import FlowDistribution, recipes
 from pyro_nflows.layer import Layer
 from pyro_nflows.masked import MaskedMLP
 from pyro_nflows.nets import MLP
-
-Maker = Callable[[int, int, int], "Peer"]
-BINS, BOUND = 8, 5.0
-SHAPE = (2, 4, 4)
-
-
-class Peer(NamedTuple):
-    """A flow to train and to time."""
-
-    module: nn.Module
-    #: Base points to data.
-    sample: Callable[[Tensor], Any]
-    log_prob: Callable[[Tensor], Tensor]
-
-    @property
-    def num_params(self) -> int:
-        """Numbers that train."""
-        return sum(p.numel() for p in self.module.parameters() if p.requires_grad)
-
-
-class Net(nn.Sequential):
-    """Our couplings' network without the skip; nflows and normflows hand it a context, which is None."""
-
-    def __init__(self, inputs: int, outputs: int, width: int, kernels: tuple[int, int, int] | None = None):
-        def layer(a: int, b: int, i: int) -> nn.Module:
-            return nn.Linear(a, b) if kernels is None else nn.Conv2d(a, b, kernels[i], padding="same")
-
-        last = nn.SiLU() if kernels is None else nn.Tanh()
-        super().__init__(layer(inputs, width, 0), nn.Tanh(), layer(width, width, 1), last, layer(width, outputs, 2))
-        nn.init.zeros_(self[-1].weight)
-        nn.init.zeros_(self[-1].bias)
-
-    def forward(self, x: Tensor, context: None = None) -> Tensor:
-        """Without a context."""
-        return super().forward(x)
-
 
 # ---- ours ---------------------------------------------------------------------------------------------------
 
@@ -67,7 +50,7 @@ def _ours(layer: Layer, skip: bool = False) -> Peer:
 RECIPES: dict[str, Callable[[int, int, int], Layer]] = {
     "MAF": lambda dim, num, width: recipes.maf(dim, num, (width, width)),
     "RealNVP": lambda dim, num, width: recipes.realnvp(dim, num, (width, width)),
-    "spline": lambda dim, num, width: recipes.spline(dim, num, (width, width), BINS, BOUND),
+    "spline": lambda dim, num, width: recipes.spline(dim, num, (width, width), BINS, BOUND, inverted=True),
     "Glow": lambda dim, num, width: recipes.glow(dim, num, (width, width)),
     "Glow, images": lambda dim, num, width: recipes.glow_image(SHAPE, 1, num, (width, width)),
 }
@@ -83,26 +66,58 @@ SKIP: dict[str, Maker] = {name: _by_recipe(name, skip=True) for name in RECIPES 
 # ---- zuko ---------------------------------------------------------------------------------------------------
 
 
-def _zuko(name: str, dim: int, num: int, width: int, **options: Any) -> Peer:
-    from zuko import flows
+def _zuko(transforms: list[Any], dim: int) -> Peer:
+    from zuko.distributions import DiagNormal
+    from zuko.lazy import Flow, UnconditionalDistribution
 
-    options |= {"transforms": num, "hidden_features": (width, width), "activation": nn.Tanh}
-    flow = getattr(flows, name)(dim, **options)
+    base = UnconditionalDistribution(DiagNormal, loc=torch.zeros(dim), scale=torch.ones(dim), buffer=True)
+    for transform in transforms:
+        if hasattr(transform, "hyper"):
+            zeroed(transform.hyper[-1])
+    flow = Flow(transforms, base)
     return Peer(flow, lambda z: flow().transform.inv(z), lambda x: flow().log_prob(x))
+
+
+def _zuko_maf(dim: int, num: int, width: int) -> Peer:
+    from zuko.flows import MAF
+
+    flow = MAF(dim, transforms=num, hidden_features=(width, width), activation=nn.Tanh)
+    return _zuko(list(flow.transform.transforms), dim)
+
+
+def _zuko_coupling(dim: int, flip: bool, width: int, **options: Any) -> Any:
+    from zuko.flows import GeneralCouplingTransform
+
+    options |= {"hidden_features": (width, width), "activation": nn.Tanh}
+    coupling = GeneralCouplingTransform(dim, mask=~moved(dim, flip), **options)
+    coupling.hyper[3] = nn.SiLU()
+    return coupling
+
+
+def _zuko_shuffle(order: Tensor | None) -> list[Any]:
+    from zuko.lazy import UnconditionalTransform
+    from zuko.transforms import PermutationTransform
+
+    return [] if order is None else [UnconditionalTransform(PermutationTransform, order, buffer=True)]
+
+
+def _zuko_realnvp(dim: int, num: int, width: int) -> Peer:
+    steps = steps_of(dim, num)
+    return _zuko([p for order, flip in steps for p in (*_zuko_shuffle(order), _zuko_coupling(dim, flip, width))], dim)
 
 
 def _zuko_spline(dim: int, num: int, width: int) -> Peer:
     from zuko.transforms import MonotonicRQSTransform
 
-    shapes = [(BINS,), (BINS,), (BINS - 1,)]
-    return _zuko("NICE", dim, num, width, univariate=MonotonicRQSTransform, shapes=shapes)
+    options = {"univariate": MonotonicRQSTransform, "shapes": [(BINS,), (BINS,), (BINS - 1,)]}
+    parts = []
+    for order, flip in reversed(steps_of(dim, num)):
+        parts.append(_zuko_coupling(dim, flip, width, **options))
+        parts += _zuko_shuffle(None if order is None else order.argsort())
+    return _zuko(parts, dim)
 
 
-ZUKO: dict[str, Maker] = {
-    "MAF": lambda dim, num, width: _zuko("MAF", dim, num, width),
-    "RealNVP": lambda dim, num, width: _zuko("RealNVP", dim, num, width),
-    "spline": _zuko_spline,
-}
+ZUKO: dict[str, Maker] = {"MAF": _zuko_maf, "RealNVP": _zuko_realnvp, "spline": _zuko_spline}
 
 # ---- nflows -------------------------------------------------------------------------------------------------
 
@@ -116,51 +131,70 @@ def _nflows(transforms: list[nn.Module], shape: tuple[int, ...]) -> Peer:
     return Peer(flow, flow._transform.inverse, flow.log_prob)
 
 
-def _mask(dim: int, i: int) -> Tensor:
-    first = torch.arange(dim) < dim // 2
-    return (first if i % 2 else ~first).float() * 2 - 1
-
-
 def _nflows_maf(dim: int, num: int, width: int) -> Peer:
     from nflows.transforms import MaskedAffineAutoregressiveTransform, ReversePermutation
 
     options = {"num_blocks": 1, "use_residual_blocks": False, "activation": torch.tanh}
-    layers = [MaskedAffineAutoregressiveTransform(dim, width, **options) for _ in range(num)]
-    return _nflows([part for layer in layers for part in (ReversePermutation(dim), layer)], (dim,))
+    layers = [exponential(MaskedAffineAutoregressiveTransform(dim, width, **options)) for _ in range(num)]
+    return _nflows([part for layer in layers for part in (layer, ReversePermutation(dim))][:-1], (dim,))
+
+
+def _nflows_coupling(dim: int, flip: bool, net: Callable[[int, int], Net]) -> Any:
+    from nflows.transforms import AffineCouplingTransform
+
+    def scale_and_shift(params: Tensor) -> tuple[Tensor, Tensor]:
+        shift, log_scale = params.chunk(2, 1)
+        return log_scale.exp(), shift
+
+    coupling = AffineCouplingTransform(moved(dim, flip).float(), net)
+    coupling._scale_and_shift = scale_and_shift
+    return coupling
+
+
+def _nflows_shuffle(order: Tensor | None) -> list[Any]:
+    from nflows.transforms import Permutation
+
+    return [] if order is None else [Permutation(order)]
 
 
 def _nflows_realnvp(dim: int, num: int, width: int) -> Peer:
-    from nflows.transforms import ActNorm, AffineCouplingTransform
-
-    layers = [AffineCouplingTransform(_mask(dim, i), lambda a, b: Net(a, b, width)) for i in range(num)]
-    return _nflows([ActNorm(dim), *layers], (dim,))
+    parts = []
+    for order, flip in steps_of(dim, num):
+        parts += [*_nflows_shuffle(order), _nflows_coupling(dim, flip, lambda a, b: Net(a, b, width))]
+    return _nflows(parts, (dim,))
 
 
 def _nflows_spline(dim: int, num: int, width: int) -> Peer:
     from nflows.transforms import PiecewiseRationalQuadraticCouplingTransform as Spline
 
     options = {"num_bins": BINS, "tails": "linear", "tail_bound": BOUND}
-    return _nflows([Spline(_mask(dim, i), lambda a, b: Net(a, b, width), **options) for i in range(num)], (dim,))
+    parts = []
+    for order, flip in reversed(steps_of(dim, num)):
+        parts.append(Spline(moved(dim, flip).float(), lambda a, b: spline_net(a, b, width), **options))
+        parts += _nflows_shuffle(None if order is None else order.argsort())
+    return _nflows(parts, (dim,))
 
 
 def _nflows_glow(dim: int, num: int, width: int) -> Peer:
-    from nflows.transforms import ActNorm, AffineCouplingTransform, LULinear
+    from nflows.transforms import ActNorm, LULinear
 
-    parts: list[nn.Module] = []
-    for i in range(num):
-        coupling = AffineCouplingTransform(_mask(dim, i), lambda a, b: Net(a, b, width))
-        parts += [ActNorm(dim), LULinear(dim), coupling]
+    parts: list[Any] = []
+    for order, flip in steps_of(dim, num):
+        coupling = _nflows_coupling(dim, flip, lambda a, b: Net(a, b, width))
+        parts += [ActNorm(dim), LULinear(dim), *_nflows_shuffle(order), coupling]
     return _nflows(parts, (dim,))
 
 
 def _nflows_images(dim: int, num: int, width: int) -> Peer:
-    from nflows.transforms import ActNorm, AffineCouplingTransform, OneByOneConvolution, SqueezeTransform
+    from nflows.transforms import ActNorm, OneByOneConvolution, Permutation, SqueezeTransform
 
     channels = 4 * SHAPE[0]
-    parts: list[nn.Module] = [SqueezeTransform()]
-    for i in range(num):
-        net = AffineCouplingTransform(_mask(channels, i), lambda a, b: Net(a, b, width, (3, 1, 3)))
-        parts += [ActNorm(channels), OneByOneConvolution(channels), net]
+    parts: list[Any] = [SqueezeTransform()]
+    for order, flip in steps_of(channels, num):
+        mix = OneByOneConvolution(channels)
+        mix.permutation = Permutation(torch.arange(channels) if order is None else order)
+        coupling = _nflows_coupling(channels, flip, lambda a, b: Net(a, b, width, (3, 1, 3)))
+        parts += [ActNorm(channels), mix, coupling]
     flow = _nflows(parts, (channels, SHAPE[1] // 2, SHAPE[2] // 2))
     base = (-1, channels, SHAPE[1] // 2, SHAPE[2] // 2)
     return Peer(flow.module, lambda z: flow.sample(z.view(base)), lambda x: flow.log_prob(x.view(-1, *SHAPE)))
@@ -178,28 +212,21 @@ NFLOWS: dict[str, Maker] = {
 
 
 def _normflows(parts: list[Any], shape: int | tuple[int, ...]) -> Peer:
+    """Of parts from the data to the base; the library lists them the other way round."""
     import normflows as nf
 
-    flow = nf.NormalizingFlow(nf.distributions.DiagGaussian(shape, trainable=False), parts)
+    flow = nf.NormalizingFlow(nf.distributions.DiagGaussian(shape, trainable=False), parts[::-1])
     return Peer(flow, flow.forward, flow.log_prob)
 
 
-def _swapped(part: Any) -> Any:
-    """Its autoregressive and spline layers go from data to base when called forward."""
-    from normflows.flows import Flow
+def _normflows_shuffle(order: Tensor | None) -> list[Any]:
+    import normflows as nf
 
-    class Swapped(Flow):
-        def __init__(self) -> None:
-            super().__init__()
-            self.part = part
-
-        def forward(self, z: Tensor) -> Any:
-            return self.part.inverse(z)
-
-        def inverse(self, z: Tensor) -> Any:
-            return self.part.forward(z)
-
-    return Swapped()
+    if order is None:
+        return []
+    shuffle = nf.flows.Permute(len(order))
+    shuffle.perm, shuffle.inv_perm = order.argsort(), order
+    return [shuffle]
 
 
 def _normflows_maf(dim: int, num: int, width: int) -> Peer:
@@ -208,31 +235,32 @@ def _normflows_maf(dim: int, num: int, width: int) -> Peer:
     options = {"num_blocks": 1, "use_residual_blocks": False, "activation": torch.tanh}
     parts: list[Any] = []
     for _ in range(num):
-        reverse = nf.flows.Permute(dim)
-        reverse.perm = reverse.inv_perm = torch.arange(dim).flip(0)
-        parts += [_swapped(nf.flows.MaskedAffineAutoregressive(dim, width, **options)), reverse]
-    return _normflows([*parts, nf.flows.ActNorm((dim,))], dim)
+        parts.append(swapped(exponential(nf.flows.MaskedAffineAutoregressive(dim, width, **options))))
+        parts += _normflows_shuffle(torch.arange(dim).flip(0))
+    return _normflows(parts[:-1], dim)
 
 
-def _normflows_coupling(dim: int, width: int) -> Any:
+def _normflows_coupling(dim: int, flip: bool, width: int, kernels: tuple[int, int, int] | None = None) -> Any:
     import normflows as nf
 
-    return nf.flows.AffineCouplingBlock(Net((dim + 1) // 2, dim // 2 * 2, width))
+    net = Net(dim // 2, dim, width, kernels)
+    return swapped(nf.flows.AffineCouplingBlock(net, split_mode="channel_inv" if flip else "channel"))
 
 
 def _normflows_realnvp(dim: int, num: int, width: int) -> Peer:
-    import normflows as nf
-
-    return _normflows(
-        [p for _ in range(num) for p in (_normflows_coupling(dim, width), nf.flows.Permute(dim, "swap"))], dim
-    )
+    steps = steps_of(dim, num)
+    parts = [p for order, flip in steps for p in (*_normflows_shuffle(order), _normflows_coupling(dim, flip, width))]
+    return _normflows(parts, dim)
 
 
 def _normflows_spline(dim: int, num: int, width: int) -> Peer:
     from normflows.flows.neural_spline.coupling import PiecewiseRationalQuadraticCoupling as Spline
 
     options = {"num_bins": BINS, "tails": "linear", "tail_bound": BOUND}
-    parts = [_swapped(Spline(_mask(dim, i), lambda a, b: Net(a, b, width), **options)) for i in range(num)]
+    parts = []
+    for order, flip in reversed(steps_of(dim, num)):
+        parts.append(swapped(Spline(moved(dim, flip).float(), lambda a, b: spline_net(a, b, width), **options)))
+        parts += _normflows_shuffle(None if order is None else order.argsort())
     return _normflows(parts, dim)
 
 
@@ -240,8 +268,9 @@ def _normflows_glow(dim: int, num: int, width: int) -> Peer:
     import normflows as nf
 
     parts: list[Any] = []
-    for _ in range(num):
-        parts += [_normflows_coupling(dim, width), nf.flows.InvertibleAffine(dim), nf.flows.ActNorm((dim,))]
+    for order, flip in steps_of(dim, num):
+        mix = from_permutation(nf.flows.InvertibleAffine(dim), None if order is None else order.argsort())
+        parts += [nf.flows.ActNorm((dim,)), mix, _normflows_coupling(dim, flip, width)]
     return _normflows(parts, dim)
 
 
@@ -249,10 +278,12 @@ def _normflows_images(dim: int, num: int, width: int) -> Peer:
     import normflows as nf
 
     channels = 4 * SHAPE[0]
-    blocks = [nf.flows.GlowBlock(channels, width, scale_map="exp") for _ in range(num)]
-    for block in blocks:
-        block.flows[0].flows[1].param_map = Net(channels // 2, channels, width, (3, 1, 3))
-    flow = _normflows([*blocks, nf.flows.Squeeze()], (channels, SHAPE[1] // 2, SHAPE[2] // 2))
+    parts: list[Any] = [nf.flows.Squeeze()]
+    for order, flip in steps_of(channels, num):
+        mix = from_permutation(nf.flows.Invertible1x1Conv(channels, use_lu=True), order)
+        coupling = _normflows_coupling(channels, flip, width, (3, 1, 3))
+        parts += [nf.flows.ActNorm((channels, 1, 1)), mix, coupling]
+    flow = _normflows(parts, (channels, SHAPE[1] // 2, SHAPE[2] // 2))
     base = (-1, channels, SHAPE[1] // 2, SHAPE[2] // 2)
     return Peer(flow.module, lambda z: flow.sample(z.view(base)), lambda x: flow.log_prob(x.view(-1, *SHAPE)))
 

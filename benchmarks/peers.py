@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.datasets import two_moons
-from benchmarks.peer_flows import LIBRARIES, Peer
+from benchmarks.peer_flows import LIBRARIES
+from benchmarks.peer_parts import Peer, share_start
 
 #: Name of the flow, dimension, layers, width of the two hidden layers.
 CASES = [
@@ -64,15 +65,17 @@ def data_of(dim: int, num_samples: int, seed: int) -> Tensor:
 
 
 def peers_of(name: str, dim: int, num_layers: int, width: int, seed: int, skip: bool = False) -> dict[str, Peer]:
-    """The flow by each library that has it; called once, for those that start from data."""
+    """The flow by each library that has it, started alike: couplings from the same numbers, and from the same data."""
     peers = {}
     for library, makers in LIBRARIES.items():
         if name in makers and (skip or library != "with skip"):
             torch.manual_seed(seed)
             peers[library] = makers[name](dim, num_layers, width)
-            peers[library].module.train()
-            start = getattr(peers[library].module, "initialize", peers[library].log_prob)
-            start(data_of(dim, 1000, seed + 1))
+    if name != "MAF":  # whose libraries order the hidden units in ways of their own
+        share_start(peers)
+    for peer in peers.values():
+        peer.module.train()
+        getattr(peer.module, "initialize", peer.log_prob)(data_of(dim, 1000, seed + 1))
     return peers
 
 

@@ -216,6 +216,7 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "nice(4)": lambda: recipes.nice(4, 4),
     "spline(1)": lambda: recipes.spline(1, 2),
     "spline(3)": lambda: recipes.spline(3, 2),
+    "spline(3, inverted)": lambda: recipes.spline(3, 4, (4,), 3, inverted=True),
     "spline(2, context)": lambda: recipes.spline(2, 2, context_dim=2).at(CONTEXT),
     "conditional(3)": lambda: recipes.conditional(3, 2, lambda dim: recipes.nice(dim, 2, (4,)), (4,)).at(CONTEXT),
     "on_mixture(2)": lambda: recipes.on_mixture(2, lambda dim: recipes.couplings(dim, 2, (4,)), 3),

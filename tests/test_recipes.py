@@ -73,6 +73,17 @@ def test_options_reach_the_layers():
     assert all(layer.net.hidden[0].out_features == 7 for layer in couplings)
 
 
+def test_an_inverted_spline_is_the_spline_backwards():
+    flow = perturbed(lambda: recipes.spline(5, 4), 0.3)
+    inverted = recipes.spline(5, 4, inverted=True)
+    for layer, back in zip(flow, reversed(list(inverted)), strict=True):
+        back.layer.load_state_dict(layer.state_dict())
+    x = torch.randn(20, 5)
+    (y, log_weight), (found, weight_back) = flow(x), inverted.inverse(x)
+    assert torch.allclose(found, y)
+    assert torch.allclose(weight_back, -log_weight)
+
+
 def test_nice_scales_at_the_end_only():
     flow = recipes.nice(4, 4)
     *front, end = flow

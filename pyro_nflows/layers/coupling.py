@@ -73,7 +73,7 @@ class Coupling(Layer):
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The half that stays and the half that moves."""
-        first, second = x[..., : self.first], x[..., self.first :]
+        first, second = x.split([self.first, self.input_dim - self.first], -1)
         return (second, first) if self.flip else (first, second)
 
     def _join(self, stays: Tensor, moves: Tensor) -> Tensor:

@@ -31,20 +31,19 @@ class LULinear(Layer):
     [1] D. Kingma, P. Dhariwal (2018). Glow: Generative Flow with Invertible 1x1 Convolutions.
     """
 
-    permutation: Tensor
-    back: Tensor
+    permutation: Tensor | None
     one: Tensor
     triangles: Tensor
 
     def __init__(self, input_dim: Size, permutation: Tensor | list[int] | None = None):
         num_channels, self.num_pixels = channels("LULinear", input_dim)
         super().__init__(num_channels * self.num_pixels)
+        one = torch.eye(num_channels)
         order = torch.arange(num_channels) if permutation is None else torch.as_tensor(permutation)
         if order.dim() != 1 or order.sort().values.tolist() != list(range(num_channels)):
             raise ValueError(f"LULinear: expected a permutation of {num_channels} channels, got {permutation}")
-        self.register_buffer("permutation", order)
-        self.register_buffer("back", order.argsort())
-        self.register_buffer("one", torch.eye(num_channels), persistent=False)
+        self.register_buffer("permutation", None if permutation is None else one[:, order])
+        self.register_buffer("one", one, persistent=False)
         self.log_diagonal = nn.Parameter(torch.zeros(num_channels))
         triangles = torch.zeros(num_channels, num_channels)
         if num_channels > 1:
@@ -54,28 +53,30 @@ class LULinear(Layer):
 
     def lower_upper(self) -> tuple[Tensor, Tensor]:
         """:math:`L` and :math:`U`, each of shape ``(C, C)``."""
-        below, upper = self._below_upper()
-        return below + self.one, upper
+        return (self.triangles.triu(1) + self.one).T, self._scaled().T
 
-    def _below_upper(self) -> tuple[Tensor, Tensor]:
-        """:math:`L - I` and :math:`U`."""
-        triangles = self.triangles
-        return triangles.tril(-1), self.log_diagonal.exp()[:, None] * (triangles.triu(1) + self.one)
+    def _scaled(self) -> Tensor:
+        """The transpose of :math:`U`: all is kept transposed, so that rows are multiplied without turning anything."""
+        return (self.triangles.tril(-1) + self.one) * self.log_diagonal.exp()
 
     def _matrix(self) -> Tensor:
-        below, upper = self._below_upper()
-        return self.one.index_select(0, self.permutation) @ torch.addmm(upper, below, upper)
+        """The transpose of :math:`P L U`, which multiplies rows from the right."""
+        scaled, permutation = self._scaled(), self.permutation
+        matrix = torch.addmm(scaled, scaled, self.triangles.triu(1))
+        return matrix if permutation is None else matrix @ permutation
 
     def _inverse_matrix(self) -> Tensor:
-        """Once for all rows: solves row by row would take longer than all else."""
-        below, upper = self._below_upper()
-        columns = solve_triangular(below, self.one.index_select(0, self.back), upper=False, unitriangular=True)
-        return solve_triangular(upper, columns, upper=True)
+        """Once for all rows: solves row by row would take longer than all else. A solve reads its own triangle only."""
+        triangles, permutation = self.triangles, self.permutation
+        rows = self.one if permutation is None else permutation.T
+        rows = solve_triangular(triangles, rows, upper=True, left=False, unitriangular=True)
+        rows = rows * (-self.log_diagonal).exp()
+        return solve_triangular(triangles, rows, upper=False, left=False, unitriangular=True)
 
     def _times(self, matrix: Tensor, x: Tensor) -> Tensor:
         if self.num_pixels == 1:
-            return x @ matrix.T
-        return (matrix @ x.unflatten(-1, (-1, self.num_pixels))).flatten(-2)
+            return x @ matrix
+        return (matrix.T @ x.unflatten(-1, (-1, self.num_pixels))).flatten(-2)
 
     def _log_weight(self, x: Tensor) -> Tensor:
         total = self.log_diagonal.sum()

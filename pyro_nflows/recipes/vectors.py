@@ -181,15 +181,21 @@ def spline(
     num_bins: int = 8,
     bound: float = 5.0,
     context_dim: int = 0,
+    *,
+    inverted: bool = False,
 ) -> Chain:
     """Rational-quadratic spline couplings, linear outside ``[-bound, bound]``.
+
+    The splines go from the base to the data. ``inverted`` turns the flow around, so that they go from the data to the
+    base: the way to train on data, where bins of equal width then lie on the data's own axes.
 
     Example::
 
         >>> spline(4)(torch.randn(10, 4))[1].abs().max().item() < 1e-5
         True
     """
-    return couplings(latent_dim, num_layers, hidden_dims, RationalQuadratic(num_bins, bound), context_dim)
+    flow = couplings(latent_dim, num_layers, hidden_dims, RationalQuadratic(num_bins, bound), context_dim)
+    return Chain(*(Inverse(layer) for layer in reversed(list(flow)))) if inverted else flow
 
 
 def glow(
