@@ -1,11 +1,10 @@
 r"""The same flows by four libraries: ours, zuko, normflows and nflows.
 
 All have the same number of layers, the same order of halves and shuffles, the same networks (two hidden layers, tanh;
-in couplings of vectors the second is SiLU), the same bins, and start at the identity but for hidden weights. Splines
-go from the data to the base. Scales are exponentials: the sigmoid or softplus that keeps those of nflows, and of
-normflows' MAF, positive is replaced, since it alone changes how much is learned in a given time. So given the same
-numbers, all are the same density (``tests/test_benchmark_peers.py``), but for: a soft bound of log-scales (ours and
-zuko's), zuko's softer bins, whether a MAF shifts before it scales, and how a linear layer keeps its triangles.
+in couplings of vectors the second is SiLU), the same bins, and heads that start at zero. Splines go from the data to
+the base. With :func:`~benchmarks.peer_parts.same_scale`, given the same numbers, all are the same density
+(``tests/test_benchmark_peers.py``), but for: a soft bound of log-scales (ours and zuko's), zuko's softer bins, whether
+a MAF shifts before it scales, and how a linear layer keeps its triangles.
 
 Our networks' linear skip, which the others do not have, is left out; ``SKIP`` has our flows as they are by default,
 with it.
@@ -24,7 +23,6 @@ from benchmarks.peer_parts import (
     Maker,
     Net,
     Peer,
-    exponential,
     from_permutation,
     moved,
     spline_net,
@@ -135,20 +133,16 @@ def _nflows_maf(dim: int, num: int, width: int) -> Peer:
     from nflows.transforms import MaskedAffineAutoregressiveTransform, ReversePermutation
 
     options = {"num_blocks": 1, "use_residual_blocks": False, "activation": torch.tanh}
-    layers = [exponential(MaskedAffineAutoregressiveTransform(dim, width, **options)) for _ in range(num)]
+    layers = [MaskedAffineAutoregressiveTransform(dim, width, **options) for _ in range(num)]
+    for layer in layers:
+        zeroed(layer.autoregressive_net.final_layer)
     return _nflows([part for layer in layers for part in (layer, ReversePermutation(dim))][:-1], (dim,))
 
 
 def _nflows_coupling(dim: int, flip: bool, net: Callable[[int, int], Net]) -> Any:
     from nflows.transforms import AffineCouplingTransform
 
-    def scale_and_shift(params: Tensor) -> tuple[Tensor, Tensor]:
-        shift, log_scale = params.chunk(2, 1)
-        return log_scale.exp(), shift
-
-    coupling = AffineCouplingTransform(moved(dim, flip).float(), net)
-    coupling._scale_and_shift = scale_and_shift
-    return coupling
+    return AffineCouplingTransform(moved(dim, flip).float(), net)
 
 
 def _nflows_shuffle(order: Tensor | None) -> list[Any]:
@@ -235,8 +229,9 @@ def _normflows_maf(dim: int, num: int, width: int) -> Peer:
     options = {"num_blocks": 1, "use_residual_blocks": False, "activation": torch.tanh}
     parts: list[Any] = []
     for _ in range(num):
-        parts.append(swapped(exponential(nf.flows.MaskedAffineAutoregressive(dim, width, **options))))
-        parts += _normflows_shuffle(torch.arange(dim).flip(0))
+        layer = nf.flows.MaskedAffineAutoregressive(dim, width, **options)
+        zeroed(layer.autoregressive_net.final_layer)
+        parts += [swapped(layer), *_normflows_shuffle(torch.arange(dim).flip(0))]
     return _normflows(parts[:-1], dim)
 
 

@@ -76,23 +76,32 @@ def spline_net(inputs: int, outputs: int, width: int) -> Net:
     return net
 
 
-def exponential(layer: Any) -> Any:
-    """A masked autoregressive layer of nflows or normflows with an exponential scale, from the identity."""
+def same_scale(peer: Peer) -> Peer:
+    """Make the scales of nflows' layers and of normflows' MAF exponentials, as the others' are.
 
-    def split(params: Tensor) -> tuple[Tensor, ...]:
-        return params.view(len(params), -1, 2).unbind(-1)
+    Their sigmoids and softplus alone change how much is learned in a given time.
+    """
+    for layer in peer.module.modules():
+        if hasattr(layer, "_scale_and_shift"):
+            layer._scale_and_shift = _scale_and_shift
+        elif hasattr(layer, "_unconstrained_scale_and_shift"):
+            layer._elementwise_forward, layer._elementwise_inverse = _affine, _affine_inverse
+    return peer
 
-    def forward(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale, shift = split(params)
-        return x * log_scale.exp() + shift, log_scale.sum(-1)
 
-    def inverse(y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale, shift = split(params)
-        return (y - shift) * (-log_scale).exp(), -log_scale.sum(-1)
+def _scale_and_shift(params: Tensor) -> tuple[Tensor, Tensor]:
+    shift, log_scale = params.chunk(2, 1)
+    return log_scale.exp(), shift
 
-    layer._elementwise_forward, layer._elementwise_inverse = forward, inverse
-    zeroed(layer.autoregressive_net.final_layer)
-    return layer
+
+def _affine(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    log_scale, shift = params.view(len(params), -1, 2).unbind(-1)
+    return x * log_scale.exp() + shift, log_scale.sum(-1)
+
+
+def _affine_inverse(y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    log_scale, shift = params.view(len(params), -1, 2).unbind(-1)
+    return (y - shift) * (-log_scale).exp(), -log_scale.sum(-1)
 
 
 def swapped(part: Any) -> Any:

@@ -2,14 +2,14 @@ r"""Side by side with zuko, normflows and nflows: the same flows, the same data,
 
     python -m benchmarks.peers [--flows MAF,RealNVP] [--rounds 25] [--steps 1500] [--no-fit] [--json FILE]
 
-Each library's flow has the same layers and network sizes (:mod:`benchmarks.peer_flows`). "forward" draws (base to
-data), "inverse" is a log density, "train" a step of Adam on the negative log-likelihood; all eager, a batch of 256,
-float32, one thread. Times are of the processor, not of the clock, for other jobs may share the machine; rounds go
-through the libraries in turn, and a ratio is the median over the rounds of the ratio within the round. A ratio above
-1: the other library is slower. "with skip" is ours too, with the linear skip that our networks have by default.
+Each library's flow has the same layers and networks (:mod:`benchmarks.peer_flows`). "forward" draws (base to data),
+"inverse" is a log density, "train" a step of Adam on the negative log-likelihood; all eager, a batch of 256, float32,
+one thread. Times are of the processor, not of the clock, for other jobs may share the machine; rounds go through the
+libraries in turn, and a ratio is the median over the rounds of the ratio within the round. A ratio above 1: the other
+library is slower. "with skip" is ours too, with the linear skip that our networks have by default.
 
-Likelihoods are of fresh data after the same number of steps of Adam on the same batches, and differences to ours have
-standard errors, of points and of seeds together.
+Likelihoods are of fresh data after the same number of steps of Adam on the same batches, from the same start and with
+the same scales; differences to ours have standard errors, of points and of seeds together.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from benchmarks.datasets import two_moons
 from benchmarks.peer_flows import LIBRARIES
-from benchmarks.peer_parts import Peer, share_start
+from benchmarks.peer_parts import Peer, same_scale, share_start
 
 #: Name of the flow, dimension, layers, width of the two hidden layers.
 CASES = [
@@ -64,13 +64,18 @@ def data_of(dim: int, num_samples: int, seed: int) -> Tensor:
     return two_moons(num_samples, seed) if dim == 2 else correlated(num_samples, seed)
 
 
-def peers_of(name: str, dim: int, num_layers: int, width: int, seed: int, skip: bool = False) -> dict[str, Peer]:
-    """The flow by each library that has it, started alike: couplings from the same numbers, and from the same data."""
+def peers_of(name: str, dim: int, num_layers: int, width: int, seed: int, own: bool = False) -> dict[str, Peer]:
+    """The flow by each library that has it, started alike: couplings from the same numbers, and from the same data.
+
+    With what is each library's ``own``, or else the same: our skip, and how others keep a scale positive.
+    """
     peers = {}
     for library, makers in LIBRARIES.items():
-        if name in makers and (skip or library != "with skip"):
+        if name in makers and (own or library != "with skip"):
             torch.manual_seed(seed)
             peers[library] = makers[name](dim, num_layers, width)
+            if not own:
+                same_scale(peers[library])
     if name != "MAF":  # whose libraries order the hidden units in ways of their own
         share_start(peers)
     for peer in peers.values():
@@ -123,7 +128,7 @@ def timed(peers: dict[str, Peer], dim: int, options: argparse.Namespace) -> dict
 def speed(case: tuple[str, int, int, int], options: argparse.Namespace) -> list[Row]:
     """A row for each task."""
     rows = []
-    for task, rounds in timed(peers_of(*case, seed=0, skip=True), case[1], options).items():
+    for task, rounds in timed(peers_of(*case, seed=0, own=True), case[1], options).items():
         row: Row = {"flow": case[0], "dim": case[1], "task": task}
         row["microseconds"] = {name: 1e6 * statistics.median(r[name] for r in rounds) for name in rounds[0]}
         row["ratio"] = {n: statistics.median(r[n] / r[OURS] for r in rounds) for n in rounds[0] if n != OURS}

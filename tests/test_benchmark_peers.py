@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from benchmarks.peer_flows import LIBRARIES
-from benchmarks.peer_parts import Peer, networks, share_start, steps_of
+from benchmarks.peer_parts import Peer, networks, same_scale, share_start, steps_of
 from benchmarks.peers import peers_of, trained
 from pyro_nflows.nets import MLP
 
@@ -21,7 +21,7 @@ def made(monkeypatch):
     def make(library: str, name: str) -> Peer:
         if library != "pyro_nflows":
             pytest.importorskip(library)
-        peer = LIBRARIES[library][name](DIM, LAYERS, WIDTH)
+        peer = same_scale(LIBRARIES[library][name](DIM, LAYERS, WIDTH))
         getattr(peer.module, "initialize", peer.log_prob)(points(300))
         return peer
 
