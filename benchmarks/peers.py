@@ -28,7 +28,7 @@ from torch import Tensor
 
 from benchmarks.datasets import two_moons
 from benchmarks.peer_flows import LIBRARIES
-from benchmarks.peer_parts import Peer, same_scale, share_start
+from benchmarks.peer_parts import Peer, same_scale, share_start, start_masked
 
 #: Name of the flow, dimension, layers, width of the two hidden layers.
 CASES = [
@@ -76,9 +76,11 @@ def peers_of(name: str, dim: int, num_layers: int, width: int, seed: int, own: b
             peers[library] = makers[name](dim, num_layers, width)
             if not own:
                 same_scale(peers[library])
-    if name != "MAF":  # whose libraries order the hidden units in ways of their own
+    if name != "MAF":
         share_start(peers)
     for peer in peers.values():
+        if name == "MAF":  # the libraries order the hidden units in ways of their own
+            start_masked(peer)
         peer.module.train()
         getattr(peer.module, "initialize", peer.log_prob)(data_of(dim, 1000, seed + 1))
     return peers
