@@ -1,6 +1,6 @@
 r"""Continuously indexed flows against the flows inside them, on densities with separate modes.
 
-    python -m benchmarks.lattices [--side 3] [--scales .1,1,10,trained] [--annealing .5] [--steps 8000] [--seeds 1]
+    python -m benchmarks.lattices [--side 3] [--scales .1,1,10,trained] [--annealing .8] [--steps 12000] [--seeds 1]
         [--json FILE]
 
 The target is a lattice of equal normals, whose best ELBO is 0; a fit that finds m of K modes has log(m / K) at best.
@@ -77,8 +77,8 @@ def inner(dim: int, hidden: int, base: str) -> Layer:
 
 
 def cif(dim: int, base: str) -> Layer:
-    """Continuously indexed, two indices a layer."""
-    return recipes.cif(dim, partial(inner, hidden=HIDDEN, base=base), 2, (HIDDEN, HIDDEN))
+    """Continuously indexed, one index a layer."""
+    return recipes.cif(dim, partial(inner, hidden=HIDDEN, base=base), 1, (HIDDEN, HIDDEN))
 
 
 def couplings(dim: int, base: str) -> Layer:
@@ -124,8 +124,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=3, help="modes along a side of the lattice")
     parser.add_argument("--scales", default=f".1,1,10,{TRAINED}", help="standard deviations of the base")
-    parser.add_argument("--annealing", type=float, default=0.5)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--annealing", type=float, default=0.8)
+    parser.add_argument("--steps", type=int, default=12_000)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--json", help="write the rows here")
     options = parser.parse_args(argv)
