@@ -106,7 +106,7 @@ def indexed(family: Family, options: argparse.Namespace) -> Chain:
     """The continuously indexed flow."""
     inner = family.flow(family.indexed_layers, family.width)
     spline = RationalQuadratic(options.num_bins, 4.0) if options.num_bins else None
-    return ended(recipes.cif(2, inner, options.index_dim, (family.width,) * 2, spline))
+    return ended(recipes.cif(2, inner, options.index_dim, (family.width,) * 2, spline, skip=True))
 
 
 def baseline(family: Family, options: argparse.Namespace) -> Layer:

@@ -82,8 +82,7 @@ class Recipe:
         num_steps, num_particles = num_steps or 4000, num_particles if num_particles > 1 else 128
         end = Round(min(800, max(1, num_steps // 2)), 64, 2e-2)
         last = 0 if annealing else num_steps // 4
-        rate = 6e-3 if annealing else 3e-3  # modes come apart early, where large steps even out their shares
-        rounds = [Round(num_steps - last, num_particles, rate, annealing, balanced=annealing > 0)]
+        rounds = [Round(num_steps - last, num_particles, 3e-3, annealing, balanced=annealing > 0)]
         if last:
             rounds.append(Round(last, num_particles, 1e-3, covering=True))
         return Recipe(end, rounds, max_ends=1, good_ess=math.inf)

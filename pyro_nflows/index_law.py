@@ -21,6 +21,7 @@ class IndexLaw(MLP):
     :param hidden_dims: widths of the hidden layers.
     :param transformer: :math:`\tau`, an element-wise monotone map, or None.
     :param context_dim: size of a context that is read beside ``x``.
+    :param skip: whether a linear function of ``x`` is added.
 
     Example::
 
@@ -39,9 +40,10 @@ class IndexLaw(MLP):
         hidden_dims: Sequence[int],
         transformer: Transformer | None = None,
         context_dim: int = 0,
+        skip: bool = False,
     ):
         shape_params = transformer.num_params if transformer else 0
-        super().__init__(input_dim, (2 + shape_params) * index_dim, hidden_dims, context_dim=context_dim)
+        super().__init__(input_dim, (2 + shape_params) * index_dim, hidden_dims, skip, context_dim=context_dim)
         self.index_dim, self.transformer = index_dim, transformer
 
     def draw(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:

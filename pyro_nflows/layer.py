@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 from .calls import checked
 from .context import bind
-from .nets import check_sizes
+from .nets import check_sizes, start_wide
 from .numerics import pullback
 
 _L = TypeVar("_L", bound="Layer")
@@ -147,8 +147,11 @@ class Layer(nn.Module):
     def initialize(self, y: Tensor) -> Tensor:
         """Start from data: set what starts from them (:class:`~pyro_nflows.layers.ActNorm`), and return their inverse.
 
+        Networks are given weights that suit standardised data (:func:`~pyro_nflows.nets.start_wide`).
+
         :param y: a batch of outputs, ``(N, output_dim)``.
         """
+        start_wide(self)
         with torch.no_grad():
             return self.inverse(y)[0]
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from .context import context_of, join_context, take_context
-from .nets import check_widths, started
+from .nets import check_widths
 
 
 class MaskedMLP(nn.Module):
@@ -47,6 +47,7 @@ class MaskedMLP(nn.Module):
     ):
         super().__init__()
         check_widths("MaskedMLP", hidden_dims)
+        self.is_wide = False
         take_context(self, context_dim)
         self.shape = (input_dim, num_params)
         first = torch.arange(1, input_dim + 1)
@@ -55,7 +56,7 @@ class MaskedMLP(nn.Module):
         first = torch.cat([first, first.new_zeros(context_dim)])
         hidden_dims = hidden_dims if len(first) > 1 else ()
         degrees = [first, *(_degrees(width, input_dim, context_dim > 0) for width in hidden_dims)]
-        self.hidden = nn.ModuleList(started(nn.Linear(len(a), len(b))) for a, b in zip(degrees, degrees[1:]))
+        self.hidden = nn.ModuleList(nn.Linear(len(a), len(b)) for a, b in zip(degrees, degrees[1:]))
         head = torch.zeros(len(last), len(degrees[-1]))
         if len(first) > 1:
             self.head = nn.Parameter(head)

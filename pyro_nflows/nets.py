@@ -5,7 +5,7 @@ skip (also zero at the start) lets a layer represent a linear dependence exactly
 """
 
 from collections.abc import Sequence
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from torch.nn.functional import conv2d, linear, silu
 
 from .context import context_of, join_context, take_context
 
-M = TypeVar("M", bound=nn.Module)
 #: On PyTorch's own start, for a standard deviation of 5/3 in front of a tanh.
 _TANH_GAIN = 5 / 3**0.5
 
@@ -49,24 +48,30 @@ def check_widths(name: str, hidden_dims: Sequence[int]) -> None:
 
 
 @torch.no_grad()
-def started(layer: M) -> M:
-    r"""A layer before a tanh, whose weights keep a unit variance: :math:`U(-b, b)`, :math:`b = 5 / \sqrt{3 n}` [1].
+def start_wide(module: nn.Module) -> None:
+    r"""Give the networks in a module, if their heads are zero, hidden weights that keep a unit variance before a tanh [1].
 
-    PyTorch's own, :math:`b = 1 / \sqrt n` for :math:`n` inputs, leaves tanh networks nearly linear, and slow to learn.
+    They are :math:`U(-b, b)`, :math:`b = 5 / \sqrt{3 n}` for :math:`n` inputs. PyTorch's own, :math:`b = 1 / \sqrt n`,
+    leave tanh networks nearly linear, and slow to learn densities of data. A network is widened once; its values stay.
 
     Example::
 
-        >>> x = torch.randn(1000, 64)
-        >>> 0.8 < started(nn.Linear(64, 64))(x).std() / (5 / 3) < 1.2
+        >>> net = MLP(64, 1, (64,))
+        >>> start_wide(net)
+        >>> 0.8 < net.hidden[0](torch.randn(1000, 64)).std() / (5 / 3) < 1.2
         tensor(True)
 
     **References**
 
     [1] Y. LeCun, L. Bottou, G. Orr, K.-R. Mueller (1998). Efficient BackProp.
     """
-    for p in layer.parameters():
-        p.mul_(_TANH_GAIN)
-    return layer
+    for net in module.modules():
+        head = getattr(net, "head", None)
+        if getattr(net, "is_wide", True) or head is None or head.any():
+            continue
+        net.is_wide = True  # type: ignore[assignment]
+        for parameter in cast(nn.ModuleList, net.hidden).parameters():
+            parameter.mul_(_TANH_GAIN)
 
 
 class MLP(nn.Module):
@@ -103,12 +108,13 @@ class MLP(nn.Module):
     ):
         super().__init__()
         check_widths("MLP", hidden_dims)
+        self.is_wide = False
         take_context(self, context_dim)
         input_dim += context_dim
         self.unbounded = unbounded and len(hidden_dims) > 1
         widths = [input_dim, *hidden_dims] if input_dim else [0]
         skip = skip and len(widths) > 1
-        self.hidden = nn.ModuleList(started(nn.Linear(a, b)) for a, b in zip(widths, widths[1:]))
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
         self.bias = nn.Parameter(torch.zeros(output_dim)) if bias else None
         self.head = nn.Parameter(torch.zeros(output_dim, widths[-1])) if widths[-1] else None
         self.skip = nn.Parameter(torch.zeros(output_dim, input_dim)) if skip else None
@@ -154,12 +160,13 @@ class ConvNet(nn.Module):
     ):
         super().__init__()
         check_widths("ConvNet", hidden_dims)
+        self.is_wide = False
         take_context(self, context_dim)
         self.shape, self.num_params = tuple(shape), num_params
         widths = [shape[0] + context_dim, *hidden_dims]
         sizes = [3] + [1] * len(hidden_dims)
         self.hidden = nn.ModuleList(
-            started(nn.Conv2d(a, b, size, padding="same")) for a, b, size in zip(widths, widths[1:], sizes)
+            nn.Conv2d(a, b, size, padding="same") for a, b, size in zip(widths, widths[1:], sizes)
         )
         self.bias = nn.Parameter(torch.zeros(num_params * output_channels))
         self.head = nn.Parameter(torch.zeros(len(self.bias), widths[-1], 3, 3))

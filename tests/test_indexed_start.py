@@ -13,7 +13,7 @@ from pyro_nflows.numerics import standard_normal_log_prob
 
 @pytest.mark.parametrize(("dim", "index_dim"), [(1, 1), (2, 2), (3, 1), (2, 3)])
 def test_the_density_is_the_inner_layers_and_the_reverse_model_exact(dim: int, index_dim: int) -> None:
-    layer = Indexed(LocScale(dim), index_dim, hidden_dims=(32, 32))
+    layer = Indexed(LocScale(dim), index_dim, hidden_dims=(32, 32), skip=True)
     x = layer.initialize(torch.randn(5000, dim))
     assert x.shape == (5000, dim)
     y = torch.randn(2000, dim)
@@ -22,7 +22,7 @@ def test_the_density_is_the_inner_layers_and_the_reverse_model_exact(dim: int, i
 
 
 def test_the_index_carries_a_fifth_of_each_coordinates_variance() -> None:
-    layer = Indexed(LocScale(2), 2, hidden_dims=(32, 32))
+    layer = Indexed(LocScale(2), 2, hidden_dims=(32, 32), skip=True)
     layer.initialize(torch.randn(5000, 2))
     noise = torch.randn(20_000, 2)
     y, _ = layer(torch.randn(20_000, 2), noise)
@@ -32,7 +32,7 @@ def test_the_index_carries_a_fifth_of_each_coordinates_variance() -> None:
 
 def test_a_flow_starts_from_data_of_any_scale() -> None:
     data = 3 + 5 * torch.randn(4000, 2)
-    flow = Chain(*recipes.cif(2, lambda dim: recipes.maf(dim, 3), 2, (32, 32)), ActNorm(2))
+    flow = Chain(*recipes.cif(2, lambda dim: recipes.maf(dim, 3), 2, (32, 32), skip=True), ActNorm(2))
     flow.initialize(data)
     truth = standard_normal_log_prob((data - 3) / 5) - 2 * math.log(5)
     found = FlowDistribution(flow).log_prob(data).detach()
@@ -40,7 +40,7 @@ def test_a_flow_starts_from_data_of_any_scale() -> None:
 
 
 def test_with_a_context_the_start_is_the_same() -> None:
-    layer = Indexed(Coupling(2), 2, hidden_dims=(32, 32), context_dim=3)
+    layer = Indexed(Coupling(2), 2, hidden_dims=(32, 32), context_dim=3, skip=True)
     view = layer.at(torch.randn(2000, 3))
     view.initialize(torch.randn(2000, 2))
     y = torch.randn(2000, 2)

@@ -42,11 +42,12 @@ class Indexed(Layer):
 
     :param inner: :math:`f`; its own auxiliary variables, if any, are kept.
     :param index_dim: dimension of ``u``.
-    :param hidden_dims: widths of the three networks, tanh and a linear skip.
+    :param hidden_dims: widths of the three tanh networks.
     :param bound: soft bound of :math:`|s|`.
     :param context_dim: size of a context that the three networks read too; then use ``layer.at(context)``.
     :param transformer: :math:`\tau`, an element-wise monotone map such as
         :class:`~pyro_nflows.transformers.RationalQuadratic`; None is the identity.
+    :param skip: whether the three networks have a linear part, from which :meth:`initialize` starts the index on data.
     :raises ValueError: if ``index_dim < 1``.
 
     Example::
@@ -73,6 +74,7 @@ class Indexed(Layer):
         bound: float = 2.0,
         context_dim: int = 0,
         transformer: Transformer | None = None,
+        skip: bool = False,
     ):
         super().__init__(inner.input_dim, inner.output_dim)
         check_sizes("Indexed", index_dim=index_dim)
@@ -80,9 +82,9 @@ class Indexed(Layer):
         self.grade = min(Weight.PROPER, inner.grade)
         self.noise_dim = index_dim + inner.noise_dim
         self.inverse_noise_dim = index_dim + inner.inverse_noise_dim
-        self.shift_scale = MLP(index_dim, 2 * inner.input_dim, hidden_dims, context_dim=context_dim)
-        self.index = IndexLaw(inner.input_dim, index_dim, hidden_dims, transformer, context_dim)
-        self.reverse = IndexLaw(inner.input_dim, index_dim, hidden_dims, transformer, context_dim)
+        self.shift_scale = MLP(index_dim, 2 * inner.input_dim, hidden_dims, skip, context_dim=context_dim)
+        self.index = IndexLaw(inner.input_dim, index_dim, hidden_dims, transformer, context_dim, skip)
+        self.reverse = IndexLaw(inner.input_dim, index_dim, hidden_dims, transformer, context_dim, skip)
 
     @property
     def has_inverse(self) -> bool:
@@ -131,7 +133,7 @@ class Indexed(Layer):
         return Passage(u, x_prime, self._affine(u)[1].exp(), self.reverse.noise(x_prime, u)[0], rest)
 
     def initialize(self, y: Tensor) -> Tensor:
-        r"""Start from data: the inner layer's own start, and an index that matters.
+        r"""Start from data: the inner layer's own start, and, with ``skip``, an index that matters.
 
         From networks of zero, neither does the index tell the flow anything nor the flow the index, and no gradient
         says which way to go: trained on data, such an index can stay idle for good. So, coordinate by coordinate
@@ -142,7 +144,8 @@ class Indexed(Layer):
 
         with :math:`\lambda = 1/5`: where ``x`` is standard normal so is :math:`x'`, and :math:`r` is exact.
         """
-        self._share_out()
+        if self.shift_scale.skip is not None:
+            self._share_out()
         self.inner.initialize(y)
         return super().initialize(y)
 

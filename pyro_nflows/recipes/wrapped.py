@@ -16,14 +16,15 @@ def cif(
     hidden_dims: Sequence[int] = (10, 10),
     transformer: Transformer | None = None,
     *,
+    skip: bool = False,
     shared: bool = False,
 ) -> Layer:
     """Each layer of an inner flow continuously indexed; permutations and element-wise ends are left as they are.
 
-    Before training on data, ``flow.initialize(batch)`` gives every index a start at which it matters
-    (:meth:`.Indexed.initialize`). Splines, ``transformer=RationalQuadratic(8, 4.0)``, make indices of several modes and
-    a tighter bound: for densities with separate pieces they are worth their price. Given its layer's output, an index
-    does not depend on the others; ``shared`` makes one network of all layers' reverse models, for fewer parameters.
+    For densities of data, ask for ``skip``: then ``flow.initialize(batch)`` gives every index a start at which it
+    matters (:meth:`.Indexed.initialize`). Splines, ``transformer=RationalQuadratic(8, 4.0)``, make indices of several
+    modes and a tighter bound: for densities with separate pieces they are worth their price. Given its layer's output,
+    an index does not depend on the others; ``shared`` makes one network of all reverse models, for fewer parameters.
 
     Example::
 
@@ -34,7 +35,7 @@ def cif(
     layers = [
         layer
         if isinstance(layer.layer if isinstance(layer, Inverse) else layer, plain)
-        else Indexed(layer, index_dim, hidden_dims=hidden_dims, transformer=transformer)
+        else Indexed(layer, index_dim, hidden_dims=hidden_dims, transformer=transformer, skip=skip)
         for layer in _layers(inner(latent_dim))
     ]
     if shared:
