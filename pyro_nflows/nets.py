@@ -49,7 +49,7 @@ def check_widths(name: str, hidden_dims: Sequence[int]) -> None:
 
 @torch.no_grad()
 def start_wide(module: nn.Module) -> None:
-    r"""Give the networks in a module, if their heads are zero, hidden weights that keep a unit variance before a tanh [1].
+    r"""Give networks whose heads are zero hidden weights that keep a unit variance before a tanh [1].
 
     They are :math:`U(-b, b)`, :math:`b = 5 / \sqrt{3 n}` for :math:`n` inputs. PyTorch's own, :math:`b = 1 / \sqrt n`,
     leave tanh networks nearly linear, and slow to learn densities of data. A network is widened once; its values stay.

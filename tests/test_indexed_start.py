@@ -46,3 +46,24 @@ def test_with_a_context_the_start_is_the_same() -> None:
     y = torch.randn(2000, 2)
     error = FlowDistribution(view).log_prob(y).detach() - standard_normal_log_prob(y)
     assert error.abs().max() < 1e-9
+
+
+def test_networks_are_widened_once_and_trained_ones_are_left_alone() -> None:
+    layer, data = Coupling(2), torch.randn(100, 2)
+    before = layer.net.hidden[0].weight.clone()
+    layer.initialize(data)
+    assert torch.allclose(layer.net.hidden[0].weight, 5 / 3**0.5 * before)
+    layer.initialize(data)
+    assert torch.allclose(layer.net.hidden[0].weight, 5 / 3**0.5 * before)
+    trained = Coupling(2)
+    with torch.no_grad():
+        trained.net.head.add_(1.0)
+    before = trained.net.hidden[0].weight.clone()
+    trained.initialize(data)
+    assert torch.equal(trained.net.hidden[0].weight, before)
+
+
+def test_without_linear_parts_the_index_starts_idle() -> None:
+    layer, x = Indexed(LocScale(2), 2), torch.randn(50, 2)
+    layer.initialize(torch.randn(100, 2))
+    assert torch.allclose(layer(x, torch.randn(50, 2))[0], layer(x, torch.randn(50, 2))[0])
