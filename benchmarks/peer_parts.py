@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_nflows import recipes
 from pyro_nflows.layers import Coupling, Permutation
-from pyro_nflows.nets import MLP, ConvNet, started
+from pyro_nflows.nets import MLP, ConvNet, widen
 
 Maker = Callable[[int, int, int], "Peer"]
 BINS, BOUND = 8, 5.0
@@ -156,4 +156,4 @@ def start_masked(peer: Peer) -> None:
     """Start the hidden layers of another library's MAF as ours start, though not from the same numbers."""
     for name, layer in peer.module.named_modules():
         if name.endswith((".initial_layer", ".linear", ".hyper.0", ".hyper.2")):
-            started(layer)
+            widen(layer)

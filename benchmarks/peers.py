@@ -76,13 +76,13 @@ def peers_of(name: str, dim: int, num_layers: int, width: int, seed: int, own: b
             peers[library] = makers[name](dim, num_layers, width)
             if not own:
                 same_scale(peers[library])
-    if name != "MAF":
-        share_start(peers)
     for peer in peers.values():
         if name == "MAF":  # the libraries order the hidden units in ways of their own
             start_masked(peer)
         peer.module.train()
         getattr(peer.module, "initialize", peer.log_prob)(data_of(dim, 1000, seed + 1))
+    if name != "MAF":  # after ours were widened
+        share_start(peers)
     return peers
 
 

@@ -48,6 +48,21 @@ def check_widths(name: str, hidden_dims: Sequence[int]) -> None:
 
 
 @torch.no_grad()
+def widen(hidden: nn.Module) -> None:
+    r"""Multiply PyTorch's own start, :math:`U(-1 / \sqrt n, 1 / \sqrt n)`, to what :func:`start_wide` wants.
+
+    Example::
+
+        >>> layer = nn.Linear(100, 100)
+        >>> widen(layer)
+        >>> 0.2 < layer.weight.abs().max().item() < 5 / 300**0.5
+        True
+    """
+    for parameter in hidden.parameters():
+        parameter.mul_(_TANH_GAIN)
+
+
+@torch.no_grad()
 def start_wide(module: nn.Module) -> None:
     r"""Give networks whose heads are zero hidden weights that keep a unit variance before a tanh [1].
 
@@ -70,8 +85,7 @@ def start_wide(module: nn.Module) -> None:
         if getattr(net, "is_wide", True) or head is None or head.any():
             continue
         net.is_wide = True  # type: ignore[assignment]
-        for parameter in cast(nn.ModuleList, net.hidden).parameters():
-            parameter.mul_(_TANH_GAIN)
+        widen(cast(nn.ModuleList, net.hidden))
 
 
 class MLP(nn.Module):
