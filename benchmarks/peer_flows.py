@@ -231,6 +231,8 @@ def _normflows_maf(dim: int, num: int, width: int) -> Peer:
     for _ in range(num):
         layer = nf.flows.MaskedAffineAutoregressive(dim, width, **options)
         zeroed(layer.autoregressive_net.final_layer)
+        # Without residual blocks the library leaves out the first activation, which all others have.
+        layer.autoregressive_net.initial_layer.register_forward_hook(lambda _, inputs, outputs: torch.tanh(outputs))
         parts += [swapped(layer), *_normflows_shuffle(torch.arange(dim).flip(0))]
     return _normflows(parts[:-1], dim)
 

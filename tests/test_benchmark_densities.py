@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.densities import FAMILIES, baseline, difference, indexed, parsed
 from benchmarks.kernels import SHARES, KernelDensity, fit_kernels
-from benchmarks.lattices import TRAINED, cif, couplings
+from benchmarks.lattices import INNER, TRAINED, as_large, cif
 from benchmarks.likelihood import Likelihood, maximise
 from pyro_nflows import VI, AutoIAF, FlowDistribution, recipes
 from pyro_nflows.engine.program import Inputs
@@ -68,9 +68,11 @@ def test_a_baseline_has_no_fewer_parameters_and_hardly_more(name: str) -> None:
     assert size <= num_params(baseline(FAMILIES[name], options)) <= 1.1 * size
 
 
-def test_lattice_guides_have_equal_parameters_and_the_base_that_was_asked_for() -> None:
-    assert num_params(cif(2, ".1")) <= num_params(couplings(2, ".1")) <= 1.15 * num_params(cif(2, ".1"))
-    fixed, trained = couplings(2, "10"), couplings(2, TRAINED)
+@pytest.mark.parametrize("inner", INNER)
+def test_lattice_guides_have_equal_parameters_and_the_base_that_was_asked_for(inner: str) -> None:
+    indexed, alone = cif(2, inner, ".1"), as_large(2, inner, ".1")
+    assert num_params(indexed) <= num_params(alone) <= 1.15 * num_params(indexed)
+    fixed, trained = as_large(2, inner, "10"), as_large(2, inner, TRAINED)
     assert fixed(torch.ones(1, 2))[0].tolist() == [pytest.approx([10.0, 10.0])]
     assert num_params(trained) == num_params(fixed) + 4
 

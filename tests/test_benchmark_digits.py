@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from benchmarks import digits, image_flows
-from benchmarks.images import Digits, Images, bits_per_dimension, dequantised
+from benchmarks.images import SIZES, Digits, Images, bits_per_dimension, dequantised, load
 from pyro_nflows.layers import Residual
 from pyro_nflows.recipes import num_params
 
@@ -26,6 +26,18 @@ def images() -> Digits:
 def test_a_fair_coin_for_each_level_needs_as_many_bits_as_there_are() -> None:
     uniform = torch.full((3,), -64 * math.log(17))
     assert torch.allclose(bits_per_dimension(uniform), torch.tensor(math.log2(17)))
+
+
+def test_each_seed_tests_images_of_its_own_and_uses_all() -> None:
+    pytest.importorskip("sklearn")
+    splits = [load(seed) for seed in range(6)]
+    assert all(tuple(len(part.levels) for part in (s.train, s.valid, s.test)) == SIZES for s in splits)
+    every = torch.cat([part.levels for part in (splits[0].train, splits[0].valid, splits[0].test)]).unique(dim=0)
+    assert len(every) == sum(SIZES)  # no two images are the same
+    tested = torch.cat([split.test.levels for split in splits])
+    assert len(tested.unique(dim=0)) == len(tested) == 6 * SIZES[-1]
+    for split in splits:
+        assert len(torch.cat([split.train.levels, split.valid.levels, split.test.levels]).unique(dim=0)) == sum(SIZES)
 
 
 @pytest.mark.parametrize("method", digits.METHODS)

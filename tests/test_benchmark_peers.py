@@ -67,6 +67,21 @@ def test_a_peers_maf_starts_where_ours_does_and_has_as_many_parameters(made, lib
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_mafs_of_nflows_and_normflows_given_the_same_numbers_are_the_same_density(made):
+    peers, x = [made(library, "MAF") for library in ("nflows", "normflows")], points(500)
+    masked = [
+        [net for net in peer.module.modules() if hasattr(net, "final_layer") and hasattr(net, "initial_layer")]
+        for peer in peers
+    ]
+    with torch.no_grad():
+        for ours, theirs in zip(masked[0], reversed(masked[1]), strict=True):
+            ours.final_layer.weight.normal_(0, 0.1)
+            theirs.load_state_dict(ours.state_dict())
+        expected, found = (peer.log_prob(x) for peer in peers)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_peers_start_alike_and_learn_alike(monkeypatch):
     monkeypatch.setattr(Distribution, "_validate_args", Distribution._validate_args)
     for library in ("zuko", "nflows", "normflows"):
