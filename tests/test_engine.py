@@ -369,6 +369,35 @@ def test_compiled_code_is_accepted_at_an_exact_optimum(exact_program):
     assert best.engine is Engine.COMPILED
 
 
+class Steep(Eager):
+    """Steps of which each enlarges a difference of parameters a million times, as Adam may on a steep flow."""
+
+    is_random = False
+
+    def __init__(self, rounding=0.0, carries=True, factor=1.0):
+        self.rounding, self.carries, self.factor = rounding, carries, factor
+
+    def run(self, state, inputs):
+        start = state.params
+        for _ in inputs.noise:
+            x = state.params if self.carries else start
+            x = self.factor * torch.sin(1e6 * (1 + self.rounding) * x)
+            state = state._replace(params=x, mean=x)
+        return state, torch.zeros(len(inputs.noise))
+
+
+def test_rounding_that_grows_over_steps_is_no_reason_to_refuse_an_engine():
+    program = couplings_program()
+    why = [
+        backends.difference(Steep(), other, program.init(), inputs(program))
+        for other in (Steep(), Steep(rounding=1e-13), Steep(rounding=1e-13, carries=False), Steep(factor=1.1))
+    ]
+    far = (r.run(program.init()._replace(params=torch.ones(9)), inputs(program))[0] for r in (Steep(), Steep(1e-13)))
+    assert torch.dist(*(state.params for state in far)) > 0.1
+    assert why[:2] == [None, None]
+    assert all("gradient at fresh points" in reason for reason in why[2:])
+
+
 def why_not_compiled(log_joint, engine=None):
     """What a short round's history says."""
     trainer = Trainer(log_joint, engine=engine, progress_bar=False)
