@@ -40,7 +40,7 @@ class VI:
         ELBO by path gradients, with the recipe's numbers of particles.
     :param num_steps: steps of the flow; by default the recipe runs rounds until the ESS is good.
     :param num_starts: independent fits; the best is kept, and their agreement enters the verdict.
-    :param seed: makes the run reproducible.
+    :param seed: makes the run reproducible, but for rounding where the engine is not named.
     :param engine: ``"eager"``, ``"traced"`` or ``"compiled"``; by default the fastest that can run the model:
         training starts traced, and goes on compiled where that pays.
     :param annealing: share of the steps, from 0 to 1, in which ``log p`` is flattened: for several modes.
