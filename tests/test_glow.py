@@ -55,7 +55,7 @@ def test_a_channel_that_does_not_vary_is_only_shifted():
         lambda layer: Chain(layer, Planar(3)),
         lambda layer: Chain(Planar(3), Chain(layer)),
         lambda layer: Split(layer, 5),
-        lambda layer: Indexed(layer),
+        lambda layer: Indexed(layer, skip=True),
         lambda layer: Conditional(layer, 2).at(torch.randn(50, 2)),
     ],
     ids=["Chain", "Chain of Chain", "Split", "Indexed", "Conditional"],

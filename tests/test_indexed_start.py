@@ -63,7 +63,26 @@ def test_networks_are_widened_once_and_trained_ones_are_left_alone() -> None:
     assert torch.equal(trained.net.hidden[0].weight, before)
 
 
-def test_without_linear_parts_the_index_starts_idle() -> None:
+@pytest.mark.parametrize("bound", [0.01, 0.1, 0.2])
+def test_a_small_bound_leaves_the_index_as_much_as_it_allows(bound: float) -> None:
+    layer = Indexed(LocScale(2), 2, hidden_dims=(32, 32), bound=bound, skip=True)
+    layer.initialize(torch.randn(5000, 2))
+    y = torch.randn(2000, 2)
+    error = FlowDistribution(layer).log_prob(y).detach() - standard_normal_log_prob(y)
+    assert error.abs().max() < 1e-9
+    z = torch.zeros(1000, 2)
+    spread = layer(z, torch.randn(1000, 2))[0].var(0)
+    share = min(0.2, 1 - math.exp(-1.8 * bound))
+    assert spread.tolist() == pytest.approx([share] * 2, rel=5 * (2 / 1000) ** 0.5)
+
+
+def test_a_bound_that_is_not_positive_is_an_error() -> None:
+    with pytest.raises(ValueError, match="bound must be a positive number, got 0"):
+        Indexed(LocScale(2), bound=0.0)
+
+
+def test_without_linear_parts_the_index_starts_idle_and_says_so() -> None:
     layer, x = Indexed(LocScale(2), 2), torch.randn(50, 2)
-    layer.initialize(torch.randn(100, 2))
+    with pytest.warns(UserWarning, match="make it with skip=True"):
+        layer.initialize(torch.randn(100, 2))
     assert torch.allclose(layer(x, torch.randn(50, 2))[0], layer(x, torch.randn(50, 2))[0])

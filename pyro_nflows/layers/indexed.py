@@ -1,4 +1,5 @@
 import math
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
@@ -48,7 +49,7 @@ class Indexed(Layer):
     :param transformer: :math:`\tau`, an element-wise monotone map such as
         :class:`~pyro_nflows.transformers.RationalQuadratic`; None is the identity.
     :param skip: whether the three networks have a linear part, from which :meth:`initialize` starts the index on data.
-    :raises ValueError: if ``index_dim < 1``.
+    :raises ValueError: if ``index_dim < 1`` or ``bound <= 0``.
 
     Example::
 
@@ -78,6 +79,8 @@ class Indexed(Layer):
     ):
         super().__init__(inner.input_dim, inner.output_dim)
         check_sizes("Indexed", index_dim=index_dim)
+        if not bound > 0:
+            raise ValueError(f"Indexed: bound must be a positive number, got {bound}")
         self.inner, self.index_dim, self.bound = inner, index_dim, bound
         self.grade = min(Weight.PROPER, inner.grade)
         self.noise_dim = index_dim + inner.noise_dim
@@ -142,20 +145,29 @@ class Indexed(Layer):
         .. math:: x' = \sqrt{1 - \lambda}\, x + \sqrt{\lambda}\, u, \qquad
             r(u | x') = N(\sqrt{\lambda}\, x', 1 - \lambda),
 
-        with :math:`\lambda = 1/5`: where ``x`` is standard normal so is :math:`x'`, and :math:`r` is exact.
+        with :math:`\lambda = 1/5`, or less where ``bound`` asks for it: where ``x`` is standard normal so is
+        :math:`x'`, and :math:`r` is exact. Without ``skip``, a warning.
         """
+        head = self.shift_scale.head
         if self.shift_scale.skip is not None:
             self._share_out()
+        elif head is not None and not head.any():
+            warnings.warn(
+                "Indexed: without skip=True its index starts idle on data and may stay idle; make it with skip=True "
+                "(recipes.cif(..., skip=True))",
+                stacklevel=2,
+            )
         self.inner.initialize(y)
         return super().initialize(y)
 
     @torch.no_grad()
     def _share_out(self) -> None:
         """By the linear parts of the networks alone: coordinate ``i`` shares its variance with index ``i``."""
-        num, log_scale = min(self.index_dim, self.input_dim), 0.5 * math.log1p(-_SHARE)
-        cast(Tensor, self.shift_scale.skip)[:num, :num].copy_((_SHARE / (1 - _SHARE)) ** 0.5 * torch.eye(num))
+        num, log_scale = min(self.index_dim, self.input_dim), max(0.5 * math.log1p(-_SHARE), -0.9 * self.bound)
+        share = -math.expm1(2 * log_scale)
+        cast(Tensor, self.shift_scale.skip)[:num, :num].copy_((share / (1 - share)) ** 0.5 * torch.eye(num))
         cast(Tensor, self.shift_scale.bias)[self.input_dim :][:num] = soft_unbound(log_scale, self.bound)
-        cast(Tensor, self.reverse.skip)[:num, :num].copy_(_SHARE**0.5 * torch.eye(num))
+        cast(Tensor, self.reverse.skip)[:num, :num].copy_(share**0.5 * torch.eye(num))
         cast(Tensor, self.reverse.bias)[self.index_dim :][:num] = soft_unbound(log_scale, IndexLaw.bound)
 
     def scored(self, x: Tensor, noise: Tensor | None, score: Tensor, reverse: Tensor) -> Scored:
