@@ -191,7 +191,18 @@ def _leaves(tree: Any) -> list[Any]:
 
 def _hashable(tree: Any) -> Any:
     leaves, spec = tree_flatten(tree, is_leaf=is_value)
-    return tuple((type(leaf), leaf) for leaf in leaves), spec
+    return tuple((type(leaf), leaf) for leaf in leaves), spec if _SPECS_HASH else repr(spec)
+
+
+def _can_hash(spec: Any) -> bool:
+    try:
+        hash(spec)
+    except TypeError:  # before torch 2.5, of anything with a dictionary
+        return False
+    return True
+
+
+_SPECS_HASH = _can_hash(tree_flatten({"key": 0})[1])
 
 
 def is_value(leaf: Any) -> bool:

@@ -141,7 +141,7 @@ def _runge_kutta(
 ) -> _State:
     x, total = state
     for i in range(num_steps):
-        now = x.new_tensor(start + i * step)
+        now = torch.tensor(start + i * step, dtype=x.dtype, device=x.device)
         a, trace_a = field(now, (x, total))
         b, trace_b = field(now + 0.5 * step, (x + 0.5 * step * a, total))
         c, trace_c = field(now + 0.5 * step, (x + 0.5 * step * b, total))
