@@ -74,9 +74,9 @@ def test_mafs_of_nflows_and_normflows_given_the_same_numbers_are_the_same_densit
         for peer in peers
     ]
     with torch.no_grad():
-        for ours, theirs in zip(masked[0], reversed(masked[1]), strict=True):
-            ours.final_layer.weight.normal_(0, 0.1)
-            theirs.load_state_dict(ours.state_dict())
+        for one, other in zip(masked[0], reversed(masked[1]), strict=True):
+            one.final_layer.weight.normal_(0, 0.1)
+            other.load_state_dict(one.state_dict())
         expected, found = (peer.log_prob(x) for peer in peers)
     torch.testing.assert_close(found, expected)
 
