@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -36,8 +37,7 @@ class Ensemble:
         members = self._of(base)
         if not isinstance(base, Compiled) or len(members) == 1 or base.scan.is_random:
             return [member.run(state, given) for member, state, given in zip(members, states, inputs)]
-        with ThreadPoolExecutor(min(len(members), num_cores())) as pool:
-            return list(pool.map(lambda member, state, given: member.run(state, given), members, states, inputs))
+        return _side_by_side(cast(list[Compiled], members), states, inputs)
 
     def _of(self, base: Runner) -> list[Runner]:
         """A runner for each, made anew only when the code has changed."""
@@ -46,6 +46,21 @@ class Ensemble:
             alone = len(self.programs) == 1 and self.data[0] is None
             self._base, self._members = base, [base] if alone else [base.bound(*pair) for pair in pairs]
         return self._members
+
+
+def _side_by_side(
+    members: Sequence[Compiled], states: Sequence[State], inputs: Sequence[Inputs]
+) -> list[tuple[State, Tensor]]:
+    """Each on a thread; an interrupt, which only this thread hears, ends them all."""
+    for member in members:
+        member.memory.halted = False
+    with ThreadPoolExecutor(min(len(members), num_cores())) as pool:
+        try:
+            return list(pool.map(lambda member, state, given: member.run(state, given), members, states, inputs))
+        except BaseException:
+            for member in members:
+                member.memory.halted = True
+            raise
 
 
 class Stream:

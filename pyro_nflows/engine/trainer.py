@@ -17,7 +17,8 @@ from ..weights import LogDensity
 from .backends import prepare
 from .ensemble import Data, Ensemble, Stream
 from .history import History
-from .program import Inputs, Program
+from .pace import Pace, unbroken
+from .program import Inputs, Program, State
 from .runners import Engine, Runner
 from .sampler import Sampler
 from .slope import Slope
@@ -131,16 +132,16 @@ class Trainer:
         members = members or [self] * len(layers)
         histories = _histories(members)
         began = time.perf_counter()
-        with restored_threads(), tqdm(total=plan.num_steps, disable=not self.progress_bar, unit="step") as bar:
-            bar.set_description(f"{title}: {'compiling' if self.engine is Engine.COMPILED else 'tracing'}")
-            try:
+        try:
+            with restored_threads(), tqdm(total=plan.num_steps, disable=not self.progress_bar, unit="step") as bar:
+                bar.set_description(f"{title}: {'compiling' if self.engine is Engine.COMPILED else 'tracing'}")
                 pairs = [member._get(layer, objective, gradient, plan) for member, layer in zip(members, layers)]
                 bar.set_description(title)
                 programs, runner = [program for program, _ in pairs], pairs[0][1]
                 self._steps(members, programs, runner, plan, title, bar)
-            except KeyboardInterrupt:
-                for history in histories:
-                    history.interrupted = True
+        except KeyboardInterrupt:
+            for history in histories:
+                history.interrupted = True
         for history in histories:
             history.rounds.append(history.num_steps)
             history.seconds += (time.perf_counter() - began) / len(histories)
@@ -199,26 +200,29 @@ class Trainer:
         schedule = _schedule(plan, _share(programs[0].objective), states[0].params)
         elbos: list[list[Tensor]] = [[] for _ in programs]
         streams = [member.stream or _stream(len(members)) for member in members]
-        ensemble = Ensemble(runner, programs, [member._bound for member in members])
+        ensemble, pace = Ensemble(runner, programs, [member._bound for member in members]), Pace(2 * PAUSE)
         try:
             while start < plan.num_steps and not all(member.history.failed for member in members):
                 began = time.perf_counter()
                 num = min(blocks * BLOCK, plan.num_steps - start)
                 inputs = [_own(stream, program, schedule, start, num) for stream, program in zip(streams, programs)]
-                before, after = states, ensemble.run(states, inputs)
-                states, start = [state for state, _ in after], start + num
-                for member, part, old, (new, losses) in zip(members, elbos, before, after):
-                    part.append(-losses)
+                before, start = states, start + num
+                for part in pace.parts(num):  # an interrupt loses no more than one part
+                    after = ensemble.run(states, [Inputs(*(rows[part] for rows in own)) for own in inputs])
+                    states = [state for state, _ in after]
+                    for kept, (_, losses) in zip(elbos, after):
+                        kept.append(-losses)
+                    bar.update(part.stop - part.start)
+                for member, old, new in zip(members, before, states):
                     member.history.failed |= 2 * int(new.skipped - old.skipped) > num
                 bar.set_description(title + (", compiling" if runner.is_compiling else ""), refresh=False)
                 bar.set_postfix_str(f"ELBO {max(float(part[-1].nanmean()) for part in elbos):.3f}", refresh=False)
-                bar.update(num)
                 blocks = self._blocks(runner, (time.perf_counter() - began) / num)
         finally:
-            for member, program, state, part in zip(members, programs, states, elbos):
-                program.write(state)
+            unbroken(lambda: _write(programs, states))
+            for member, state, kept in zip(members, states, elbos):
                 member.history.skipped += int(state.skipped)
-                member.history.elbos += part
+                member.history.elbos += kept
             for history in _histories(members):
                 history.note(runner)
 
@@ -227,6 +231,11 @@ class Trainer:
         if runner.engine is not Engine.COMPILED or runner.is_random:
             return 1
         return max(1, min(MAX_BLOCKS, int(PAUSE / (BLOCK * seconds))))
+
+
+def _write(programs: Sequence[Program], states: Sequence[State]) -> None:
+    for program, state in zip(programs, states):
+        program.write(state)
 
 
 def _share(objective: Objective) -> float:

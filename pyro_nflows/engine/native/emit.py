@@ -20,6 +20,7 @@ from .plan import (
     Statement,
     Step,
 )
+from .turns import SKELETON, pauses
 
 _PREFIX = {"float": "f", "double": "d"}
 _COMBINE = {"sum": "{0} += {1};", "max": "{0} = MAX({0}, {1});", "min": "{0} = MIN({0}, {1});"}
@@ -204,12 +205,12 @@ class Emitter:
         for new, old in zip(self.results, self.inputs[: self.num_carried]):
             share(self.plan, new, old)
         size = place(self.plan)
-        calls = [self._step(step) for step in self.plan.steps]
+        calls = self._calls(self.plan.steps)
         functions = [
             f"static __attribute__((noinline)) void {name}({params}) {{\n{body}\n}}"
             for (params, body), name in self.functions.items()
         ]
-        source = _SKELETON.format(
+        source = SKELETON.format(
             pointers="\n".join(f"static {name}_t *{name};" for name in LINEAR),
             addresses="\n".join(f"{name} = linear[{i}];" for i, name in enumerate(LINEAR)),
             functions="\n".join(functions),
@@ -226,10 +227,17 @@ class Emitter:
             return f"({c_type} *)constants[{number}] + {offset}"
         return f"({c_type} *)(memory + {buffer.offset + offset * buffer.dtype.itemsize})"
 
+    def _calls(self, steps: Sequence[Step]) -> list[str]:
+        """Every step, and stops at which Python has a turn: calls of torch, numbered from one, and then pauses."""
+        calls, paused = [self._step(step) for step in steps], pauses(steps)
+        for number, i in enumerate(sorted(paused), len(self.externs) + 1):
+            calls[i] += f"\nreturn {number}; case {number}:;"
+        return calls
+
     def _step(self, step: Step) -> str:
         if isinstance(step, Extern):
             self.externs.append(step)
-            return f"if (call({len(self.externs) - 1})) return 1;"
+            return f"return {len(self.externs)}; case {len(self.externs)}:;"
         if isinstance(step, Product):
             return self._product(step)
         if isinstance(step, Solve):
@@ -278,7 +286,7 @@ class Emitter:
         lines = []
         for i, ref in enumerate(self.inputs[self.num_carried :]):
             size = ref.meta.numel() * ref.buffer.dtype.itemsize  # none of a tensor without elements
-            lines.append(f"memcpy(memory + {ref.buffer.offset}, streams[{i}] + step * {size}, {size});")
+            lines.append(f"memcpy(memory + {ref.buffer.offset}, streams[{i}] + *step * {size}, {size});")
         return "\n".join(lines)
 
     def _results(self) -> str:
@@ -292,22 +300,5 @@ class Emitter:
             if i < self.num_carried:
                 lines.append(f"memcpy(memory + {self.inputs[i].buffer.offset}, {source});")
             else:
-                lines.append(f"memcpy(collected[{i - self.num_carried}] + step * {size}, {source});")
+                lines.append(f"memcpy(collected[{i - self.num_carried}] + *step * {size}, {source});")
         return "\n".join(lines)
-
-
-_SKELETON = """#include "support.h"
-{pointers}
-{functions}
-
-int run(u8 *memory, u8 **constants, u8 **streams, u8 **collected, void **linear, void *pack, i64 steps,
-        callback call) {{
-{addresses}
-for (i64 step = 0; step < steps; step++) {{
-{inputs}
-{calls}
-{results}
-}}
-return 0;
-}}
-"""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from ..pace import Pace
 from ..tape import Tape
 from .build import Build, CompilerError, linear_library
 from .emit import LINEAR, Emitter
@@ -15,7 +16,12 @@ from .lower import Lowering
 from .memory import ALIGNMENT
 from .plan import Buffer, Extern, Ref
 
-_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int64)
+#: Seconds between looks at signals.
+MOMENT = 0.1
+
+
+class Halted(RuntimeError):
+    """A run was told to stop."""
 
 
 class Scan:
@@ -75,6 +81,8 @@ class Scan:
 class Run:
     """One run's memory, so that several may run side by side.
 
+    Set ``halted`` from another thread to have it stop within a moment.
+
     :param scan: the code.
     :param tape: the scan's, or that :meth:`~..tape.Tape.bound` to other data.
     :raises CompilerError: if there is no compiled code, or if the other data lie in memory in another way.
@@ -89,7 +97,7 @@ class Run:
         self.tape, self._made = tape, dict[Buffer, Tensor]()
         self.constants = [self._constant(buffer) for buffer in program.constants]
         self.externs = [self._extern(e) for e in program.externs]
-        self.error: BaseException | None = None
+        self.pace, self.halted = Pace(MOMENT), False
 
     def run(self, state: Sequence[Tensor], streams: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         carried = self.scan.num_carried
@@ -98,19 +106,29 @@ class Run:
         for ref, tensor in zip(self.inputs, state):
             self._tensor(ref).copy_(tensor)
         collected = [ref.meta.new_empty((steps, *ref.meta.shape), device="cpu") for ref in self.results[carried:]]
-        failed = self.scan._library.run(
-            ctypes.c_void_p(self.memory.data_ptr()),
-            _pointers(self.constants),
-            _pointers(streams),
-            _pointers(collected),
-            self.scan.addresses,
-            ctypes.c_void_p(self.pack.data_ptr()),
-            ctypes.c_int64(steps),
-            _CALLBACK(self._call),
-        )
-        if failed:
-            raise self.error or RuntimeError("compiled code stopped without saying why")
+        with torch.inference_mode():
+            self._go(steps, _pointers(streams), _pointers(collected))
         return [self._tensor(ref).clone() for ref in self.inputs[:carried]], collected
+
+    def _go(self, steps: int, streams: Any, collected: Any) -> None:
+        """Run the code from stop to stop; between them, Python hears signals, and torch does what C does not.
+
+        Code that called back into Python could not do this: what is raised in a callback is lost.
+        """
+        step, stop, run = ctypes.c_int64(0), 0, self.scan._library.run
+        memory, pack = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (self.memory, self.pack))
+        given = memory, _pointers(self.constants), streams, collected, self.scan.addresses, pack, ctypes.byref(step)
+        for part in self.pace.parts(steps):
+            end = ctypes.c_int64(part.stop)
+            while stop := run(*given, end, ctypes.c_int(stop)):
+                if stop <= len(self.externs):
+                    self.externs[stop - 1]()
+                self._check()
+            self._check()
+
+    def _check(self) -> None:
+        if self.halted:
+            raise Halted("another member of the ensemble was interrupted")
 
     def _constant(self, buffer: Buffer) -> Tensor:
         """A constant, as it is with this run's data."""
@@ -147,15 +165,6 @@ class Run:
                 out.copy_(result)
 
         return call
-
-    def _call(self, index: int) -> int:
-        try:
-            with torch.inference_mode():
-                self.externs[index]()
-        except BaseException as error:  # an exception cannot pass through compiled code
-            self.error = error
-            return 1
-        return 0
 
 
 def _aligned(size: int) -> Tensor:

@@ -9,7 +9,6 @@
 typedef int64_t i64;
 typedef int32_t i32;
 typedef uint8_t u8;
-typedef int (*callback)(i64);
 
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
