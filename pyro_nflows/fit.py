@@ -11,14 +11,13 @@ r"""The recipe: from a guide and a model to a trained guide and weighed draws.
 
 import copy
 import math
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from . import diagnostics
 from .drive import Fitting, Task, drive
 from .engine import Gaussian, Round, Trainer, best_start
 from .estimators import Balanced, Covering
@@ -27,7 +26,8 @@ from .guides import AutoFlow
 from .layer import Chain, Weight
 from .modes import Modes, place
 from .objectives import ELBO
-from .verdict import SETTLED, effective, has_light_tail, is_hopeless
+from .result import Fit, weighed, weightless
+from .verdict import SETTLED, effective, has_light_tail
 from .weights import Draws, base_noise
 
 #: Below this ESS a few draws would have all the say in a covering round, and the plain ELBO is trained on.
@@ -93,44 +93,6 @@ class Recipe:
         return self.good_ess < math.inf
 
 
-@dataclass
-class Fit:
-    """A trained layer and draws from it, without gradients; ``undefined`` are those with NaN in place of a weight."""
-
-    layer: Chain
-    draws: Draws
-    undefined: Tensor
-
-    @property
-    def elbo(self) -> diagnostics.Estimate:
-        """The evidence lower bound."""
-        return bound_of(self.draws.log_weight, diagnostics.elbo)
-
-    @property
-    def log_evidence(self) -> diagnostics.Estimate:
-        """The importance estimate of the log evidence."""
-        return bound_of(self.draws.log_weight, diagnostics.log_evidence)
-
-    @property
-    def suspects(self) -> Tensor:
-        """Draws that may tell why values are not finite: those without a weight, or all."""
-        return self.draws.z[self.undefined] if self.undefined.any() else self.draws.z
-
-
-def bound_of(log_weight: Tensor, bound: Callable[[Tensor], diagnostics.Estimate]) -> diagnostics.Estimate:
-    """A bound of the evidence; ``-inf`` where no draw has any weight."""
-    if is_hopeless(log_weight):
-        return diagnostics.Estimate(torch.tensor(-torch.inf), torch.tensor(torch.inf))
-    return bound(log_weight)
-
-
-def evidence_of(log_weight: Tensor) -> dict[str, float]:
-    """The ELBO and the importance estimate of the log evidence, with their standard errors."""
-    found = {"elbo": bound_of(log_weight, diagnostics.elbo), "iwae": bound_of(log_weight, diagnostics.log_evidence)}
-    parts = [(name, float(e.value), float(e.se)) for name, e in found.items()]
-    return {key: number for name, value, se in parts for key, number in ((name, value), (f"{name}_se", se))}
-
-
 def fit_all(
     trainer: Trainer, guide: AutoFlow, objective: Objective, gradient: Gradient, recipe: Recipe, locs: Sequence[Tensor]
 ) -> list[Fit]:
@@ -145,12 +107,33 @@ def fit_all(
     :param recipe: sizes.
     :param locs: points of finite density.
     """
-    starts = [(trainer, start(trainer, guide, objective, gradient, recipe, loc)) for loc in locs]
-    if trainer.leaves:
-        alone = [drive([pair], f"start {i + 1}, " if i else "") for i, pair in enumerate(starts)]
-        return [fit for fits in alone for _, fit in fits]
-    found = dict(drive(starts, f"{len(starts)} starts, " if len(starts) > 1 else ""))
-    return [found[i] for i in range(len(starts))]
+    layers, found = [cast(Chain, copy.deepcopy(guide.layer)) for _ in locs], dict[int, Fit]()
+    begins = (_begin(trainer, guide, layer, recipe, loc) for layer, loc in zip(layers, locs))
+    fits = [_fit(trainer, layer, begin, objective, gradient, recipe) for layer, begin in zip(layers, begins)]
+    try:
+        found.update(_driven(trainer, fits))
+    except KeyboardInterrupt:
+        if trainer.history.interrupted:
+            raise
+        trainer.interrupt()
+    if not trainer.history.interrupted:
+        return [found[i] for i in range(len(fits))]
+    begun = [i for i, layer in enumerate(layers) if i in found or not _equal(layer, cast(Chain, guide.layer))]
+    return [found.get(i) or _drawn(trainer, layers[i], recipe) for i in begun or [0]]
+
+
+def _driven(trainer: Trainer, fits: Sequence[Fitting[Fit]]) -> Iterator[tuple[int, Fit]]:
+    """Each fit with its place, as it is done."""
+    if not trainer.leaves:
+        yield from drive([(trainer, fit) for fit in fits], f"{len(fits)} starts, " if len(fits) > 1 else "")
+        return
+    for i, fit in enumerate(fits):
+        if not trainer.history.interrupted:
+            yield from ((i, done) for _, done in drive([(trainer, fit)], f"start {i + 1}, " if i else ""))
+
+
+def _equal(layer: Chain, other: Chain) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(layer.state_dict().values(), other.state_dict().values()))
 
 
 def start(
@@ -162,11 +145,17 @@ def start(
 
 
 def fit_modes(trainer: Trainer, guide: AutoFlow, objective: Objective, gradient: Gradient, modes: Modes) -> Fit:
-    """Train the guide's flow from modes that were found, on a base that has them; see :func:`fit_all`."""
+    """Train the guide's flow from modes that were found, on a base that has them; see :func:`fit_all`.
+
+    :raises KeyboardInterrupt: if there is one; the fit that there was before is then as good as it gets.
+    """
     layer = guide.make_layer(modes.frame.loc, modes.sizes)
     modes.place(layer)
     fitting = _fit(trainer, layer, iter(()), objective, gradient, Recipe.of_modes())
-    return next(fit for _, fit in drive([(trainer, fitting)], "several modes, "))
+    fit = next(fit for _, fit in drive([(trainer, fitting)], "several modes, "))
+    if trainer.history.interrupted:
+        raise KeyboardInterrupt
+    return fit
 
 
 def _fit(
@@ -177,18 +166,18 @@ def _fit(
     gradient: Gradient,
     recipe: Recipe,
 ) -> Fitting[Fit]:
-    try:
-        first = recipe.rounds[0]
-        num_steps = sum(plan.num_steps for plan in recipe.rounds if plan.num_particles == first.num_particles)
-        trainer.expect(layer, _objective(layer, objective, gradient, first, 0.0), gradient, first, num_steps)
-        trainer.sampler.expect(layer, recipe.num_draws)
-        yield from begin
-        draws = yield from _train(trainer, layer, objective, gradient, recipe)
-    except KeyboardInterrupt:  # between rounds, or while drawing; within a round, the trainer sees to it
-        trainer.history.interrupted = True
-        draws = trainer.sampler.sample(layer, recipe.num_draws)
-    undefined = ~(draws.log_weight < torch.inf)
-    return Fit(layer, weightless(draws, undefined), undefined)
+    first = recipe.rounds[0]
+    num_steps = sum(plan.num_steps for plan in recipe.rounds if plan.num_particles == first.num_particles)
+    trainer.expect(layer, _objective(layer, objective, gradient, first, 0.0), gradient, first, num_steps)
+    trainer.sampler.expect(layer, recipe.num_draws)
+    yield from begin
+    draws = yield from _train(trainer, layer, objective, gradient, recipe)
+    return weighed(layer, draws)
+
+
+def _drawn(trainer: Trainer, layer: Chain, recipe: Recipe) -> Fit:
+    """A layer as it is."""
+    return weighed(layer, trainer.sampler.sample(layer, recipe.num_draws))
 
 
 def _begin(trainer: Trainer, guide: AutoFlow, layer: Chain, recipe: Recipe, loc: Tensor) -> Generator[Task, None, None]:
@@ -256,13 +245,14 @@ def _round(task: Task) -> Generator[Task, None, None]:
     after = [leaf.detach().clone() for leaf in trainer.leaves]
     draws = trainer.sampler.sample(task.layer, 500)
     with torch.no_grad():
-        _put(trainer.leaves, before)
+        put(trainer.leaves, before)
         gain = draws.log_p - trainer.log_joint(draws.z)
-        _put(trainer.leaves, after)
+        put(trainer.leaves, after)
     trainer.history.drift = float(gain.mean().abs())
 
 
-def _put(leaves: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def put(leaves: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Set tensors to values."""
     for leaf, value in zip(leaves, values):
         leaf.copy_(value)
 
@@ -282,11 +272,6 @@ def _objective(layer: Chain, objective: Objective, gradient: Gradient, plan: Rou
 
 def _elbo(trainer: Trainer, layer: Chain) -> float:
     return float(trainer.sampler.sample(layer, 500).log_weight.nan_to_num(-torch.inf).mean())
-
-
-def weightless(draws: Draws, which: Tensor) -> Draws:
-    """The draws, some of which count for nothing."""
-    return Draws(draws.z, torch.where(which, -torch.inf, draws.log_p), torch.where(which, 0.0, draws.log_q))
 
 
 @torch.no_grad()

@@ -90,6 +90,10 @@ class ELBO(Objective, elbo.ELBO):
         self._log_joint: LogJoint | None = None
         self._recorded: Recorded | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What was made for a model is made again where it is needed.
+        return {**self.__dict__, "_log_joint": None, "_recorded": None}
+
     # ---- Pyro's interface -----------------------------------------------------------------------------------
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:

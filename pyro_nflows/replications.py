@@ -15,12 +15,13 @@ from torch.distributions import biject_to
 from .drive import Started, drive
 from .engine import Engine, EngineWarning, Trainer
 from .engine.runners import num_cores
-from .fit import Fit, Recipe, fit_modes, start
+from .fit import Recipe, fit_modes, start
 from .gradients import Gradient
 from .guides import AutoFlow, checks
 from .layer import Chain
 from .log_joint import LogJoint
 from .objectives import ELBO
+from .result import Fit
 from .search import search
 from .simulation import Values, at_data, check_simulable, simulate
 from .start import check_start

@@ -15,13 +15,14 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from .arguments import check_arguments
 from .calibration import Judgement, PValues, judge_ranks
 from .engine import Engine, Round
-from .fit import Fit, Recipe
+from .fit import Recipe
 from .guides import AutoFlow
 from .nets import check_sizes
 from .objectives import ELBO
 from .rank_plots import plot_calibration
 from .ranks import rank, symmetry, uniformity
 from .replications import Plan, Replication, Replications
+from .result import Fit
 from .table import calibration_table, scalar_names
 from .verdict import Evidence, Outcome, chosen, effective, is_hopeless, judge, tail_index
 from .weights import Draws

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from .elsewhere import TOO_THIN, Missed, excess, frame_of, look_elsewhere, scattered
 from .engine import ROWS, Trainer
-from .fit import Fit
 from .guides import AutoFlow
 from .invertibility import round_trip_errors
 from .layers import TriangularAffine
 from .modes import Modes, find_modes, hull
+from .result import Fit
 from .tempering import Tempered, temper
 from .verdict import MISSED, WORTHLESS, effective, is_heavy
 from .weights import base_noise
@@ -75,15 +75,18 @@ def search(
     ess = effective(best.draws.log_weight)
     if refit is None and ess < WORTHLESS and is_heavy(best.draws.log_weight, ess):
         return Found(best)  # the weights say no already, and nothing would come of it
-    seer = _Seer(trainer, guide, prior)
-    found = seer.look(Found(best), disagree)
-    for _ in range(MAX_REFITS):
-        if refit is None or trainer.stopped or not (found.missed > MISSED or _is_poor(found.fit)):
-            break
-        other = _again(seer, found, refit)
-        if other is None or not _is_better(other, found):
-            break
-        found = other
+    seer, found = _Seer(trainer, guide, prior), Found(best)
+    try:
+        found = seer.look(found, disagree)
+        for _ in range(MAX_REFITS):
+            if refit is None or trainer.stopped or not (found.missed > MISSED or _is_poor(found.fit)):
+                break
+            other = _again(seer, found, refit)
+            if other is None or not _is_better(other, found):
+                break
+            found = other
+    except KeyboardInterrupt:  # what was found before is no less true
+        trainer.interrupt()
     return found
 
 

@@ -65,13 +65,18 @@ FLOORS = {
     "modes": 6,
     "search": 8,
     "refine": 6,
-    "checkpoint": 6,
+    "files": 0,
+    "signals": 0,
+    "result": 6,
+    "checkpoint": 9,
+    "portable": 5,
+    "running": 9,
     "drive": 6,
     "fit": 7,
     "replications": 9,
     "sbc": 9,
-    "vi": 9,
-    "": 10,
+    "vi": 10,
+    "": 11,
 }
 #: Within these folders no file imports another; the folder's own ``__init__`` may.
 SIBLINGS_APART = {"layers"}

@@ -1,6 +1,7 @@
 """What training has seen."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,3 +48,26 @@ class History:
     def trace(self) -> Tensor:
         """The ELBO estimate of every step."""
         return torch.cat(self.elbos) if self.elbos else torch.empty(0)
+
+    def state(self, since: int = 0) -> dict[str, Any]:
+        """All of it as tensors and plain values, for a file; of the ELBOs, the parts after so many.
+
+        Example::
+
+            >>> history = History(skipped=3, engines=[Engine.TRACED])
+            >>> again = History()
+            >>> again.take(history.state())
+            >>> again == history
+            True
+        """
+        plain = {part.name: getattr(self, part.name) for part in fields(self)}
+        engines = [engine.value for engine in self.engines]
+        return {**plain, "elbos": self.elbos[since:], "engines": engines, "engine_notes": list(self.engine_notes)}
+
+    def take(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state`: its ELBOs come after those that there are, all else is as it was then."""
+        known = {part.name: state[part.name] for part in fields(self) if part.name in state}
+        known["elbos"] = [*self.elbos, *state["elbos"]]
+        known["engines"] = [Engine(name) for name in state["engines"]]
+        for name, value in known.items():
+            setattr(self, name, list(value) if isinstance(value, list) else value)

@@ -2,6 +2,7 @@ r"""Fresh draws of a flow with their weights: many more than a step takes, and w
 
 import time
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from .tape import Tape
 CHUNKS = (250, 2000)
 #: Draws that compiled code takes at once.
 BATCH = 128
+#: Draws at once, and seconds for them all, while somebody is waiting.
+FEW, HURRY = 100, 1.0
 
 
 @torch.no_grad()
@@ -51,7 +54,13 @@ class Sampler:
     def __init__(self, log_joint: LogDensity, leaves: Sequence[Tensor] = ()):
         self.log_joint, self.leaves = log_joint, leaves
         self.scan: Scan | None = None
+        self.deadline: float | None = None
         self._form: object = None
+
+    def hurry(self) -> None:
+        """Take no more than about a second for draws from now on: some hundreds of them at worst."""
+        if self.deadline is None:
+            self.deadline = time.perf_counter() + HURRY
 
     @torch.no_grad()
     def expect(self, layer: Layer, num_draws: int) -> None:
@@ -78,9 +87,19 @@ class Sampler:
     @torch.no_grad()
     def sample(self, layer: Layer, num_draws: int) -> Draws:
         """Fresh draws with their log densities: from evenly spread points of the base, in random order."""
+        if self.deadline is not None:
+            return self._some(layer, num_draws)
         noise = even_noise(layer, num_draws)
         draws = self._compiled(layer, noise)
         return _in_chunks(self.log_joint, layer, noise) if draws is None else draws
+
+    def _some(self, layer: Layer, num_draws: int) -> Draws:
+        """As many as there is time for."""
+        parts, left = list[Draws](), num_draws
+        while left > 0 and (not parts or time.perf_counter() < cast(float, self.deadline)):
+            parts.append(draw(self.log_joint, layer, base_noise(layer, min(left, FEW))))
+            left -= FEW
+        return _double(concatenate(parts))
 
     def _compiled(self, layer: Layer, noise: Tensor) -> Draws | None:
         program = self._program(layer)

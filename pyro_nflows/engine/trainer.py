@@ -131,6 +131,8 @@ class Trainer:
         """
         members = members or [self] * len(layers)
         histories = _histories(members)
+        if all(history.interrupted for history in histories):
+            return
         began = time.perf_counter()
         try:
             with restored_threads(), tqdm(total=plan.num_steps, disable=not self.progress_bar, unit="step") as bar:
@@ -140,8 +142,8 @@ class Trainer:
                 programs, runner = [program for program, _ in pairs], pairs[0][1]
                 self._steps(members, programs, runner, plan, title, bar)
         except KeyboardInterrupt:
-            for history in histories:
-                history.interrupted = True
+            for member in members:
+                member.interrupt()
         for history in histories:
             history.rounds.append(history.num_steps)
             history.seconds += (time.perf_counter() - began) / len(histories)
@@ -151,6 +153,11 @@ class Trainer:
         if self.engine is None:
             _, runner = self._get(layer, objective, gradient, plan)
             runner.expect(num_steps * self.num_fits)
+
+    def interrupt(self) -> None:
+        """Somebody is waiting: training ends, and draws take about a second from now on."""
+        self.history.interrupted = True
+        self.sampler.hurry()
 
     def close(self) -> None:
         """Stop compilers that are still at work."""

@@ -7,7 +7,6 @@ A guide is a joint distribution over all latent sites in unconstrained space,
 
 import copy
 import functools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -27,6 +26,7 @@ from ..layer import Chain, Layer
 from ..layers import LocScale, TriangularAffine
 from . import checks
 from .sites import site_quantiles, symmetric_normal, unconstrained_value
+from .state import decoded, encoded, latents_alone
 
 #: Above this many dimensions the end of the default guide is diagonal: a full matrix costs D^2 numbers.
 MAX_FULL_RANK = 512
@@ -83,6 +83,7 @@ class AutoFlow(AutoContinuous):
         super().__init__(model, init_loc_fn=FlatPriors(init_loc_fn))
         self._bare_model: tuple[Callable[..., Any]] | None = (model,)
         self.create_plates = create_plates
+        self._init_loc_fn: Callable[..., Any] = init_loc_fn
         self.init_scale = float(init_scale)
         self.build: recipes.Build | None = build
         #: Components and block size of the mixture that VI put at the flow's base, if it did.
@@ -266,14 +267,16 @@ class AutoFlow(AutoContinuous):
 
     def _state(self) -> dict[str, Any]:
         """All but the model; and ``build``, often a lambda, only while it is needed."""
-        forgotten = dict.fromkeys(("_model", "_bare_model", "master"))
-        return {**self.__dict__, **forgotten, "build": self.build if self.layer is None else None}
+        forgotten = dict.fromkeys(("_model", "_bare_model", "master", "_init_loc_fn"))
+        build = self.build if self.layer is None else None
+        return {**self.__dict__, **forgotten, "build": build, "prototype_trace": latents_alone(self.prototype_trace)}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AutoFlow":
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self._state(), memo))
         new._model, new._bare_model, new.build = self._model, self._bare_model, self.build
+        new._init_loc_fn = self._init_loc_fn
         return new
 
     @property
@@ -287,12 +290,11 @@ class AutoFlow(AutoContinuous):
         return checks.need_model(type(self).__name__, self._bare_model)
 
     def get_extra_state(self) -> Tensor:
-        """The sites' names and shapes, as bytes in a tensor so that a state dict holds tensors only."""
-        text = json.dumps({"shapes": self._site_shapes, "modes": self.modes})
-        return torch.tensor(list(text.encode()), dtype=torch.uint8)
+        """The sites' names and shapes."""
+        return encoded(shapes=self._site_shapes, modes=self.modes)
 
     def set_extra_state(self, state: Tensor) -> None:
-        shapes = _decoded(state)["shapes"]
+        shapes = decoded(state)["shapes"]
         if self.prototype_trace is None:
             self._site_shapes = shapes
         elif shapes is not None:
@@ -302,16 +304,12 @@ class AutoFlow(AutoContinuous):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         loc, extra = state_dict.get(f"{prefix}layer.layers.1.loc"), state_dict.get(f"{prefix}_extra_state")
         if extra is not None and self.build is not None:
-            modes = _decoded(extra)["modes"]
+            modes = decoded(extra)["modes"]
             if (modes and tuple(modes)) != self.modes:
                 self.modes, self.layer = modes and tuple(modes), None
         if self.layer is None and loc is not None:
             self.layer = self.make_layer(loc, self.modes)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _decoded(state: Tensor) -> dict[str, Any]:
-    return dict(json.loads(bytes(state.tolist()).decode()))
 
 
 def _flow(latent_dim: int, build: recipes.Build) -> Layer:

@@ -1,0 +1,160 @@
+r"""One run of :class:`~pyro_nflows.VI`: from a guide and the model's arguments to draws, and nothing lost on the way.
+
+What a run changes, the guide and what is known of it, changes at once when there is a fit; until then it is as it was.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import pyro
+import torch
+from torch import Tensor
+
+from .engine import Engine, Trainer
+from .fit import Recipe, fit_all, fit_modes, put
+from .gradients import Gradient
+from .guides import AutoFlow
+from .layer import Chain
+from .log_joint import LogJoint, tensors_of
+from .objectives import ELBO
+from .result import Fit, Result
+from .search import round_trip, search
+from .start import check_start, dispersed_start, first_bad_site, prior_points
+from .verdict import is_hopeless, starts_disagree
+
+#: A model's arguments.
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+#: Sizes of a mixture at a flow's base; None for a flow without one.
+Sizes = tuple[int, int] | None
+#: Takes a fit's layer, the modes it began from and what is known of it, in place of what was there.
+Keep = Callable[[Chain, Sizes, Result], None]
+
+
+class Settings(NamedTuple):
+    """What ``VI`` was asked for."""
+
+    objective: ELBO
+    num_steps: int | None = None
+    num_starts: int = 1
+    engine: Engine | None = None
+    annealing: float = 0.0
+    progress_bar: bool = True
+
+    @property
+    def gradient(self) -> Gradient:
+        """The objective's, or the best for it."""
+        return self.objective.gradient or self.objective.best_gradient
+
+    @property
+    def recipe(self) -> Recipe:
+        """Sizes."""
+        return Recipe.of(self.num_steps, self.objective.num_particles, self.annealing)
+
+
+class Fitter:
+    """Fits a guide, at one call's arguments after another's; recordings of the model are used again.
+
+    :param guide: what is fitted.
+    """
+
+    def __init__(self, guide: AutoFlow):
+        self.guide = guide
+        self.trainer: Trainer | None = None
+        self.joint: LogJoint | None = None
+        self.call: Call = ((), {})
+        self._form: Any = None
+
+    def run(self, settings: Settings, call: Call, keep: Keep) -> None:
+        """Fit the guide to the model at these arguments.
+
+        :param settings: what is asked for.
+        :param call: the arguments.
+        :param keep: called with each fit that is better than what was there.
+        :raises KeyboardInterrupt: at the second one, or before there was anything to keep.
+        """
+        guide, (args, kwargs) = self.guide, call
+        if guide.prototype_trace is None:
+            with pyro.validation_enabled(False):  # an infeasible start is dealt with below
+                guide._setup_prototype(*args, **kwargs)
+        joint = LogJoint(guide.bare_model, guide)
+        loc = check_start(joint, args, kwargs)
+        joint.prepare(*args, **kwargs)
+        guide.attend(args, kwargs, loc)
+        leaves = joint.leaves(loc, *args, **kwargs)
+        trainer = self._train_on(settings, joint, leaves, call)
+        with unless_kept(leaves, keep) as keep, contextlib.closing(trainer):
+            fits = self._fit(settings, trainer, joint, loc)
+            self._judge(settings, trainer, joint, fits, keep)
+
+    def _train_on(self, settings: Settings, joint: LogJoint, leaves: list[Tensor], call: Call) -> Trainer:
+        """A trainer; that of an earlier run where only the data have changed."""
+        (data, form), self.call = tensors_of(call), call
+        old = self.trainer
+        if old is not None and (form, list(map(id, leaves))) == (self._form, list(map(id, old.leaves))):
+            old.rebind(data)
+            return old
+        self.joint, self._form = joint, form
+        self.trainer = Trainer(self._log_joint, leaves, settings.engine, settings.progress_bar, data)
+        return self.trainer
+
+    def _log_joint(self, z: Tensor) -> Tensor:
+        args, kwargs = self.call
+        return cast(LogJoint, self.joint)(z, *args, **kwargs)
+
+    def _fit(self, settings: Settings, trainer: Trainer, joint: LogJoint, loc: Tensor) -> list[Fit]:
+        args, kwargs = self.call
+        locs = [loc, *(dispersed_start(joint, loc, args, kwargs) for _ in range(settings.num_starts - 1))]
+        settings.objective.check_layer(self.guide.layer)  # type: ignore[arg-type]
+        try:
+            return fit_all(trainer, self.guide, settings.objective, settings.gradient, settings.recipe, locs)
+        finally:
+            trainer.close()
+
+    def _judge(self, settings: Settings, trainer: Trainer, joint: LogJoint, fits: Sequence[Fit], keep: Keep) -> None:
+        """Keep the best fit, and look for what it misses."""
+        best = max(fits, key=lambda fit: float(fit.elbo.value))
+        result = Result(best.draws, [fit.draws for fit in fits], trainer.history)
+        keep(best.layer, self.guide.modes, result)
+        try:
+            if not (trainer.stopped or is_hopeless(best.draws.log_weight)):
+                best = self._search(settings, trainer, best, result, keep)
+            if trainer.history.failed or best.undefined.any() or is_hopeless(best.draws.log_weight):
+                result.bad_site = first_bad_site(joint, best.suspects, *self.call)
+        except KeyboardInterrupt:
+            if trainer.history.interrupted:
+                raise
+            trainer.interrupt()
+
+    def _search(self, settings: Settings, trainer: Trainer, best: Fit, result: Result, keep: Keep) -> Fit:
+        """Is anything missing? If so, and the recipe is ours to choose, a second fit."""
+        refit = functools.partial(fit_modes, trainer, self.guide, settings.objective, settings.gradient)
+        ours = settings.recipe.is_default and not trainer.leaves and not self.guide.needs_model
+        prior = functools.partial(prior_points, self.guide, self.call)
+        disagree, h = starts_disagree(result.evidence()), trainer.history
+        found = search(trainer, self.guide, best, disagree, refit if ours else None, prior)
+        h.missed, h.where = found.missed, found.where
+        if found.modes is not None:
+            result = Result(found.fit.draws, [found.fit.draws], h)
+            keep(found.fit.layer, found.modes.sizes, result)
+        h.round_trip = 0.0 if h.interrupted else round_trip(found.fit)
+        return found.fit
+
+
+@contextlib.contextmanager
+def unless_kept(leaves: Sequence[Tensor], keep: Keep) -> Iterator[Keep]:
+    """Within it, ``keep`` is watched: the model's own parameters go back to where they were if it is never called."""
+    before, kept = [leaf.detach().clone() for leaf in leaves], False
+
+    def watched(layer: Chain, modes: Sizes, result: Result) -> None:
+        nonlocal kept
+        keep(layer, modes, result)
+        kept = True
+
+    try:
+        yield watched
+    finally:
+        if not kept:
+            with torch.no_grad():
+                put(leaves, before)
