@@ -329,7 +329,6 @@ def test_compiled_code_that_disagrees_is_not_used():
 
 def test_asking_for_the_compiled_engine_without_a_compiler_is_answered(monkeypatch, tmp_path):
     monkeypatch.setattr(build, "compiler", lambda: None)
-    monkeypatch.setattr(build, "linear_library", build.linear_library.__wrapped__)
     program = couplings_program()
     with pytest.warns(EngineWarning, match="no C compiler was found"):
         runner = prepare(program, Engine.COMPILED, inputs(program))
@@ -416,10 +415,8 @@ def eager_to_compile(monkeypatch):
 def no_such_compiler(monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
     build.compiler.cache_clear()
-    build.linear_library.cache_clear()
     yield
     build.compiler.cache_clear()
-    build.linear_library.cache_clear()
 
 
 def test_the_history_says_that_there_is_no_compiler(eager_to_compile, no_such_compiler):

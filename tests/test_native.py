@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pyro_nflows.engine.native import Build, CompilerError, Scan, build
+from pyro_nflows.engine.native import Scan, build, compilers
 from pyro_nflows.engine.tape import Tape
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
@@ -287,58 +287,16 @@ def test_changes_in_place_are_not_compiled():
         Scan(Tape(function, [torch.ones(3)]), 0)
 
 
-@pytest.fixture
-def fresh_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYRO_NFLOWS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-SOURCE = '#include "support.h"\nint answer(void) {{ return {}; }}\n'
-
-
-def test_compiled_code_is_kept_and_found_again(fresh_cache):
-    first = Build(SOURCE.format(41))
-    assert not first.cached
-    assert first.load().answer() == 41
-    again = Build(SOURCE.format(41))
-    assert again.cached
-    assert again.is_ready
-    assert again.load().answer() == 41
-    assert [file.suffix for file in fresh_cache.iterdir()] == [".so"]
-
-
-def test_old_files_go(fresh_cache, monkeypatch):
-    monkeypatch.setattr(build, "MAX_FILES", 2)
-    for i in range(4):
-        Build(SOURCE.format(i)).load()
-    assert len(list(fresh_cache.iterdir())) == 2
-
-
-def test_a_compiler_that_fails_says_why_and_leaves_nothing(fresh_cache):
-    with pytest.raises(CompilerError, match="error"):
-        Build("this is not C").load()
-    assert not list(fresh_cache.iterdir())
-
-
-def test_a_build_can_be_given_up(fresh_cache):
-    Build(SOURCE.format(7)).cancel()
-    assert not list(fresh_cache.iterdir())
-
-
-def test_without_a_compiler_there_is_an_error(monkeypatch, fresh_cache):
-    monkeypatch.setattr(build, "compiler", lambda: None)
-    with pytest.raises(CompilerError, match="no C compiler was found"):
-        Build(SOURCE.format(1))
-
-
-def test_a_folder_that_cannot_be_written_is_replaced(monkeypatch, tmp_path):
-    file = tmp_path / "file"
-    file.write_text("")
-    monkeypatch.setenv("PYRO_NFLOWS_CACHE", str(file / "below"))
-    assert build.cache_folder().is_dir()
-
-
 def test_support_compiles_without_warnings(tmp_path):
-    command = [build.compiler(), "-O2", "-Wall", "-fopenmp-simd", "-c", str(build._LINEAR), "-o", str(tmp_path / "x.o")]
+    command = [
+        build.compiler(),
+        "-O2",
+        "-Wall",
+        "-fopenmp-simd",
+        "-c",
+        str(compilers.LINEAR),
+        "-o",
+        str(tmp_path / "x.o"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert not [line for line in done.stderr.splitlines() if "warning" in line and "unused" not in line]

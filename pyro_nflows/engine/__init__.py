@@ -3,6 +3,7 @@
 from .ascent import ascend
 from .backends import EngineWarning, prepare
 from .history import History
+from .native import CacheWarning
 from .program import Inputs, Program, State
 from .runners import Engine, Runner
 from .sampler import Sampler, sample
@@ -12,6 +13,7 @@ from .trainer import Round, Trainer
 
 __all__ = [
     "ROWS",
+    "CacheWarning",
     "Engine",
     "EngineWarning",
     "Gaussian",

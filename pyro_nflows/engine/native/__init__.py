@@ -1,6 +1,8 @@
 """Compiled training steps: a recording turned into C, loops and all."""
 
-from .build import Build, CompilerError
+from .build import Build
+from .compilers import CompilerError
 from .scan import Run, Scan
+from .store import CacheWarning
 
-__all__ = ["Build", "CompilerError", "Run", "Scan"]
+__all__ = ["Build", "CacheWarning", "CompilerError", "Run", "Scan"]

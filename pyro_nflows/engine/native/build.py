@@ -1,158 +1,221 @@
-"""Finds a C compiler, compiles in a process of its own, and keeps what was compiled on disk.
+"""Compiles in a process of its own, and keeps what was compiled on disk (:mod:`.store`).
 
-The same source compiled by the same compiler for the same processor is found again by any process. The folder is
-``$PYRO_NFLOWS_CACHE``, or ``pyro_nflows`` in the user's cache folder, or a temporary one where neither can be written.
+The same source compiled by the same compiler for the same processor is found again by any process. A compiler that
+takes longer than ``$PYRO_NFLOWS_COMPILE_SECONDS`` (300) is stopped.
 """
 
 import contextlib
 import ctypes
-import functools
 import hashlib
 import os
-import platform
-import shlex
 import shutil
+import signal
 import subprocess
-import sys
-import tempfile
+import threading
+import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
-_FOLDER = Path(__file__).parent
-_SUPPORT, _LINEAR = _FOLDER / "support.h", _FOLDER / "linear.c"
-_FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -fno-signed-zeros -fopenmp-simd -fPIC -shared -w"
-#: So many compiled files are kept; those that have not been used for longest go first.
-MAX_FILES = 300
+from .compilers import LINEAR, CompilerError, command, compiler, identity, positive
+from .store import store
 
-
-class CompilerError(RuntimeError):
-    """No compiler, or one that fails."""
-
-
-@functools.cache
-def compiler() -> str | None:
-    """The C compiler's path: ``$CC``, or the first of cc, gcc and clang."""
-    if sys.platform == "win32":
-        return None
-    wanted = os.environ.get("CC")
-    names = [shlex.split(wanted)[0]] if wanted else ["cc", "gcc", "clang"]
-    return next((path for path in map(shutil.which, names) if path), None)
-
-
-@functools.cache
-def _identity() -> str:
-    """Whatever else than the source decides what is compiled."""
-    version = subprocess.run([str(compiler()), "--version"], capture_output=True, text=True, check=False).stdout
-    processor = platform.machine() + platform.processor()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor += next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return "\n".join([version, processor, _FLAGS, _SUPPORT.read_text()])
-
-
-def cache_folder() -> Path:
-    """Where compiled files are kept; made if it is not there."""
-    named = os.environ.get("PYRO_NFLOWS_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(named) if named else home / "pyro_nflows"
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    return _temporary()
-
-
-@functools.cache
-def _temporary() -> Path:
-    return Path(tempfile.mkdtemp(prefix="pyro_nflows_"))
+#: Seconds that a compiler may take.
+LIMIT = 300.0
+#: What this process has loaded, by folder and key: it is not loaded again.
+_LOADED: dict[tuple[Path, str], ctypes.CDLL] = {}
+_SHARED: list["Build"] = []
+_LOCK = threading.RLock()
 
 
 class Build:
     """A compilation under way, or found in the cache.
 
     :param source: C that includes ``support.h``.
-    :raises CompilerError: if there is no compiler.
+    :raises CompilerError: if there is no compiler, or it cannot be started.
     """
 
     def __init__(self, source: str):
         path = compiler()
         if path is None:
             raise CompilerError("no C compiler was found (cc, gcc or clang; set CC to name another)")
-        key = hashlib.sha256((source + _identity()).encode()).hexdigest()[:32]
-        folder = cache_folder()
-        self.target = folder / f"{key}.so"
+        self._source, self._command, self._store = source, command(path), store()
+        self._limit = positive("PYRO_NFLOWS_COMPILE_SECONDS", LIMIT)
+        positive("PYRO_NFLOWS_CACHE_MB", 1.0)
+        self.key = hashlib.sha256((source + identity(self._command)).encode()).hexdigest()[:32]
         self._process: subprocess.Popen[bytes] | None = None
-        self._library: ctypes.CDLL | None = None
-        self.cached = self.target.exists()
+        self._end: Callable[[], object] = _nothing
+        self._failure: str | None = None
+        self._lock, self._owner = threading.RLock(), os.getpid()
+        self._library = _LOADED.get((self._store.folder, self.key))
+        self._code = None if self._library else self._store.read(self.key)
+        self.cached = self._library is not None or self._code is not None
         if self.cached:
-            with contextlib.suppress(OSError):
-                self.target.touch()
+            self._store.touch(self.key)
         else:
-            self._start(path, folder, source)
+            self._start()
 
-    def _start(self, path: str, folder: Path, source: str) -> None:
-        self._work = Path(tempfile.mkdtemp(prefix="build_", dir=folder))
-        (self._work / "program.c").write_text(source)
-        command = [path, *_FLAGS.split(), f"-I{_FOLDER}", "program.c", "-o", "program.so", "-lm"]
-        # In a session of its own: a Ctrl-C is for us, not for the compiler.
-        self._process = subprocess.Popen(
-            command,
-            cwd=self._work,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        self._end = weakref.finalize(self, _stop, self._process, self._work)
+    def _start(self) -> None:
+        self._began = time.monotonic()
+        try:
+            self._work = self._store.workspace()
+        except OSError as error:
+            raise CompilerError(f"nothing can be compiled in {self._store.folder}: {error}") from error
+        try:
+            (self._work / "program.c").write_text(self._source)
+            self._process = self._run()
+        except OSError as error:
+            shutil.rmtree(self._work, ignore_errors=True)
+            raise CompilerError(f"nothing can be compiled in {self._store.folder}: {error}") from error
+        self._end = weakref.finalize(self, _stop, self._process, self._work, self._owner)
+
+    def _run(self) -> "subprocess.Popen[bytes]":
+        """The compiler, in a session of its own: a Ctrl-C is for us, and all of its children can be stopped."""
+        with open(self._work / "errors", "wb") as errors:
+            return subprocess.Popen(
+                [*self._command, "program.c", "-o", "program.so", "-lm"],
+                cwd=self._work,
+                env={**os.environ, "TMPDIR": str(self._work), "LC_ALL": "C"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
+            )
 
     @property
     def is_ready(self) -> bool:
         """Whether :meth:`load` would not wait."""
-        return self._process is None or self._process.poll() is not None
+        self._own()
+        if self._process is None:
+            return True
+        return self._process.poll() is not None or self._remaining() <= 0
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it was given up, or the compiler failed."""
+        return self._failure is not None
+
+    def _remaining(self) -> float:
+        return self._began + self._limit - time.monotonic()
 
     def load(self) -> ctypes.CDLL:
         """The compiled library.
 
         :raises CompilerError: with the compiler's first line, if it failed.
         """
-        if self._process is not None:
-            _, errors = self._process.communicate()
-            if self._process.returncode == 0:
-                os.replace(self._work / "program.so", self.target)
-                _prune(self.target.parent)
+        self._own()
+        with self._lock:
+            if self._code is not None:
+                self._library = self._from_cache(self._code)
+                self._code = None
+            if self._library is None:
+                self._library = self._compiled()
+            return _LOADED.setdefault((self._store.folder, self.key), self._library)
+
+    def _own(self) -> None:
+        """In a forked process, leave the compiler to the process that started it, and start one."""
+        if self._owner == os.getpid():
+            return
+        self._owner, self._lock, theirs = os.getpid(), threading.RLock(), self._process
+        if theirs is not None:
+            theirs.returncode, self._process = 0, None
+            try:
+                self._start()
+            except CompilerError as error:
+                self._failure = str(error)
+
+    def _from_cache(self, code: bytes) -> ctypes.CDLL | None:
+        """A private copy of what was checked: nobody can change it in between, nor cut it later."""
+        try:
+            work = self._store.workspace()
+        except OSError as error:
+            raise CompilerError(f"nothing can be loaded from {self._store.folder}: {error}") from error
+        try:
+            copy = work / "program.so"
+            copy.write_bytes(code)
+            return _opened(copy)
+        except CompilerError as error:
+            self._store.discard(self.key, str(error))
+            return None
+        except OSError as error:
+            raise CompilerError(f"nothing can be loaded from {self._store.folder}: {error}") from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _compiled(self) -> ctypes.CDLL:
+        if self._process is None and not self.has_failed:
+            self._start()
+        try:
+            self._wait()
+            made = self._work / "program.so"
+            library = _opened(made)
+            with contextlib.suppress(OSError):  # a full disk keeps nothing, but this process has its code
+                self._store.write(self.key, made.read_bytes())
+        except CompilerError as error:
+            self._failure = str(error)
             self.cancel()
-            if not self.target.exists():
-                lines = errors.decode(errors="replace").strip().split("\n")
-                raise CompilerError(
-                    next((line for line in lines if "error" in line), lines[0]) or "the compiler failed"
-                )
-        self._library = self._library or ctypes.CDLL(str(self.target))
-        return self._library
+            raise
+        self._stop_compiler()
+        return library
+
+    def _wait(self) -> None:
+        if self._process is None:
+            raise CompilerError(self._failure or "compiling was given up")
+        try:
+            self._process.wait(max(0.0, self._remaining()))
+        except subprocess.TimeoutExpired as error:
+            text = f"the compiler took longer than {self._limit:g} s (PYRO_NFLOWS_COMPILE_SECONDS sets the limit)"
+            raise CompilerError(text) from error
+        if self._process.returncode:
+            raise CompilerError(self._why(self._process.returncode))
+
+    def _why(self, status: int) -> str:
+        """The line of the compiler's messages that says what is wrong."""
+        text = ""
+        with contextlib.suppress(OSError):
+            text = (self._work / "errors").read_text(errors="replace").strip()
+        lines = text.split("\n")
+        line = next((line for line in lines if "error" in line.lower() or "No space" in line), lines[0])
+        if status < 0:
+            return f"the compiler was stopped by signal {-status}" + (f": {line}" if line else "")
+        return line or f"the compiler failed with status {status}"
 
     def cancel(self) -> None:
         """Stop compiling, and leave nothing behind."""
         if self._process is not None:
-            self._end()
-            self._process = None
+            self._failure = self._failure or "compiling was given up"
+        self._stop_compiler()
+
+    def _stop_compiler(self) -> None:
+        self._end()
+        self._end, self._process = _nothing, None
 
 
-@functools.cache
 def linear_library() -> Build:
-    """``linear.c``, which all programs share."""
-    return Build(_LINEAR.read_text())
+    """``linear.c``, which all programs share; one that failed is tried again."""
+    with _LOCK:
+        if not _SHARED or _SHARED[0].has_failed:
+            _SHARED[:] = [Build(LINEAR.read_text())]
+        return _SHARED[0]
 
 
-def _stop(process: subprocess.Popen[bytes], work: Path) -> None:
+def _opened(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise CompilerError(f"what was compiled cannot be loaded: {error}") from error
+
+
+def _nothing() -> None:
+    return None
+
+
+def _stop(process: "subprocess.Popen[bytes]", work: Path, owner: int) -> None:
+    """Stop a compiler and what it has started; in a forked process, they are another's."""
+    if os.getpid() != owner:
+        return
     if process.poll() is None:
-        process.kill()
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    if process.stderr:
-        process.stderr.close()
     shutil.rmtree(work, ignore_errors=True)
-
-
-def _prune(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        files = sorted(folder.glob("*.so"), key=lambda file: file.stat().st_mtime)
-        for file in files[: max(0, len(files) - MAX_FILES)]:
-            file.unlink(missing_ok=True)

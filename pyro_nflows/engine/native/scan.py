@@ -10,7 +10,8 @@ from torch.utils._pytree import tree_map
 
 from ..pace import Pace
 from ..tape import Tape
-from .build import Build, CompilerError, linear_library
+from .build import Build, linear_library
+from .compilers import CompilerError
 from .emit import LINEAR, Emitter
 from .lower import Lowering
 from .memory import ALIGNMENT
