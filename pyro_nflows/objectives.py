@@ -89,6 +89,7 @@ class ELBO(Objective, elbo.ELBO):
         self.compile = compile
         self._log_joint: LogJoint | None = None
         self._recorded: Recorded | None = None
+        self._said: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         # What was made for a model is made again where it is needed.
@@ -112,6 +113,11 @@ class ELBO(Objective, elbo.ELBO):
 
         :return: a scalar tensor.
         """
+        if self.compile:
+            self._say("what is differentiated by torch runs step by step; SVI, or loss_and_grads, runs compiled")
+        return self._differentiable(model, guide, args, kwargs)
+
+    def _differentiable(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Tensor:
         draws = self._weigh(model, guide, args, kwargs, self._choose(guide, args, kwargs))
         gradient = Gradient.TOTAL if draws.scored is None else (self.gradient or self.best_gradient)
         surrogate = self.surrogate(draws, gradient)
@@ -122,13 +128,15 @@ class ELBO(Objective, elbo.ELBO):
 
         :return: a float.
         """
-        if self.compile and _is_flow(guide):
+        if self.compile and not _is_flow(guide):
+            self._say(f"{_name(guide)} is not one flow guide for all latents; the model runs step by step")
+        elif self.compile:
             try:
                 return self._by_recording(model, guide, args, kwargs)
             except TraceError as error:
                 self.compile = False
-                warnings.warn(f"compile=True: {error}; the model runs step by step", EngineWarning, stacklevel=3)
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+                self._say(f"{error}; the model runs step by step")
+        loss = self._differentiable(model, guide, args, kwargs)
         if loss.requires_grad:
             loss.backward()
         return loss.item()
@@ -145,9 +153,15 @@ class ELBO(Objective, elbo.ELBO):
             joint.prepare(*args, **kwargs)
             gradient = self.gradient or self.best_gradient
             with torch.random.fork_rng():  # the loop's random numbers stay what they would have been
-                recorded = self._recorded = Recorded(self, gradient, joint, layer, args, kwargs)
+                recorded = self._recorded = Recorded(self, gradient, joint, layer, args, kwargs, self._say)
         guide.registered_layer()  # Pyro's SVI steps the parameters that it saw used
         return recorded.loss_and_grads(args, kwargs)
+
+    def _say(self, reason: str) -> None:
+        """Once, why nothing is compiled."""
+        if reason not in self._said:
+            self._said.add(reason)
+            warnings.warn(f"compile=True: {reason}", EngineWarning, stacklevel=4)
 
     # ---- draws of any guide ---------------------------------------------------------------------------------
 
@@ -267,6 +281,10 @@ def _why_no_path(error: RuntimeError) -> str | None:
 def _is_flow(guide: Any) -> bool:
     """Whether a guide covers all latents with one flow, so that particles can be vectorised."""
     return isinstance(guide, AutoFlow) and guide.master is None
+
+
+def _name(guide: Any) -> str:
+    return str(getattr(guide, "__name__", type(guide).__name__))
 
 
 def _need_reparameterised(guide_trace: Any) -> None:

@@ -7,10 +7,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI
+from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from pyro.optim import Adam
 
 from pyro_nflows import ELBO, IWAE, AutoCIF, AutoFlow
-from pyro_nflows.engine import EngineWarning
+from pyro_nflows.engine import EngineWarning, recorded
+from pyro_nflows.engine.native import build, ops
 from pyro_nflows.layers import LocScale
 from pyro_nflows.log_joint import VectorizationWarning
 
@@ -101,3 +103,114 @@ def test_a_model_that_cannot_be_recorded_runs_step_by_step_with_one_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error", EngineWarning)
         assert svi.step(torch.tensor(1.0)) < float("inf")
+
+
+def own_guide(x, y):
+    loc = pyro.param("loc", torch.zeros(2))
+    pyro.sample("beta", dist.Normal(loc, 1.0).to_event(1))
+
+
+def guide_of_parts(model):
+    guide = AutoGuideList(model)
+    guide.append(AutoFlow(model))
+    return guide
+
+
+def messages(objective, make, num_steps=3, sizes=(6,)):
+    """What is said of engines while training, and the losses."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(2)
+    svi = SVI(regression, make(regression), Adam({"lr": 1e-2}), loss=objective)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", EngineWarning)
+        losses = [svi.step(*batch) for size in sizes for batch in batches(num_steps, size)]
+    return [str(warning.message) for warning in told], losses
+
+
+@pytest.mark.parametrize("make_objective", [ELBO, IWAE])
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [(AutoNormal, "AutoNormal"), (guide_of_parts, "AutoGuideList"), (lambda _: own_guide, "own_guide")],
+)
+def test_guides_that_cannot_be_compiled_are_named_once(make_objective, make, name):
+    told, losses = messages(make_objective(4, compile=True), make)
+    assert told == [f"compile=True: {name} is not one flow guide for all latents; the model runs step by step"]
+    assert losses == messages(make_objective(4), make)[1]
+
+
+def test_gradients_by_torch_are_said_to_run_step_by_step_once():
+    objective, guide, batch = ELBO(4, compile=True), AutoFlow(regression), next(batches(1))
+    guide(*batch)
+    with pytest.warns(EngineWarning, match="what is differentiated by torch runs step by step"):
+        objective.differentiable_loss(regression, guide, *batch).backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        objective.differentiable_loss(regression, guide, *batch).backward()
+
+
+def test_without_a_compiler_that_is_said_once_whatever_the_shapes(monkeypatch):
+    monkeypatch.setattr(build, "compiler", lambda: None)
+    told, losses = messages(ELBO(4, compile=True), AutoFlow, sizes=(6, 9, 6))
+    assert len(told) == 1
+    assert "no C compiler was found" in told[0]
+    assert "the recording is replayed" in told[0]
+    assert losses == pytest.approx(messages(ELBO(4), AutoFlow, sizes=(6, 9, 6))[1], rel=1e-8)
+
+
+def test_elsewhere_than_on_the_cpu_that_is_said_once(monkeypatch):
+    monkeypatch.setattr(recorded, "compiles", lambda program: False)
+    told, _ = messages(ELBO(4, compile=True), AutoFlow)
+    assert [message.split(";")[0] for message in told] == ["compile=True: it needs the CPU and float32 or float64"]
+
+
+def wait_for_compilers(monkeypatch):
+    start = recorded.Recorded._start
+
+    def started(self):
+        scan = start(self)
+        if scan is not None:
+            scan.load()
+        return scan
+
+    monkeypatch.setattr(recorded.Recorded, "_start", started)
+
+
+@pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
+def test_compiled_code_is_compared_with_the_recording_before_it_is_used(monkeypatch):
+    wait_for_compilers(monkeypatch)
+    told, losses = messages(ELBO(4, compile=True), AutoFlow, num_steps=25)
+    assert told == []
+    plain = messages(ELBO(4), AutoFlow, num_steps=25)[1]
+    assert losses == pytest.approx(plain, rel=1e-8)
+    monkeypatch.setitem(ops.EXPRESSIONS, "mul", ("{0} * {1} * 1.5", ()))
+    told, losses = messages(ELBO(4, compile=True), AutoFlow, num_steps=25)
+    assert len(told) == 1
+    assert "compiled code gives a loss of" in told[0]
+    assert losses == pytest.approx(plain, rel=1e-8)
+
+
+def test_a_wrong_gradient_is_found_where_the_loss_is_right():
+    loss, right = torch.tensor(2.0), torch.ones(3)
+    assert recorded._difference([loss, right], [loss, right]) is None
+    for wrong in ([1.0, 1.0, 1.1], [1.0, torch.nan, 1.0], [1.0, 1.0, torch.inf]):
+        reason = recorded._difference([loss, torch.tensor(wrong)], [loss, right])
+        assert reason == "compiled code gives another gradient"
+    nothing = [torch.tensor(torch.nan), torch.full((3,), torch.nan)]
+    assert recorded._difference(nothing, nothing) is None
+
+
+@pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
+def test_a_model_with_random_numbers_of_its_own_goes_over_without_a_change_of_them(monkeypatch):
+    wait_for_compilers(monkeypatch)
+
+    def model(y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y + torch.randn(()))
+
+    found = []
+    for compile in (False, True):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(1)
+        svi = SVI(model, AutoFlow(model, lambda d: LocScale(d)), Adam({"lr": 1e-2}), loss=ELBO(4, compile=compile))
+        found.append([svi.step(torch.tensor(1.0)) for _ in range(10)])
+    assert found[1] == pytest.approx(found[0], rel=1e-8)

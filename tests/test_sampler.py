@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from pyro_nflows import recipes
-from pyro_nflows.engine import Sampler, Slope, sample
+from pyro_nflows.engine import Engine, Sampler, Slope, Trainer, sample
+from pyro_nflows.engine import sampler as sampler_module
 from pyro_nflows.engine.native import build
 from pyro_nflows.engine.sampler import BATCH
 from pyro_nflows.layer import Chain
 from pyro_nflows.layers import LocScale, TriangularAffine
-from pyro_nflows.weights import base_noise, even_noise
+from pyro_nflows.weights import Draws, base_noise, even_noise
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
 
@@ -76,8 +77,44 @@ def test_models_that_decide_anew_are_evaluated_by_themselves():
     layer = flow()
     draws = sampler.sample(layer, 300)
     assert sampler.scan is None
+    assert sampler.note.startswith("compiled draws: log p are ")
     assert torch.allclose(draws.log_p, 2 * log_joint(draws.z))
     assert ready(lambda z: log_joint(z) + torch.rand(len(z)), flow()).scan is None
+
+
+@needs_compiler
+def test_why_draws_are_not_compiled_is_noted_and_they_are_not_tried_again(monkeypatch):
+    monkeypatch.setattr(build, "compiler", lambda: None)
+    sampler = ready(log_joint, flow())
+    assert sampler.note == "compiled draws: no C compiler was found (cc, gcc or clang; set CC to name another)"
+    sampler.expect(flow(), 10**9)
+    assert sampler.scan is None
+    trainer = Trainer(log_joint, progress_bar=False)
+    trainer.sampler = sampler
+    trainer.close()
+    trainer.close()
+    assert trainer.history.engine_notes == [sampler.note]
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("engine", "compiles"), [(None, True), ("compiled", True), ("traced", False), ("eager", False)]
+)
+def test_draws_are_compiled_only_where_steps_may_be(engine, compiles):
+    trainer = Trainer(log_joint, engine=None if engine is None else Engine(engine), progress_bar=False)
+    trainer.sampler.expect(flow(), 10**9)
+    assert (trainer.sampler.scan is not None) is compiles
+    trainer.close()
+
+
+@needs_compiler
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_any_part_of_compiled_draws_that_differs_is_noticed(which):
+    right = Draws(torch.ones(5, 2), torch.zeros(5), torch.ones(5))
+    assert sampler_module._difference(right, right) is None
+    parts = [part.clone() for part in (right.z, right.log_p, right.log_q)]
+    parts[which][3] += 0.1
+    assert " where they should be " in sampler_module._difference(Draws(*parts), right)
 
 
 def test_few_and_quick_draws_are_not_compiled():

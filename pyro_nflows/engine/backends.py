@@ -16,6 +16,8 @@ from .tape import Tape
 
 #: What :class:`~.native.Scan` raises where there can be no compiled code.
 FAILURES = (CompilerError, NotImplementedError, OSError)
+#: Why there is none elsewhere.
+NEEDS = "it needs the CPU and float32 or float64"
 
 
 class EngineWarning(UserWarning):
@@ -34,7 +36,7 @@ class Best(Runner):
         self.program, self.tape, self.inputs = program, tape, inputs
         self.runner: Runner = Traced(tape)
         self.scan: Scan | None = None
-        self.refused = None if compiles(program) else "it needs the CPU and float32 or float64"
+        self.refused = None if compiles(program) else NEEDS
         self._seconds = float("inf")
 
     @property
@@ -101,10 +103,11 @@ class Best(Runner):
     def rebind(self, data: Sequence[Tensor]) -> bool:
         """Go on with other data; nothing is compiled again, since the code does not depend on it."""
         self.tape = self.tape.bound(data)
-        if self.engine is Engine.COMPILED:
-            self.runner = Compiled(Scan(self.tape, len(State._fields)), self.tape)
-        else:
-            self.runner = Traced(self.tape)
+        try:
+            is_compiled = self.engine is Engine.COMPILED
+            self.runner = Compiled(Scan(self.tape, len(State._fields)), self.tape) if is_compiled else Traced(self.tape)
+        except FAILURES:
+            return False
         return difference(Eager(self.program), self, self.program.init(), self.inputs) is None
 
     def cancel(self) -> None:

@@ -42,8 +42,12 @@ class History:
     def note(self, runner: Runner) -> None:
         """What a round ended on, and why not on something faster."""
         self.engines.append(runner.engine)
-        if runner.note is not None and runner.note not in self.engine_notes:
-            self.engine_notes.append(runner.note)
+        self.tell(runner.note)
+
+    def tell(self, note: str | None) -> None:
+        """Why something faster could not be used, once."""
+        if note is not None and note not in self.engine_notes:
+            self.engine_notes.append(note)
 
     def trace(self) -> Tensor:
         """The ELBO estimate of every step."""

@@ -1,6 +1,6 @@
 r"""An objective's loss and gradient recorded once, for a training loop that is not ours."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
@@ -14,8 +14,8 @@ from ..handlers import first_line
 from ..layer import Layer
 from ..log_joint import LogJoint, tensors_of
 from ..weights import base_noise
-from .backends import FAILURES, compiles
-from .native import CompilerError, Run, Scan
+from .backends import FAILURES, NEEDS, compiles
+from .native import Run, Scan
 from .program import Inputs, Program
 from .tape import Tape, TraceError
 
@@ -28,11 +28,21 @@ class Recorded:
     :param joint: the model, prepared.
     :param layer: the flow.
     :param args: the model's arguments, with ``kwargs``; later ones must have the same shapes.
+    :param tell: is told why the recording is not compiled, if it is not.
     :raises TraceError: if the model cannot be recorded faithfully.
     """
 
-    def __init__(self, objective: Objective, gradient: Gradient, joint: LogJoint, layer: Layer, args: Any, kwargs: Any):
-        self.joint, self.layer = joint, layer
+    def __init__(
+        self,
+        objective: Objective,
+        gradient: Gradient,
+        joint: LogJoint,
+        layer: Layer,
+        args: Any,
+        kwargs: Any,
+        tell: Callable[[str], None] = lambda _: None,
+    ):
+        self.joint, self.layer, self.tell = joint, layer, tell
         self.names = _param_names(joint, args, kwargs)
         leaves = joint.leaves(joint.guide._init_loc(), *args, **kwargs)
         self._call = (args, kwargs)
@@ -84,12 +94,17 @@ class Recorded:
 
     def _start(self) -> Scan | None:
         """Begin to compile; until that is done, the recording is replayed."""
-        if not compiles(self.program):
-            return None
         try:
-            return Scan(self.tape, 0)
-        except FAILURES:
-            return None
+            if compiles(self.program):
+                return Scan(self.tape, 0)
+            self._drop(NEEDS)
+        except FAILURES as error:
+            self._drop(first_line(error))
+        return None
+
+    def _drop(self, reason: str) -> None:
+        self.scan = None
+        self.tell(f"{reason}; the recording is replayed, which is slower than compiled code")
 
     def loss_and_grads(self, args: Any, kwargs: Any) -> float:
         """Minus the estimated bound; its gradient is added to the parameters' ``.grad``."""
@@ -105,15 +120,46 @@ class Recorded:
         return float(loss)
 
     def _run(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        if self.scan is not None and self.scan.is_ready:
-            try:
-                self.memory = self.memory or Run(self.scan)
-                _, (loss, gradient) = self.memory.run([], [tensor.detach()[None] for tensor in inputs])
-                return loss[0], gradient[0]
-            except CompilerError:
-                self.scan = None
+        if self.memory is not None:
+            return self._compiled(self.memory, inputs)
+        ready = self.scan if self.scan is not None and self.scan.is_ready else None
+        before = None if ready is None else torch.get_rng_state()
         with torch.no_grad():
-            return self.tape.run(inputs)
+            results = self.tape.run(inputs)
+        if ready is not None and before is not None:
+            with torch.random.fork_rng():
+                torch.set_rng_state(before)
+                self._take(ready, inputs, results)
+        return results
+
+    def _take(self, scan: Scan, inputs: Sequence[Tensor], results: Sequence[Tensor]) -> None:
+        """Go over to compiled code if it gives what the recording gave."""
+        try:
+            memory = Run(scan)
+            reason = _difference(self._compiled(memory, inputs), results)
+        except Exception as error:
+            reason = first_line(error)
+        if reason is None:
+            self.memory = memory
+        else:
+            self._drop(reason)
+
+    def _compiled(self, memory: Run, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        _, results = memory.run([], [tensor.detach()[None] for tensor in inputs])
+        return [result[0] for result in results]
+
+
+def _difference(found: Sequence[Tensor], right: Sequence[Tensor]) -> str | None:
+    """Why a loss and gradient are not to be trusted, if they are not."""
+    (loss, gradient), (right_loss, right_gradient) = found, right
+    tolerance = 1e3 * torch.finfo(loss.dtype).eps
+    if not torch.isclose(loss, right_loss, rtol=tolerance, atol=tolerance, equal_nan=True):
+        return f"compiled code gives a loss of {float(loss):.6g}, not {float(right_loss):.6g}"
+    apart = torch.dist(gradient.nan_to_num(), right_gradient.nan_to_num())
+    size = right_gradient.nan_to_num().norm()
+    if not torch.equal(gradient.isfinite(), right_gradient.isfinite()) or apart > 1e-2 * size + 1e-12:
+        return "compiled code gives another gradient"
+    return None
 
 
 def _param_names(joint: LogJoint, args: Any, kwargs: Any) -> list[str]:

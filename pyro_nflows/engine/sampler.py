@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..gradients import Gradient, Objective
+from ..handlers import first_line
 from ..layer import Layer
 from ..weights import Draws, LogDensity, base_noise, concatenate, draw, even_noise
-from .backends import compile_seconds, compiles
-from .native import CompilerError, Run, Scan
+from .backends import FAILURES, compile_seconds, compiles
+from .native import Run, Scan
 from .program import Program
 from .tape import Tape
 
@@ -49,10 +50,12 @@ class Sampler:
 
     :param log_joint: the model, ``(K, D) -> (K,)``.
     :param leaves: the model's trainable leaf tensors.
+    :param compile: whether that may be.
     """
 
-    def __init__(self, log_joint: LogDensity, leaves: Sequence[Tensor] = ()):
-        self.log_joint, self.leaves = log_joint, leaves
+    def __init__(self, log_joint: LogDensity, leaves: Sequence[Tensor] = (), compile: bool = True):
+        self.log_joint, self.leaves, self.compile = log_joint, leaves, compile
+        self.note: str | None = None
         self.scan: Scan | None = None
         self.deadline: float | None = None
         self._form: object = None
@@ -66,7 +69,7 @@ class Sampler:
     def expect(self, layer: Layer, num_draws: int) -> None:
         """Begin to compile if so many draws would otherwise take longer."""
         program = self._program(layer)
-        if self.scan is not None or not compiles(program):
+        if self.scan is not None or self.note is not None or not (self.compile and compiles(program)):
             return
         with torch.random.fork_rng():
             noise = base_noise(layer, CHUNKS[0])
@@ -81,8 +84,12 @@ class Sampler:
             tape = Tape(lambda params, rows: (params, *_parts(program.draws(params, rows))), [program.params(), noise])
             if not tape.is_random and seconds > compile_seconds(tape):
                 self.scan, self._form = Scan(tape, 1), program.shapes
-        except Exception:  # then draws are made as they always can be
-            self.scan = None
+        except Exception as error:
+            self._drop(first_line(error))
+
+    def _drop(self, reason: str) -> None:
+        """Draws are made as they always can be; the note says why."""
+        self.scan, self.note = None, f"compiled draws: {reason}"
 
     @torch.no_grad()
     def sample(self, layer: Layer, num_draws: int) -> Draws:
@@ -109,15 +116,15 @@ class Sampler:
         rows = torch.cat([noise, noise[: num - len(noise)]]).view(-1, BATCH, noise.shape[1])
         try:
             _, parts = Run(self.scan).run([program.params()], [rows])
-        except (CompilerError, RuntimeError):
-            self.scan = None
+            z, log_p, log_q = (part.flatten(0, 1)[: len(noise)] for part in parts)
+            draws = Draws(z, log_p, log_q)
+            reason = _difference(draws, draw(self.log_joint, layer, noise[:BATCH]))
+        except (*FAILURES, RuntimeError) as error:
+            reason = first_line(error)
+        if reason is not None:
+            self._drop(reason)
             return None
-        z, log_p, log_q = (part.flatten(0, 1)[: len(noise)] for part in parts)
-        check = draw(self.log_joint, layer, noise[:BATCH])
-        if not torch.allclose(log_p[:BATCH], check.log_p, rtol=1e-3, atol=1e-3, equal_nan=True):
-            self.scan = None  # it has baked in what the model decides anew
-            return None
-        return _double(Draws(z, log_p, log_q))
+        return _double(draws)
 
     def _program(self, layer: Layer) -> Program:
         return Program(self.log_joint, layer, Objective(), Gradient.TOTAL, BATCH, self.leaves)
@@ -127,6 +134,16 @@ class Sampler:
         if self.scan is not None and not self.scan.is_ready:
             self.scan.cancel()
             self.scan = None
+
+
+def _difference(draws: Draws, right: Draws) -> str | None:
+    """Why draws are not to be trusted, if they are not: the first of them, made by the model's own Python, differ."""
+    for name, part, expected in zip(("the draws", "log p", "log q"), _parts(draws), _parts(right)):
+        close = torch.isclose(part[: len(expected)], expected, rtol=1e-3, atol=1e-3, equal_nan=True)
+        if not close.all():
+            got, wanted = part[: len(expected)][~close][0], expected[~close][0]
+            return f"{name} are {got:.6g} where they should be {wanted:.6g}"
+    return None
 
 
 def _parts(draws: Draws) -> tuple[Tensor, Tensor, Tensor]:

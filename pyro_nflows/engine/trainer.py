@@ -88,7 +88,7 @@ class Trainer:
         self._bound: Data = None
         self._runners: dict[Any, Runner] = {}
         self._slope: Slope | None = None
-        self.sampler = Sampler(log_joint, leaves)
+        self.sampler = self._sampler()
 
     def at(self, log_joint: LogDensity, data: Sequence[Tensor], near: Tensor, seed: int) -> "Trainer":
         """A member of an ensemble: the same model with other data of the same shapes.
@@ -164,11 +164,15 @@ class Trainer:
         for runner in self._runners.values():
             runner.cancel()
         self.sampler.cancel()
+        self.history.tell(self.sampler.note)
+
+    def _sampler(self) -> Sampler:
+        return Sampler(self.log_joint, self.leaves, compile=self.engine in (None, Engine.COMPILED))
 
     def rebind(self, data: Sequence[Tensor]) -> None:
         """Go on with other data of the same shapes, without tracing the model again where that reproduces it."""
         self.data, self.history, self._slope = data, History(), None
-        self.sampler = Sampler(self.log_joint, self.leaves)
+        self.sampler = self._sampler()
         runners, self._runners = self._runners, {}
         self._runners.update((key, runner) for key, runner in runners.items() if runner.rebind(data))
 
