@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass
 class Task:
-    """A round that a fit asks for, of its trainer."""
+    """A round that a fit asks for, of its trainer; when it is done, ``well`` says whether it went well."""
 
     trainer: Trainer
     layer: Chain
@@ -23,6 +23,7 @@ class Task:
     gradient: Gradient
     plan: Round
     title: str
+    well: bool = True
 
 
 #: A fit as it goes along: it asks for rounds, and is resumed when they are done.
@@ -61,7 +62,9 @@ def _together(waiting: dict[int, tuple[Fitting[T], Task]], prefix: str) -> list[
     for first in tasks[:1]:
         layers, trainers = [task.layer for task in tasks], [task.trainer for task in tasks]
         title = prefix + first.title
-        first.trainer.run_many(layers, first.objective, first.gradient, first.plan, title, trainers)
+        well = first.trainer.run_many(layers, first.objective, first.gradient, first.plan, title, trainers)
+        for task, fine in zip(tasks, well):
+            task.well = fine
     return [(i, (task.trainer, fitting)) for i, (fitting, task) in chosen.items()]
 
 

@@ -6,13 +6,13 @@ r"""The recipe: from a guide and a model to a trained guide and weighed draws.
 3. Train the whole flow by path gradients in rounds, each with a step size that falls to zero, until fresh draws
    have an ESS that more training would not better much and a k-hat below its threshold. In the last, longest round,
    draws of large weight count for more (:class:`~pyro_nflows.estimators.Covering`).
-4. Judge with fresh draws.
+4. Judge with fresh draws. A flow that is worse than the Gaussian it began from gives way to it.
 """
 
 import copy
 import math
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -24,6 +24,7 @@ from .estimators import Balanced, Covering
 from .gradients import Gradient, Objective
 from .guides import AutoFlow
 from .layer import Chain, Weight
+from .mark import Mark, put
 from .modes import Modes, place
 from .objectives import ELBO
 from .result import Fit, weighed, weightless
@@ -35,6 +36,8 @@ COVERING_ESS = 0.3
 #: A start so much narrower in one direction than in another may be stuck in the throat of a funnel: the plain start is
 #: trained too.
 NEEDLE = 1e-3
+#: What the step sizes are multiplied by where a round ended below the Gaussian that it began from.
+CAREFUL = 0.25
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ def fit_modes(trainer: Trainer, guide: AutoFlow, objective: Objective, gradient:
     """
     layer = guide.make_layer(modes.frame.loc, modes.sizes)
     modes.place(layer)
-    fitting = _fit(trainer, layer, iter(()), objective, gradient, Recipe.of_modes())
+    fitting = _fit(trainer, layer, None, objective, gradient, Recipe.of_modes())
     fit = next(fit for _, fit in drive([(trainer, fitting)], "several modes, "))
     if trainer.history.interrupted:
         raise KeyboardInterrupt
@@ -161,7 +164,7 @@ def fit_modes(trainer: Trainer, guide: AutoFlow, objective: Objective, gradient:
 def _fit(
     trainer: Trainer,
     layer: Chain,
-    begin: Iterable[Task],
+    begin: Generator[Task, None, bool] | None,
     objective: Objective,
     gradient: Gradient,
     recipe: Recipe,
@@ -170,78 +173,89 @@ def _fit(
     num_steps = sum(plan.num_steps for plan in recipe.rounds if plan.num_particles == first.num_particles)
     trainer.expect(layer, _objective(layer, objective, gradient, first, 0.0), gradient, first, num_steps)
     trainer.sampler.expect(layer, recipe.num_draws)
-    yield from begin
-    draws = yield from _train(trainer, layer, objective, gradient, recipe)
-    return weighed(layer, draws)
+    failed = False if begin is None else (yield from begin)
+    if failed or trainer.history.interrupted:
+        return _drawn(trainer, layer, recipe, failed)
+    return weighed(layer, *(yield from _train(trainer, layer, objective, gradient, recipe)))
 
 
-def _drawn(trainer: Trainer, layer: Chain, recipe: Recipe) -> Fit:
+def _drawn(trainer: Trainer, layer: Chain, recipe: Recipe, failed: bool = False) -> Fit:
     """A layer as it is."""
-    return weighed(layer, trainer.sampler.sample(layer, recipe.num_draws))
+    return weighed(layer, trainer.sampler.sample(layer, recipe.num_draws), failed)
 
 
-def _begin(trainer: Trainer, guide: AutoFlow, layer: Chain, recipe: Recipe, loc: Tensor) -> Generator[Task, None, None]:
-    """A fresh layer's affine end: where to start, and the best Gaussian from there."""
+def _begin(trainer: Trainer, guide: AutoFlow, layer: Chain, recipe: Recipe, loc: Tensor) -> Generator[Task, None, bool]:
+    """A fresh layer's affine end: where to start, and the best Gaussian from there; whether that failed."""
     if not is_fresh(layer):
-        return None
+        return False
     init = Gaussian(loc, guide.init_scale * torch.eye(len(loc)).to(loc))
     if any(plan.annealing for plan in recipe.rounds):
         # An annealed fit begins on a flattened density, where a mode's Gaussian would be a bad place to be.
-        return place(layer, init)
+        place(layer, init)
+        return False
     best = best_start(trainer.slope, init)
     place(layer, best)
-    yield from _end(trainer, layer, recipe)
+    failed = yield from _end(trainer, layer, recipe)
     widths = best.scale_tril.diagonal()
-    if bool(widths.min() < NEEDLE * widths.max()) and not trainer.history.interrupted:
-        other, trainer.history.failed = copy.deepcopy(layer), False
+    if (failed or bool(widths.min() < NEEDLE * widths.max())) and not trainer.history.interrupted:
+        other = copy.deepcopy(layer)
         place(other, init)
-        yield from _end(trainer, other, recipe)
+        other_failed = yield from _end(trainer, other, recipe)
         if not _elbo(trainer, layer) > _elbo(trainer, other):
             layer.load_state_dict(other.state_dict())
-    return None
+            failed = other_failed
+    return failed
 
 
-def _end(trainer: Trainer, layer: Chain, recipe: Recipe) -> Generator[Task, None, None]:
-    """The affine end by itself: the best Gaussian from where it is."""
+def _end(trainer: Trainer, layer: Chain, recipe: Recipe) -> Generator[Task, None, bool]:
+    """The affine end by itself: the best Gaussian from where it is; whether that failed."""
     for i in range(recipe.max_ends):
         name = "Gaussian" + (f", round {i + 1}" if i else "")
-        yield from _round(Task(trainer, Chain(layer[1]), ELBO(), Gradient.PATH, recipe.end, name))
-        if trainer.stopped or trainer.history.drift < SETTLED:
+        well = yield from _round(Task(trainer, Chain(layer[1]), ELBO(), Gradient.PATH, recipe.end, name))
+        if not well:
+            return True
+        if trainer.history.interrupted or trainer.history.drift < SETTLED:
             break
+    return False
 
 
 def _train(
     trainer: Trainer, layer: Chain, objective: Objective, gradient: Gradient, recipe: Recipe
-) -> Generator[Task, None, Draws]:
-    """Rounds of the whole flow until its draws are good, and those draws."""
-    ess = 0.0
+) -> Generator[Task, None, tuple[Draws, bool]]:
+    """Rounds of the whole flow until its draws are good; those draws, and whether that failed."""
+    begun, ess, pace, well = Mark(trainer, layer), 0.0, 1.0, True
     for i, plan in enumerate(recipe.rounds):
-        if trainer.stopped:
-            break
         name = "flow" if i == 0 else f"flow, round {i + 1}"
         chosen = _objective(layer, objective, gradient, plan, ess)
-        yield from _round(Task(trainer, layer, chosen, gradient, plan, name))
-        if trainer.stopped or i == len(recipe.rounds) - 1:
+        well = yield from _round(Task(trainer, layer, chosen, gradient, replace(plan, rate=pace * plan.rate), name))
+        if not well or trainer.history.interrupted or i == len(recipe.rounds) - 1:
             break
         draws = trainer.sampler.sample(layer, min(2000, recipe.num_draws))
         ess = effective(_sound(draws))
-        if ess > recipe.good_ess and trainer.history.drift < SETTLED:
+        if begun.was_better(draws):
+            begun.go_back()
+            ess, pace = 0.0, CAREFUL * pace
+        elif ess > recipe.good_ess and trainer.history.drift < SETTLED:
             if len(draws.z) < recipe.num_draws:
                 draws = trainer.sampler.sample(layer, recipe.num_draws)
             log_weight = _sound(draws)
             ess = effective(log_weight)
             if ess > recipe.good_ess and (has_light_tail(log_weight) or not recipe.light_tails):
-                return draws
-    return trainer.sampler.sample(layer, recipe.num_draws)
+                return draws, False
+    draws = trainer.sampler.sample(layer, recipe.num_draws)
+    if not trainer.history.interrupted and begun.was_better(draws):  # after an interrupt, somebody is waiting
+        begun.go_back()
+        draws = trainer.sampler.sample(layer, recipe.num_draws)
+    return draws, not well
 
 
-def _round(task: Task) -> Generator[Task, None, None]:
-    """A round, and what it did to the log joint by moving the model's own parameters."""
+def _round(task: Task) -> Generator[Task, None, bool]:
+    """A round, and what it did to the log joint by moving the model's own parameters; whether it went well."""
     trainer = task.trainer
     before = [leaf.detach().clone() for leaf in trainer.leaves]
     yield task
     if not before:
-        return
+        return task.well
     after = [leaf.detach().clone() for leaf in trainer.leaves]
     draws = trainer.sampler.sample(task.layer, 500)
     with torch.no_grad():
@@ -249,12 +263,7 @@ def _round(task: Task) -> Generator[Task, None, None]:
         gain = draws.log_p - trainer.log_joint(draws.z)
         put(trainer.leaves, after)
     trainer.history.drift = float(gain.mean().abs())
-
-
-def put(leaves: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Set tensors to values."""
-    for leaf, value in zip(leaves, values):
-        leaf.copy_(value)
+    return task.well
 
 
 def _sound(draws: Draws) -> Tensor:

@@ -111,7 +111,7 @@ class Replications:
         for place, fit in drive(self._starts(plan, order), width=width):
             index = order[place]
             replication, trainer = self._open.pop(index)
-            if plan.search and not trainer.stopped:
+            if plan.search and not (trainer.history.interrupted or fit.failed):
                 fit = self._searched(plan, trainer, fit)
             if not self._shared(trainer):
                 trainer.close()

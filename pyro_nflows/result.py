@@ -18,11 +18,15 @@ from .weights import Draws
 
 @dataclass
 class Fit:
-    """A trained layer and draws from it, without gradients; ``undefined`` are those with NaN in place of a weight."""
+    """A trained layer and draws from it, without gradients; ``undefined`` are those with NaN in place of a weight.
+
+    ``failed`` says that training met values which are not finite, however small its steps.
+    """
 
     layer: Chain
     draws: Draws
     undefined: Tensor
+    failed: bool = False
 
     @property
     def elbo(self) -> diagnostics.Estimate:
@@ -54,10 +58,10 @@ def evidence_of(log_weight: Tensor) -> dict[str, float]:
     return {key: number for name, value, se in parts for key, number in ((name, value), (f"{name}_se", se))}
 
 
-def weighed(layer: Chain, draws: Draws) -> Fit:
+def weighed(layer: Chain, draws: Draws, failed: bool = False) -> Fit:
     """A fit with such draws of it; those with NaN in place of a weight count for nothing."""
     undefined = ~(draws.log_weight < torch.inf)
-    return Fit(layer, weightless(draws, undefined), undefined)
+    return Fit(layer, weightless(draws, undefined), undefined, failed)
 
 
 def weightless(draws: Draws, which: Tensor) -> Draws:
@@ -94,7 +98,8 @@ class Result:
 
     def verdict(self) -> Verdict:
         """What to make of the draws."""
-        return judge(self.evidence(), self.history.num_steps, self.history.skipped)
+        h = self.history
+        return judge(self.evidence(), h.num_steps, h.skipped, h.restarts)
 
     def diagnostics(self) -> dict[str, Any]:
         """The evidence in numbers; see :meth:`pyro_nflows.VI.diagnostics`."""
@@ -105,6 +110,7 @@ class Result:
             "ess": effective(log_weight),
             "num_steps": history.num_steps,
             "num_skipped": history.skipped,
+            "num_restarts": history.restarts,
             "interrupted": history.interrupted,
             "seconds": history.seconds,
             "outcome": self.verdict().outcome,

@@ -118,9 +118,10 @@ class Fitter:
         result = Result(best.draws, [fit.draws for fit in fits], trainer.history)
         keep(best.layer, self.guide.modes, result)
         try:
-            if not (trainer.stopped or is_hopeless(best.draws.log_weight)):
+            if not (trainer.history.interrupted or best.failed or is_hopeless(best.draws.log_weight)):
                 best = self._search(settings, trainer, best, result, keep)
-            if trainer.history.failed or best.undefined.any() or is_hopeless(best.draws.log_weight):
+            trainer.history.failed = best.failed
+            if best.failed or best.undefined.any() or is_hopeless(best.draws.log_weight):
                 result.bad_site = first_bad_site(joint, best.suspects, *self.call)
         except KeyboardInterrupt:
             if trainer.history.interrupted:

@@ -79,7 +79,9 @@ def search(
     try:
         found = seer.look(found, disagree)
         for _ in range(MAX_REFITS):
-            if refit is None or trainer.stopped or not (found.missed > MISSED or _is_poor(found.fit)):
+            if refit is None or trainer.history.interrupted or found.fit.failed:
+                break
+            if not (found.missed > MISSED or _is_poor(found.fit)):
                 break
             other = _again(seer, found, refit)
             if other is None or not _is_better(other, found):

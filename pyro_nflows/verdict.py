@@ -91,12 +91,13 @@ class Verdict(NamedTuple):
     sentence: str
 
 
-def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0) -> Verdict:
+def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0, restarts: int = 0) -> Verdict:
     """The verdict on draws with these weights.
 
     :param evidence: see :class:`Evidence`.
     :param num_steps: steps taken.
     :param skipped: steps skipped because something was not finite.
+    :param restarts: how often training diverged and went back; told of where the draws are not to be trusted.
 
     Example::
 
@@ -124,6 +125,8 @@ def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0) -> Verdict:
         round_trip=evidence.round_trip,
         tail=f"below {threshold:.2f}" if pareto_k < threshold else "a tail of nearly equal weights",
     )
+    if restarts and sentence.startswith("Do not trust"):
+        sentence += f" Training diverged and went back {restarts} time{'s' * (restarts > 1)}."
     return Verdict(outcome, sentence)
 
 

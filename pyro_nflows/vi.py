@@ -189,8 +189,8 @@ class VI:
         """The evidence, from fresh draws of the trained guide.
 
         :return: ``elbo``, ``elbo_se``, ``iwae`` (the importance estimate of the log evidence), ``iwae_se``,
-            ``pareto_k``, ``ess`` (as a fraction of the draws), ``num_steps``, ``num_skipped``, ``interrupted``,
-            ``seconds`` (of the whole run) and ``outcome``.
+            ``pareto_k``, ``ess`` (as a fraction of the draws), ``num_steps``, ``num_skipped``, ``num_restarts`` (times
+            that training diverged and went back), ``interrupted``, ``seconds`` (of the whole run) and ``outcome``.
         """
         return self._need_run().diagnostics()
 

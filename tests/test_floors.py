@@ -57,6 +57,7 @@ FLOORS = {
     "verdict": 5,
     "start": 5,
     "arguments": 6,
+    "mark": 6,
     "table": 5,
     "engine": 5,
     "elsewhere": 6,

@@ -28,13 +28,19 @@ class Ensemble:
         self._base: Runner | None = None
         self._members: list[Runner] = []
 
-    def run(self, states: Sequence[State], inputs: Sequence[Inputs]) -> list[tuple[State, Tensor]]:
-        """A block of steps for each member."""
+    def run(
+        self, states: Sequence[State], inputs: Sequence[Inputs], which: Sequence[int] | None = None
+    ) -> list[tuple[State, Tensor]]:
+        """A block of steps for each member, or for some of them.
+
+        :param which: their places among the members; all by default.
+        """
         base = self.runner
         if isinstance(base, Best):
             base.switch(states[0])
             base = base.runner
-        members = self._of(base)
+        everyone = self._of(base)
+        members = everyone if which is None else [everyone[i] for i in which]
         if not isinstance(base, Compiled) or len(members) == 1 or base.scan.is_random:
             return [member.run(state, given) for member, state, given in zip(members, states, inputs)]
         return _side_by_side(cast(list[Compiled], members), states, inputs)

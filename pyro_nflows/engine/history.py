@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .course import Course
 from .runners import Engine, Runner
 
 
@@ -13,6 +14,8 @@ from .runners import Engine, Runner
 class History:
     """What training has seen: minus the loss at every step, and why it ended.
 
+    ``restarts`` is how often training diverged and went back, and ``failed`` says that this did not help: values were
+    not finite however small the steps.
     ``seconds`` are those of training, and of the whole run once ``VI`` is done.
     ``drift`` is how much the model's own parameters changed the log joint in the last round;
     ``missed`` is the share of the posterior's mass that lies where the guide never goes, and ``where`` an example;
@@ -23,6 +26,7 @@ class History:
 
     elbos: list[Tensor] = field(default_factory=list)
     skipped: int = 0
+    restarts: int = 0
     interrupted: bool = False
     failed: bool = False
     seconds: float = 0.0
@@ -38,6 +42,13 @@ class History:
     def num_steps(self) -> int:
         """Steps taken, in all rounds and starts."""
         return sum(len(part) for part in self.elbos)
+
+    def add(self, course: Course) -> None:
+        """A fit's steps of a round."""
+        self.skipped += int(course.state.skipped)
+        self.restarts += course.num_restarts
+        self.failed |= course.failed
+        self.elbos += course.elbos
 
     def note(self, runner: Runner) -> None:
         """What a round ended on, and why not on something faster."""

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 from ..gradients import Gradient, Objective
 from ..layer import Layer
 from ..weights import Draws, LogDensity, draw
+from .steps import step_factors
 
 
 class State(NamedTuple):
@@ -61,7 +62,8 @@ class _Swap(TorchFunctionMode):
 class Program:
     r"""The step that trains a layer, and a model's own parameters, on an objective with Adam [1].
 
-    A step whose loss or gradient is not finite changes nothing and is counted. Gradients are clipped by norm.
+    A step whose loss or gradient is not finite changes nothing and is counted. Gradients are clipped by norm. Weights
+    of many inputs take smaller steps (:mod:`~pyro_nflows.engine.steps`).
 
     :param log_joint: the model, ``(K, D) -> (K,)``.
     :param layer: the flow.
@@ -92,6 +94,15 @@ class Program:
         self._module = _Draw(layer)
         self._names = [name for name, p in self._module.named_parameters() if p.requires_grad]
         self._tensors = [p for p in self._module.parameters() if p.requires_grad]
+        self._factors = self._step_factors()
+
+    def _step_factors(self) -> Tensor | None:
+        """What each parameter's step size is multiplied by; None if that is 1."""
+        factors = step_factors(self._module)
+        if min(factors, default=1.0) == 1.0:
+            return None
+        parts = [p.new_full((p.numel(),), factor) for p, factor in zip(self._tensors, factors)]
+        return torch.cat([*parts, *(leaf.new_ones(leaf.numel()) for leaf in self.leaves)])
 
     @property
     def noise_width(self) -> int:
@@ -158,6 +169,7 @@ class Program:
         mean = 0.9 * state.mean + 0.1 * gradient
         square = 0.999 * state.square + 0.001 * gradient.square()
         rate = inputs.rate * (1 - 0.999**steps).sqrt() / (1 - 0.9**steps)
+        rate = rate if self._factors is None else rate * self._factors
         moved = State(state.params - rate * mean / (square.sqrt() + 1e-8), mean, square, steps, state.skipped)
         stayed = state._replace(skipped=state.skipped + 1)
         return State(*(torch.where(good, a, b) for a, b in zip(moved, stayed))), loss

@@ -15,20 +15,19 @@ from ..gradients import Gradient, Objective
 from ..layer import Layer
 from ..weights import LogDensity
 from .backends import prepare
+from .course import Course
 from .ensemble import Data, Ensemble, Stream
 from .history import History
 from .pace import Pace, unbroken
-from .program import Inputs, Program, State
+from .program import Inputs, Program
 from .runners import Engine, Runner
 from .sampler import Sampler
 from .slope import Slope
 
-#: Noise is drawn for so many steps at once, whatever the engine: the numbers do not depend on it.
+#: Steps between looks at the losses, whatever the engine: what is done about them does not depend on it.
 BLOCK = 50
 #: Seconds between looks at the loss.
 PAUSE = 0.2
-#: Most blocks between looks.
-MAX_BLOCKS = 40
 #: Of every step of a round: the step size, the power of ``log p``, and the objective's share.
 Schedule = tuple[Tensor, Tensor, Tensor]
 
@@ -112,9 +111,12 @@ class Trainer:
         """Whether they have the same recordings, so that they can go side by side."""
         return self._runners is other._runners
 
-    def run(self, layer: Layer, objective: Objective, gradient: Gradient, plan: Round, title: str) -> None:
-        """One round; the layer is left at the last good state, whatever happens."""
-        self.run_many([layer], objective, gradient, plan, title)
+    def run(self, layer: Layer, objective: Objective, gradient: Gradient, plan: Round, title: str) -> bool:
+        """One round; the layer is left at the last good state, whatever happens.
+
+        :return: whether it went well: not where steps are not finite, however small.
+        """
+        return self.run_many([layer], objective, gradient, plan, title)[0]
 
     def run_many(
         self,
@@ -124,15 +126,16 @@ class Trainer:
         plan: Round,
         title: str,
         members: Sequence["Trainer"] = (),
-    ) -> None:
+    ) -> list[bool]:
         """The same round for copies of a layer, an ensemble: each has random numbers of its own.
 
         :param members: whose the layers are, if they have data of their own (:meth:`at`).
+        :return: of each, whether it went well; see :meth:`run`.
         """
-        members = members or [self] * len(layers)
+        members, well = members or [self] * len(layers), [True] * len(layers)
         histories = _histories(members)
         if all(history.interrupted for history in histories):
-            return
+            return well
         began = time.perf_counter()
         try:
             with restored_threads(), tqdm(total=plan.num_steps, disable=not self.progress_bar, unit="step") as bar:
@@ -140,13 +143,15 @@ class Trainer:
                 pairs = [member._get(layer, objective, gradient, plan) for member, layer in zip(members, layers)]
                 bar.set_description(title)
                 programs, runner = [program for program, _ in pairs], pairs[0][1]
-                self._steps(members, programs, runner, plan, title, bar)
+                courses = self._steps(members, programs, runner, plan, title, bar)
+                well = [not course.failed for course in courses]
         except KeyboardInterrupt:
             for member in members:
                 member.interrupt()
         for history in histories:
             history.rounds.append(history.num_steps)
             history.seconds += (time.perf_counter() - began) / len(histories)
+        return well
 
     def expect(self, layer: Layer, objective: Objective, gradient: Gradient, plan: Round, num_steps: int) -> None:
         """Begin to compile, in the background, what so many steps will need."""
@@ -183,11 +188,6 @@ class Trainer:
             self._slope = Slope(self.log_joint, self.data)
         return self._slope
 
-    @property
-    def stopped(self) -> bool:
-        """Whether training should not go on."""
-        return self.history.interrupted or self.history.failed
-
     def _get(self, layer: Layer, objective: Objective, gradient: Gradient, plan: Round) -> tuple[Program, Runner]:
         """The program of a round and its runner; equal rounds have the same."""
         program = Program(self.log_joint, layer, objective, gradient, plan.num_particles, self.leaves)
@@ -205,48 +205,55 @@ class Trainer:
 
     def _steps(
         self, members: Sequence["Trainer"], programs: list[Program], runner: Runner, plan: Round, title: str, bar: Any
-    ) -> None:
+    ) -> list[Course]:
         runner.expect(plan.num_steps * max(len(programs), self.num_fits))
-        states, start, blocks = [program.init() for program in programs], 0, 1
-        schedule = _schedule(plan, _share(programs[0].objective), states[0].params)
-        elbos: list[list[Tensor]] = [[] for _ in programs]
         streams = [member.stream or _stream(len(members)) for member in members]
+        courses = [Course(program, stream) for program, stream in zip(programs, streams)]
+        schedule = _schedule(plan, _share(programs[0].objective), courses[0].state.params)
         ensemble, pace = Ensemble(runner, programs, [member._bound for member in members]), Pace(2 * PAUSE)
         try:
-            while start < plan.num_steps and not all(member.history.failed for member in members):
-                began = time.perf_counter()
-                num = min(blocks * BLOCK, plan.num_steps - start)
-                inputs = [_own(stream, program, schedule, start, num) for stream, program in zip(streams, programs)]
-                before, start = states, start + num
-                for part in pace.parts(num):  # an interrupt loses no more than one part
-                    after = ensemble.run(states, [Inputs(*(rows[part] for rows in own)) for own in inputs])
-                    states = [state for state, _ in after]
-                    for kept, (_, losses) in zip(elbos, after):
-                        kept.append(-losses)
-                    bar.update(part.stop - part.start)
-                for member, old, new in zip(members, before, states):
-                    member.history.failed |= 2 * int(new.skipped - old.skipped) > num
+            for start in range(0, plan.num_steps, BLOCK):
+                which = [i for i, course in enumerate(courses) if not course.done]
+                if not which:
+                    break
+                self._block(ensemble, pace, courses, which, schedule, start, bar)
                 bar.set_description(title + (", compiling" if runner.is_compiling else ""), refresh=False)
-                bar.set_postfix_str(f"ELBO {max(float(part[-1].nanmean()) for part in elbos):.3f}", refresh=False)
-                blocks = self._blocks(runner, (time.perf_counter() - began) / num)
+                elbos = [float(courses[i].elbos[-1].nanmean()) for i in which]
+                bar.set_postfix_str(f"ELBO {max(elbos):.3f}", refresh=False)
         finally:
-            unbroken(lambda: _write(programs, states))
-            for member, state, kept in zip(members, states, elbos):
-                member.history.skipped += int(state.skipped)
-                member.history.elbos += kept
+            unbroken(lambda: _finish(courses))
+            for member, course in zip(members, courses):
+                member.history.add(course)
             for history in _histories(members):
                 history.note(runner)
+        return courses
 
-    def _blocks(self, runner: Runner, seconds: float) -> int:
-        """How many blocks to run until the next look."""
-        if runner.engine is not Engine.COMPILED or runner.is_random:
-            return 1
-        return max(1, min(MAX_BLOCKS, int(PAUSE / (BLOCK * seconds))))
+    def _block(
+        self,
+        ensemble: Ensemble,
+        pace: Pace,
+        courses: Sequence[Course],
+        which: Sequence[int],
+        schedule: Schedule,
+        start: int,
+        bar: Any,
+    ) -> None:
+        """A block of steps for those that are under way, each with its own random numbers and size of steps."""
+        stop = min(start + BLOCK, len(schedule[0]))
+        inputs = [_own(courses[i], schedule, start, stop - start) for i in which]
+        for part in pace.parts(stop - start):  # an interrupt loses no more than one part
+            given = [Inputs(*(rows[part] for rows in own)) for own in inputs]
+            for i, (state, losses) in zip(which, ensemble.run([courses[i].state for i in which], given, which)):
+                courses[i].advance(state, losses)
+            bar.update(part.stop - part.start)
+        comparable = bool((schedule[1][max(0, start - 1) : stop] == 1).all())
+        for i in which:
+            courses[i].look(comparable)
 
 
-def _write(programs: Sequence[Program], states: Sequence[State]) -> None:
-    for program, state in zip(programs, states):
-        program.write(state)
+def _finish(courses: Sequence[Course]) -> None:
+    for course in courses:
+        course.finish()
 
 
 def _share(objective: Objective) -> float:
@@ -265,10 +272,11 @@ def _inputs(program: Program, schedule: Schedule, start: int, num: int) -> Input
     return Inputs(noise, *(part[start : start + num] for part in schedule))
 
 
-def _own(stream: Any, program: Program, schedule: Schedule, start: int, num: int) -> Inputs:
-    """A member's inputs, by its own random numbers."""
-    with stream:
-        return _inputs(program, schedule, start, num)
+def _own(course: Course, schedule: Schedule, start: int, num: int) -> Inputs:
+    """A member's inputs, by its own random numbers and with steps of its own size."""
+    with course.stream:
+        inputs = _inputs(course.program, schedule, start, num)
+    return inputs._replace(rate=course.factor * inputs.rate)
 
 
 def _stream(num_members: int) -> Any:

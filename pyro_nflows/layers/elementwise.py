@@ -58,6 +58,10 @@ class Elementwise(Layer):
         self.transformer = transformer
         self.params = nn.Parameter(torch.zeros(input_dim, transformer.num_params))
 
+    def fan_in(self, name: str) -> int:
+        """Numbers of a parameter that are added up: none."""
+        return 1
+
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         y, log_slope = self.transformer.forward(x, self.params.expand(*x.shape, -1))
         return y, log_slope.sum(-1)

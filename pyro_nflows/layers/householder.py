@@ -40,6 +40,10 @@ class Householder(Layer):
         else:  # there is one rotation of a line, and Pyro warns of parameters that do not train
             self.register_buffer("vectors", vectors)
 
+    def fan_in(self, name: str) -> int:
+        """Numbers of a parameter that are added up: none, since a vector's length means nothing."""
+        return 1
+
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return reflect(x, self.vectors), x.new_zeros(x.shape[:-1])
 

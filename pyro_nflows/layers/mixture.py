@@ -62,6 +62,10 @@ class Mixture(Layer):
         else:  # one coordinate has nothing below it
             self.register_buffer("lower", torch.zeros(*shape, dim, dim))
 
+    def fan_in(self, name: str) -> int:
+        """Numbers of a parameter that are added up: those of a row of a matrix."""
+        return self.block_dim if name == "lower" else 1
+
     def scale_tril(self) -> Tensor:
         """:math:`L_k` of every block, of shape ``(D / B, K, B, B)``."""
         return scale_tril(self.log_scale, self.lower)

@@ -49,6 +49,10 @@ class Sylvester(Layer):
         else:  # there is one direction only, and Pyro warns of parameters that do not train
             self.register_buffer("vectors", vectors)
 
+    def fan_in(self, name: str) -> int:
+        """Numbers of a parameter that are added up: none of a vector's, whose length means nothing."""
+        return len(self.b) if name in ("outer", "inner") else 1
+
     def _matrices(self) -> tuple[Tensor, Tensor, Tensor]:
         """:math:`Q^\\top`, :math:`R` and :math:`\\tilde R`."""
         rank = len(self.b)

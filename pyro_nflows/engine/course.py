@@ -1,0 +1,93 @@
+r"""A fit's way through one round: where it is, the best place it has seen, and how large its steps are.
+
+Training diverges when steps are too large: values are no longer finite, or the bound falls far below what it was. Then
+the fit goes back to where it was best and goes on with steps half as large; after so many of these, the round ends
+there.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .program import Program, State
+
+#: How often a round goes back before it is given up.
+MAX_RESTARTS = 6
+#: Losses are looked at by their medians over so many steps, which a few wild ones do not change.
+STRETCH = 10
+#: A fall of the bound by so many nats, and by so many times the noise of a step, is no noise.
+FALL, NOISES = 10.0, 20.0
+
+
+class Course:
+    """The state of one fit in a round.
+
+    :param program: its steps; the layer is written to only by :meth:`finish`.
+    :param stream: a context in which its random numbers are drawn.
+    """
+
+    def __init__(self, program: Program, stream: Any):
+        self.program, self.stream = program, stream
+        self.state = self.best = self._before = program.init()
+        self.elbos: list[Tensor] = []
+        self.factor, self.num_restarts = 1.0, 0
+        self.failed = self.done = False
+        self._height, self._noise, self._pending = -math.inf, 0.0, list[Tensor]()
+
+    def advance(self, state: State, losses: Tensor) -> None:
+        """Go where some steps have led, for the time being; see :meth:`look`."""
+        self.state = state
+        self.elbos.append(-losses)
+        self._pending.append(-losses)
+
+    def look(self, comparable: bool) -> None:
+        """Stay where the steps since the last look have led, unless that is astray.
+
+        :param comparable: whether losses mean what they did a look ago, which they do not while ``log p`` is annealed.
+        """
+        values, before = torch.cat(self._pending), self._before
+        skipped, self._pending = int(self.state.skipped - before.skipped), []
+        if 2 * skipped > len(values):
+            hopeless = skipped == len(values) and before.params is self.best.params
+            self._go_back(finite=False, hopeless=hopeless)
+        elif self._is_astray(values, comparable):
+            self._go_back(finite=True)
+        self._before = self.state
+
+    def _is_astray(self, values: Tensor, comparable: bool) -> bool:
+        """Whether the bound fell too far; else, whether it is the best yet is noted."""
+        medians = _medians(values)
+        top = float(medians.max())
+        if not comparable:
+            self.best, self._height = self._before, -math.inf
+        elif top > self._height:
+            self.best, self._height, self._noise = self._before, top, _noise(values)
+        return comparable and float(medians[-1]) < self._height - FALL - NOISES * self._noise
+
+    def _go_back(self, finite: bool, hopeless: bool = False) -> None:
+        self.state = self.best = self.best._replace(skipped=self.state.skipped)
+        self.num_restarts += 1
+        self.factor *= 0.5
+        if hopeless or self.num_restarts > MAX_RESTARTS:
+            self.done, self.failed = True, not finite
+
+    def finish(self) -> None:
+        """Put what was reached into the layer."""
+        if self._pending:  # interrupted between two looks
+            self.look(comparable=False)
+        self.program.write(self.state)
+
+
+def _medians(values: Tensor) -> Tensor:
+    """Of each stretch; infinite values are as good as any that are far below."""
+    values = values.nan_to_num(-torch.inf, -torch.inf, -torch.inf)
+    num = len(values) // STRETCH
+    return values[: num * STRETCH].view(num, STRETCH).median(1)[0] if num else values.median()[None]
+
+
+def _noise(values: Tensor) -> float:
+    """A step's standard deviation, from how neighbours differ: a trend is no noise."""
+    steps = values[values.isfinite()].diff().abs()
+    return float(steps.median()) * 1.05 if len(steps) else 0.0
