@@ -30,7 +30,7 @@ class Course:
 
     def __init__(self, program: Program, stream: Any):
         self.program, self.stream = program, stream
-        self.state = self.best = self._before = program.init()
+        self.state = self.best = self._before = self._begun = program.init()
         self.elbos: list[Tensor] = []
         self.factor, self.num_restarts = 1.0, 0
         self.failed = self.done = False
@@ -60,6 +60,8 @@ class Course:
         """Whether the bound fell too far; else, whether it is the best yet is noted."""
         medians = _medians(values)
         top = float(medians.max())
+        if self._before is self._begun and bool(values[0].isfinite()):
+            top = max(top, float(values[0]))  # steps may be so large that the first one is fatal
         if not comparable:
             self.best, self._height = self._before, -math.inf
         elif top > self._height:
