@@ -21,9 +21,12 @@ from .log_joint import LogJoint, tensors_of
 from .objectives import ELBO
 from .result import Fit, Result
 from .search import round_trip, search
+from .signals import imported
 from .start import check_start, dispersed_start, first_bad_site, prior_points
 from .verdict import is_hopeless, starts_disagree
 
+#: What a run imports on its way: gradients of torch's, and the start.
+NEEDED = "torch.fx.experimental.symbolic_shapes", "scipy.optimize"
 #: A model's arguments.
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 #: Sizes of a mixture at a flow's base; None for a flow without one.
@@ -74,6 +77,7 @@ class Fitter:
         :param keep: called with each fit that is better than what was there.
         :raises KeyboardInterrupt: at the second one, or before there was anything to keep.
         """
+        imported(*NEEDED)
         guide, (args, kwargs) = self.guide, call
         if guide.prototype_trace is None:
             with pyro.validation_enabled(False):  # an infeasible start is dealt with below

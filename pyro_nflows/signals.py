@@ -1,7 +1,9 @@
 """Ctrl-C held back for a moment, so that what belongs together is done together."""
 
 import contextlib
+import importlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -37,3 +39,29 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
     if heard:
         handler(*heard[0])
+
+
+def imported(*names: str) -> None:
+    """Import modules that will be needed, on a thread, where no signal handler runs.
+
+    An import that an interrupt breaks off leaves a package in parts: those that were done stay, the package is begun
+    anew without them, and whatever needs it fails for as long as the process lasts. What cannot be imported is left
+    to whoever needs it.
+
+    Example::
+
+        >>> imported("json.decoder", "no_such_module")
+        >>> "json.decoder" in sys.modules
+        True
+    """
+    missing = [name for name in names if name not in sys.modules]
+    if missing:
+        thread = threading.Thread(target=_import, args=(missing,), name="imports")
+        thread.start()
+        thread.join()
+
+
+def _import(names: list[str]) -> None:
+    for name in names:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)

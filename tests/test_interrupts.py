@@ -1,15 +1,20 @@
 """An interrupt comes out of compiled code as itself, soon, and leaves whole states behind."""
 
 import contextlib
+import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_nflows import ELBO
+from pyro_nflows import ELBO, VI, AutoFlow
 from pyro_nflows.engine import Engine, History, Round, Trainer, trainer
 from pyro_nflows.engine.ensemble import _side_by_side
 from pyro_nflows.engine.native import Run, Scan, build, scan, turns
@@ -20,6 +25,8 @@ from pyro_nflows.engine.tape import Tape
 from pyro_nflows.gradients import Gradient
 from pyro_nflows.layer import Chain
 from pyro_nflows.layers import LocScale
+from pyro_nflows.running import NEEDED
+from pyro_nflows.signals import imported
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
 needs_timer = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer")
@@ -219,3 +226,74 @@ def test_a_halted_run_says_so(sorter):
     run.halted = True
     with pytest.raises(scan.Halted, match="interrupted"):
         run.run([torch.zeros(40, 20)], [torch.zeros(5, 40, 20)])
+
+
+HALF_IMPORTED = """
+import os, signal, sys, threading, time
+from pyro_nflows.signals import imported
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "sympy.polys.polytools":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+
+sys.meta_path.insert(0, Interrupting())
+try:
+    imported("sympy")
+except KeyboardInterrupt:
+    print("interrupted")
+import sympy
+print(sympy.core.numbers.Integer(2) + 1)
+"""
+
+
+def test_an_interrupt_breaks_off_no_import():
+    done = subprocess.run([sys.executable, "-c", HALF_IMPORTED], capture_output=True, text=True, timeout=100)
+    assert (done.stdout, done.stderr) == ("interrupted\n3\n", "")
+
+
+def two_latents():
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    s = pyro.sample("s", dist.StudentT(3.0, 0.0, 1.0))
+    pyro.sample("y", dist.Normal(z + torch.stack([s, z]).sort()[0][0], 1.0), obs=torch.tensor(0.3))
+
+
+@contextlib.contextmanager
+def sent_after(seconds, send):
+    """``Ctrl-C``, sent from another thread; one that comes late is heard here."""
+    timer = threading.Timer(seconds, send)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+WAYS = {
+    "a handler's": lambda seconds: raised_after(seconds, KeyboardInterrupt),
+    "another process's": lambda seconds: sent_after(seconds, lambda: os.kill(os.getpid(), signal.SIGINT)),
+    "a thread's": lambda seconds: sent_after(seconds, lambda: signal.raise_signal(signal.SIGINT)),
+}
+
+
+@needs_compiler
+@needs_timer
+@pytest.mark.parametrize("num", [3, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("way", WAYS)
+def test_an_interrupt_at_any_moment_leaves_a_fit(way, num, tmp_path, monkeypatch):
+    """While tracing, compiling, in compiled code, drawing and searching; the fit comes soon, and can be used."""
+    imported(*NEEDED)
+    rng = random.Random(num)
+    for i in range(num):
+        monkeypatch.setenv("PYRO_NFLOWS_CACHE", str(tmp_path / str(i // 2)))  # every other one compiles
+        pyro.clear_param_store()
+        vi = VI(AutoFlow(two_latents), engine=rng.choice([None, "compiled"]), seed=i, progress_bar=False)
+        seconds, began = rng.uniform(0.3, 3.0), time.perf_counter()
+        with contextlib.suppress(KeyboardInterrupt), WAYS[way](seconds):
+            vi.run()
+        waited = time.perf_counter() - began - seconds
+        assert waited < 10  # about a second on a machine that does nothing else
+        assert vi.history.interrupted or waited < 0
+        assert all(value.isfinite().all() for value in vi.get_samples(100).values())

@@ -111,9 +111,9 @@ class Best(Runner):
         return difference(Eager(self.program), self, self.program.init(), self.inputs) is None
 
     def cancel(self) -> None:
-        """Stop compiling what will not be used."""
+        """Stop compiling what will not be used; what is compiled is on disk for another time."""
         if self.is_compiling and self.scan is not None:
-            self.scan.cancel()
+            self.scan.finish()
             self.scan = None
 
 

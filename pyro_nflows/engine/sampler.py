@@ -130,9 +130,8 @@ class Sampler:
         return Program(self.log_joint, layer, Objective(), Gradient.TOTAL, BATCH, self.leaves)
 
     def cancel(self) -> None:
-        """Stop compiling."""
-        if self.scan is not None and not self.scan.is_ready:
-            self.scan.cancel()
+        """Stop compiling; what is compiled is kept."""
+        if self.scan is not None and not self.scan.finish():
             self.scan = None
 
 

@@ -1,5 +1,6 @@
 r"""A recorded step run many times by one call of compiled code: :math:`(s, x_t) \mapsto (s', y_t)`."""
 
+import contextlib
 import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -55,9 +56,14 @@ class Scan:
         """Whether :meth:`run` would start at once."""
         return self._library is not None or (self._linear.is_ready and self._build.is_ready)
 
-    def cancel(self) -> None:
-        """Stop compiling."""
+    def finish(self) -> bool:
+        """Load what is compiled, or stop compiling; whether it is there."""
+        if self.is_ready:
+            with contextlib.suppress(CompilerError, OSError):
+                self.load()
+                return True
         self._build.cancel()
+        return False
 
     def run(self, state: Sequence[Tensor], streams: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """All steps: the last state, and what each step gave, stacked.
