@@ -1,17 +1,23 @@
 r"""Pyro's machinery made to run under ``torch.func``, a check of shapes, and errors in one line."""
 
 import contextlib
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
-from pyro.ops import special
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from torch import Tensor
 
 from .guides import checks
+
+TORCH, PYRO = (Path(str(package.__file__)).parent for package in (torch, pyro))
+#: What mostly keeps a model from ``torch.vmap``.
+BRANCHES = "Python branches on values and .item() are the usual cause"
 
 
 class Enumerate(EnumMessenger):
@@ -41,31 +47,6 @@ class Sized(Messenger):
             checks.check_shape(self.name, msg, self.values[msg["name"]])
 
 
-class _SafeLog:
-    """Pyro's logarithm with bounded slopes, for contractions and HMMs, without an ``autograd.Function``.
-
-    Those of Pyro cannot be transformed by ``torch.func``.
-    """
-
-    @staticmethod
-    def apply(x: Tensor) -> Tensor:
-        """``log(x)``, with slope ``1 / max(x, eps)``."""
-        eps = torch.finfo(x.dtype).eps
-        small, still = x < eps, x.detach()
-        return torch.where(small, still.log() + (x - still) / eps, torch.where(small, 1.0, x).log())
-
-
-@contextlib.contextmanager
-def transformable() -> Iterator[None]:
-    """Within it, Pyro's own operations can be transformed by ``torch.func``."""
-    names = vars(special)
-    pyros, names["_SafeLog"] = names["_SafeLog"], _SafeLog
-    try:
-        yield
-    finally:
-        names["_SafeLog"] = pyros
-
-
 @contextlib.contextmanager
 def restored_dims() -> Iterator[None]:
     """Within it, enumerated sites may be given dimensions; an enumeration that is under way outside hears nothing."""
@@ -74,6 +55,21 @@ def restored_dims() -> Iterator[None]:
         yield
     finally:
         vars(_ENUM_ALLOCATOR).update(before)
+
+
+def cause(error: BaseException) -> str:
+    """Whose code an error of ``torch.vmap`` comes from: the user's, or Pyro's, where there is nothing to mend.
+
+    Example::
+
+        >>> cause(ValueError("no"))
+        'Python branches on values and .item() are the usual cause'
+    """
+    frames = [f.filename for f in traceback.extract_tb(error.__traceback__)]
+    outside = [name for name in frames if not Path(name).is_relative_to(TORCH)]
+    if outside and Path(outside[-1]).is_relative_to(PYRO):
+        return f"the cause is in Pyro's own {Path(outside[-1]).name}, and nothing in the model needs to be changed"
+    return BRANCHES
 
 
 def first_line(error: BaseException) -> str:

@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_flatten
 
 from .guides import checks
 from .guides.flow import AutoFlow
-from .handlers import Enumerate, Sized, first_line, restored_dims, transformable
+from .handlers import BRANCHES, Enumerate, Sized, cause, first_line, restored_dims
+from .transformable import transformable
 
 
 class Vectorization(enum.Enum):
@@ -118,24 +119,27 @@ class LogJoint:
         plate = not self.enumerates and self._objection(Vectorization.PLATE, loop, rows, args, kwargs) is None
         how = Vectorization.PLATE if plate else Vectorization.LOOP
         warnings.warn(
-            f"torch.vmap cannot run this model ({reason}); particles go through {how.value}. Results are right, "
-            "but slower; Python branches on values and .item() are the usual cause",
+            f"torch.vmap cannot run this model ({reason[0]}); particles go through {how.value}. Results are right, "
+            f"but slower; {reason[1]}",
             VectorizationWarning,
             stacklevel=4,
         )
         return how
 
-    def _objection(self, how: Vectorization, loop: Tensor, rows: Tensor, args: Any, kwargs: Any) -> str | None:
-        """Why a way is not to be taken, if there is a reason."""
+    def _objection(
+        self, how: Vectorization, loop: Tensor, rows: Tensor, args: Any, kwargs: Any
+    ) -> tuple[str, str] | None:
+        """Why a way is not to be taken and whose code that comes from, if there is a reason."""
         try:
             values = self._rows(how)(rows, args, kwargs)
         except Exception as error:
-            return first_line(error)
+            return first_line(error), cause(error)
         close = functools.partial(torch.allclose, rtol=1e-4, atol=1e-4, equal_nan=True)
         # A model that subsamples differs from run to run, and cannot be compared.
         if close(values, loop) or not all(close(self._by_loop(rows, args, kwargs), loop) for _ in range(4)):
             return None
-        return f"its values there differ from those of single runs by up to {float((values - loop).abs().max()):.2g}"
+        apart = float((values - loop).abs().max())
+        return f"its values there differ from those of single runs by up to {apart:.2g}", BRANCHES
 
     def leaves(self, z: Tensor, *args: Any, **kwargs: Any) -> list[Tensor]:
         """The model's trainable leaf tensors: unconstrained ``pyro.param`` values and module parameters."""

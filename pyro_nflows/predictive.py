@@ -20,6 +20,8 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .transformable import transformable
+
 __all__ = ["Run", "each_draw", "is_deterministic", "is_observation", "is_partial", "isolated", "log_prob_and_mask"]
 
 Site = Mapping[str, Any]
@@ -241,7 +243,7 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
 
 
 def _vectorised(ask: Callable[[Draw], Answers], draws: Draw, chunk_size: int) -> Answers:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), transformable():
         warnings.filterwarnings("ignore", "There is a performance drop")
         return torch.vmap(ask, randomness="different", chunk_size=chunk_size)(draws)
 

@@ -39,6 +39,7 @@ FLOORS = {
     "initialization": 3,
     "guides": 4,
     "handlers": 4,
+    "transformable": 3,
     "log_joint": 4,
     "weights": 4,
     "gradients": 5,
