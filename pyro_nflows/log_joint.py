@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.utils._pytree import tree_flatten
 
+from .exclusive import validation
 from .guides import checks
 from .guides.flow import AutoFlow
 from .handlers import BRANCHES, Enumerate, Sized, cause, first_line, restored_dims
@@ -84,7 +85,7 @@ class LogJoint:
         """
         start = self.guide._init_loc() if self.start is None else self.start
         near = torch.stack([start, start + 0.01])
-        with pyro.validation_enabled(False):  # a first look: the start may yet prove infeasible
+        with validation(False):  # a first look: the start may yet prove infeasible
             traces = [self._look(row, args, kwargs) for row in near]
         frames = [f for s in traces[0].nodes.values() for f in s.get("cond_indep_stack", ())]
         self.max_plate_nesting = -min((f.dim for f in frames if f.vectorized), default=0)
@@ -153,7 +154,7 @@ class LogJoint:
 
     def _by_vmap(self, z: Tensor, args: Any, kwargs: Any) -> Tensor:
         # Validation branches on values, which vmap refuses; the first, looped evaluation was validated.
-        with pyro.validation_enabled(False):
+        with validation(False):
             return torch.vmap(lambda row: self.single(row, *args, **kwargs), randomness="same")(z)
 
     def _by_loop(self, z: Tensor, args: Any, kwargs: Any) -> Tensor:

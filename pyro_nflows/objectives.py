@@ -34,6 +34,7 @@ from torch import Tensor
 from .engine import EngineWarning
 from .engine.recorded import Recorded
 from .engine.tape import TraceError
+from .exclusive import differentiable
 from .gradients import Gradient, Objective
 from .guides import AutoFlow
 from .layer import Layer, Weight
@@ -123,6 +124,7 @@ class ELBO(Objective, elbo.ELBO):
         surrogate = self.surrogate(draws, gradient)
         return surrogate.detach() - surrogate - self.bound(draws.log_weight.detach())
 
+    @differentiable()
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Minus the estimated bound; its gradient is added to the parameters' ``.grad``.
 

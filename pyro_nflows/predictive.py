@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .transformable import transformable
+from .exclusive import validation
 
 __all__ = ["Run", "each_draw", "is_deterministic", "is_observation", "is_partial", "isolated", "log_prob_and_mask"]
 
@@ -220,13 +221,12 @@ def isolated(seed: int | None, device: torch.device) -> Iterator[None]:
     New parameters are taken out of the param store again. With a seed the random state is the caller's afterwards;
     without one it moves on, as for any draw.
     """
-    store, checks = pyro.get_param_store(), torch.distributions.Distribution._validate_args
+    store = pyro.get_param_store()
     known = set(store.keys())
     try:
-        with torch.no_grad(), pyro.validation_enabled(False), _seeded(seed, device):
+        with torch.no_grad(), validation(False), _seeded(seed, device):
             yield
     finally:
-        torch.distributions.Distribution.set_default_validate_args(checks)
         for name in set(store.keys()) - known:
             del store[name]
 

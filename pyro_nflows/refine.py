@@ -16,8 +16,10 @@ proposals: no new evaluation of the model, and slow only where weights vary much
 Hamiltonian Monte Carlo Using Neural Transport.
 """
 
+import contextlib
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from torch import Tensor
 
 from .diagnostics import psis_resample
 from .engine import Slope
+from .exclusive import validation
 from .guides import AutoFlow
 from .hamiltonian import Points, finite, move
 from .layer import Layer, Weight
@@ -157,9 +160,21 @@ def _nuts(slope: Slope, start: Tensor, num_samples: int, warmup_steps: int, prog
         initial_params={"x": start.clone()},
         disable_progbar=not progress_bar,
     )
-    mcmc.run()
+    with validation(False), _restored_logger():  # as Pyro would itself, but leaving things as they were
+        mcmc.run()
     rates = mcmc.diagnostics()["acceptance rate"]
     return mcmc.get_samples()["x"], float(sum(rates.values()) / len(rates))
+
+
+@contextlib.contextmanager
+def _restored_logger() -> Iterator[None]:
+    """Pyro gives its logger a handler for each run."""
+    logger = logging.getLogger("pyro.infer.mcmc")
+    before = logger.handlers, logger.propagate
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = before
 
 
 class _Sloped(torch.autograd.Function):

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
-import pyro
 import torch
 from torch import Tensor
 from torch.distributions import biject_to
@@ -15,6 +14,7 @@ from torch.distributions import biject_to
 from .drive import Started, drive
 from .engine import Engine, EngineWarning, Trainer
 from .engine.runners import num_cores
+from .exclusive import validation
 from .fit import Recipe, fit_modes, start
 from .gradients import Gradient
 from .guides import AutoFlow, checks
@@ -78,7 +78,7 @@ class Replications:
             checks.refuse_replication(type(guide).__name__)
         self.guide, self.args, self.kwargs = fresh(guide, args, kwargs), args, kwargs
         model, loc = self.guide.bare_model, self.guide._init_loc()
-        with pyro.validation_enabled(False):  # the data given need not be possible ones
+        with validation(False):  # the data given need not be possible ones
             trace = LogJoint(model, self.guide).run(loc, *args, **kwargs)
         check_simulable(trace, self.guide.latent_names)
         self.latents, self.data = simulate(model, args, kwargs, num, loc)
@@ -164,7 +164,7 @@ def fresh(guide: AutoFlow, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Aut
     """A guide of the same kind and model that has not been trained, set up."""
     new = copy.deepcopy(guide)
     new.layer, new.prototype_trace, new._site_shapes = None, None, None
-    with pyro.validation_enabled(False):
+    with validation(False):
         new._setup_prototype(*args, **kwargs)
     return new
 

@@ -8,11 +8,11 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
-import pyro
 import torch
 from torch import Tensor
 
 from .engine import Engine, Trainer
+from .exclusive import validation
 from .fit import Recipe, fit_all, fit_modes, put
 from .gradients import Gradient
 from .guides import AutoFlow
@@ -80,7 +80,7 @@ class Fitter:
         imported(*NEEDED)
         guide, (args, kwargs) = self.guide, call
         if guide.prototype_trace is None:
-            with pyro.validation_enabled(False):  # an infeasible start is dealt with below
+            with validation(False):  # an infeasible start is dealt with below
                 guide._setup_prototype(*args, **kwargs)
         joint = LogJoint(guide.bare_model, guide)
         loc = check_start(joint, args, kwargs)

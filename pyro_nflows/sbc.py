@@ -15,6 +15,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from .arguments import check_arguments
 from .calibration import Judgement, PValues, judge_ranks
 from .engine import Engine, Round
+from .exclusive import exclusive, seeded, usable
 from .fit import Recipe
 from .guides import AutoFlow
 from .nets import check_sizes
@@ -129,6 +130,7 @@ class SBC:
         self._names: list[str] = []
         self._checked: dict[int, Checked] = {}
 
+    @exclusive()
     def run(self, *args: Any, **kwargs: Any) -> "SBC":
         """Simulate, fit and rank.
 
@@ -141,9 +143,8 @@ class SBC:
         """
         seed = int(torch.randint(2**31, ())) if self.seed is None else self.seed
         self._checked, self.interrupted = {}, False
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            replications = Replications(self.guide, self.num_simulations, args, kwargs)
+        with seeded(seed):
+            replications = Replications(self.guide, self.num_simulations, *usable((args, kwargs)))
             self._names = [*_names(replications.guide), LOG_JOINT]
             self._fit(replications)
         self.failed = replications.failed

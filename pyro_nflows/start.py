@@ -3,7 +3,6 @@ r"""Is there a point to start from? And if not, which site is to blame?"""
 import contextlib
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -11,6 +10,7 @@ from pyro.infer.autoguide import init_to_sample
 from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 
+from .exclusive import validation
 from .guides import AutoFlow
 from .guides.sites import unconstrained_value
 from .initialization import FlatPriors
@@ -56,7 +56,7 @@ def prior_points(guide: AutoFlow, call: Any, num: int) -> list[Tensor]:
     :param call: the model's arguments.
     """
     points, shapes = [], guide._unconstrained_shapes.items()
-    with contextlib.suppress(ValueError, RuntimeError), pyro.validation_enabled(False):
+    with contextlib.suppress(ValueError, RuntimeError), validation(False):
         for _ in range(num):
             draw = poutine.trace(InitMessenger(FlatPriors(init_to_sample))(guide.bare_model))
             nodes: Any = draw.get_trace(*call[0], **call[1]).nodes
@@ -80,7 +80,7 @@ def _finite(joint: LogJoint, point: Tensor, args: Any, kwargs: Any) -> bool:
 @torch.no_grad()
 def first_bad_site(joint: LogJoint, draws: Tensor, args: Any, kwargs: Any) -> str | None:
     """The first site, in the model's order, whose log density is not finite at any of some draws."""
-    with pyro.validation_enabled(False):
+    with validation(False):
         for row in draws[:100]:
             for name, site in joint.run(row, *args, **kwargs).nodes.items():
                 if site["type"] == "sample" and not _is_finite(site):
@@ -89,7 +89,7 @@ def first_bad_site(joint: LogJoint, draws: Tensor, args: Any, kwargs: Any) -> st
 
 
 def _is_finite(site: Any) -> bool:
-    with pyro.validation_enabled():  # or data out of the support might get a number
+    with validation(True):  # or data out of the support might get a number
         try:
             log_prob = site["fn"].log_prob(site["value"])
         except (ValueError, RuntimeError):

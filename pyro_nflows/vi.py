@@ -14,6 +14,7 @@ from .arguments import check_arguments
 from .arviz import to_arviz
 from .checkpoint import load_fit, save_fit
 from .engine import Engine, History, sample
+from .exclusive import exclusive, seeded, usable
 from .files import Path
 from .guides import AutoFlow
 from .layer import Chain
@@ -87,6 +88,7 @@ class VI:
         self._absent = "was loaded without its data"
         self._fitter: Fitter | None = None
 
+    @exclusive()
     def run(self, *args: Any, **kwargs: Any) -> "VI":
         """Fit the guide to the model at these arguments.
 
@@ -97,10 +99,9 @@ class VI:
         :raises ValueError: if the model cannot be started (the site is named), or is not one this guide can fit.
         """
         seed, began = int(torch.randint(2**31, ())) if self.seed is None else self.seed, time.perf_counter()
-        self._fitter = self._fitter or Fitter(self.guide)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self._fitter.run(self._settings(), (args, kwargs), functools.partial(self._keep, (args, kwargs)))
+        self._fitter, call = self._fitter or Fitter(self.guide), usable((args, kwargs))
+        with seeded(seed):
+            self._fitter.run(self._settings(), call, functools.partial(self._keep, call))
         self.history.seconds = time.perf_counter() - began
         return self
 
@@ -129,6 +130,7 @@ class VI:
         """Log-weights ``log p - log q`` of the draws that the verdict judges, ``(S,)``."""
         return self._need_run().draws.log_weight
 
+    @exclusive()
     @torch.no_grad()
     def get_samples(self, num_samples: int = 1000, *, resample: bool | None = None) -> dict[str, Tensor]:
         """Posterior draws, as ``MCMC.get_samples`` gives them.
@@ -167,6 +169,7 @@ class VI:
             )
         return self._call
 
+    @exclusive()
     def refine(
         self, num_samples: int = 1000, warmup_steps: int = 300, num_chains: int = 4, method: str = "nuts"
     ) -> Refined:
@@ -177,8 +180,7 @@ class VI:
         :param method: ``"nuts"`` or, faster, ``"hmc"``, in the flow's coordinates; or ``"independence"``.
         """
         draws, sizes = self._need_run().draws, (num_samples, warmup_steps, num_chains)
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed or 0)
+        with seeded(self.seed or 0):
             return refine(self._model(), self.guide, draws, method, *sizes, progress_bar=self.progress_bar)
 
     def verdict(self) -> Verdict:
@@ -202,6 +204,7 @@ class VI:
         samples = self.get_samples(len(self._need_run().draws.z))
         print_summary(samples, self.diagnostics(), self.verdict().sentence, prob)
 
+    @exclusive()
     def to_arviz(
         self,
         num_samples: int = 4000,
@@ -257,7 +260,8 @@ class VI:
             of another kind of guide, another model, or other data.
         """
         vi = VI(guide)
-        vi._result, vi._call = load_fit(path, guide, (args, kwargs))
+        with exclusive(), seeded(0):  # the model is run for its structure
+            vi._result, vi._call = load_fit(path, guide, (args, kwargs))
         return vi
 
     def __getstate__(self) -> dict[str, Any]:

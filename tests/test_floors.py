@@ -18,6 +18,7 @@ MAX_LINES = 320
 #: A module, or a folder for all of its modules, to its floor.
 FLOORS = {
     "numerics": 0,
+    "exclusive": 0,
     "hamiltonian": 0,
     "context": 0,
     "calls": 0,

@@ -24,6 +24,9 @@ class Engine(str, enum.Enum):
 class Runner(ABC):
     """Runs a block of steps; ``inputs`` have a leading dimension of steps, as has the loss."""
 
+    #: Threads of torch with which it runs fastest; None for as many as there are.
+    num_threads: int | None = None
+
     @property
     @abstractmethod
     def engine(self) -> Engine:

@@ -143,6 +143,7 @@ class Trainer:
                 pairs = [member._get(layer, objective, gradient, plan) for member, layer in zip(members, layers)]
                 bar.set_description(title)
                 programs, runner = [program for program, _ in pairs], pairs[0][1]
+                torch.set_num_threads(runner.num_threads or torch.get_num_threads())
                 courses = self._steps(members, programs, runner, plan, title, bar)
                 well = [not course.failed for course in courses]
         except KeyboardInterrupt:
@@ -156,7 +157,8 @@ class Trainer:
     def expect(self, layer: Layer, objective: Objective, gradient: Gradient, plan: Round, num_steps: int) -> None:
         """Begin to compile, in the background, what so many steps will need."""
         if self.engine is None:
-            _, runner = self._get(layer, objective, gradient, plan)
+            with restored_threads():
+                _, runner = self._get(layer, objective, gradient, plan)
             runner.expect(num_steps * self.num_fits)
 
     def interrupt(self) -> None:
@@ -199,7 +201,7 @@ class Trainer:
                 example = _inputs(program, schedule, 0, min(3, plan.num_steps))
             runner = prepare(program, self.engine, example, self.data)
             if runner.engine is not Engine.COMPILED:
-                choose_threads(lambda: runner.run(program.init(), example))
+                runner.num_threads = fastest_threads(lambda: runner.run(program.init(), example))
             self._runners[key] = runner
         return program, self._runners[key]
 
@@ -298,11 +300,11 @@ def restored_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def choose_threads(step: Callable[[], Any], num_steps: int = 3) -> None:
-    """Run on one thread where that is no slower, as it is when tensors are small."""
+def fastest_threads(step: Callable[[], Any], num_steps: int = 3) -> int:
+    """Torch's number of threads, or one where that is no slower, as it is when tensors are small."""
     many = torch.get_num_threads()
     if many == 1:
-        return
+        return 1
     seconds = {}
     for num in (many, 1):
         torch.set_num_threads(num)
@@ -311,4 +313,5 @@ def choose_threads(step: Callable[[], Any], num_steps: int = 3) -> None:
         for _ in range(num_steps):
             step()
         seconds[num] = time.perf_counter() - began
-    torch.set_num_threads(min(seconds, key=lambda num: seconds[num]))
+    torch.set_num_threads(many)
+    return min(seconds, key=lambda num: seconds[num])

@@ -99,6 +99,7 @@ class AutoFlow(AutoContinuous):
         """Also leave enumerated sites to the objective."""
         return prototype_hide_fn(msg) or msg["infer"].get("enumerate") == "parallel"
 
+    @torch.inference_mode(False)  # or its parameters could not be trained
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         try:
             self._look_at_model(*args, **kwargs)
