@@ -32,7 +32,7 @@ def spectral_bound(matrix: Tensor, num_iterations: int = 5) -> Tensor:
     Example::
 
         >>> spectral_bound(torch.diag(torch.tensor([3.0, 1.0]))).round(decimals=3)
-        tensor(3.)
+        tensor(3.0000)
 
     **References**
 

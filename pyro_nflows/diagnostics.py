@@ -74,7 +74,7 @@ def elbo(log_weights: Tensor) -> Estimate:
     Example::
 
         >>> elbo(torch.tensor([-1.0, -3.0]))
-        Estimate(value=tensor(-2., dtype=torch.float64), se=tensor(1., dtype=torch.float64))
+        Estimate(value=tensor(-2.0000, dtype=torch.float64), se=tensor(1.0000, dtype=torch.float64))
     """
     log_weights = check_log_weights(log_weights, at_least=2)
     value = log_weights.mean(-1)

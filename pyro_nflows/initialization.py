@@ -36,7 +36,7 @@ class FlatPriors:
         >>> from pyro.infer.autoguide import init_to_sample
         >>> fn = dist.ImproperUniform(dist.constraints.positive, (), ())
         >>> FlatPriors(init_to_sample)({"name": "tau", "fn": fn})
-        tensor(1.)
+        tensor(1.0000)
     """
 
     def __init__(self, init_loc_fn: Callable[..., Any]):

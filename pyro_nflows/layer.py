@@ -95,7 +95,7 @@ class Layer(nn.Module):
         ...         return 2 * x, torch.full(x.shape[:-1], self.input_dim * 0.6931)
         ...
         >>> Double(3)(torch.ones(3))
-        (tensor([2., 2., 2.]), tensor(2.0793))
+        (tensor([2.0000, 2.0000, 2.0000]), tensor(2.0793))
         >>> Double(3)(torch.ones(2))
         Traceback (most recent call last):
         ValueError: Double.forward: expected x of shape (..., 3), got (2,)

@@ -76,7 +76,7 @@ def soft_bound(x: Tensor, bound: float) -> Tensor:
     Example::
 
         >>> soft_bound(torch.tensor([0.0, 1e6]), 2.0)
-        tensor([0., 2.])
+        tensor([0.0000, 2.0000])
     """
     return bound * torch.tanh(x / bound)
 
@@ -98,7 +98,7 @@ def positive(x: Tensor) -> Tensor:
     Example::
 
         >>> positive(torch.tensor([-100.0, 0.0])).round(decimals=4)
-        tensor([0., 1.])
+        tensor([0.0000, 1.0000])
     """
     return softplus(x + _UNIT)
 
@@ -109,7 +109,7 @@ def above_minus_one(x: Tensor) -> Tensor:
     Example::
 
         >>> above_minus_one(torch.tensor([-100.0, 0.0]))
-        tensor([-1.,  0.])
+        tensor([-1.0000,  0.0000])
     """
     return positive(x) - positive(torch.zeros_like(x))
 
@@ -121,7 +121,7 @@ def pullback(function: Callable[..., Any], *points: Tensor) -> tuple[Any, Callab
 
         >>> value, pull = pullback(torch.square, torch.tensor(3.0))
         >>> value.item(), pull(torch.tensor(1.0))
-        (9.0, (tensor(6.),))
+        (9.0, (tensor(6.0000),))
     """
     try:
         leaves = [point.detach().requires_grad_() for point in points]
@@ -200,7 +200,7 @@ def reflect(x: Tensor, vectors: Tensor) -> Tensor:
     Example::
 
         >>> reflect(torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 0.0]]))
-        tensor([-1.,  2.])
+        tensor([-1.0000,  2.0000])
     """
     gram = vectors @ vectors.T
     core = gram.triu(1) + torch.diag(0.5 * gram.diagonal())
@@ -228,7 +228,7 @@ def monotone_root(
 
         >>> cube = lambda a: (a**3 - 8, 3 * a**2)
         >>> monotone_root(cube, torch.tensor(0.0), torch.tensor(10.0))
-        tensor(2.)
+        tensor(2.0000)
     """
     low, high = low.detach(), high.detach()
     root = 0.5 * (low + high)

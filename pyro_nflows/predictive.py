@@ -20,8 +20,8 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .transformable import transformable
 from .exclusive import validation
+from .transformable import transformable
 
 __all__ = ["Run", "each_draw", "is_deterministic", "is_observation", "is_partial", "isolated", "log_prob_and_mask"]
 

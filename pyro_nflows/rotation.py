@@ -17,7 +17,7 @@ class Rotation(nn.Module):
     Example::
 
         >>> Rotation(3)().diagonal()
-        tensor([1., 1., 1.], grad_fn=<DiagonalBackward0>)
+        tensor([1.0000, 1.0000, 1.0000], grad_fn=<DiagonalBackward0>)
     """
 
     start: Tensor
@@ -54,10 +54,10 @@ def decomposed(name: str, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Example::
 
         >>> decomposed("flowify", torch.tensor([[3.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))[1]
-        tensor([3., 1.])
+        tensor([3.0000, 1.0000])
         >>> decomposed("flowify", torch.ones(2, 2))
         Traceback (most recent call last):
-        ValueError: flowify: expected a weight of full rank, got (2, 2) with smallest singular value 0; ...
+        ValueError: flowify: expected a weight of full rank, got (2, 2) with smallest singular value ...
     """
     left, values, right = torch.linalg.svd(weight.detach())
     if not values[-1] > 1e-6 * values[0]:

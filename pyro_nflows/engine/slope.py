@@ -25,7 +25,7 @@ class Slope:
 
         >>> slope = Slope(lambda z: -z.square().sum(-1))
         >>> slope.value_and_grad(torch.tensor([1.0, 2.0]))
-        (tensor(-5.), tensor([-2., -4.]))
+        (tensor(-5.0000), tensor([-2.0000, -4.0000]))
     """
 
     def __init__(self, log_joint: LogDensity, data: Sequence[Tensor] = ()):

@@ -58,7 +58,7 @@ class Tape:
 
         >>> tape = Tape(lambda x: (x.sin() + 0 * x.sin().sum(), x.new_zeros(2)), [torch.zeros(3)])
         >>> tape.run([torch.ones(3)])
-        [tensor([0.8415, 0.8415, 0.8415]), tensor([0., 0.])]
+        [tensor([0.8415, 0.8415, 0.8415]), tensor([0.0000, 0.0000])]
     """
 
     def __init__(

@@ -38,7 +38,7 @@ class Scan:
 
         >>> scan = Scan(Tape(lambda s, x: (s + x, s * x), [torch.zeros(()), torch.zeros(())]), num_carried=1)
         >>> scan.run([torch.tensor(1.0)], [torch.tensor([1.0, 2.0, 3.0])])
-        ([tensor(7.)], [tensor([ 1.,  4., 12.])])
+        ([tensor(7.0000)], [tensor([ 1.0000,  4.0000, 12.0000])])
     """
 
     def __init__(self, tape: Tape, num_carried: int):
