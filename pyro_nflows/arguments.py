@@ -1,5 +1,6 @@
 r"""What users hand to ``VI``, checked."""
 
+import os
 from typing import Any
 
 from .engine import Engine
@@ -26,3 +27,15 @@ def check_arguments(guide: Any, objective: Any, engine: Any, annealing: Any, see
         raise ValueError(f"{name}: annealing is a share of the steps, from 0 to 1, got {annealing!r}")
     if seed is not None and not isinstance(seed, int):
         raise TypeError(f"{name}: expected seed to be an integer or None, got {type(seed).__name__}")
+
+
+def check_checkpoint(path: Any, seconds: Any) -> None:
+    """The file that a run's state is kept in, and how often.
+
+    :raises TypeError: if the path is none.
+    :raises ValueError: if the seconds are no number from 0 on.
+    """
+    if path is not None and not isinstance(path, str | os.PathLike):
+        raise TypeError(f"VI: checkpoint must be the path of a file, got {type(path).__name__}")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+        raise ValueError(f"VI: checkpoint_seconds must be a number from 0 on, got {seconds!r}")

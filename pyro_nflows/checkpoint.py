@@ -1,11 +1,12 @@
 r"""A fit in a file: the trained guide's parameters, its draws, the evidence, and the model's own parameters."""
 
+import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .files import Path, read, write
+from .files import Path, kind_of, read, write
 from .fit import put
 from .guides import AutoFlow
 from .log_joint import LogJoint
@@ -13,6 +14,8 @@ from .result import Result, restored
 
 #: What the files are.
 KIND = "fit"
+#: What the file of an unfinished run is.
+UNFINISHED = "checkpoint"
 #: A model's arguments.
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 #: Draws at which a model is compared with the one that was fitted.
@@ -46,6 +49,11 @@ def load_fit(path: Path, guide: AutoFlow, call: Call) -> tuple[Result, Call | No
     :return: the fit, and the arguments if the model could be run with them.
     :raises ValueError: if the file is none of a fit, or of another kind of guide, another model or other data.
     """
+    if kind_of(path) == UNFINISHED:
+        raise ValueError(
+            f"VI.load: {os.fspath(path)!r} is the checkpoint of a run that is not complete; run the same line "
+            "again, with the same data, and it goes on from there"
+        )
     return take_fit(read(path, KIND, "VI.load"), guide, call)
 
 

@@ -193,7 +193,7 @@ def _begin(trainer: Trainer, guide: AutoFlow, layer: Chain, recipe: Recipe, loc:
         # An annealed fit begins on a flattened density, where a mode's Gaussian would be a bad place to be.
         place(layer, init)
         return False
-    best = best_start(trainer.slope, init)
+    best = Gaussian(*trainer.journal.step("start", lambda: tuple(best_start(trainer.slope, init))))
     place(layer, best)
     failed = yield from _end(trainer, layer, recipe)
     widths = best.scale_tril.diagonal()

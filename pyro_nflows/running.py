@@ -5,14 +5,17 @@ What a run changes, the guide and what is known of it, changes at once when ther
 
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from .engine import Engine, Trainer
-from .exclusive import validation
+from .checkpoint import Call, take_fit
+from .engine import Engine, Journal, Trainer
+from .exclusive import seeded, validation
+from .files import Path
 from .fit import Recipe, fit_all, fit_modes, put
 from .gradients import Gradient
 from .guides import AutoFlow
@@ -20,15 +23,14 @@ from .layer import Chain
 from .log_joint import LogJoint, tensors_of
 from .objectives import ELBO
 from .result import Fit, Result
+from .resume import Checkpoint, begin
 from .search import round_trip, search
-from .signals import imported
+from .signals import before_sigterm, imported
 from .start import check_start, dispersed_start, first_bad_site, prior_points
 from .verdict import is_hopeless, starts_disagree
 
 #: What a run imports on its way: gradients of torch's, and the start.
 NEEDED = "torch.fx.experimental.symbolic_shapes", "scipy.optimize"
-#: A model's arguments.
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 #: Sizes of a mixture at a flow's base; None for a flow without one.
 Sizes = tuple[int, int] | None
 #: Takes a fit's layer, the modes it began from and what is known of it, in place of what was there.
@@ -41,9 +43,23 @@ class Settings(NamedTuple):
     objective: ELBO
     num_steps: int | None = None
     num_starts: int = 1
+    seed: int | None = None
     engine: Engine | None = None
     annealing: float = 0.0
     progress_bar: bool = True
+    checkpoint: Path | None = None
+    checkpoint_seconds: float = 60.0
+
+    def described(self, guide: AutoFlow) -> dict[str, Any]:
+        """What decides where a run leads, by name."""
+        objective = self.objective
+        engine = None if self.engine is None else self.engine.value
+        return {
+            "guide": f"{type(guide).__name__}(init_scale={guide.init_scale})",
+            "objective": f"{type(objective).__name__}({objective.num_particles}, {self.gradient.value})",
+            **{name: getattr(self, name) for name in ("num_steps", "num_starts", "seed", "annealing")},
+            "engine": engine,
+        }
 
     @property
     def gradient(self) -> Gradient:
@@ -78,6 +94,30 @@ class Fitter:
         :raises KeyboardInterrupt: at the second one, or before there was anything to keep.
         """
         imported(*NEEDED)
+        file = self._file(settings, call)
+        if file is not None and file.fit is not None:
+            with seeded(0):  # the model is run for its structure
+                result, _ = take_fit(file.fit, self.guide, call)
+            keep(cast(Chain, self.guide.layer), self.guide.modes, result)
+            return
+        seed = file.seed if file is not None and file.seed is not None else settings.seed
+        seed = int(torch.randint(2**31, ())) if seed is None else seed
+        journal, began = Journal() if file is None else file.journal(seed), time.perf_counter()
+        with seeded(seed), before_sigterm(journal.write), contextlib.ExitStack() as at_the_end:
+            at_the_end.callback(journal.write)
+            result = self._run(settings, call, keep, journal)
+            result.history.seconds = time.perf_counter() - began
+            if file is not None and not result.history.interrupted:
+                at_the_end.pop_all()
+                file.finish(seed, self.guide, result, call)
+
+    def _file(self, settings: Settings, call: Call) -> Checkpoint | None:
+        if settings.checkpoint is None:
+            return None
+        described = settings.described(self.guide)
+        return Checkpoint(settings.checkpoint, settings.checkpoint_seconds, described, call)
+
+    def _run(self, settings: Settings, call: Call, keep: Keep, journal: Journal) -> Result:
         guide, (args, kwargs) = self.guide, call
         if guide.prototype_trace is None:
             with validation(False):  # an infeasible start is dealt with below
@@ -87,21 +127,26 @@ class Fitter:
         joint.prepare(*args, **kwargs)
         guide.attend(args, kwargs, loc)
         leaves = joint.leaves(loc, *args, **kwargs)
-        trainer = self._train_on(settings, joint, leaves, call)
-        with unless_kept(leaves, keep) as keep, contextlib.closing(trainer):
-            fits = self._fit(settings, trainer, joint, loc)
-            self._judge(settings, trainer, joint, fits, keep)
+        with unless_kept(leaves, keep) as keep:
+            loc = begin(journal, joint, leaves, loc, call)
+            trainer = self._train_on(settings, joint, leaves, call, journal)
+            with contextlib.closing(trainer):
+                fits = self._fit(settings, trainer, joint, loc)
+                return self._judge(settings, trainer, joint, fits, keep)
 
-    def _train_on(self, settings: Settings, joint: LogJoint, leaves: list[Tensor], call: Call) -> Trainer:
+    def _train_on(
+        self, settings: Settings, joint: LogJoint, leaves: list[Tensor], call: Call, journal: Journal
+    ) -> Trainer:
         """A trainer; that of an earlier run where only the data have changed."""
         (data, form), self.call = tensors_of(call), call
-        old = self.trainer
-        if old is not None and (form, list(map(id, leaves))) == (self._form, list(map(id, old.leaves))):
-            old.rebind(data)
-            return old
-        self.joint, self._form = joint, form
-        self.trainer = Trainer(self._log_joint, leaves, settings.engine, settings.progress_bar, data)
-        return self.trainer
+        trainer = self.trainer
+        if trainer is not None and (form, list(map(id, leaves))) == (self._form, list(map(id, trainer.leaves))):
+            trainer.rebind(data)
+        else:
+            self.joint, self._form = joint, form
+            trainer = Trainer(self._log_joint, leaves, settings.engine, settings.progress_bar, data)
+        self.trainer, trainer.journal = trainer, journal
+        return trainer
 
     def _log_joint(self, z: Tensor) -> Tensor:
         args, kwargs = self.call
@@ -116,14 +161,14 @@ class Fitter:
         finally:
             trainer.close()
 
-    def _judge(self, settings: Settings, trainer: Trainer, joint: LogJoint, fits: Sequence[Fit], keep: Keep) -> None:
-        """Keep the best fit, and look for what it misses."""
+    def _judge(self, settings: Settings, trainer: Trainer, joint: LogJoint, fits: Sequence[Fit], keep: Keep) -> Result:
+        """Keep the best fit, and look for what it misses; what is known in the end."""
         best = max(fits, key=lambda fit: float(fit.elbo.value))
         result = Result(best.draws, [fit.draws for fit in fits], trainer.history)
         keep(best.layer, self.guide.modes, result)
         try:
             if not (trainer.history.interrupted or best.failed or is_hopeless(best.draws.log_weight)):
-                best = self._search(settings, trainer, best, result, keep)
+                best, result = self._search(settings, trainer, best, result, keep)
             trainer.history.failed = best.failed
             if best.failed or best.undefined.any() or is_hopeless(best.draws.log_weight):
                 result.bad_site = first_bad_site(joint, best.suspects, *self.call)
@@ -131,8 +176,11 @@ class Fitter:
             if trainer.history.interrupted:
                 raise
             trainer.interrupt()
+        return result
 
-    def _search(self, settings: Settings, trainer: Trainer, best: Fit, result: Result, keep: Keep) -> Fit:
+    def _search(
+        self, settings: Settings, trainer: Trainer, best: Fit, result: Result, keep: Keep
+    ) -> tuple[Fit, Result]:
         """Is anything missing? If so, and the recipe is ours to choose, a second fit."""
         refit = functools.partial(fit_modes, trainer, self.guide, settings.objective, settings.gradient)
         ours = settings.recipe.is_default and not trainer.leaves and not self.guide.needs_model
@@ -144,7 +192,7 @@ class Fitter:
             result = Result(found.fit.draws, [found.fit.draws], h)
             keep(found.fit.layer, found.modes.sizes, result)
         h.round_trip = 0.0 if h.interrupted else round_trip(found.fit)
-        return found.fit
+        return found.fit, result
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -159,11 +160,17 @@ def round_trip(fit: Fit) -> float:
 
 
 def _temper(trainer: Trainer, draws: Tensor, regions: list[Missed]) -> Tempered | None:
-    try:
-        num = _affordable(trainer, draws)
-        return temper(trainer.slope, hull(draws, [r.gaussian for r in regions]), num, 2 * BUDGET)
-    except (ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
-        return None
+    """Tempered particles, as many as there is time for; none where the model refuses."""
+
+    def run() -> tuple[Any, ...]:
+        try:
+            num = _affordable(trainer, draws)
+            return tuple(temper(trainer.slope, hull(draws, [r.gaussian for r in regions]), num, 2 * BUDGET) or ())
+        except (ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
+            return ()
+
+    found = trainer.journal.step("tempered", run)
+    return Tempered(*found) if found else None
 
 
 def _affordable(trainer: Trainer, draws: Tensor) -> int:

@@ -1,11 +1,12 @@
-"""Ctrl-C held back for a moment, so that what belongs together is done together."""
+"""Ctrl-C held back for a moment, and SIGTERM held up: what belongs together is done together, and nothing is lost."""
 
 import contextlib
 import importlib
+import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -65,3 +66,47 @@ def _import(names: list[str]) -> None:
     for name in names:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def before_sigterm(action: Callable[[], None]) -> Iterator[None]:
+    """A block in which SIGTERM does this first, and then what it would have done.
+
+    Example::
+
+        >>> import os
+        >>> def leave(number, frame):
+        ...     raise SystemExit("left")
+        >>> before = signal.signal(signal.SIGTERM, leave)
+        >>> try:
+        ...     with before_sigterm(lambda: print("one more thing")):
+        ...         os.kill(os.getpid(), signal.SIGTERM)
+        ... except SystemExit as end:
+        ...     print(end)
+        ... finally:
+        ...     _ = signal.signal(signal.SIGTERM, before)
+        one more thing
+        left
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    heard_here = before is signal.SIG_DFL or callable(before)
+    if threading.current_thread() is not threading.main_thread() or not heard_here:
+        yield
+        return
+
+    def hear(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, before)
+        try:
+            action()
+        finally:
+            if callable(before):
+                before(number, frame)
+            else:
+                os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, hear)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is hear:
+            signal.signal(signal.SIGTERM, before)

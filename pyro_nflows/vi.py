@@ -2,7 +2,6 @@ r"""``VI``: shaped like ``MCMC``, one changed line."""
 
 import copy
 import functools
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -10,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .arguments import check_arguments
+from .arguments import check_arguments, check_checkpoint
 from .arviz import to_arviz
 from .checkpoint import load_fit, save_fit
 from .engine import Engine, History, sample
@@ -49,6 +48,9 @@ class VI:
         training starts traced, and goes on compiled where that pays.
     :param annealing: share of the steps, from 0 to 1, in which ``log p`` is flattened: for several modes.
     :param progress_bar: whether to show ELBO, steps, rate and time left.
+    :param checkpoint: a file that keeps the state of the run: should the process be killed, the same line run again
+        goes on where it was; once the run is complete, it loads the fit. Remove the file to start anew.
+    :param checkpoint_seconds: time between the moments at which it is written; it is written at SIGTERM, too.
     :raises TypeError, ValueError: if ``guide`` is not a flow guide, or an argument is of the wrong type or range.
 
     Example::
@@ -76,13 +78,17 @@ class VI:
         engine: Engine | str | None = None,
         annealing: float = 0.0,
         progress_bar: bool = True,
+        checkpoint: Path | None = None,
+        checkpoint_seconds: float = 60.0,
     ):
         check_arguments(guide, objective, engine, annealing, seed)
+        check_checkpoint(checkpoint, checkpoint_seconds)
         check_sizes("VI", num_starts=num_starts, **({} if num_steps is None else {"num_steps": num_steps}))
         self.guide, self.objective, self.num_starts = guide, objective or ELBO(), num_starts
         self.num_steps, self.seed, self.annealing = num_steps, seed, annealing
         self.engine = None if engine is None else Engine(engine)
         self.progress_bar = progress_bar
+        self.checkpoint, self.checkpoint_seconds = checkpoint, checkpoint_seconds
         self._result: Result | None = None
         self._call: Call | None = None
         self._absent = "was loaded without its data"
@@ -96,18 +102,15 @@ class VI:
         trains further. If the run fails, guide and draws stay as they were.
 
         :return: this object.
-        :raises ValueError: if the model cannot be started (the site is named), or is not one this guide can fit.
+        :raises ValueError: if the model cannot be started (the site is named), or is not one this guide can fit; or if
+            the checkpoint is damaged, or of other data or settings.
         """
-        seed, began = int(torch.randint(2**31, ())) if self.seed is None else self.seed, time.perf_counter()
         self._fitter, call = self._fitter or Fitter(self.guide), usable((args, kwargs))
-        with seeded(seed):
-            self._fitter.run(self._settings(), call, functools.partial(self._keep, call))
-        self.history.seconds = time.perf_counter() - began
+        self._fitter.run(self._settings(), call, functools.partial(self._keep, call))
         return self
 
     def _settings(self) -> Settings:
-        sizes = self.num_steps, self.num_starts
-        return Settings(self.objective, *sizes, self.engine, self.annealing, self.progress_bar)
+        return Settings(**{name: getattr(self, name) for name in Settings._fields})
 
     def _keep(self, call: Call, layer: Chain, modes: tuple[int, int] | None, result: Result) -> None:
         with uninterrupted():

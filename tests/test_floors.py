@@ -73,6 +73,7 @@ FLOORS = {
     "result": 6,
     "checkpoint": 9,
     "portable": 5,
+    "resume": 9,
     "running": 9,
     "drive": 6,
     "fit": 7,

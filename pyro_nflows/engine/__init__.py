@@ -3,13 +3,15 @@
 from .ascent import ascend
 from .backends import EngineWarning, prepare
 from .history import History
+from .journal import Journal
 from .native import CacheWarning
 from .program import Inputs, Program, State
+from .round import Round
 from .runners import Engine, Runner
 from .sampler import Sampler, sample
 from .slope import ROWS, Slope
 from .start import Gaussian, best_of, best_start
-from .trainer import Round, Trainer
+from .trainer import Trainer
 
 __all__ = [
     "ROWS",
@@ -19,6 +21,7 @@ __all__ = [
     "Gaussian",
     "History",
     "Inputs",
+    "Journal",
     "Program",
     "Round",
     "Runner",

@@ -81,6 +81,23 @@ class Course:
             self.look(comparable=False)
         self.program.write(self.state)
 
+    def where(self) -> dict[str, Any]:
+        """All of it between two looks, as tensors and plain values."""
+        states = [self.state, self.best, self._before, self._begun]
+        first = [next(i for i, other in enumerate(states) if other is state) for state in states]
+        numbers = self.factor, self.num_restarts, self.failed, self.done, self._height, self._noise
+        random = {"stream": getattr(self.stream, "state", None)}
+        return {"states": [*map(tuple, states)], "first": first, "elbos": [*self.elbos], "numbers": numbers, **random}
+
+    def take(self, where: dict[str, Any]) -> None:
+        """Go on from :meth:`where` an earlier course was."""
+        states = [State(*state) for state in where["states"]]
+        self.state, self.best, self._before, self._begun = (states[i] for i in where["first"])
+        self.elbos = list(where["elbos"])
+        self.factor, self.num_restarts, self.failed, self.done, self._height, self._noise = where["numbers"]
+        if where["stream"] is not None:
+            self.stream.state = where["stream"]
+
 
 def _medians(values: Tensor) -> Tensor:
     """Of each stretch; infinite values are as good as any that are far below."""

@@ -85,13 +85,13 @@ class Stream:
     """
 
     def __init__(self, seed: int):
-        self._state = torch.Generator().manual_seed(seed).get_state()
+        self.state = torch.Generator().manual_seed(seed).get_state()
 
     def __enter__(self) -> "Stream":
         self._outside = torch.get_rng_state()
-        torch.set_rng_state(self._state)
+        torch.set_rng_state(self.state)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._state = torch.get_rng_state()
+        self.state = torch.get_rng_state()
         torch.set_rng_state(self._outside)

@@ -65,7 +65,7 @@ class History:
         return torch.cat(self.elbos) if self.elbos else torch.empty(0)
 
     def state(self, since: int = 0) -> dict[str, Any]:
-        """All of it as tensors and plain values, for a file; of the ELBOs, the parts after so many.
+        """All of it as tensors and plain values, for a file; of the ELBOs, those after so many parts.
 
         Example::
 
@@ -77,7 +77,8 @@ class History:
         """
         plain = {part.name: getattr(self, part.name) for part in fields(self)}
         engines = [engine.value for engine in self.engines]
-        return {**plain, "elbos": self.elbos[since:], "engines": engines, "engine_notes": list(self.engine_notes)}
+        elbos = [torch.cat(self.elbos[since:])] if self.elbos[since:] else []
+        return {**plain, "elbos": elbos, "engines": engines, "engine_notes": list(self.engine_notes)}
 
     def take(self, state: dict[str, Any]) -> None:
         """Go on from a :meth:`state`: its ELBOs come after those that there are, all else is as it was then."""

@@ -20,6 +20,8 @@ from .tape import Tape
 CHUNKS = (250, 2000)
 #: Draws that compiled code takes at once.
 BATCH = 128
+#: Seconds that are long by any clock.
+LONG = 20.0
 #: Draws at once, and seconds for them all, while somebody is waiting.
 FEW, HURRY = 100, 1.0
 
@@ -30,8 +32,8 @@ def sample(log_joint: LogDensity, layer: Layer, num_draws: int) -> Draws:
     return _in_chunks(log_joint, layer, even_noise(layer, num_draws))
 
 
-def _in_chunks(log_joint: LogDensity, layer: Layer, noise: Tensor) -> Draws:
-    parts, done, pace = [], 0, dict.fromkeys(CHUNKS, 0.0)
+def _in_chunks(log_joint: LogDensity, layer: Layer, noise: Tensor, sizes: Sequence[int] = CHUNKS) -> Draws:
+    parts, done, pace = [], 0, dict.fromkeys(sizes, 0.0)
     while done < len(noise):
         size = min(pace, key=lambda num: pace[num])  # one that has not been tried goes first
         began = time.perf_counter()
@@ -51,10 +53,19 @@ class Sampler:
     :param log_joint: the model, ``(K, D) -> (K,)``.
     :param leaves: the model's trainable leaf tensors.
     :param compile: whether that may be.
+    :param steady: whether draws are not to depend on the clock, not even by rounding: what is compiled is waited for,
+        and that is done only where draws would take long by any clock.
     """
 
-    def __init__(self, log_joint: LogDensity, leaves: Sequence[Tensor] = (), compile: bool = True):
-        self.log_joint, self.leaves, self.compile = log_joint, leaves, compile
+    def __init__(
+        self,
+        log_joint: LogDensity,
+        leaves: Sequence[Tensor] = (),
+        compile: bool = True,
+        steady: bool = False,
+    ):
+        self.log_joint, self.leaves, self.compile, self.steady = log_joint, leaves, compile, steady
+        self._sizes = CHUNKS[:1] if steady else CHUNKS
         self.note: str | None = None
         self.scan: Scan | None = None
         self.deadline: float | None = None
@@ -76,7 +87,7 @@ class Sampler:
         began = time.perf_counter()
         draw(self.log_joint, layer, noise)
         seconds = (time.perf_counter() - began) * num_draws / CHUNKS[0]
-        if seconds > 1.0:
+        if seconds > (LONG if self.steady else 1.0):
             self._begin(program, noise[:BATCH], seconds)
 
     def _begin(self, program: Program, noise: Tensor, seconds: float) -> None:
@@ -98,7 +109,7 @@ class Sampler:
             return self._some(layer, num_draws)
         noise = even_noise(layer, num_draws)
         draws = self._compiled(layer, noise)
-        return _in_chunks(self.log_joint, layer, noise) if draws is None else draws
+        return _in_chunks(self.log_joint, layer, noise, self._sizes) if draws is None else draws
 
     def _some(self, layer: Layer, num_draws: int) -> Draws:
         """As many as there is time for."""
@@ -110,7 +121,9 @@ class Sampler:
 
     def _compiled(self, layer: Layer, noise: Tensor) -> Draws | None:
         program = self._program(layer)
-        if self.scan is None or not self.scan.is_ready or len(noise) < BATCH or program.shapes != self._form:
+        if self.scan is None or len(noise) < BATCH or program.shapes != self._form:
+            return None
+        if not (self.steady or self.scan.is_ready):
             return None
         num = -(-len(noise) // BATCH) * BATCH
         rows = torch.cat([noise, noise[: num - len(noise)]]).view(-1, BATCH, noise.shape[1])

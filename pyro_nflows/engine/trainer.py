@@ -1,10 +1,9 @@
 r"""Rounds of training: a bar, a schedule, and nothing lost on a bad step or a Ctrl-C."""
 
-import math
+import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,11 +17,14 @@ from .backends import prepare
 from .course import Course
 from .ensemble import Data, Ensemble, Stream
 from .history import History
+from .journal import Journal
 from .pace import Pace, unbroken
 from .program import Inputs, Program
+from .round import Round
 from .runners import Engine, Runner
 from .sampler import Sampler
 from .slope import Slope
+from .threads import fastest_threads, restored_threads
 
 #: Steps between looks at the losses, whatever the engine: what is done about them does not depend on it.
 BLOCK = 50
@@ -30,34 +32,6 @@ BLOCK = 50
 PAUSE = 0.2
 #: Of every step of a round: the step size, the power of ``log p``, and the objective's share.
 Schedule = tuple[Tensor, Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Round:
-    """One run of the schedule: the step size falls from ``rate`` to zero along a cosine.
-
-    For the first ``annealing`` share of the steps, ``log p`` is multiplied by a power that grows from .01 to 1.
-    ``balanced`` is for several modes (:class:`~pyro_nflows.estimators.Balanced`); ``covering`` gives draws of large
-    weight more say (:class:`~pyro_nflows.estimators.Covering`).
-    """
-
-    num_steps: int
-    num_particles: int
-    rate: float
-    annealing: float = 0.0
-    covering: bool = False
-    balanced: bool = False
-
-    def rates(self, like: Tensor) -> Tensor:
-        """Step sizes, one a step."""
-        turn = torch.arange(self.num_steps).to(like) / self.num_steps * math.pi
-        return 0.5 * self.rate * (1 + turn.cos())
-
-    def powers(self, like: Tensor) -> Tensor:
-        """Powers of ``log p``, one a step."""
-        steps = torch.arange(self.num_steps).to(like)
-        grow = self.annealing * self.num_steps
-        return (0.01 + steps / grow).clamp(max=1.0) if grow else torch.ones_like(steps)
 
 
 class Trainer:
@@ -88,6 +62,7 @@ class Trainer:
         self._runners: dict[Any, Runner] = {}
         self._slope: Slope | None = None
         self.sampler = self._sampler()
+        self.journal = Journal()
 
     def at(self, log_joint: LogDensity, data: Sequence[Tensor], near: Tensor, seed: int) -> "Trainer":
         """A member of an ensemble: the same model with other data of the same shapes.
@@ -132,11 +107,28 @@ class Trainer:
         :param members: whose the layers are, if they have data of their own (:meth:`at`).
         :return: of each, whether it went well; see :meth:`run`.
         """
-        members, well = members or [self] * len(layers), [True] * len(layers)
+        members = members or [self] * len(layers)
         histories = _histories(members)
         if all(history.interrupted for history in histories):
-            return well
-        began = time.perf_counter()
+            return [True] * len(layers)
+        task = functools.partial(self._round, members, layers, objective, gradient, plan, title)
+        recall = functools.partial(self._recall, layers, objective, gradient, plan)
+        found = self.journal.step(f"{title}: {plan}", task, recall)
+        return found["well"] if found else [True] * len(layers)
+
+    def _round(
+        self,
+        members: Sequence["Trainer"],
+        layers: Sequence[Layer],
+        objective: Objective,
+        gradient: Gradient,
+        plan: Round,
+        title: str,
+    ) -> dict[str, Any] | None:
+        """A round, and all that it changed, for the journal; None if it was interrupted."""
+        histories = _histories(members)
+        began, before, programs = time.perf_counter(), len(self.history.elbos), list[Program]()
+        well = [True] * len(layers)
         try:
             with restored_threads(), tqdm(total=plan.num_steps, disable=not self.progress_bar, unit="step") as bar:
                 bar.set_description(f"{title}: {'compiling' if self.engine is Engine.COMPILED else 'tracing'}")
@@ -152,7 +144,19 @@ class Trainer:
         for history in histories:
             history.rounds.append(history.num_steps)
             history.seconds += (time.perf_counter() - began) / len(histories)
-        return well
+        if any(history.interrupted for history in histories):
+            return None
+        params = [program.params() for program in programs]
+        return {"params": params, "history": self.history.state(before), "well": well}
+
+    def _recall(
+        self, layers: Sequence[Layer], objective: Objective, gradient: Gradient, plan: Round, found: dict[str, Any]
+    ) -> None:
+        """Put what an earlier process trained into the layers."""
+        for layer, params in zip(layers, found["params"]):
+            program = Program(self.log_joint, layer, objective, gradient, plan.num_particles, self.leaves)
+            program.write(program.init()._replace(params=params))
+        self.history.take(found["history"])
 
     def expect(self, layer: Layer, objective: Objective, gradient: Gradient, plan: Round, num_steps: int) -> None:
         """Begin to compile, in the background, what so many steps will need."""
@@ -174,7 +178,8 @@ class Trainer:
         self.history.tell(self.sampler.note)
 
     def _sampler(self) -> Sampler:
-        return Sampler(self.log_joint, self.leaves, compile=self.engine in (None, Engine.COMPILED))
+        named = self.engine is not None
+        return Sampler(self.log_joint, self.leaves, self.engine in (None, Engine.COMPILED), steady=named)
 
     def rebind(self, data: Sequence[Tensor]) -> None:
         """Go on with other data of the same shapes, without tracing the model again where that reproduces it."""
@@ -212,9 +217,11 @@ class Trainer:
         streams = [member.stream or _stream(len(members)) for member in members]
         courses = [Course(program, stream) for program, stream in zip(programs, streams)]
         schedule = _schedule(plan, _share(programs[0].objective), courses[0].state.params)
+        begun = self._resume(courses)
+        bar.update(begun)
         ensemble, pace = Ensemble(runner, programs, [member._bound for member in members]), Pace(2 * PAUSE)
         try:
-            for start in range(0, plan.num_steps, BLOCK):
+            for start in range(begun, plan.num_steps, BLOCK):
                 which = [i for i, course in enumerate(courses) if not course.done]
                 if not which:
                     break
@@ -222,6 +229,7 @@ class Trainer:
                 bar.set_description(title + (", compiling" if runner.is_compiling else ""), refresh=False)
                 elbos = [float(courses[i].elbos[-1].nanmean()) for i in which]
                 bar.set_postfix_str(f"ELBO {max(elbos):.3f}", refresh=False)
+                self.journal.reach(functools.partial(_place, start + BLOCK, courses))
         finally:
             unbroken(lambda: _finish(courses))
             for member, course in zip(members, courses):
@@ -251,6 +259,20 @@ class Trainer:
         comparable = bool((schedule[1][max(0, start - 1) : stop] == 1).all())
         for i in which:
             courses[i].look(comparable)
+
+    def _resume(self, courses: Sequence[Course]) -> int:
+        """Put courses to where an earlier process was in this round; the step to go on with."""
+        found = self.journal.resumed()
+        if found is None:
+            return 0
+        for course, state in zip(courses, found["courses"]):
+            course.take(state)
+        return int(found["start"])
+
+
+def _place(start: int, courses: Sequence[Course]) -> dict[str, Any]:
+    """Where a round is."""
+    return {"start": start, "courses": [course.where() for course in courses]}
 
 
 def _finish(courses: Sequence[Course]) -> None:
@@ -288,30 +310,3 @@ def _stream(num_members: int) -> Any:
 
 def _histories(members: Sequence[Trainer]) -> list[History]:
     return list({id(member.history): member.history for member in members}.values())
-
-
-@contextmanager
-def restored_threads() -> Iterator[None]:
-    """Put torch's number of threads back at the end."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def fastest_threads(step: Callable[[], Any], num_steps: int = 3) -> int:
-    """Torch's number of threads, or one where that is no slower, as it is when tensors are small."""
-    many = torch.get_num_threads()
-    if many == 1:
-        return 1
-    seconds = {}
-    for num in (many, 1):
-        torch.set_num_threads(num)
-        step()
-        began = time.perf_counter()
-        for _ in range(num_steps):
-            step()
-        seconds[num] = time.perf_counter() - began
-    torch.set_num_threads(many)
-    return min(seconds, key=lambda num: seconds[num])

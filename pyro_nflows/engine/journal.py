@@ -1,0 +1,119 @@
+r"""What a run has come to, step by step, so that another process can go on from there.
+
+A run is a sequence of steps, each a function of what came before and of the random numbers: rounds of training, mostly.
+The journal holds what each gave, with the random state after it, and where the one under way is. Another process that
+takes the same steps is given what they gave, as far as the journal goes, and goes on with the numbers that would have
+come.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+#: Takes what a journal holds, and puts it where it is safe.
+Keep = Callable[[dict[str, Any]], None]
+
+
+class Step(NamedTuple):
+    """One that is done or under way: its name, what it gave or where it is, and the random state then."""
+
+    name: str
+    value: Any
+    random: tuple[Tensor, ...]
+
+
+class Journal:
+    """The steps of a run.
+
+    Values are tensors, plain values, and containers of these.
+
+    :param keep: where to; by default nothing is kept, and steps are taken as they come.
+    :param seconds: time between the moments at which it is kept.
+    :param state: what an earlier one kept.
+
+    Example::
+
+        >>> kept = []
+        >>> journal = Journal(kept.append)
+        >>> with torch.random.fork_rng():
+        ...     first = journal.step("draw", lambda: torch.rand(2))
+        ...     second = torch.rand(2)
+        >>> journal.write()
+        >>> again = Journal(kept.append, state=kept[0])
+        >>> with torch.random.fork_rng():
+        ...     torch.equal(again.step("draw", lambda: 1 / 0), first), torch.equal(torch.rand(2), second)
+        (True, True)
+    """
+
+    def __init__(self, keep: Keep | None = None, seconds: float = 60.0, state: dict[str, Any] | None = None):
+        self._keep, self.seconds = keep, seconds
+        self._done = [Step(*step) for step in state["done"]] if state else []
+        self._under_way = Step(*state["under_way"]) if state and state["under_way"] else None
+        self._next, self._name = 0, ""
+        self._written = time.monotonic()
+
+    def step(self, name: str, take: Callable[[], Any], put: Callable[[Any], None] | None = None) -> Any:
+        """What a step gives: what it gave, if it was taken before.
+
+        :param name: where it differs from the next one's in the journal, the rest of the journal is of another way, and
+            is forgotten.
+        :param take: the step; it gives None if it was given up on the way.
+        :param put: is told what the step gave before, in place of taking it, where it changes something.
+        """
+        if self._keep is None:
+            return take()
+        if self._next < len(self._done) and self._done[self._next].name == name:
+            done, self._next = self._done[self._next], self._next + 1
+            if put is not None:
+                put(done.value)
+            _set_random(done.random)
+            return done.value
+        del self._done[self._next :]
+        if self._under_way is not None and self._under_way.name != name:
+            self._under_way = None
+        self._name = name
+        value = take()
+        if value is not None:
+            self._done.append(Step(name, value, _random()))
+            self._next, self._under_way = self._next + 1, None
+            self._look_at_clock()
+        return value
+
+    def resumed(self) -> Any:
+        """Where the step under way was when the journal was last kept, and random numbers are from now on; or None."""
+        if self._under_way is None:
+            return None
+        _set_random(self._under_way.random)
+        return self._under_way.value
+
+    def reach(self, value: Callable[[], Any]) -> None:
+        """Where the step under way is; what it is made of is not changed afterwards."""
+        if self._keep is not None:
+            self._under_way = Step(self._name, value(), _random())
+            self._look_at_clock()
+
+    def write(self) -> None:
+        """Keep it now."""
+        if self._keep is not None:
+            self._written = time.monotonic()
+            under_way = self._under_way and tuple(self._under_way)
+            self._keep({"done": [tuple(step) for step in self._done], "under_way": under_way})
+
+    def _look_at_clock(self) -> None:
+        if time.monotonic() - self._written >= self.seconds:
+            self.write()
+
+
+def _random() -> tuple[Tensor, ...]:
+    """The random state of the processor, and of each GPU that is in use."""
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return torch.get_rng_state(), *gpus
+
+
+def _set_random(state: tuple[Tensor, ...]) -> None:
+    torch.set_rng_state(state[0].cpu())
+    if torch.cuda.is_initialized() and len(state) == 1 + torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([part.cpu() for part in state[1:]])

@@ -1,0 +1,35 @@
+"""A round of training: how many steps, and of what size."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Round:
+    """One run of the schedule: the step size falls from ``rate`` to zero along a cosine.
+
+    For the first ``annealing`` share of the steps, ``log p`` is multiplied by a power that grows from .01 to 1.
+    ``balanced`` is for several modes (:class:`~pyro_nflows.estimators.Balanced`); ``covering`` gives draws of large
+    weight more say (:class:`~pyro_nflows.estimators.Covering`).
+    """
+
+    num_steps: int
+    num_particles: int
+    rate: float
+    annealing: float = 0.0
+    covering: bool = False
+    balanced: bool = False
+
+    def rates(self, like: Tensor) -> Tensor:
+        """Step sizes, one a step."""
+        turn = torch.arange(self.num_steps).to(like) / self.num_steps * math.pi
+        return 0.5 * self.rate * (1 + turn.cos())
+
+    def powers(self, like: Tensor) -> Tensor:
+        """Powers of ``log p``, one a step."""
+        steps = torch.arange(self.num_steps).to(like)
+        grow = self.annealing * self.num_steps
+        return (0.01 + steps / grow).clamp(max=1.0) if grow else torch.ones_like(steps)

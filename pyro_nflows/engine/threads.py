@@ -1,0 +1,35 @@
+"""How many threads torch runs on."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def restored_threads() -> Iterator[None]:
+    """Put torch's number of threads back at the end."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def fastest_threads(step: Callable[[], Any], num_steps: int = 3) -> int:
+    """Torch's number of threads, or one where that is no slower, as it is when tensors are small."""
+    many = torch.get_num_threads()
+    if many == 1:
+        return 1
+    seconds = {}
+    for num in (many, 1):
+        torch.set_num_threads(num)
+        step()
+        began = time.perf_counter()
+        for _ in range(num_steps):
+            step()
+        seconds[num] = time.perf_counter() - began
+    torch.set_num_threads(many)
+    return min(seconds, key=lambda num: seconds[num])
