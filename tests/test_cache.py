@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -385,6 +386,77 @@ def test_a_disk_that_is_full_when_code_is_loaded_says_so_and_keeps_the_file(fold
             with pytest.raises(CompilerError, match="No space left on device"):
                 found.load()
     assert found.load().answer() == 55
+
+
+OPERATIONS = [
+    *((os, name) for name in ("open", "replace", "link", "fsync", "fstat", "stat", "utime", "access")),
+    *((Path, name) for name in ("mkdir", "write_text", "write_bytes", "read_bytes", "read_text", "unlink", "lstat")),
+    (store.tempfile, "mkdtemp"),
+    (build.subprocess, "Popen"),
+    (build.ctypes, "CDLL"),
+]
+
+
+def failing_at(number, patch):
+    """All operations on files work but that one; the counter says how many there were."""
+    counter = [0]
+
+    def failing(operation):
+        def call(*args, **kwargs):
+            counter[0] += 1
+            if counter[0] == number:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return operation(*args, **kwargs)
+
+        return call
+
+    for where, name in OPERATIONS:
+        patch.setattr(where, name, failing(getattr(where, name)))
+    return counter
+
+
+def answer_or_reason():
+    """What compiled code gives, or why there is none."""
+    try:
+        return Build(SOURCE.format(62)).load().answer()
+    except (CompilerError, OSError) as error:
+        return str(error)
+
+
+@pytest.mark.filterwarnings("ignore::pyro_nflows.engine.CacheWarning")
+def test_whichever_operation_on_a_file_fails_code_is_right_or_an_error_says_so(
+    folder, another_process, monkeypatch, tmp_path, compiler_is
+):
+    """Compiling, finding and loading, with a fault at each step in turn; afterwards all is in order."""
+    command = [build.compiler(), "-shared", "-fPIC", "-x", "c", "-", "-o", str(tmp_path / "made.so")]
+    subprocess.run(command, input=b"int answer(void) { return 62; }", check=True)
+    compiler_is(f"cp {tmp_path}/made.so program.so")
+    number, reasons, counter = 0, [], [1]
+    while counter[0] >= number:
+        number += 1
+        monkeypatch.setenv("PYRO_NFLOWS_CACHE", str(tmp_path / str(number)))
+        with monkeypatch.context() as patch:
+            counter = failing_at(number, patch)
+            for _ in range(2):
+                store._temporary.cache_clear()
+                build.compiler.cache_clear()
+                reasons.append(answer_or_reason())
+                another_process()
+        build.compiler.cache_clear()
+        assert answer_or_reason() == 62
+        another_process()
+    assert number > 40
+    told = {reason for reason in reasons if reason != 62}
+    assert told
+    assert all("Input/output error" in reason or "no C compiler was found" in reason for reason in told)
+
+
+def test_threads_may_compile_and_load_the_same(folder):
+    with ThreadPoolExecutor(8) as pool:
+        builds = list(pool.map(lambda _: Build(SOURCE.format(61)), range(8)))
+        answers = list(pool.map(lambda made: made.load().answer(), [*builds, builds[0], builds[0]]))
+    assert answers == [61] * 10
+    assert leftovers(folder) == []
 
 
 def test_on_a_small_disk_that_is_full_training_goes_on_traced(folder, compiling_pays):
