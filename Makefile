@@ -6,13 +6,18 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 	echo $$python && break; done)
 VENV ?= .venv
 WORKERS ?= 2
+# Threads of torch in the tests, and the order of `make test-matrix`: another one each day.
+THREADS ?= 1
+ORDER ?= $(shell date +%Y%j)
 
 BIN = $(VENV)/bin/python
-PYTEST = MPLBACKEND=Agg OMP_NUM_THREADS=1 $(BIN) -m pytest -n $(WORKERS) --dist worksteal
+PYTEST = MPLBACKEND=Agg OMP_NUM_THREADS=$(THREADS) $(BIN) -m pytest -n $(WORKERS) --dist worksteal
 NOTEBOOKS = $(patsubst tutorials/%.md,tutorials/notebooks/%.ipynb,$(wildcard tutorials/[0-9]*.md))
 WHEEL = build/wheel
+MATRIX = test-matrix-default test-matrix-avx2 test-matrix-elsewhere
 
-.PHONY: help demo test test-all coverage bench posteriordb-given bench-speed bench-posteriors bench-densities bench-lattices \
+.PHONY: help demo test test-all test-matrix $(MATRIX) coverage bench posteriordb-given \
+	bench-speed bench-posteriors bench-densities bench-lattices \
 	bench-calibration bench-synthetic bench-verdicts bench-ablations bench-costs bench-digits bench-peers \
 	docs notebooks lint format wheel-test clean
 .DELETE_ON_ERROR:
@@ -21,6 +26,7 @@ help:
 	@echo "make demo        fit two real models and print the verdict"
 	@echo "make test        the demo, then the tests"
 	@echo "make test-all    every test, the slow ones too"
+	@echo "make test-matrix the tests with other instructions, threads and settings, in random order"
 	@echo "make coverage    the tests, and which lines they reach"
 	@echo "make bench       speed, quality, density, cost and peer tables (needs POSTERIORDB)"
 	@echo "make docs        the documentation, into docs/_build/html; runs the tutorials"
@@ -50,6 +56,26 @@ test: demo
 
 test-all: $(VENV)/.test
 	$(PYTEST) -m "" --timeout 3600 --durations 20
+
+test-matrix: $(MATRIX)
+
+# Torch, MKL and our compiled code with the instructions that every x86-64 processor has
+test-matrix-default: export ATEN_CPU_CAPABILITY = default
+test-matrix-default: export MKL_CBWR = COMPATIBLE
+test-matrix-default: export PYRO_NFLOWS_CFLAGS = $(if $(filter x86_64,$(shell uname -m)),-march=x86-64)
+test-matrix-avx2: export ATEN_CPU_CAPABILITY = avx2
+test-matrix-avx2: THREADS = 2
+# As this machine is, but for what its user has set: an empty home, another language and time zone
+test-matrix-elsewhere: THREADS = 2
+test-matrix-elsewhere: export HOME = $(abspath build/home)
+test-matrix-elsewhere: export LC_ALL = C
+test-matrix-elsewhere: export TZ = Asia/Kathmandu
+test-matrix-elsewhere: export PYTHONHASHSEED = 1
+
+$(MATRIX): $(VENV)/.test
+	@echo "$@, in an order that make $@ ORDER=$(ORDER) repeats"
+	@rm -rf build/home && mkdir -p build/home
+	$(PYTEST) --random-order --random-order-bucket=module --random-order-seed=$(ORDER)
 
 coverage: $(VENV)/.test $(VENV)/.dev
 	$(PYTEST) --cov

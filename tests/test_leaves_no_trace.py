@@ -111,7 +111,7 @@ def untouched(but: set[str] = frozenset()) -> Iterator[None]:  # type: ignore[as
 @pytest.fixture(autouse=True)
 def unusual(tmp_path: Path) -> Iterator[None]:
     """Settings that nobody's code would set by chance, so that setting a default again is seen."""
-    handler, limit = signal.getsignal(signal.SIGTERM), sys.getrecursionlimit()
+    handler, limit, threads = signal.getsignal(signal.SIGTERM), sys.getrecursionlimit(), torch.get_num_threads()
     random.seed(1)
     pyro.param("theirs", torch.tensor(2.0), constraint=dist.constraints.positive)
     with warnings.catch_warnings():
@@ -122,7 +122,7 @@ def unusual(tmp_path: Path) -> Iterator[None]:
         sys.setrecursionlimit(limit + 7)
         yield
     torch.distributions.Distribution.set_default_validate_args(True)
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     signal.signal(signal.SIGTERM, handler)
     sys.setrecursionlimit(limit)
     plt.close("all")

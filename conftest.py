@@ -1,0 +1,37 @@
+"""Where every test and every example starts: one seed, no stored parameters, Pyro's checks, threads as asked."""
+
+import os
+import tempfile
+
+import pyro
+import pytest
+import torch
+
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
+os.environ.setdefault("PYRO_NFLOWS_CACHE", os.path.join(tempfile.gettempdir(), f"pyro_nflows_tests_{os.getuid()}"))
+
+
+def start_afresh() -> None:
+    torch.set_num_threads(THREADS)
+    pyro.enable_validation(True)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Before a module's fixtures, so that they do not depend on which test asks for them first."""
+    start_afresh()
+
+
+@pytest.fixture(autouse=True)
+def clean_start() -> None:
+    """And after them, so that the test does not either."""
+    start_afresh()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
