@@ -6,12 +6,30 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from pyro.distributions import Delta, MaskedDistribution
 from pyro.util import check_site_shape
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 #: What torch says where it does not promote dtypes.
 MIXED = re.compile(r"same dtype|expected scalar type|same type|dtype.*mismatch|Index put requires", re.IGNORECASE)
+
+
+def is_deterministic(site: Any) -> bool:
+    """Whether the site's value is computed: a ``pyro.deterministic``, or what ``poutine.reparam`` makes of a latent."""
+    return bool(site["infer"].get("_deterministic")) or (site["is_observed"] and _is_at_itself(site))
+
+
+def _is_at_itself(site: Any) -> bool:
+    """Whether a site's distribution is a point mass at the very tensor that is its value, or without a density.
+
+    An observed ``Delta`` at a prediction is another tensor than the data.
+    """
+    fn, masked = site["fn"], False
+    while hasattr(fn, "base_dist"):
+        masked = masked or (isinstance(fn, MaskedDistribution) and fn._mask is False)
+        fn = fn.base_dist
+    return isinstance(fn, Delta) and (masked or fn.v is site["value"])
 
 
 def check_log_prob_shapes(name: str, trace: Any, max_plate_nesting: float = float("inf")) -> None:
