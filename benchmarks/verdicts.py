@@ -104,7 +104,7 @@ def mean_field(model: Callable[..., Any]) -> AutoFlow:
 
 def tampered(vi: VI, shift: float, stretch: float) -> None:
     """Move and scale a trained guide's end."""
-    layer: Any = vi.guide.layer
+    layer: Any = vi.guide.layer.layer  # its end keeps its own units
     with torch.no_grad():
         layer[1].loc += shift * layer[1].log_scale.exp()
         layer[1].log_scale += math.log(stretch)

@@ -7,7 +7,7 @@ in the module itself, so one module can be bound to many contexts at once.
 """
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -94,3 +94,22 @@ def flat_context(module: _M, batch_shape: torch.Size) -> _M:
         return module
     context = context_of(module)
     return bind(module, context.expand(*batch_shape, -1).reshape(-1, context.shape[-1]))
+
+
+class Methods(nn.Module):
+    """Any method of a module as another one's ``forward``, which is what ``functional_call`` calls.
+
+    :param layer: the module, whose parameters are then named ``layer...``.
+
+    Example::
+
+        >>> from pyro_nflows.layers import LocScale
+        >>> y, log_weight = Methods(LocScale(2))("inverse", torch.ones(2))
+    """
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, method: str, *args: Any) -> Any:
+        return getattr(self.layer, method)(*args)

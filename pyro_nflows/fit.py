@@ -13,7 +13,6 @@ import copy
 import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -110,7 +109,7 @@ def fit_all(
     :param recipe: sizes.
     :param locs: points of finite density.
     """
-    layers, found = [cast(Chain, copy.deepcopy(guide.layer)) for _ in locs], dict[int, Fit]()
+    layers, found = [guide.plain_layer() for _ in locs], dict[int, Fit]()
     begins = (_begin(trainer, guide, layer, recipe, loc) for layer, loc in zip(layers, locs))
     fits = [_fit(trainer, layer, begin, objective, gradient, recipe) for layer, begin in zip(layers, begins)]
     try:
@@ -121,7 +120,7 @@ def fit_all(
         trainer.interrupt()
     if not trainer.history.interrupted:
         return [found[i] for i in range(len(fits))]
-    begun = [i for i, layer in enumerate(layers) if i in found or not _equal(layer, cast(Chain, guide.layer))]
+    begun = [i for i, layer in enumerate(layers) if i in found or not _equal(layer, guide.plain_layer())]
     return [found.get(i) or _drawn(trainer, layers[i], recipe) for i in begun or [0]]
 
 
@@ -143,7 +142,7 @@ def start(
     trainer: Trainer, guide: AutoFlow, objective: Objective, gradient: Gradient, recipe: Recipe, loc: Tensor
 ) -> Fitting[Fit]:
     """A fit of a copy of the guide's layer, from a point; for :func:`drive`."""
-    layer = cast(Chain, copy.deepcopy(guide.layer))
+    layer = guide.plain_layer()
     return _fit(trainer, layer, _begin(trainer, guide, layer, recipe, loc), objective, gradient, recipe)
 
 

@@ -35,12 +35,17 @@ class Objective:
         return even, even
 
     def surrogate(self, draws: Draws, gradient: Gradient) -> Tensor:
-        """A scalar whose gradient is the estimator's; its value means nothing."""
+        """A scalar whose gradient is the estimator's; its value means nothing.
+
+        A draw whose weight is zero or no number has no part in it.
+        """
+        good = draws.log_weight.detach().isfinite()
+        weights = self.coefficients(torch.where(good, draws.log_weight.detach(), -torch.inf), gradient)
+        even = [torch.where(good, weight, 0.0) for weight in weights]
         if gradient is Gradient.TOTAL:
-            return self.bound(draws.log_weight)
+            return even[1] @ torch.where(good, draws.log_weight, 0.0)
         along, direct = draws.path()
-        weights = self.coefficients(draws.log_weight.detach(), gradient)
-        return weights[0] @ along + weights[1] @ direct
+        return even[0] @ along.nan_to_num() + even[1] @ torch.where(good, direct, 0.0)
 
     def draws(self, log_joint: LogDensity, layer: Layer, noise: Tensor, gradient: Gradient) -> Draws:
         """The draws that this objective's estimator needs."""

@@ -114,6 +114,18 @@ def above_minus_one(x: Tensor) -> Tensor:
     return positive(x) - positive(torch.zeros_like(x))
 
 
+def finite_rows(gradient: Tensor) -> Tensor:
+    """A gradient, ``(..., D)``, with zeros in the rows that are not finite: such a draw does not move the flow.
+
+    Example::
+
+        >>> finite_rows(torch.tensor([[1.0, 2.0], [torch.nan, 3.0]]))
+        tensor([[1., 2.],
+                [0., 0.]])
+    """
+    return torch.where(gradient.isfinite().all(-1, keepdim=True), gradient, 0.0)
+
+
 def pullback(function: Callable[..., Any], *points: Tensor) -> tuple[Any, Callable[..., tuple[Tensor, ...]]]:
     """A function's value, and the map from a gradient there to the gradients at ``points``.
 

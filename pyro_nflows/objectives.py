@@ -262,7 +262,7 @@ class IWAE(ELBO):
         return log_weight.logsumexp(0) - math.log(len(log_weight))
 
     def coefficients(self, log_weight: Tensor, gradient: Gradient) -> tuple[Tensor, Tensor]:
-        weights = log_weight.softmax(0)
+        weights = log_weight.softmax(0).nan_to_num()  # no weight at all where every draw's is zero
         return weights.square() if gradient is Gradient.DREG else weights, weights
 
     def check_layer(self, layer: Layer) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .layer import Layer, Scored
-from .numerics import pullback, quasi_normal, standard_normal_log_prob
+from .numerics import finite_rows, pullback, quasi_normal, standard_normal_log_prob
 
 #: A vectorised log density, ``(K, D) -> (K,)``.
 LogDensity = Callable[[Tensor], Tensor]
@@ -41,7 +41,7 @@ class Draws:
         if self.scored is None or self.grad_log_p is None:
             raise ValueError("Draws.path: these draws carry no path gradients; take them with draw_scored")
         _, _, score, reverse, index_score, index_reverse, log_r = self.scored
-        pull = self.grad_log_p - score
+        pull = finite_rows(self.grad_log_p - score)
         if not reverse.numel():
             return (pull * self.z).sum(-1) - index_score, self.log_p + log_r
         along = (reverse * self.z).sum(-1) + index_reverse
@@ -86,6 +86,8 @@ def draw(log_joint: LogDensity, layer: Layer, noise: Tensor) -> Draws:
     """
     x, rest = split_noise(layer, noise)
     z, log_weight = layer(x, rest)
+    if z.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(z):
+        z.register_hook(finite_rows)
     return Draws(z, log_joint(z), standard_normal_log_prob(x) - log_weight)
 
 

@@ -147,7 +147,7 @@ def test_a_second_run_follows_the_new_data(engine: str) -> None:
     guide, elbos = AutoDAIS(normal, num_steps=2), []
     vi = VI(guide, seed=0, num_steps=4, progress_bar=False, engine=engine).run(DATA)
     with torch.no_grad():
-        guide.layer[0].step_size.fill_(0.5)  # type: ignore[index, operator, union-attr]
+        guide.layer.layer[0].step_size.fill_(0.5 / 0.3)  # type: ignore[index, operator, union-attr]
     found = vi.run(DATA + 3).diagnostics()
     for data in (DATA + 3, DATA):
         guide.attend((data,), {})
@@ -199,7 +199,7 @@ def test_svi_trains_it_with_pyros_bound_and_ours() -> None:
             svi.step()
         assert ELBO(2000).loss(bent, guide) < before - 0.05
         assert guide.layer is not None
-        assert guide.layer[0].step_size.abs() > 0.05
+        assert guide.plain_layer()[0].step_size.abs() > 0.05
 
 
 def test_gradients_reach_the_models_own_parameters_through_the_steps() -> None:
@@ -221,7 +221,7 @@ def test_a_langevin_guide_has_no_damping() -> None:
     guide = AutoDAIS(pairs, num_steps=3, damping=0.0, base="diagonal")
     guide()
     assert not any("angle" in name for name, _ in guide.named_parameters())
-    assert type(guide.layer[1]).__name__ == "LocScale"  # type: ignore[index]
+    assert type(guide.layer.layer[1]).__name__ == "LocScale"  # type: ignore[index]
 
 
 # ---- copies -------------------------------------------------------------------------------------------------
@@ -233,9 +233,9 @@ def test_copies_attend_to_their_own_data() -> None:
     twin = copy.deepcopy(moved(guide))
     twin(DATA + 3)
     assert guide._call == ((DATA,), {})
-    density = twin.layer[0].log_density  # type: ignore[index]
+    density = twin.layer.layer[0].log_density  # type: ignore[index]
     assert density.guide is twin
-    assert density.end is twin.layer[1]  # type: ignore[index]
+    assert density.end is twin.layer.layer[1]  # type: ignore[index]
 
 
 def test_an_unpickled_guide_keeps_its_state_for_a_new_one() -> None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from pyro_nflows import VI, AutoFlow, fit, recipes
 from pyro_nflows.engine import Engine, Round, Trainer
 from pyro_nflows.engine.course import MAX_RESTARTS
-from pyro_nflows.engine.steps import fan_in, step_factors
 from pyro_nflows.engine.trainer import BLOCK
 from pyro_nflows.gradients import Gradient
 from pyro_nflows.layer import Chain
@@ -22,6 +21,7 @@ from pyro_nflows.layers import Elementwise, Householder, LocScale, Mixture, Tria
 from pyro_nflows.mark import Mark
 from pyro_nflows.objectives import ELBO
 from pyro_nflows.result import weighed
+from pyro_nflows.steps import fan_in, step_factors
 from pyro_nflows.verdict import Evidence, judge
 
 # ---- steps that know the dimension --------------------------------------------------------------------------

@@ -136,7 +136,7 @@ def test_model_parameters_train_with_the_flow():
     joint.prepare()
     leaves = joint.leaves(guide._init_loc())
     trainer = Trainer(joint, leaves, progress_bar=False)
-    trainer.run(guide.layer, ELBO(), Gradient.PATH, Round(1000, 16, 3e-2), "")
+    trainer.run(guide.plain_layer(), ELBO(), Gradient.PATH, Round(1000, 16, 3e-2), "")
     assert trainer.history.engines[0] is not Engine.EAGER
     assert pyro.param("mean").item() == pytest.approx(3.0, abs=0.01)
 
@@ -248,7 +248,8 @@ def test_subsampled_data_runs_traced_and_unbiased():
     trainer = Trainer(joint, progress_bar=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        trainer.run(guide.layer, ELBO(), Gradient.PATH, Round(1500, 32, 2e-2), "")
+        trainer.run(layer := guide.plain_layer(), ELBO(), Gradient.PATH, Round(1500, 32, 2e-2), "")
+    guide.adopt(layer)
     assert trainer.history.engines[0] is not Engine.EAGER
     assert guide.median()["z"].item() == pytest.approx(data.sum().item() / 41, abs=0.03)
 
@@ -262,7 +263,7 @@ def test_indexed_guides_train_on_the_traced_engine():
     joint = LogJoint(model, guide)
     joint.prepare()
     trainer = Trainer(joint, progress_bar=False)
-    trainer.run(guide.layer, ELBO(), Gradient.PATH, Round(400, 32, 2e-2), "")
+    trainer.run(guide.plain_layer(), ELBO(), Gradient.PATH, Round(400, 32, 2e-2), "")
     assert trainer.history.elbos[-1].mean() > -0.05
     assert math.isfinite(trainer.history.seconds)
 

@@ -129,7 +129,7 @@ CONJUGATE: dict[str, tuple[Model, Tensor, Any, float]] = {
 def exact_guide(model: Model, loc: Tensor, scale: Any) -> AutoFlow:
     guide = AutoIAF(model, 2, (4,))
     guide()
-    end = guide.layer[1]  # type: ignore[index]
+    end = guide.layer.layer[1]  # type: ignore[index]
     with torch.no_grad():
         end.loc.copy_(loc)
         end.log_scale.copy_(torch.as_tensor(scale).expand_as(loc).log())

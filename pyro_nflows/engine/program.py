@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_map
 
 from ..gradients import Gradient, Objective
 from ..layer import Layer
+from ..steps import step_factors
 from ..weights import Draws, LogDensity, draw
-from .steps import step_factors
 
 
 class State(NamedTuple):
@@ -63,7 +63,7 @@ class Program:
     r"""The step that trains a layer, and a model's own parameters, on an objective with Adam [1].
 
     A step whose loss or gradient is not finite changes nothing and is counted. Gradients are clipped by norm. Weights
-    of many inputs take smaller steps (:mod:`~pyro_nflows.engine.steps`).
+    of many inputs take smaller steps (:mod:`~pyro_nflows.steps`).
 
     :param log_joint: the model, ``(K, D) -> (K,)``.
     :param layer: the flow.

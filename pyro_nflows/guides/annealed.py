@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import log_joint as joints
 from ..distribution import FlowDistribution
 from ..layer import Chain, Layer
-from ..layers import Hamiltonian
+from ..layers import Hamiltonian, Rescaled
 from . import checks
 from .flow import AutoFlow
 
@@ -148,8 +148,8 @@ class AutoDAIS(AutoFlow):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         layer = self._modules.get("layer")
-        if isinstance(layer, Chain):
-            self._connected(layer)
+        if isinstance(layer, Rescaled):
+            self._connected(cast(Chain, layer.layer))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AutoDAIS":
         new = cast(AutoDAIS, super().__deepcopy__(memo))

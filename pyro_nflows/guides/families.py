@@ -14,7 +14,8 @@ from .flow import AutoFlow
 class AutoPlanar(AutoFlow):
     r"""Planar flow: a chain of hinges along learned directions [1].
 
-    Cheap and weak: use it to reproduce results, not for accuracy.
+    Weak: use it to reproduce results, not for accuracy. A full-rank affine layer follows, so it is at least as good
+    as a Gaussian; the flow itself costs :math:`O(D)` a layer.
 
     :param model: a Pyro model.
     :param num_layers: number of :class:`~pyro_nflows.layers.Planar` layers.
@@ -34,8 +35,6 @@ class AutoPlanar(AutoFlow):
     [1] D. Rezende, S. Mohamed (2015). Variational Inference with Normalizing Flows.
     """
 
-    _full_rank = False
-
     def __init__(
         self,
         model: Callable[..., Any],
@@ -52,7 +51,8 @@ class AutoPlanar(AutoFlow):
 class AutoRadial(AutoFlow):
     r"""Radial flow: a chain of pushes away from, and pulls towards, learned centres [1].
 
-    Cheap and weak: use it to reproduce results, not for accuracy.
+    Weak: use it to reproduce results, not for accuracy. A full-rank affine layer follows, so it is at least as good
+    as a Gaussian; the flow itself costs :math:`O(D)` a layer.
 
     :param model: a Pyro model.
     :param num_layers: number of :class:`~pyro_nflows.layers.Radial` layers.
@@ -71,8 +71,6 @@ class AutoRadial(AutoFlow):
 
     [1] D. Rezende, S. Mohamed (2015). Variational Inference with Normalizing Flows.
     """
-
-    _full_rank = False
 
     def __init__(
         self,

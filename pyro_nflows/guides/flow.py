@@ -1,8 +1,7 @@
 r"""Flow autoguides: ordinary Pyro autoguides whose posterior is a flow.
 
-A guide is a joint distribution over all latent sites in unconstrained space,
-``Chain(flow, end)``: the flow starts at the identity and the end, a :class:`~pyro_nflows.layers.LocScale` or
-:class:`~pyro_nflows.layers.TriangularAffine`, at :math:`N(\mathrm{init\_loc}, \mathrm{init\_scale}^2)`.
+A guide is a joint distribution over all latents in unconstrained space, ``Chain(flow, end)``: the flow starts at the
+identity, the affine end at :math:`N(\mathrm{init\_loc}, \mathrm{init\_scale}^2)`; :class:`.Rescaled` stores both.
 """
 
 import copy
@@ -23,13 +22,15 @@ from ..bridge import as_layer, as_transform
 from ..distribution import FlowDistribution
 from ..initialization import FlatPriors
 from ..layer import Chain, Layer
-from ..layers import LocScale, TriangularAffine
-from . import checks, data_checks
+from ..layers import LocScale, Rescaled, TriangularAffine
+from . import checks
 from .sites import site_quantiles, symmetric_normal, unconstrained_value
 from .state import decoded, encoded, latents_alone
 
 #: Above this many dimensions the end of the default guide is diagonal: a full matrix costs D^2 numbers.
 MAX_FULL_RANK = 512
+#: The name of the affine end in a guide's layer.
+END = "layers.1"
 
 
 class AutoFlow(AutoContinuous):
@@ -61,7 +62,7 @@ class AutoFlow(AutoContinuous):
         torch.Size([])
     """
 
-    layer: Chain | None
+    layer: Rescaled | None
     prototype_trace: Any
     _full_rank = True
     #: Whether draws are made with the model, at the arguments of the latest call.
@@ -92,8 +93,6 @@ class AutoFlow(AutoContinuous):
         self._site_shapes: checks.Shapes | None = None
         self._claims_store = False
 
-    # ---- structure ------------------------------------------------------------------------------------------
-
     @staticmethod
     def _prototype_hide_fn(msg: dict[str, Any]) -> bool:
         """Also leave enumerated sites to the objective."""
@@ -116,14 +115,11 @@ class AutoFlow(AutoContinuous):
                 checks.refuse_sites(name, self.prototype_trace)
             if "no latent variables" in str(error):
                 raise checks.no_latents(name) from None
-            mixed = data_checks.mixed_dtypes(name, error, args, kwargs)
-            if mixed is not None:
-                raise mixed from error
             raise
         checks.refuse_subsampled(name, self._cond_indep_stacks)
         loc = self._init_loc()
         if self.layer is None:
-            self.layer = self.make_layer(loc, self.modes)
+            self.layer = Rescaled(self.make_layer(loc, self.modes), END)
         checks.check_sites(name, self._site_shapes, self._shapes())
         self._site_shapes = self._shapes()
 
@@ -156,7 +152,7 @@ class AutoFlow(AutoContinuous):
         self._need_setup()
         return list(self._unconstrained_shapes)
 
-    def _need_setup(self) -> Chain:
+    def _need_setup(self) -> Rescaled:
         """The flow, once the model has been run."""
         if self.layer is None or self.prototype_trace is None:
             raise RuntimeError(
@@ -164,8 +160,6 @@ class AutoFlow(AutoContinuous):
                 "call guide(*args) once with the model's arguments"
             )
         return self.layer
-
-    # ---- the posterior --------------------------------------------------------------------------------------
 
     def get_base_dist(self) -> dist.TorchDistribution:
         """Standard normal in ``latent_dim`` dimensions."""
@@ -184,7 +178,7 @@ class AutoFlow(AutoContinuous):
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
         """A fresh :class:`~pyro_nflows.FlowDistribution` over the flat unconstrained latent."""
-        return FlowDistribution(self._current_layer())
+        return FlowDistribution(self._current_layer(), path_gradient=True)
 
     def _current_layer(self) -> Layer:
         layer = self._need_setup() if self.layer is None else self.layer
@@ -204,9 +198,14 @@ class AutoFlow(AutoContinuous):
             pyro.module(name, layer, update_module_params=True)
         return layer
 
-    def adopt(self, layer: Chain) -> None:
+    def adopt(self, layer: Chain | Rescaled) -> None:
         """Take a layer trained elsewhere; the next call puts it into the param store, over any of its name."""
-        self.layer, self._claims_store = layer, True
+        self.layer = layer if isinstance(layer, Rescaled) else Rescaled(layer, END)
+        self._claims_store = True
+
+    def plain_layer(self) -> Chain:
+        """A copy of the flow and its affine end, parameters in their own units: for training elsewhere."""
+        return cast(Chain, self._need_setup().plain())
 
     @torch.no_grad()
     def quantiles(self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -306,13 +305,13 @@ class AutoFlow(AutoContinuous):
         self._claims_store = True
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        loc, extra = state_dict.get(f"{prefix}layer.layers.1.loc"), state_dict.get(f"{prefix}_extra_state")
+        loc, extra = state_dict.get(f"{prefix}layer.layer.{END}.loc"), state_dict.get(f"{prefix}_extra_state")
         if extra is not None and self.build is not None:
             modes = decoded(extra)["modes"]
             if (modes and tuple(modes)) != self.modes:
                 self.modes, self.layer = modes and tuple(modes), None
         if self.layer is None and loc is not None:
-            self.layer = self.make_layer(loc, self.modes)
+            self.layer = Rescaled(self.make_layer(loc, self.modes), END)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -18,6 +18,7 @@ from .mixture import Mixture
 from .permutation import Permutation
 from .planar import Planar
 from .radial import Radial
+from .rescaled import Rescaled
 from .residual import LogDet, Residual
 from .sylvester import Sylvester
 from .triangular import TriangularAffine
@@ -46,6 +47,7 @@ __all__ = [
     "Permutation",
     "Planar",
     "Radial",
+    "Rescaled",
     "Residual",
     "Solver",
     "Split",

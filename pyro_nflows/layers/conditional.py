@@ -2,10 +2,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, vmap
 
-from ..context import context_of, take_context
+from ..context import Methods, context_of, take_context
 from ..layer import Layer, Scored
 from ..nets import MLP, check_sizes
 
@@ -55,7 +55,7 @@ class Conditional(Layer):
             raise ValueError(f"Conditional: {type(layer).__name__} has no parameters for a context to move")
         if any("context" in part._buffers for part in layer.modules()):
             raise ValueError(f"Conditional: a part of {type(layer).__name__} takes a context already")
-        self.methods, self.shapes = _Methods(layer), {f"layer.{name}": shape for name, shape in shapes.items()}
+        self.methods, self.shapes = Methods(layer), {f"layer.{name}": shape for name, shape in shapes.items()}
         self.grade = layer.grade
         self.noise_dim, self.inverse_noise_dim = layer.noise_dim, layer.inverse_noise_dim
         size = sum(shape.numel() for shape in shapes.values())
@@ -65,7 +65,7 @@ class Conditional(Layer):
     @property
     def layer(self) -> Layer:
         """The layer that the context moves, as it is where nothing is added to its parameters."""
-        return self.methods.layer
+        return self.methods.layer  # type: ignore[return-value]
 
     @property
     def has_inverse(self) -> bool:
@@ -116,16 +116,3 @@ class Conditional(Layer):
 
 def _as_tuple(result: Tensor | tuple[Any, ...]) -> tuple[Any, ...]:
     return result if isinstance(result, tuple) else (result,)
-
-
-class _Methods(nn.Module):
-    """Any method of a layer as a module's ``forward``, which is what ``functional_call`` calls."""
-
-    layer: Layer
-
-    def __init__(self, layer: Layer):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, method: str, *args: Any) -> Any:
-        return getattr(self.layer, method)(*args)

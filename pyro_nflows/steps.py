@@ -26,6 +26,17 @@ def fan_in(module: nn.Module, name: str) -> int:
     return known(name) if known else module.get_parameter(name).shape[1:].numel()
 
 
+def step_factor(module: nn.Module, name: str) -> float:
+    r""":math:`\min(1, 32 / n)` for a parameter of a module whose units add up :math:`n` inputs.
+
+    Example::
+
+        >>> step_factor(nn.Linear(64, 3), "weight")
+        0.5
+    """
+    return min(1.0, FULL / max(1, fan_in(module, name)))
+
+
 def step_factors(module: nn.Module) -> list[float]:
     r"""For each parameter that trains, :math:`\min(1, 32 / n)` for :math:`n` inputs, in the order of ``parameters()``.
 
@@ -38,5 +49,5 @@ def step_factors(module: nn.Module) -> list[float]:
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
             if parameter.requires_grad and parameter not in factors:
-                factors[parameter] = min(1.0, FULL / max(1, fan_in(part, name)))
+                factors[parameter] = step_factor(part, name)
     return list(factors.values())

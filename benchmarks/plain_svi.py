@@ -1,0 +1,178 @@
+r"""Do guides survive ordinary learning rates in a plain ``SVI`` loop, and what ELBO do they reach?
+
+    python -m benchmarks.plain_svi [--guides AutoFlow,AutoIAF] [--models cars] [--rates .05,.01,.001]
+                                   [--losses all] [--steps 2000] [--seeds 1] [--workers 2] [--json FILE]
+
+Every cell is the ELBO of the last guide less that of the best full-rank Gaussian, in nats (above zero: better than any
+Gaussian), with the worst of the seeds; ``NaN@k``: a parameter was not finite, or the loop raised an error, at step k.
+Optimiser and loss change from cell to cell, so that each guide meets all of them at each rate; ``--losses all`` runs
+every loss in every cell. Pyro's own guides are in the same table.
+"""
+
+import argparse
+import itertools
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal
+from pyro.optim import Adam, ClippedAdam
+
+import pyro_nflows as nf
+from benchmarks.svi_models import MODELS
+from pyro_nflows.engine import Gaussian, Round, Trainer, best_start
+from pyro_nflows.gradients import Gradient
+from pyro_nflows.layer import Chain
+from pyro_nflows.log_joint import LogJoint
+from pyro_nflows.modes import place
+
+GUIDES: dict[str, Callable[..., Any]] = {
+    guide.__name__: guide
+    for guide in (
+        nf.AutoFlow,
+        nf.AutoRealNVP,
+        nf.AutoNICE,
+        nf.AutoIAF,
+        nf.AutoMAF,
+        nf.AutoSpline,
+        nf.AutoGlow,
+        nf.AutoPlanar,
+        nf.AutoRadial,
+        nf.AutoResidual,
+        nf.AutoCNF,
+        nf.AutoFlowified,
+        nf.AutoCIF,
+        nf.AutoDAIS,
+    )
+}
+GUIDES |= {"Pyro AutoMultivariateNormal": AutoMultivariateNormal, "Pyro AutoIAFNormal": AutoIAFNormal}
+OPTIMISERS: dict[str, Callable[..., Any]] = {"ClippedAdam": ClippedAdam, "Adam": Adam}
+LOSSES: dict[str, Callable[[], Any]] = {
+    "Trace_ELBO(1)": Trace_ELBO,
+    "Trace_ELBO(100)": lambda: Trace_ELBO(100, vectorize_particles=True, max_plate_nesting=1),
+    "TraceMeanField(16)": lambda: TraceMeanField_ELBO(16, vectorize_particles=True, max_plate_nesting=1),
+    "Renyi(16)": lambda: RenyiELBO(0, 16, vectorize_particles=True, max_plate_nesting=1),
+    "ELBO(16)": lambda: nf.ELBO(16),
+    "IWAE(16)": lambda: nf.IWAE(16),
+}
+#: What one particle's worth of Pyro's Renyi bound cannot do: it is wrong for joint guides under a shared plate.
+PYROS = [name for name in LOSSES if name not in ("ELBO(16)", "IWAE(16)")]
+
+
+def best_gaussian(model: Callable[[], None]) -> float:
+    """The ELBO of the best full-rank Gaussian in unconstrained space."""
+    torch.manual_seed(0)
+    guide = nf.AutoFlow(model)
+    guide()
+    layer = guide.plain_layer()
+    joint = LogJoint(model, guide)
+    joint.prepare()
+    trainer = Trainer(joint, progress_bar=False)
+    loc = layer[1].loc.detach().clone()  # type: ignore[union-attr]
+    place(layer, best_start(joint, Gaussian(loc, guide.init_scale * torch.eye(len(loc)))))
+    end = Chain(layer[1])
+    for rate in (2e-2, 5e-3):
+        trainer.run(end, nf.ELBO(), Gradient.PATH, Round(4000, 64, rate), "")
+    trainer.close()
+    return float(trainer.sampler.sample(end, 40_000).log_weight.mean())
+
+
+def elbo(model: Callable[[], None], guide: Any, num_draws: int = 4000) -> float:
+    """A trained guide's ELBO, by Pyro's own traces in one batch."""
+    loss = Trace_ELBO(num_draws, vectorize_particles=True, max_plate_nesting=1)
+    with torch.no_grad(), pyro.validation_enabled(False):
+        return -float(loss.loss(model, guide))
+
+
+def cell(
+    guide_name: str, model_name: str, rate: float, optimiser: str, loss_name: str, num_steps: int, seed: int
+) -> tuple[float, int | None]:
+    """Train; the ELBO reached, or the step at which training broke."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    model = MODELS[model_name]
+    guide = GUIDES[guide_name](model)
+    svi = SVI(model, guide, OPTIMISERS[optimiser]({"lr": rate}), LOSSES[loss_name]())
+    for step in range(num_steps):
+        try:
+            svi.step()
+        except (ValueError, RuntimeError):
+            return float("nan"), step
+        if step % 50 == 49 and not all(p.isfinite().all() for p in guide.parameters()):
+            return float("nan"), step
+    return elbo(model, guide), None
+
+
+def tasks(options: argparse.Namespace) -> list[tuple[Any, ...]]:
+    """The cells of the table; optimiser and loss in turn, unless all losses are asked for."""
+    found = []
+    for i, guide in enumerate(options.guides):
+        for j, model in enumerate(options.models):
+            for k, rate in enumerate(options.rates):
+                names = PYROS if guide.startswith("Pyro") else list(LOSSES)
+                chosen = names if options.losses == ["all"] else [names[(i + j + 2 * k) % len(names)]]
+                if options.losses not in (["all"], ["turns"]):
+                    chosen = [name for name in names if name in options.losses]
+                for loss, seed in itertools.product(chosen, range(options.seeds)):
+                    optimiser = list(OPTIMISERS)[(i + j // 2 + k) % 2]
+                    found.append((guide, model, rate, optimiser, loss, options.steps, seed))
+    return found
+
+
+def _written(best: dict[str, float], cells: Sequence[tuple[tuple[Any, ...], tuple[float, int | None]]]) -> str:
+    """The worst of a table cell's runs."""
+    broken = [step for _, (_, step) in cells if step is not None]
+    if broken:
+        return f"NaN@{min(broken)}"
+    return f"{min(value - best[task[1]] for task, (value, _) in cells):+.2f}"
+
+
+def _words(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--guides", type=_words, default=list(GUIDES))
+    parser.add_argument("--models", type=_words, default=list(MODELS))
+    parser.add_argument("--rates", type=_numbers, default=[0.05, 0.01, 0.001])
+    parser.add_argument(
+        "--losses", type=_words, default=["turns"], help="names, 'all', or 'turns': one a cell, in turn"
+    )
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--json")
+    options = parser.parse_args(arguments)
+    best = {name: best_gaussian(MODELS[name]) for name in options.models}
+    print("Best Gaussian's ELBO: " + ", ".join(f"{name} {value:.2f}" for name, value in best.items()), flush=True)
+    todo = tasks(options)
+    results: list[tuple[tuple[Any, ...], tuple[float, int | None]]] = []
+    print(f"{'guide':28}{'rate':>7}  " + "".join(f"{name[:11]:>12}" for name in options.models))
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+        for key, group in itertools.groupby(sorted(todo, key=lambda t: todo.index(t)), key=lambda t: t[0]):
+            rows = list(group)
+            results += zip(rows, pool.map(cell, *zip(*rows)))
+            for rate in options.rates:
+                found = {name: [r for r in results if r[0][:3] == (key, name, rate)] for name in options.models}
+                print(f"{key:28}{rate:>7}  " + "".join(f"{_written(best, found[n]):>12}" for n in found), flush=True)
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump({"best": best, "cells": results}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

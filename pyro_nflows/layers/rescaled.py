@@ -1,0 +1,129 @@
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from ..context import Methods
+from ..layer import Layer, Scored
+from ..steps import step_factor
+
+#: How far an optimiser's step moves a number that a layer holds itself, and a number in a network, in units of the
+#: step. The affine end of a guide (:class:`LocScale`, :class:`TriangularAffine`) keeps the whole step, as Pyro's own
+#: guides do.
+LAYER_STEP, NETWORK_STEP = 0.3, 0.03
+
+
+class Rescaled(Layer):
+    r"""A layer whose parameters are stored in larger units, so that an optimiser's step moves the flow by less.
+
+    .. math:: y = f(x; c \odot \phi)
+
+    with :math:`\phi` what is stored and trained, and :math:`c` fixed. Adam moves each stored number by about the
+    learning rate :math:`\eta`, whatever its gradient, and so the layer's own by :math:`c \eta`. A network adds up many
+    such moves, layer after layer: with :math:`c = 1` a flow takes steps a hundred times as long as a Gaussian
+    guide does at the same learning rate, and diverges where the Gaussian trains.
+
+    :math:`c` is 0.03 for matrices and in networks, and 0.3 for vectors that a layer holds itself; for a unit that adds
+    up :math:`n > 32` inputs, :math:`32 / n` of that (:mod:`~pyro_nflows.steps`). A gradient that is not finite
+    becomes zero: such a step does not move the flow.
+
+    The layer is taken as it is, and starts as the same map. Noise, exactness and inverse are the layer's own.
+
+    :param layer: :math:`f`; it is copied.
+    :param end: a part of it, by its name, that keeps the whole step (but for wide matrices).
+
+    Example::
+
+        >>> from pyro_nflows.layers import Planar
+        >>> layer = Planar(3)
+        >>> x = torch.randn(5, 3)
+        >>> torch.allclose(Rescaled(layer)(x)[0], layer(x)[0])
+        True
+    """
+
+    steps: Tensor
+    methods: Methods
+
+    def __init__(self, layer: Layer, end: str | None = None):
+        super().__init__(layer.input_dim, layer.output_dim)
+        self.layer, self.end = copy.deepcopy(layer), end
+        self.factors = _factors(self.layer, end)
+        self._multiply(self.layer, {name: 1 / factor for name, factor in self.factors.items()})
+        self.grade = layer.grade
+        self.noise_dim, self.inverse_noise_dim = layer.noise_dim, layer.inverse_noise_dim
+        sizes = dict(self.layer.named_parameters())
+        parts = [sizes[name].new_full((sizes[name].numel(),), factor) for name, factor in self.factors.items()]
+        self.register_buffer("steps", torch.cat(parts) if parts else torch.ones(0), persistent=False)
+        # Not a submodule, which would register the layer twice.
+        self.__dict__["methods"] = Methods(self.layer)
+
+    @property
+    def has_inverse(self) -> bool:
+        return self.layer.has_inverse
+
+    def plain(self) -> Layer:
+        """A copy of the layer itself, its parameters in their own units."""
+        layer = copy.deepcopy(self.layer)
+        self._multiply(layer, self.factors)
+        return layer
+
+    @staticmethod
+    @torch.no_grad()
+    def _multiply(layer: Layer, factors: dict[str, float]) -> None:
+        for name, parameter in layer.named_parameters():
+            parameter.mul_(factors[name])
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y, log_weight = self._run("forward", x, noise)
+        return y, log_weight
+
+    def inverse(self, y: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, log_weight = self._run("inverse", y, noise)
+        return x, log_weight
+
+    def initialize(self, y: Tensor) -> Tensor:
+        layer = self.plain()
+        x = layer.initialize(y)
+        self._multiply(layer, {name: 1 / factor for name, factor in self.factors.items()})
+        self.layer.load_state_dict(layer.state_dict())
+        return x
+
+    def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
+        carried: Tensor = self._run("transport", x, y, score, weight)
+        return carried
+
+    def scored(self, x: Tensor, noise: Tensor | None, score: Tensor, reverse: Tensor) -> Scored:
+        return Scored(*self._run("scored", x, noise, score, reverse))
+
+    def _run(self, method: str, *args: Any) -> Any:
+        """A method of the layer, at its parameters in their own units."""
+        return functional_call(self.methods, self._parameters_now(), (method, *args))
+
+    def _parameters_now(self) -> dict[str, Tensor]:
+        named = dict(self.layer.named_parameters())
+        if not named:
+            return {}
+        flat = torch.cat([tensor.reshape(-1) for tensor in named.values()]) * self.steps
+        if flat.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(flat):
+            flat.register_hook(_finite)
+        parts = flat.split([tensor.numel() for tensor in named.values()])
+        return {f"layer.{name}": part.view(named[name].shape) for name, part in zip(named, parts)}
+
+
+def _finite(gradient: Tensor) -> Tensor:
+    """The gradient, or zeros if any part of it is not finite."""
+    return torch.where(gradient.isfinite().all(), gradient, 0.0)
+
+
+def _factors(layer: Layer, end: str | None) -> dict[str, float]:
+    """For each parameter, how far a step of one moves it."""
+    factors = {}
+    for holder, module in layer.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            full = f"{holder}.{name}" if holder else name
+            factor = LAYER_STEP if isinstance(module, Layer) and parameter.dim() < 2 else NETWORK_STEP
+            factor = 1.0 if end is not None and holder == end else factor
+            factors[full] = factor * step_factor(module, name)
+    return factors
