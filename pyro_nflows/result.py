@@ -93,7 +93,7 @@ class Result:
             [bound_of(w, diagnostics.log_evidence) for w in log_weights],
             [part.z.mean(0) for part in self.starts],
         )
-        found = self.bad_site, h.drift, h.missed, h.where, h.round_trip
+        found = self.bad_site, h.drift, h.missed, h.where, h.round_trip, h.improper, h.edge, h.units
         return Evidence(self.draws.log_weight, bounds, means, self.draws.z.std(0), *found)
 
     def verdict(self) -> Verdict:

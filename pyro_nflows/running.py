@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from .blame import on_the_edge, out_of_scale, runs_away
 from .checkpoint import Call, take_fit
-from .engine import Engine, Journal, Trainer
+from .engine import Engine, History, Journal, Trainer
 from .exclusive import seeded, validation
 from .files import Path
 from .fit import Recipe, fit_all, fit_modes, put
@@ -21,13 +22,14 @@ from .gradients import Gradient
 from .guides import AutoFlow
 from .layer import Chain
 from .log_joint import LogJoint, tensors_of
+from .mark import FINE
 from .objectives import ELBO
 from .result import Fit, Result
 from .resume import Checkpoint, begin
 from .search import round_trip, search
 from .signals import before_sigterm, imported
-from .start import check_start, dispersed_start, first_bad_site, prior_points
-from .verdict import is_hopeless, starts_disagree
+from .start import check_start, dispersed_start, first_bad_site, named_plates, prior_points
+from .verdict import effective, is_heavy, is_hopeless, starts_disagree
 
 #: What a run imports on its way: gradients of torch's, and the start.
 NEEDED = "torch.fx.experimental.symbolic_shapes", "scipy.optimize"
@@ -120,7 +122,7 @@ class Fitter:
     def _run(self, settings: Settings, call: Call, keep: Keep, journal: Journal) -> Result:
         guide, (args, kwargs) = self.guide, call
         if guide.prototype_trace is None:
-            with validation(False):  # an infeasible start is dealt with below
+            with validation(False), named_plates():  # an infeasible start is dealt with below
                 guide._setup_prototype(*args, **kwargs)
         joint = LogJoint(guide.bare_model, guide)
         loc = check_start(joint, args, kwargs)
@@ -172,11 +174,23 @@ class Fitter:
             trainer.history.failed = best.failed
             if best.failed or best.undefined.any() or is_hopeless(best.draws.log_weight):
                 result.bad_site = first_bad_site(joint, best.suspects, *self.call)
+            self._blame(trainer, best, trainer.history)
         except KeyboardInterrupt:
             if trainer.history.interrupted:
                 raise
             trainer.interrupt()
         return result
+
+    def _blame(self, trainer: Trainer, best: Fit, history: History) -> None:
+        """Name the sites that keep a fit from being good."""
+        draws = best.draws
+        if history.interrupted or is_hopeless(draws.log_weight):
+            return
+        history.edge = on_the_edge(self.guide, draws.z)
+        ess = effective(draws.log_weight)
+        if ess < FINE or is_heavy(draws.log_weight, ess):
+            history.improper = runs_away(trainer.log_joint, trainer.slope.hessian, self.guide, draws)
+            history.units = out_of_scale(trainer.slope.hessian, self.guide, draws)
 
     def _search(
         self, settings: Settings, trainer: Trainer, best: Fit, result: Result, keep: Keep

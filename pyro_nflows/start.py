@@ -1,6 +1,8 @@
 r"""Is there a point to start from? And if not, which site is to blame?"""
 
 import contextlib
+import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,6 +10,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.autoguide import init_to_sample
 from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine.indep_messenger import IndepMessenger
 from torch import Tensor
 
 from .exclusive import validation
@@ -40,6 +43,25 @@ def check_start(joint: LogJoint, args: Any, kwargs: Any) -> Tensor:
         f"'{site}' is the first with -inf or NaN. Check its distribution's parameters and its data, or give a "
         "feasible init_loc_fn, such as init_to_value(values={...})"
     )
+
+
+@contextlib.contextmanager
+def named_plates() -> Iterator[None]:
+    """Name the plate that Pyro refuses because it is empty.
+
+    :raises ValueError: in place of Pyro's ``ZeroDivisionError``.
+    """
+    try:
+        yield
+    except ZeroDivisionError as error:
+        frames = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
+        plates = [found.get("name") for found in frames if isinstance(found.get("self"), IndepMessenger)]
+        if not plates:
+            raise
+        raise ValueError(
+            f"plate '{plates[-1]}' has a size of 0, which Pyro refuses; expected one row at least. Leave the plate out "
+            "of the model where there is nothing in it"
+        ) from error
 
 
 def dispersed_start(joint: LogJoint, loc: Tensor, args: Any, kwargs: Any) -> Tensor:

@@ -50,6 +50,14 @@ class Outcome(enum.Enum):
         "Do not trust this guide: rounding errors grow so much on the way through the flow that its inverse is off by "
         "{round_trip:.2g} base standard deviations; run it in float64, or use fewer layers or AutoCIF."
     )
+    IMPROPER = (
+        "Do not trust these draws: the posterior is improper, as far as can be seen: its log density does not fall "
+        "along {improper}, however far one goes; give a prior that does, or data that inform it."
+    )
+    EDGE = (
+        "Do not trust these draws: {edge} lie so close to the edge of its support that numbers of this precision end "
+        "there; try float64, or a prior with less mass at the edge."
+    )
     NOT_FINITE = (
         "Do not trust these draws: training met values that are not finite ({skipped} of {num_steps} steps), first "
         "at site '{site}'; look at its distribution's parameters for overflow, or rescale the model."
@@ -68,6 +76,9 @@ class Evidence(NamedTuple):
     missed: float = 0.0
     where: str = ""
     round_trip: float = 0.0
+    improper: str = ""
+    edge: str = ""
+    units: str = ""
 
 
 #: How little (in nats) the model's own parameters change the log joint in a round once they have settled.
@@ -123,9 +134,14 @@ def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0, restarts: in
         missed=evidence.missed,
         where=evidence.where,
         round_trip=evidence.round_trip,
+        improper=evidence.improper,
+        edge=evidence.edge,
         tail=f"below {threshold:.2f}" if pareto_k < threshold else "a tail of nearly equal weights",
     )
-    if restarts and sentence.startswith("Do not trust"):
+    refused = sentence.startswith("Do not trust")
+    if refused and evidence.units:
+        sentence += f" And {evidence.units}: other units will help."
+    if refused and restarts:
         sentence += f" Training diverged and went back {restarts} time{'s' * (restarts > 1)}."
     return Verdict(outcome, sentence)
 
@@ -133,6 +149,10 @@ def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0, restarts: in
 def _decide(evidence: Evidence, ess: float, pareto_k: float, threshold: float) -> Outcome:
     if evidence.bad_site is not None:
         return Outcome.NOT_FINITE
+    if evidence.improper:
+        return Outcome.IMPROPER
+    if evidence.edge:
+        return Outcome.EDGE
     if not evidence.drift < SETTLED:
         return Outcome.UNSETTLED
     if starts_disagree(evidence):

@@ -61,6 +61,7 @@ FLOORS = {
     "start": 5,
     "arguments": 6,
     "mark": 6,
+    "blame": 5,
     "table": 5,
     "engine": 5,
     "elsewhere": 6,

@@ -65,7 +65,8 @@ class Course:
         if not comparable:
             self.best, self._height = self._before, -math.inf
         elif top > self._height:
-            self.best, self._height, self._noise = self._before, top, _noise(values)
+            # Of a block in which the bound falls out of sight, the differences are no noise.
+            self.best, self._height, self._noise = self._before, top, min(_noise(values), 1 + abs(top))
         return comparable and float(medians[-1]) < self._height - FALL - NOISES * self._noise
 
     def _go_back(self, finite: bool, hopeless: bool = False) -> None:

@@ -19,6 +19,8 @@ class History:
     ``seconds`` are those of training, and of the whole run once ``VI`` is done.
     ``drift`` is how much the model's own parameters changed the log joint in the last round;
     ``missed`` is the share of the posterior's mass that lies where the guide never goes, and ``where`` an example;
+    ``improper`` are sites along which the log density does not fall; ``edge`` tells of draws on the edge of a support;
+    ``units`` of a site on a scale of its own;
     ``round_trip`` is the error of the flow's inverse.
     ``engines`` are those that the rounds ended on; ``engine_notes`` say, once each, why a faster one could not be used
     (none where rounds were only too short for it).
@@ -33,6 +35,9 @@ class History:
     drift: float = 0.0
     missed: float = 0.0
     where: str = ""
+    improper: str = ""
+    edge: str = ""
+    units: str = ""
     round_trip: float = 0.0
     engines: list[Engine] = field(default_factory=list)
     engine_notes: list[str] = field(default_factory=list)

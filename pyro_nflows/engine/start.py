@@ -20,6 +20,8 @@ from .slope import Slope
 
 #: Stands for a loss that is not finite: the line search then turns back.
 FAR = 1e30
+#: A width, or one over it, from which on a coordinate climbs in units of its own.
+ODD = 1e5
 
 
 class Gaussian(NamedTuple):
@@ -73,23 +75,40 @@ def lbfgs_path(slope: Slope, start: Tensor, num_iterations: int) -> list[Tensor]
     """Points of an L-BFGS ascent of the log joint, the start first."""
     from scipy.optimize import minimize  # type: ignore[import-untyped]  # its import adds a filter of warnings
 
-    path = [start]
+    path, units = [start], _units(slope, start)
+
+    def point(x: Any) -> Tensor:
+        return (torch.as_tensor(x) * units).to(start)
 
     def loss(x: Any) -> tuple[float, Any]:
         try:
-            value, grad = slope.value_and_grad(torch.as_tensor(x).to(start))
+            value, grad = slope.value_and_grad(point(x))
         except (ValueError, RuntimeError):  # a distribution refused an overshooting point
             return FAR, 0.0 * x
         if not torch.isfinite(value) or not torch.isfinite(grad).all():
             return FAR, 0.0 * x
-        return -float(value), -grad.double().cpu().numpy()
+        return -float(value), -(grad.double().cpu() * units).numpy()
 
     def note(x: Any) -> None:
-        path.append(torch.as_tensor(x).to(start, copy=True))
+        path.append(point(x).clone())
 
     options = {"maxiter": num_iterations, "maxcor": 10, "ftol": 1e-9}
-    minimize(loss, start.double().cpu().numpy(), jac=True, method="L-BFGS-B", callback=note, options=options)
+    minimize(loss, (start.double().cpu() / units).numpy(), jac=True, method="L-BFGS-B", callback=note, options=options)
     return path
+
+
+def _units(slope: Slope, start: Tensor) -> Tensor:
+    """Widths of the density by its curvature at a point, where some are out of all proportion; else ones."""
+    try:
+        return _odd_widths(slope.hessian(start)).double().cpu()
+    except (ValueError, RuntimeError):  # the model cannot be evaluated there, or not differentiated twice
+        return torch.ones(len(start), dtype=torch.float64)
+
+
+def _odd_widths(hessian: Tensor) -> Tensor:
+    widths = hessian.diagonal().abs().rsqrt()
+    odd = (widths < 1 / ODD) & (widths > 0) | (widths > ODD) & (widths < torch.inf)
+    return torch.where(odd, widths, 1.0)
 
 
 def _spread(path: Sequence[Tensor], num: int) -> list[Tensor]:
@@ -103,10 +122,11 @@ def _laplace(slope: Slope, point: Tensor, init: Gaussian) -> Gaussian:
     precision = -slope.hessian(point)
     if not torch.isfinite(precision).all():
         return init
-    values, vectors = torch.linalg.eigh(0.5 * (precision + precision.T))
+    units = _odd_widths(precision)
+    values, vectors = torch.linalg.eigh(0.5 * units * (precision + precision.T) * units[:, None])
     floor = 1e-8 * values.abs().max()
     width = torch.where(values > floor, values.clamp(min=floor).rsqrt(), 1.0)
     root = vectors * width
     covariance = root @ root.T
     scale_tril, failed = torch.linalg.cholesky_ex(0.5 * (covariance + covariance.T))
-    return init if failed else Gaussian(point, scale_tril)
+    return init if failed else Gaussian(point, units[:, None] * scale_tril)
