@@ -1,7 +1,9 @@
 """Fits beside each other: in threads, in processes, in a coroutine; and inside of what torch can be put into."""
 
 import asyncio
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -228,21 +230,27 @@ def test_fits_run_in_a_pool_of_processes(method: str, tmp_path: Path) -> None:
 
 
 def _run_script(script: str, *args: str, folder: Path | None = None) -> str:
-    """What a script prints, within two minutes."""
+    """What a script prints, within some minutes; its workers do not outlive it."""
     command = ["-c", textwrap.dedent(script)]
     if folder is not None:
         (folder / "script.py").write_text(textwrap.dedent(script))
         command = [str(folder / "script.py")]
-    result = subprocess.run(
+    process = subprocess.Popen(
         # Python 3.12 and later warn of any fork in a process that has threads.
         [sys.executable, "-W", "ignore", *command, *args],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
+        start_new_session=True,
     )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    try:
+        out, err = process.communicate(timeout=500)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, err
+    return out
 
 
 # ---- defaults -----------------------------------------------------------------------------------------------
