@@ -15,18 +15,16 @@ A dimension is named by its plate, and ``{site}_dim_{i}`` if it has none. The re
 0.x and an ``xarray.DataTree`` on ArviZ 1.x.
 """
 
-import functools
 import importlib.metadata
-import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from .constants import arguments, array, arrays, as_array, same
 from .predictive import (
     Answers,
     Draw,
@@ -113,15 +111,17 @@ def to_arviz(
     num_prior = min(shape[0] * shape[1], 1000) if num_prior is None else num_prior
     with isolated(seed, next(iter(draws.values())).device):
         sites = run.sites({name: values[0] for name, values in draws.items()})
-        answers = _ask(run, draws, log_likelihood, posterior_predictive)
+        answers, notes = _ask(run, draws, log_likelihood, posterior_predictive)
         if sample_stats:
             stats = _flatten("sample_stats", sample_stats, group_by_chain, shape)[1]
             answers |= {("sample_stats", name): values for name, values in stats.items()}
-        prior, notes = _ask_prior(run, num_prior)
+        prior, no_prior = _had(lambda: each_draw(run.prior, {"": torch.arange(num_prior)}), "prior", num_prior > 0)
         label = _Labels(sites, dims or {})
         groups = label.drawn(answers, shape) | label.drawn(prior, (1, num_prior))
-        groups |= {"observed_data": label.observed(), "constant_data": label.constant(run)}
-    return _build(groups, coords or {}, notes + _left_out(sites, answers, log_likelihood))
+        constant, no_constant = label.constant(run)
+        groups |= {"observed_data": label.observed(), "constant_data": constant}
+    notes = no_prior + notes + no_constant + _left_out(sites, answers, log_likelihood)
+    return _build(groups, coords or {}, notes)
 
 
 def _flatten(
@@ -139,21 +139,24 @@ def _flatten(
     return expected, {name: value.detach().flatten(0, ndim - 1) for name, value in values.items()}
 
 
-def _ask(run: Run, draws: Draw, log_likelihood: bool, posterior_predictive: bool) -> Answers:
+def _ask(run: Run, draws: Draw, log_likelihood: bool, posterior_predictive: bool) -> tuple[Answers, list[str]]:
     answers = {("posterior", name): values for name, values in draws.items()}
     answers |= each_draw(run.deterministic, draws)
     if log_likelihood:
         answers |= each_draw(run.log_likelihood, draws)
-    if posterior_predictive:
-        answers |= each_draw(run.posterior_predictive, draws)
-    return answers
+    replicated, notes = _had(
+        lambda: each_draw(run.posterior_predictive, draws), "posterior_predictive", posterior_predictive
+    )
+    return answers | replicated, notes
 
 
-def _ask_prior(run: Run, num_prior: int) -> tuple[Answers, list[str]]:
+def _had(ask: Callable[[], Answers], group: str, wanted: bool) -> tuple[Answers, list[str]]:
+    """The answers, or why there are none: a distribution may have a density and no sampler."""
     try:
-        return each_draw(run.prior, {"": torch.arange(num_prior)}) if num_prior else {}, []
+        return ask() if wanted else {}, []
     except (NotImplementedError, RuntimeError, ValueError) as error:
-        return {}, [f"no prior: {type(error).__name__}: {error}".splitlines()[0]]
+        message = (str(error) or "a distribution has no sampler").splitlines()[0]
+        return {}, [f"no {group}: {type(error).__name__}: {message}"]
 
 
 def _left_out(sites: Mapping[str, Site], answers: Answers, log_likelihood: bool) -> list[str]:
@@ -174,31 +177,39 @@ class _Labels:
         groups: Groups = {}
         for (group, name), values in answers.items():
             variable = self._pointwise(name, values) if group == "log_likelihood" else self._draws(name, values)
-            array = variable.values.reshape(shape + variable.values.shape[1:])
-            if array.size:
-                groups.setdefault(group, {})[name] = variable._replace(values=array)
+            held = variable.values.reshape(shape + variable.values.shape[1:])
+            if held.size:
+                groups.setdefault(group, {})[name] = variable._replace(values=held)
         return groups
 
     def observed(self) -> dict[str, Variable]:
         """Values of the observed sites."""
         data = {n: torch.as_tensor(s["value"]) for n, s in self.sites.items() if is_observation(s)}
-        return {n: Variable(_array(v), self._dims(n, v.shape)) for n, v in data.items()}
+        return {n: Variable(array(v), self._dims(n, v.shape)) for n, v in data.items()}
 
-    def constant(self, run: Run) -> dict[str, Variable]:
-        """Tensors among the arguments that are not observed, under the names that the model's signature gives them."""
+    def constant(self, run: Run) -> tuple[dict[str, Variable], list[str]]:
+        """Arrays among the arguments that are not observed, by their names, and why some are not there."""
         data = [torch.as_tensor(s["value"]) for s in self.sites.values() if is_observation(s)]
-        values = {n: v for n, v in _tensors(_arguments(run)) if not any(_same(v, value) for value in data)}
-        return {n: Variable(_array(v), self._dims(n, v.shape)) for n, v in values.items()}
+        found, notes = dict[str, Variable](), list[str]()
+        for name, value in arrays(arguments(run.model, run.args, run.kwargs)):
+            try:
+                held = as_array(value)
+            except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+                notes.append(f"no constant_data of {name}: {type(error).__name__}: {error}".splitlines()[0])
+                continue
+            if not any(same(value, held, other) for other in data):
+                found[name] = Variable(held, self._dims(name, held.shape))
+        return found, notes
 
     def _draws(self, name: str, values: Tensor) -> Variable:
-        return Variable(_array(values), self._dims(name, values.shape[1:]))
+        return Variable(array(values), self._dims(name, values.shape[1:]))
 
     def _pointwise(self, name: str, values: Tensor) -> Variable:
         mask = log_prob_and_mask(self.sites[name])[1]
         if mask.all():
-            return Variable(_array(values), self._dims(name, values.shape[1:], event_dim=0))
+            return Variable(array(values), self._dims(name, values.shape[1:], event_dim=0))
         kept, dim = mask.flatten().nonzero().squeeze(-1), f"{name}_unmasked"
-        return Variable(_array(values.reshape(len(values), -1)[:, kept]), [dim], {dim: kept.tolist()})
+        return Variable(array(values.reshape(len(values), -1)[:, kept]), [dim], {dim: kept.tolist()})
 
     def _dims(self, name: str, shape: tuple[int, ...], event_dim: int | None = None) -> list[str]:
         named = dict(enumerate(self.given.get(name, ()))) or self._plates(name, shape, event_dim)
@@ -216,46 +227,6 @@ class _Labels:
         num_batch = num_batch or (len(shape) if is_deterministic(site) else 0)
         axes = {num_batch + frame.dim: frame for frame in frames}
         return {a: _renamed(f.name) for a, f in axes.items() if a >= 0 and shape[a] == f.size}
-
-
-def _arguments(run: Run) -> dict[str, Any]:
-    """The arguments of the model by name."""
-    model = _bare(run.model)
-    try:
-        signature = inspect.signature(getattr(model, "forward", model))
-        arguments = signature.bind(*run.args, **run.kwargs).arguments
-    except (TypeError, ValueError):  # a decorator hides what the model takes
-        return {"args": run.args, **run.kwargs}
-    for parameter in signature.parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            arguments.update(arguments.pop(parameter.name, {}))
-    return arguments
-
-
-def _bare(model: Any) -> Any:
-    """The model inside ``poutine.condition`` and its like, such as an autoguide puts around it."""
-    while isinstance(getattr(model, "func", None), functools.partial) and isinstance(model.func.args[0], Messenger):
-        model = model.func.args[1]
-    return model
-
-
-def _tensors(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors and arrays among the arguments; those in a container carry its name and their place in it."""
-    for name, value in arguments.items():
-        if isinstance(value, (Tensor, np.ndarray)):
-            yield name, torch.as_tensor(value)
-        elif isinstance(value, (Mapping, list, tuple)):
-            items = value.items() if isinstance(value, Mapping) else enumerate(value)
-            yield from _tensors({f"{name}_{key}": item for key, item in items})
-
-
-def _same(left: Tensor, right: Tensor) -> bool:
-    return left is right or (left.shape == right.shape and bool((left == right).all()))
-
-
-def _array(values: Tensor) -> np.ndarray:
-    values = values.detach().cpu()
-    return values.float().numpy() if values.dtype is torch.bfloat16 else values.numpy()
 
 
 def _build(groups: Groups, coords: Mapping[str, Sequence[Any]], notes: list[str]) -> Any:

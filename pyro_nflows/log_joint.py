@@ -5,23 +5,25 @@ enumerated discrete latents summed out by Pyro's own contraction. Rows are vecto
 no demands on how the model broadcasts; where it cannot run, by Pyro's particle plate; and else by a loop.
 """
 
+import contextlib
 import enum
 import functools
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 from torch.utils._pytree import tree_flatten
 
 from .exclusive import validation
-from .guides import checks
+from .guides import checks, data_checks
 from .guides.flow import AutoFlow
 from .handlers import BRANCHES, Enumerate, Sized, cause, first_line, restored_dims
 from .transformable import transformable
@@ -64,6 +66,8 @@ class LogJoint:
         self.start: Tensor | None = None
         self.enumerates = False
         self.max_plate_nesting = 0
+        #: Whether shapes are checked: where Pyro's own objectives do, unless the user turned that off.
+        self.checks_shapes = is_validation_enabled()
 
     def __call__(self, z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """``z (num_particles, latent_dim)`` to ``(num_particles,)``."""
@@ -90,11 +94,27 @@ class LogJoint:
         frames = [f for s in traces[0].nodes.values() for f in s.get("cond_indep_stack", ())]
         self.max_plate_nesting = -min((f.dim for f in frames if f.vectorized), default=0)
         self.enumerates = any(is_enumerated(site) for site in latents(traces[0]))
+        self._look_at_shapes(traces[0])
         return near
+
+    def _look_at_shapes(self, trace: Any) -> None:
+        """Refuse a site whose log density has another shape than its plates, wherever it can be computed."""
+        trace = prune_subsample_sites(trace)
+        for name in trace.nodes:
+            with contextlib.suppress(ValueError, RuntimeError), validation(False), transformable():
+                trace.compute_log_prob(lambda site, _, name=name: site == name)
+        self._check_shapes(trace, float("inf"))
+
+    def _check_shapes(self, trace: Any, nesting: float) -> None:
+        if self.checks_shapes:
+            data_checks.check_log_prob_shapes(type(self.guide).__name__, trace, nesting)
 
     def _look(self, z: Tensor, args: Any, kwargs: Any) -> Any:
         name, trace = type(self.guide).__name__, self.run(z, *args, **kwargs)
         checks.refuse_nan(name, trace)
+        if self.checks_shapes:
+            with validation(True):
+                data_checks.need_tensors(name, trace)
         for site, part in self.guide._unpack_rows(z):
             checks.check_support(name, trace.nodes[site["name"]], part, _constrain(site, part)[0])
         return trace
@@ -175,7 +195,7 @@ class LogJoint:
                 log_prob = site["log_prob"]
                 wide = log_prob.dim() == nesting + 1
                 log_det = log_det + (log_prob.reshape(len(log_prob), -1).sum(-1) if wide else log_prob.sum())
-        return log_det
+        return _as(z, log_det)
 
     # ---- one row --------------------------------------------------------------------------------------------
 
@@ -187,9 +207,10 @@ class LogJoint:
             values[site["name"]], step = _constrain(site, unconstrained)
             log_det = log_det + step.sum()
         if self.enumerates:
-            return log_det + self._enumerated(values, args, kwargs)
+            return _as(z, log_det + self._enumerated(values, args, kwargs))
         trace = self._trace(self._sized(values), values, args, kwargs)
-        return log_det + trace.log_prob_sum()
+        self._check_shapes(trace, float("inf"))
+        return _as(z, log_det + _total(trace, z.dtype))
 
     def _sized(self, values: dict[str, Tensor]) -> Callable[..., Any]:
         model: Callable[..., Any] = Sized(type(self.guide).__name__, values)(self.model)
@@ -197,13 +218,15 @@ class LogJoint:
 
     def _trace(self, model: Callable[..., Any], values: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
         trace = prune_subsample_sites(self._run(model, values, args, kwargs))
-        trace.compute_log_prob()
+        with data_checks.explained(type(self.guide).__name__, args, kwargs):
+            trace.compute_log_prob()
         return trace
 
     def _run(self, model: Callable[..., Any], values: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
         """A trace of the model at given latents, without log densities."""
         conditioned = poutine.trace(poutine.condition(model, values))
-        with poutine.block(hide_fn=lambda msg: msg["type"] == "sample"):
+        hidden = poutine.block(hide_fn=lambda msg: msg["type"] == "sample")
+        with hidden, data_checks.explained(type(self.guide).__name__, args, kwargs):
             trace = conditioned.get_trace(*args, **kwargs)
         unknown = [site["name"] for site in latents(trace) if not is_enumerated(site)]
         checks.check_run(type(self.guide).__name__, unknown, sorted(values.keys() - trace.nodes.keys()))
@@ -216,6 +239,8 @@ class LogJoint:
         """Log density with the enumerated sites summed out."""
         nesting = self.max_plate_nesting
         trace = self._trace(Enumerate(first_available_dim=-1 - nesting)(self.model), values, args, kwargs)
+        self._check_shapes(trace, nesting)
+        _promote(trace)
         trace.pack_tensors()
         log_prob: Tensor = TraceEinsumEvaluator(trace, True, nesting).log_prob(trace)
         return log_prob
@@ -226,6 +251,25 @@ def _constrain(site: dict[str, Any], unconstrained: Tensor) -> tuple[Tensor, Ten
     transform = biject_to(site["fn"].support)
     value = transform(unconstrained)
     return value, transform.log_abs_det_jacobian(unconstrained, value)
+
+
+def _total(trace: Any, dtype: torch.dtype) -> Tensor:
+    """The log density of a trace, added up in no less than a given precision: half would overflow."""
+    terms = [site["log_prob"] for site in trace.nodes.values() if site["type"] == "sample"]
+    return cast(Tensor, sum(term.to(torch.promote_types(term.dtype, dtype)).sum() for term in terms))
+
+
+def _promote(trace: Any) -> None:
+    """Give the log densities of a trace one dtype, for contractions, which do not promote."""
+    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+    dtype = functools.reduce(torch.promote_types, (site["log_prob"].dtype for site in sites))
+    for site in sites:
+        site["log_prob"], site["unscaled_log_prob"] = site["log_prob"].to(dtype), site["unscaled_log_prob"].to(dtype)
+
+
+def _as(z: Tensor, log_p: Tensor) -> Tensor:
+    """In the latents' precision, whatever that of the data."""
+    return log_p.to(z.dtype)
 
 
 def latents(trace: Any) -> Iterator[dict[str, Any]]:

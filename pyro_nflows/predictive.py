@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .exclusive import validation
+from .guides.data_checks import is_deterministic
 from .transformable import transformable
 
 __all__ = ["Run", "each_draw", "is_deterministic", "is_observation", "is_partial", "isolated", "log_prob_and_mask"]
@@ -150,11 +151,6 @@ class _Substitute(Messenger):
                 f"samples: got {sorted(self.draw)}, expected the latent site {msg['name']!r} too. "
                 "Pass draws of every latent site of the model."
             )
-
-
-def is_deterministic(site: Any) -> bool:
-    """Whether the site is a ``pyro.deterministic``."""
-    return bool(site["infer"].get("_deterministic"))
 
 
 def is_enumerated(site: Any) -> bool:

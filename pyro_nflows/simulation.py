@@ -101,7 +101,7 @@ def check_simulable(trace: Any, latent_names: Sequence[str]) -> None:
     sites = {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
     for name, site in sites.items():
         latent = name in latent_names or not site["is_observed"]
-        reason = None if is_deterministic(site) else _objection(site, latent)
+        reason = _density_objection(site) if is_deterministic(site) else _objection(site, latent)
         if reason is not None:
             raise ValueError(f"SBC: parameters and data cannot be drawn from the model: site '{name}' {reason}")
     data = [n for n, s in sites.items() if s["is_observed"] and n not in latent_names and not is_deterministic(s)]
@@ -110,6 +110,16 @@ def check_simulable(trace: Any, latent_names: Sequence[str]) -> None:
             "SBC: the model has no observed site at these arguments; pass data as to VI.run: their values do not "
             "matter, but their shapes do"
         )
+
+
+def _density_objection(site: Any) -> str | None:
+    """``NeuTraReparam`` and its like put a latent's density on the computed value, which is not drawn from it."""
+    if bool((log_prob_and_mask(site)[0] == 0).all()) or not bool(log_prob_and_mask(site)[1].any()):
+        return None
+    return (
+        "is computed by a reparameterisation that carries the density of its prior (NeuTraReparam, StructuredReparam, "
+        "ConjugateReparam, SplitReparam), and not drawn from it; give the model without that one"
+    )
 
 
 def _objection(site: Any, latent: bool) -> str | None:

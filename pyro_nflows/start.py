@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .exclusive import validation
 from .guides import AutoFlow
+from .guides.data_checks import is_deterministic
 from .guides.sites import unconstrained_value
 from .initialization import FlatPriors
 from .log_joint import LogJoint
@@ -111,6 +112,8 @@ def first_bad_site(joint: LogJoint, draws: Tensor, args: Any, kwargs: Any) -> st
 
 
 def _is_finite(site: Any) -> bool:
+    if is_deterministic(site):
+        return True
     with validation(True):  # or data out of the support might get a number
         try:
             log_prob = site["fn"].log_prob(site["value"])

@@ -386,3 +386,55 @@ def test_mistakes_are_named(change: Callable[[dict[str, Tensor]], dict[str, Tens
 def test_statistics_of_other_draws_are_refused() -> None:
     with pytest.raises(ValueError, match=r"sample_stats: got .*\(1, 9\).*expected \(1, 10\)"):
         to_arviz(eight_schools, school_draws(10), (Y, SIGMA), sample_stats={"lp": torch.zeros(9)})
+
+
+def unsampled(y: torch.Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    pyro.sample("flat", dist.ImproperUniform(dist.constraints.real, (), ()), obs=y[0])
+    pyro.sample("y", dist.Normal(mu, 1.0).expand([len(y)]).to_event(1), obs=y)
+
+
+def test_replicated_data_that_cannot_be_drawn_are_left_out_with_a_note() -> None:
+    data = to_arviz(unsampled, {"mu": torch.randn(6)}, (torch.zeros(3),), seed=0)
+    notes = data["posterior"].attrs["notes"]
+    assert "no posterior_predictive: NotImplementedError" in notes
+    assert "no prior: NotImplementedError" in notes
+    assert "posterior_predictive" not in groups_of(data)
+    assert set(data["log_likelihood"].data_vars) == {"flat", "y"}
+
+
+def groups_of(data: Any) -> set[str]:
+    return set(data.groups()) if hasattr(data, "extend") else set(data.children)
+
+
+EXTRAS = {
+    "labels": np.array(list("ABC")),
+    "objects of strings": np.array(["A", "BC"], dtype=object),
+    "dates": np.array(["2020-01-01", "2021-06-30"], dtype="datetime64[D]"),
+    "spans": np.array([1, 5], dtype="timedelta64[D]"),
+    "reversed": np.arange(4.0)[::-1],
+    "sparse": torch.eye(3).to_sparse(),
+    "complex": np.array([1j, 2.0]),
+    "booleans": np.array([True, False]),
+    "half": torch.ones(2, dtype=torch.bfloat16),
+}
+
+
+def shrug(extra: Any) -> None:
+    pyro.sample("y", dist.Normal(pyro.sample("mu", dist.Normal(0.0, 1.0)), 1.0), obs=torch.tensor(0.3))
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_arrays_of_any_kind_among_the_arguments_are_kept(name: str) -> None:
+    extra = EXTRAS[name]
+    data = to_arviz(shrug, {"mu": torch.randn(4)}, (extra,), seed=0)
+    kept = data["constant_data"]["extra"].values
+    right = extra.to_dense().float().numpy() if isinstance(extra, torch.Tensor) else extra
+    assert (kept == right).all()
+    assert "notes" not in data["posterior"].attrs
+
+
+def test_arrays_that_cannot_be_kept_are_named() -> None:
+    for extra in (np.array(["a", None], dtype=object), np.zeros(2, dtype=[("a", float), ("b", int)])):
+        data = to_arviz(shrug, {"mu": torch.randn(4)}, (extra,), seed=0)
+        assert "no constant_data of extra: TypeError: an array" in data["posterior"].attrs["notes"]

@@ -55,6 +55,7 @@ FLOORS = {
     "simulation": 5,
     "predictive": 5,
     "arviz": 5,
+    "constants": 4,
     "plots": 5,
     "rank_plots": 5,
     "verdict": 5,

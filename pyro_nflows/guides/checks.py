@@ -11,6 +11,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
+from .data_checks import is_deterministic
+
 #: Sites' names and the shapes of their unconstrained values.
 Shapes = Mapping[str, list[int]]
 
@@ -137,7 +139,9 @@ def refuse_nan(name: str, trace: Any) -> None:
     """Data with NaN: even where they are masked, gradients through them are NaN."""
     for site, node in trace.nodes.items():
         value = node.get("value")
-        if node["type"] == "sample" and node["is_observed"] and torch.is_tensor(value) and bool(value.isnan().any()):
+        if node["type"] != "sample" or not node["is_observed"] or is_deterministic(node):
+            continue
+        if torch.is_tensor(value) and bool(value.isnan().any()):
             raise ValueError(
                 f"{name}: site '{site}' is observed with NaN ({int(value.isnan().sum())} of {value.numel()} values). "
                 "Drop those rows; or fill them with any valid value and hide them with obs_mask or poutine.mask"

@@ -23,7 +23,7 @@ from ..distribution import FlowDistribution
 from ..initialization import FlatPriors
 from ..layer import Chain, Layer
 from ..layers import LocScale, Rescaled, TriangularAffine
-from . import checks
+from . import checks, data_checks
 from .sites import site_quantiles, symmetric_normal, unconstrained_value
 from .state import decoded, encoded, latents_alone
 
@@ -115,6 +115,9 @@ class AutoFlow(AutoContinuous):
                 checks.refuse_sites(name, self.prototype_trace)
             if "no latent variables" in str(error):
                 raise checks.no_latents(name) from None
+            mixed = data_checks.mixed_dtypes(name, error, args, kwargs)
+            if mixed is not None:
+                raise mixed from error
             raise
         checks.refuse_subsampled(name, self._cond_indep_stacks)
         loc = self._init_loc()
