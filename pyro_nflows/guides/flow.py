@@ -24,7 +24,7 @@ from ..initialization import FlatPriors
 from ..layer import Chain, Layer
 from ..layers import LocScale, Rescaled, TriangularAffine
 from . import checks, data_checks
-from .sites import site_quantiles, symmetric_normal, unconstrained_value
+from .sites import loc_scale, site_quantiles, symmetric_normal, unconstrained_value
 from .state import decoded, encoded, latents_alone
 
 #: Above this many dimensions the end of the default guide is diagonal: a full matrix costs D^2 numbers.
@@ -215,10 +215,8 @@ class AutoFlow(AutoContinuous):
         """Marginal quantiles of each latent, from a fixed quasi-random set of draws.
 
         :param quantiles: levels between 0 and 1.
-        :return: a dict from site to a tensor ``(len(quantiles), *site shape)``.
-
-        Sites whose constraint is element-wise get the quantiles of their own values; others (simplices, Cholesky
-        factors) the constrained image of the unconstrained quantiles, as in Pyro.
+        :return: a dict from site to a tensor ``(len(quantiles), *site shape)``: quantiles of a site's own
+            values where its constraint is element-wise, else the constrained image of unconstrained ones, as in Pyro.
         """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
@@ -229,11 +227,11 @@ class AutoFlow(AutoContinuous):
         return {site["name"]: site_quantiles(site, value, levels) for site, value in self._unpack_rows(draws)}
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Marginal medians of each latent: ``quantiles(0.5)``.
-
-        :return: a dict from site to a tensor of the site's shape.
-        """
+        """Marginal medians, a dict from site to a tensor of its shape: ``quantiles(0.5)``."""
         return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
+
+    def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return loc_scale(self.plain_layer())
 
     def _unpack_rows(self, draws: Tensor) -> Iterator[tuple[dict[str, Any], Tensor]]:
         """Each site with its unconstrained values ``(num_draws, *site shape)``."""

@@ -4,6 +4,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn.utils.stateless import _reparametrize_module
 
 from ..context import Methods
 from ..layer import Layer, Scored
@@ -99,6 +100,9 @@ class Rescaled(Layer):
 
     def _run(self, method: str, *args: Any) -> Any:
         """A method of the layer, at its parameters in their own units."""
+        if torch.jit.is_tracing():  # which functional_call refuses
+            with _reparametrize_module(self.methods, self._parameters_now()):
+                return self.methods.forward(method, *args)
         return functional_call(self.methods, self._parameters_now(), (method, *args))
 
     def _parameters_now(self) -> dict[str, Tensor]:
