@@ -14,9 +14,12 @@ from typing import Any, cast
 
 import pyro
 import torch
+from opt_einsum import shared_intermediates  # type: ignore[import-untyped]
 from pyro import poutine
-from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.infer.traceenum_elbo import _compute_model_factors
 from pyro.infer.util import is_validation_enabled
+from pyro.ops.contract import contract_tensor_tree
+from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
@@ -242,8 +245,13 @@ class LogJoint:
         self._check_shapes(trace, nesting)
         _promote(trace)
         trace.pack_tensors()
-        log_prob: Tensor = TraceEinsumEvaluator(trace, True, nesting).log_prob(trace)
-        return log_prob
+        # Scales multiply the logarithm of the sum, as in TraceEnum_ELBO; MCMC's evaluator has them inside of the sum.
+        costs, factors, _, dims, scale = _compute_model_factors(trace, Trace())
+        terms = [term.sum() for group in costs.values() for term in group]
+        with shared_intermediates() as cache:
+            summed = contract_tensor_tree(factors, dims, cache=cache)
+        terms += [scale * term.sum() for group in summed.values() for term in group]
+        return torch.stack(terms).sum()
 
 
 def _constrain(site: dict[str, Any], unconstrained: Tensor) -> tuple[Tensor, Tensor]:

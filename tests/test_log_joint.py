@@ -251,3 +251,22 @@ def test_errors_of_the_model_come_through() -> None:
     guide._setup_prototype(False)
     with pytest.raises(KeyError, match="mine"):
         LogJoint(model, guide).prepare(True)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5, 0.1])
+def test_scales_multiply_the_logarithm_of_the_sum_over_labels(scale: float) -> None:
+    """As in TraceEnum_ELBO: a subsampled plate stands for more rows like these, not for sharper ones."""
+    data, weights = torch.tensor([0.3, -1.0, 2.0]), torch.tensor([0.3, 0.7])
+
+    def model() -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 3), pyro.poutine.scale(scale=scale):
+            label = pyro.sample("label", dist.Categorical(weights), infer={"enumerate": "parallel"})
+            pyro.sample("y", dist.Normal(loc + 2.0 * label, 1.0), obs=data)
+
+    guide = AutoFlow(model)
+    guide()
+    z = torch.tensor([[0.2], [-1.0]])
+    by_label = dist.Normal(z[..., None] + torch.tensor([0.0, 2.0]), 1.0).log_prob(data[:, None])
+    right = dist.Normal(0.0, 1.0).log_prob(z[:, 0]) + scale * (by_label + weights.log()).logsumexp(-1).sum(-1)
+    torch.testing.assert_close(LogJoint(model, guide)(z), right)
