@@ -1,4 +1,4 @@
-r"""Pyro's machinery made to run under ``torch.func``, a check of shapes, and errors in one line."""
+r"""Pyro's machinery made to run under ``torch.func``, and errors in one line."""
 
 import contextlib
 import traceback
@@ -9,11 +9,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.poutine.enum_messenger import EnumMessenger
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _ENUM_ALLOCATOR
-from torch import Tensor
-
-from .guides import checks
 
 TORCH, PYRO = (Path(str(package.__file__)).parent for package in (torch, pyro))
 #: What mostly keeps a model from ``torch.vmap``.
@@ -33,18 +29,6 @@ class Enumerate(EnumMessenger):
         self._value_dims[msg["name"]] = {
             dim: id_ for dim, id_ in dim_to_id.items() if len(shape) >= -dim and shape[dim] > 1
         }
-
-
-class Sized(Messenger):
-    """Refuses latents of another shape than the guide's: they might broadcast."""
-
-    def __init__(self, name: str, values: dict[str, Tensor]):
-        super().__init__()
-        self.name, self.values = name, values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values:
-            checks.check_shape(self.name, msg, self.values[msg["name"]])
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-r"""Starting points: Pyro's ``init_to_*`` functions made to work on flat priors too."""
+r"""Starting points: Pyro's ``init_to_*`` functions made to work on priors that cannot be drawn from too."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from pyro.distributions import ImproperUniform
 from torch import Tensor
-from torch.distributions import transform_to
+
+from .supports import bijection
 
 
 class _Feasible:
-    """A flat distribution whose ``sample`` gives a feasible point; all else is the distribution's own."""
+    """A distribution whose ``sample`` gives a feasible point; all else is the distribution's own."""
 
     def __init__(self, fn: Any):
         self._fn = fn
@@ -20,13 +21,13 @@ class _Feasible:
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         shape = torch.Size(sample_shape) + self._fn.batch_shape + self._fn.event_shape
-        transform = transform_to(self._fn.support)
+        transform = bijection(self._fn)
         value: Tensor = transform(torch.zeros(transform.inverse_shape(shape)))
         return value.expand(shape).clone()
 
 
 class FlatPriors:
-    """An init function that also starts sites with an ``ImproperUniform`` prior, which Pyro cannot sample.
+    """An init function that also starts sites whose prior has no sampler, such as ``ImproperUniform``.
 
     :param init_loc_fn: any of Pyro's init functions.
 
@@ -45,7 +46,12 @@ class FlatPriors:
     def __call__(self, site: dict[str, Any]) -> Tensor:
         if is_flat(site["fn"]):
             site = {**site, "fn": _Feasible(site["fn"])}
-        return self.init_loc_fn(site)
+        try:
+            return self.init_loc_fn(site)
+        except NotImplementedError:
+            if site["fn"].support.is_discrete:
+                raise
+        return self.init_loc_fn({**site, "fn": _Feasible(site["fn"])})
 
 
 def is_flat(fn: Any) -> bool:

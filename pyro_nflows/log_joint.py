@@ -9,7 +9,7 @@ import contextlib
 import enum
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, cast
 
 import pyro
@@ -22,13 +22,13 @@ from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to
 from torch.utils._pytree import tree_flatten
 
 from .exclusive import validation
 from .guides import checks, data_checks
-from .guides.flow import AutoFlow
-from .handlers import BRANCHES, Enumerate, Sized, cause, first_line, restored_dims
+from .guides.following import filled_sites, moving_sites
+from .guides.placed import Lifted, Placed, is_masked
+from .handlers import BRANCHES, Enumerate, cause, first_line, restored_dims
 from .transformable import transformable
 
 
@@ -54,6 +54,7 @@ class LogJoint:
     Example::
 
         >>> import pyro.distributions as dist
+        >>> from pyro_nflows import AutoFlow
         >>> def model():
         ...     pyro.sample("z", dist.Normal(0.0, 1.0))
         ...
@@ -63,7 +64,7 @@ class LogJoint:
         tensor([-0.9189, -0.9189, -0.9189])
     """
 
-    def __init__(self, model: Callable[..., Any], guide: AutoFlow):
+    def __init__(self, model: Callable[..., Any], guide: Any):
         self.model, self.guide = model, guide
         self.how: Vectorization | None = None
         self.start: Tensor | None = None
@@ -97,6 +98,8 @@ class LogJoint:
         frames = [f for s in traces[0].nodes.values() for f in s.get("cond_indep_stack", ())]
         self.max_plate_nesting = -min((f.dim for f in frames if f.vectorized), default=0)
         self.enumerates = any(is_enumerated(site) for site in latents(traces[0]))
+        with validation(False):
+            self._learn(near, traces, args, kwargs)
         self._look_at_shapes(traces[0])
         return near
 
@@ -118,14 +121,42 @@ class LogJoint:
         if self.checks_shapes:
             with validation(True):
                 data_checks.need_tensors(name, trace)
-        for site, part in self.guide._unpack_rows(z):
-            checks.check_support(name, trace.nodes[site["name"]], part, _constrain(site, part)[0])
         return trace
+
+    def _learn(self, near: Tensor, traces: list[Any], args: Any, kwargs: Any) -> None:
+        """Tell the guide what it has to follow."""
+        guide = self.guide
+        moving = guide.moving | moving_sites(self, near, traces, args, kwargs)
+        masked = [name for name in guide._unconstrained_shapes if is_masked(guide.prototype_trace.nodes[name])]
+        guide.follow(moving, filled_sites(self, near, args, kwargs) if masked else {}, args, kwargs)
 
     def run(self, z: Tensor, *args: Any, **kwargs: Any) -> Any:
         """A trace of the model at one flat latent, without log densities."""
-        values = {site["name"]: _constrain(site, part)[0] for site, part in self.guide._unpack_rows(z)}
-        return self._run(self._sized(values), values, args, kwargs)
+        return self._run(self.model, self.placed(z), args, kwargs)
+
+    def visit(self, handler: Placed | Lifted, args: Any, kwargs: Any) -> Any:
+        """A trace of the model under a handler of its latents, its discrete sites enumerated rather than drawn."""
+        if not self.enumerates:
+            return self._run(self.model, handler, args, kwargs)
+        with restored_dims():
+            return self._run(self._enumerate(), handler, args, kwargs)
+
+    def at(self, z: Tensor, args: Any, kwargs: Any, filled: Collection[str]) -> tuple[Any, Tensor, Placed]:
+        """A trace of the model at one flat latent, its log density without constraints, and the handler of its latents.
+
+        :param filled: masked sites that count with their prior.
+        """
+        placed = self.placed(z, filled)
+        trace, log_p = self._density(placed, args, kwargs)
+        return trace, log_p, placed
+
+    def placed(self, z: Tensor, filled: Collection[str] | None = None) -> Placed:
+        """The handler that puts one flat latent into the model."""
+        guide, nodes = self.guide, self.guide.prototype_trace.nodes
+        parts = guide.parts(z)
+        shapes = {name: nodes[name]["value"].shape for name in parts}
+        filled = guide.filled if filled is None else filled
+        return Placed(type(guide).__name__, parts, shapes, filled, self.enumerates)
 
     def _rows(self, how: Vectorization) -> Callable[..., Tensor]:
         return {
@@ -187,61 +218,65 @@ class LogJoint:
     def _by_plate(self, z: Tensor, args: Any, kwargs: Any) -> Tensor:
         nesting = self.max_plate_nesting
         latent = z.reshape(len(z), *(1,) * nesting, -1)
-        values, log_det = {}, z.new_zeros(len(z))
-        for site, unconstrained in self.guide._unpack_latent(latent):
-            values[site["name"]], step = _constrain(site, unconstrained)
-            log_det = log_det + step.reshape(len(z), -1).sum(-1)
+        parts = {site["name"]: part for site, part in self.guide._unpack_latent(latent)}
+        placed = Placed(type(self.guide).__name__, parts, filled=self.guide.filled)
         plate = pyro.plate("num_particles_vectorized", len(z), dim=-1 - nesting)
-        trace = self._trace(plate(self.model), values, args, kwargs)
+        trace = self._trace(plate(self.model), placed, args, kwargs)
+        log_p = z.new_zeros(len(z))
+        for log_det in placed.log_dets.values():
+            log_p = log_p + log_det.reshape(len(z), -1).sum(-1)
         for site in trace.nodes.values():
             if site["type"] == "sample":
                 log_prob = site["log_prob"]
                 wide = log_prob.dim() == nesting + 1
-                log_det = log_det + (log_prob.reshape(len(log_prob), -1).sum(-1) if wide else log_prob.sum())
-        return _as(z, log_det)
+                log_p = log_p + (log_prob.reshape(len(log_prob), -1).sum(-1) if wide else log_prob.sum())
+        return _as(z, log_p)
 
     # ---- one row --------------------------------------------------------------------------------------------
 
     @transformable()
     def single(self, z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """One flat latent ``(latent_dim,)`` to a scalar."""
-        values, log_det = {}, z.new_zeros(())
-        for site, unconstrained in self.guide._unpack_rows(z):
-            values[site["name"]], step = _constrain(site, unconstrained)
+        placed = self.placed(z)
+        log_p = self._density(placed, args, kwargs)[1]
+        log_det = z.new_zeros(())
+        for step in placed.log_dets.values():
             log_det = log_det + step.sum()
-        if self.enumerates:
-            return _as(z, log_det + self._enumerated(values, args, kwargs))
-        trace = self._trace(self._sized(values), values, args, kwargs)
-        self._check_shapes(trace, float("inf"))
-        return _as(z, log_det + _total(trace, z.dtype))
+        return _as(z, log_det + log_p)
 
-    def _sized(self, values: dict[str, Tensor]) -> Callable[..., Any]:
-        model: Callable[..., Any] = Sized(type(self.guide).__name__, values)(self.model)
+    def _density(self, placed: Placed, args: Any, kwargs: Any) -> tuple[Any, Tensor]:
+        """A trace of the model at given latents, and its log density, with enumerated sites summed out."""
+        if self.enumerates:
+            return self._enumerated(placed, args, kwargs)
+        trace = self._trace(self.model, placed, args, kwargs)
+        self._check_shapes(trace, float("inf"))
+        return trace, _total(trace, next(iter(placed.parts.values())).dtype)
+
+    def _enumerate(self) -> Callable[..., Any]:
+        model: Callable[..., Any] = Enumerate(first_available_dim=-1 - self.max_plate_nesting)(self.model)
         return model
 
-    def _trace(self, model: Callable[..., Any], values: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
-        trace = prune_subsample_sites(self._run(model, values, args, kwargs))
+    def _trace(self, model: Callable[..., Any], placed: Placed, args: Any, kwargs: Any) -> Any:
+        trace = prune_subsample_sites(self._run(model, placed, args, kwargs))
         with data_checks.explained(type(self.guide).__name__, args, kwargs):
             trace.compute_log_prob()
         return trace
 
-    def _run(self, model: Callable[..., Any], values: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
+    def _run(self, model: Callable[..., Any], handler: Placed | Lifted, args: Any, kwargs: Any) -> Any:
         """A trace of the model at given latents, without log densities."""
-        conditioned = poutine.trace(poutine.condition(model, values))
         hidden = poutine.block(hide_fn=lambda msg: msg["type"] == "sample")
         with hidden, data_checks.explained(type(self.guide).__name__, args, kwargs):
-            trace = conditioned.get_trace(*args, **kwargs)
+            trace = poutine.trace(handler(model)).get_trace(*args, **kwargs)
         unknown = [site["name"] for site in latents(trace) if not is_enumerated(site)]
-        checks.check_run(type(self.guide).__name__, unknown, sorted(values.keys() - trace.nodes.keys()))
+        checks.check_run(type(self.guide).__name__, unknown, sorted(handler.names - trace.nodes.keys()))
         return trace
 
     # ---- enumeration ----------------------------------------------------------------------------------------
 
     @restored_dims()
-    def _enumerated(self, values: dict[str, Tensor], args: Any, kwargs: Any) -> Tensor:
-        """Log density with the enumerated sites summed out."""
+    def _enumerated(self, placed: Placed, args: Any, kwargs: Any) -> tuple[Any, Tensor]:
         nesting = self.max_plate_nesting
-        trace = self._trace(Enumerate(first_available_dim=-1 - nesting)(self.model), values, args, kwargs)
+        trace = self._trace(self._enumerate(), placed, args, kwargs)
         self._check_shapes(trace, nesting)
         _promote(trace)
         trace.pack_tensors()
@@ -251,14 +286,7 @@ class LogJoint:
         with shared_intermediates() as cache:
             summed = contract_tensor_tree(factors, dims, cache=cache)
         terms += [scale * term.sum() for group in summed.values() for term in group]
-        return torch.stack(terms).sum()
-
-
-def _constrain(site: dict[str, Any], unconstrained: Tensor) -> tuple[Tensor, Tensor]:
-    """A site's value and the log-determinant of its constraint's transform."""
-    transform = biject_to(site["fn"].support)
-    value = transform(unconstrained)
-    return value, transform.log_abs_det_jacobian(unconstrained, value)
+        return trace, torch.stack(terms).sum()
 
 
 def _total(trace: Any, dtype: torch.dtype) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
 
 from .drive import Started, drive
 from .engine import Engine, EngineWarning, Trainer
@@ -174,14 +173,12 @@ def flat(guide: AutoFlow, latents: Values) -> Tensor:
 
     :raises ValueError: if one lies on the edge of its support.
     """
-    parts = []
-    for name in guide.latent_names:
-        unconstrained = biject_to(guide.prototype_trace.nodes[name]["fn"].support).inv(latents[name])
-        parts.append(unconstrained.reshape(len(unconstrained), -1))
-        bad = ~parts[-1].isfinite().all(1)
+    z, _ = guide.unconstrain(latents)
+    for name, part in guide.parts(z).items():
+        bad = ~part.reshape(len(part), -1).isfinite().all(1)
         if bool(bad.any()):
             raise ValueError(
                 f"SBC: site '{name}' was simulated on the very edge of its support in {int(bad.sum())} of {len(bad)} "
                 "simulations, where no density can follow it. Use float64, or a prior with less mass at the edge"
             )
-    return torch.cat(parts, -1)
+    return z

@@ -12,6 +12,7 @@ import pytest
 import torch
 from guide_registry import PAIRS, Case, Model, cases, pairs
 from pyro import poutine
+from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
@@ -102,23 +103,38 @@ def test_a_support_without_a_bijection(use: Callable[..., None]) -> None:
 
 
 @in_training
-def test_a_support_that_depends_on_another_latent(use: Callable[..., None]) -> None:
+def test_a_support_that_depends_on_an_enumerated_site(use: Callable[..., None]) -> None:
+    @config_enumerate
     def model() -> None:
-        alpha = pyro.sample("alpha", dist.Beta(2.0, 2.0))
-        pyro.sample("beta", dist.Uniform(0.0, 1 - alpha))
+        kind = pyro.sample("kind", dist.Bernoulli(0.5))
+        pyro.sample("z", dist.Uniform(0.0, 1 + kind))
 
-    with pytest.raises(ValueError, match=r"support of latent site 'beta' changes with other latents.*fixed support"):
+    with pytest.raises(ValueError, match=r"support of latent site 'z' (depends on a discrete|changes between two)"):
         use(model)
 
 
-def test_a_support_that_depends_on_the_arguments() -> None:
-    def model(high: float) -> None:
-        pyro.sample("z", dist.Uniform(0.0, high))
+@everywhere
+@pytest.mark.parametrize(
+    "angle",
+    [
+        dist.VonMises(0.0, 2.0),
+        dist.VonMises(torch.zeros(2), 2.0).to_event(1).mask(True),
+        dist.VonMises3D(torch.tensor([1.0, 0.0, 0.0])),
+        dist.SineBivariateVonMises(0.0, 0.0, 5.0, 5.0, correlation=0.5),
+        dist.ProjectedNormal(torch.ones(3)),
+        dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.VonMises(torch.zeros(2), 2.0)),
+    ],
+)
+def test_an_angle_or_a_direction(use: Callable[..., None], angle: Any) -> None:
+    with pytest.raises(ValueError, match=r"(?s)site 't'.*ProjectedNormal.*ProjectedNormalReparam"):
+        use(lambda: pyro.sample("t", angle))
 
-    guide = AutoFlow(model, TWO)
-    ELBO(2).loss(model, guide, 1.0)
-    with pytest.raises(ValueError, match=r"support of latent site 'z' changes.*with the model's arguments"):
-        ELBO(2).loss(model, guide, 2.0)
+
+@everywhere
+def test_a_mixture_of_different_supports(use: Callable[..., None]) -> None:
+    parts = dist.Uniform(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]))
+    with pytest.raises(ValueError, match=r"site 'z' is a mixture of components with different supports"):
+        use(lambda: pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), parts)))
 
 
 # ---- data ---------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ FLOORS = {
     "distribution": 3,
     "bridge": 3,
     "testing": 3,
+    "supports": 2,
     "initialization": 3,
     "guides": 4,
     "handlers": 4,

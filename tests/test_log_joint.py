@@ -117,7 +117,7 @@ def test_enumerated_latents_are_summed_out_as_by_pyros_elbo(model: Callable[[], 
     assert joint.how is Vectorization.VMAP
     for value, row in zip(joint(z), z):
         point = {name: drawn[0] for name, drawn in joint.guide.constrain(row[None]).items()}
-        log_det = joint.single(row) - joint._enumerated(point, (), {})
+        log_det = joint.single(row) - joint.at(row, (), {}, filled=())[1]
         loss = TraceEnum_ELBO(max_plate_nesting=1).loss(model, at(point))
         torch.testing.assert_close(value, -torch.tensor(loss) + log_det)
 

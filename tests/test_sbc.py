@@ -305,9 +305,9 @@ def with_subsample(y: Tensor) -> None:
 
 
 def with_mask(y: Tensor) -> None:
-    plain(y)
     with poutine.mask(mask=False):
-        pyro.sample("hidden", dist.Normal(0.0, 1.0))
+        hidden = pyro.sample("hidden", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(hidden, 1.0), obs=y)
 
 
 def with_param(y: Tensor) -> None:

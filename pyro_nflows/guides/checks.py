@@ -9,7 +9,8 @@ import torch
 from pyro.poutine.runtime import get_plates
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
-from torch.distributions import biject_to
+
+from .. import supports
 
 from .data_checks import is_deterministic
 
@@ -42,12 +43,18 @@ def refuse_sites(name: str, trace: Any) -> None:
     for site, node in trace.nodes.items():
         if node["type"] != "sample" or node["is_observed"] or site_is_subsample(node):
             continue
-        support = node["fn"].support
-        if support.is_discrete:
+        if _is_discrete(node["fn"]):
             raise ValueError(
                 f"{name}: latent site '{site}' is discrete ({type(node['fn']).__name__}), and flows are continuous. "
-                'Mark it infer={"enumerate": "parallel"}, or the model @config_enumerate, to have it summed out; '
-                "or hide it with poutine.block and write its guide by hand"
+                'Mark it infer={"enumerate": "parallel"}, or the model @config_enumerate, to have it summed out (see '
+                "http://pyro.ai/examples/enumeration.html); or hide it with poutine.block and write its guide by hand"
+            )
+        if supports.is_periodic(node["fn"]):
+            raise ValueError(_periodic(name, site, node["fn"]))
+        if supports.differing_components(node["fn"]):
+            raise ValueError(
+                f"{name}: latent site '{site}' is a mixture of components with different supports, to whose union no "
+                "bijection from real vectors is known; use components on one support"
             )
         for frame in node["cond_indep_stack"]:
             if not frame.vectorized:
@@ -56,13 +63,35 @@ def refuse_sites(name: str, trace: Any) -> None:
                     f'cannot follow; use `with pyro.plate("{frame.name}", ...):`, or a Python range for the loop'
                 )
         try:
-            biject_to(support)
+            supports.bijection(node["fn"])
         except NotImplementedError:
-            raise ValueError(
-                f"{name}: latent site '{site}' has support {support}, to which torch knows no bijection from real "
-                "vectors; build it from latents that have one (LKJCholesky and scales for a covariance), or use "
-                "a poutine.reparam"
-            ) from None
+            raise no_bijection(name, node) from None
+
+
+def no_bijection(name: str, node: Any) -> ValueError:
+    """For a support that no real vector stands for."""
+    return ValueError(
+        f"{name}: latent site '{node['name']}' has support {node['fn'].support}, to which no bijection from real "
+        "vectors is known; build it from latents that have one (LKJCholesky and scales for a covariance), or "
+        "use a poutine.reparam"
+    )
+
+
+def _is_discrete(fn: Any) -> bool:
+    try:
+        return bool(fn.support.is_discrete)
+    except NotImplementedError:  # a support that is left open
+        return False
+
+
+def _periodic(name: str, site: str, fn: Any) -> str:
+    return (
+        f"{name}: latent site '{site}' is an angle or a direction ({type(fn).__name__}), and flows have densities on "
+        "real vectors: along the real line an angle's repeats for ever. Draw a direction in its place, x = "
+        f"pyro.sample('{site}', ProjectedNormal(torch.zeros(2))), under poutine.reparam(model, config={{'{site}': "
+        "ProjectedNormalReparam()}), and, for an angle, take t = torch.atan2(x[..., 1], x[..., 0]) with its prior as a "
+        f"pyro.factor('{site}_prior', VonMises(...).log_prob(t))"
+    )
 
 
 def refuse_subsampled(name: str, frames: Mapping[str, Iterable[Any]]) -> None:
@@ -104,13 +133,13 @@ def check_run(name: str, unknown: Sequence[str], missing: Sequence[str]) -> None
         )
 
 
-def check_shape(name: str, node: Any, value: Tensor) -> None:
+def check_shape(name: str, node: Any, expected: torch.Size) -> None:
     """A latent's shape in a run against that in the guide's first one."""
     shape = node["fn"].shape()
-    if shape != value.shape:
+    if shape != expected:
         raise ValueError(
             f"{name}: latent site '{node['name']}' has shape {tuple(shape)} in this run of the model, and had "
-            f"{tuple(value.shape)} when the guide was set up; make a new guide for data of another size"
+            f"{tuple(expected)} when the guide was set up; make a new guide for data of another size"
         )
 
 
@@ -124,15 +153,40 @@ def check_value(name: str, node: Any, values: Mapping[str, Tensor]) -> None:
         raise ValueError(f"{name}.log_prob: expected site '{site}' of shape {('...', *shape)}, got {tuple(got)}")
 
 
-def check_support(name: str, node: Any, unconstrained: Tensor, value: Tensor) -> None:
-    """A latent's support in a run against that in the guide's first one, which gave ``value``."""
-    now = biject_to(node["fn"].support)(unconstrained)
-    if not torch.allclose(now, value, rtol=1e-5, atol=1e-6, equal_nan=True):
-        raise ValueError(
-            f"{name}: the support of latent site '{node['name']}' changes with other latents or with the model's "
-            "arguments, and a guide can only follow a fixed one. Sample on a fixed support and transform: for "
-            '`b ~ Uniform(0, 1 - a)`, sample c ~ Uniform(0, 1) and set pyro.deterministic("b", (1 - a) * c)'
-        )
+def enumerated_support(name: str, site: str) -> ValueError:
+    """For a value whose shape has dimensions of enumerated sites, which came with its support."""
+    return ValueError(
+        f"{name}: the support of latent site '{site}' depends on a discrete site that is enumerated, so its value "
+        "would be another one for each. Expected one support; sample on a fixed one and transform, as in "
+        f'pyro.deterministic("{site}", upper * c) with c ~ Uniform(0, 1)'
+    )
+
+
+def random_support(name: str, site: str) -> ValueError:
+    """For a support that two runs of the model at the same latents do not agree on."""
+    return ValueError(
+        f"{name}: the support of latent site '{site}' changes between two runs of the model at the same latents: it "
+        "depends on a site that is drawn anew in each, which is enumerated, hidden by poutine.block, or a subsample. "
+        "A guide follows supports that depend on its own latents, on parameters and on arguments; sample on a fixed "
+        f'support and transform, as in pyro.deterministic("{site}", upper * c) with c ~ Uniform(0, 1)'
+    )
+
+
+def masked_by_case(name: str, site: str) -> str:
+    """For a masked latent in an objective that reads the model as it stands."""
+    return (
+        f"{name}: latent site '{site}' is masked where an enumerated site says so, and Pyro's own ELBOs have no "
+        "density for it there: their bound is infinite. Train with pyro_nflows.ELBO, IWAE or VI, which count it "
+        "with its prior"
+    )
+
+
+def need_call(name: str, sites: Iterable[str]) -> RuntimeError:
+    """For values on supports that only a run of the model knows, without the arguments for one."""
+    return RuntimeError(
+        f"{name}: the support of latent site '{sorted(sites)[0]}' depends on other latents or on the model's "
+        "arguments; pass the arguments, as in guide.constrain(latent, *args), or call guide(*args) first"
+    )
 
 
 def refuse_nan(name: str, trace: Any) -> None:

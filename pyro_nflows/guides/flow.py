@@ -6,25 +6,22 @@ identity, the affine end at :math:`N(\mathrm{init\_loc}, \mathrm{init\_scale}^2)
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer.autoguide import AutoContinuous, init_to_median
-from pyro.infer.autoguide.guides import prototype_hide_fn
+from pyro.infer.autoguide import init_to_median
 from torch import Tensor
-from torch.distributions import biject_to
 
 from .. import recipes
 from ..bridge import as_layer, as_transform
 from ..distribution import FlowDistribution
-from ..initialization import FlatPriors
 from ..layer import Chain, Layer
 from ..layers import LocScale, Rescaled, TriangularAffine
-from . import checks, data_checks
-from .sites import loc_scale, site_quantiles, symmetric_normal, unconstrained_value
+from . import checks, sites
+from .joint import JointGuide
 from .state import decoded, encoded, latents_alone
 
 #: Above this many dimensions the end of the default guide is diagonal: a full matrix costs D^2 numbers.
@@ -33,7 +30,7 @@ MAX_FULL_RANK = 512
 END = "layers.1"
 
 
-class AutoFlow(AutoContinuous):
+class AutoFlow(JointGuide):
     r"""A normalizing-flow guide over all continuous latents of a model; the recommended default.
 
     By default, affine couplings in front of a full-rank affine layer. ``build`` takes any other flow.
@@ -63,7 +60,6 @@ class AutoFlow(AutoContinuous):
     """
 
     layer: Rescaled | None
-    prototype_trace: Any
     _full_rank = True
     #: Whether draws are made with the model, at the arguments of the latest call.
     needs_model = False
@@ -81,8 +77,7 @@ class AutoFlow(AutoContinuous):
         if create_plates is not None:
             functions["create_plates"] = create_plates
         checks.check_arguments(type(self).__name__, init_scale, **functions)
-        super().__init__(model, init_loc_fn=FlatPriors(init_loc_fn))
-        self._bare_model: tuple[Callable[..., Any]] | None = (model,)
+        super().__init__(model, init_loc_fn)
         self.create_plates = create_plates
         self._init_loc_fn: Callable[..., Any] = init_loc_fn
         self.init_scale = float(init_scale)
@@ -93,37 +88,14 @@ class AutoFlow(AutoContinuous):
         self._site_shapes: checks.Shapes | None = None
         self._claims_store = False
 
-    @staticmethod
-    def _prototype_hide_fn(msg: dict[str, Any]) -> bool:
-        """Also leave enumerated sites to the objective."""
-        return prototype_hide_fn(msg) or msg["infer"].get("enumerate") == "parallel"
-
-    @torch.inference_mode(False)  # or its parameters could not be trained
-    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        try:
-            self._look_at_model(*args, **kwargs)
-        except Exception:
-            self.prototype_trace = None  # so that the next call looks, and complains, again
-            raise
+    # ---- structure ------------------------------------------------------------------------------------------
 
     def _look_at_model(self, *args: Any, **kwargs: Any) -> None:
-        name = type(self).__name__
-        try:
-            super()._setup_prototype(*args, **kwargs)
-        except (RuntimeError, ValueError) as error:  # NotImplementedError is a RuntimeError
-            if self.prototype_trace is not None:
-                checks.refuse_sites(name, self.prototype_trace)
-            if "no latent variables" in str(error):
-                raise checks.no_latents(name) from None
-            mixed = data_checks.mixed_dtypes(name, error, args, kwargs)
-            if mixed is not None:
-                raise mixed from error
-            raise
-        checks.refuse_subsampled(name, self._cond_indep_stacks)
+        super()._look_at_model(*args, **kwargs)
         loc = self._init_loc()
         if self.layer is None:
             self.layer = Rescaled(self.make_layer(loc, self.modes), END)
-        checks.check_sites(name, self._site_shapes, self._shapes())
+        checks.check_sites(type(self).__name__, self._site_shapes, self._shapes())
         self._site_shapes = self._shapes()
 
     def make_layer(self, loc: Tensor, modes: tuple[int, int] | None = None) -> Chain:
@@ -143,26 +115,15 @@ class AutoFlow(AutoContinuous):
         end = (TriangularAffine if full_rank else LocScale)(latent_dim, loc, self.init_scale)
         return Chain(flow, end).to(loc)
 
-    def attend(self, args: Any, kwargs: Any, start: Tensor | None = None) -> None:
-        """Hear of the model's arguments, before draws (and a point of finite density): for guides that read them."""
-
     def _shapes(self) -> checks.Shapes:
         return {name: list(shape) for name, shape in self._unconstrained_shapes.items()}
 
-    @property
-    def latent_names(self) -> list[str]:
-        """Names of the latent sites, in the order in which the flat latent holds them."""
-        self._need_setup()
-        return list(self._unconstrained_shapes)
-
     def _need_setup(self) -> Rescaled:
         """The flow, once the model has been run."""
-        if self.layer is None or self.prototype_trace is None:
-            raise RuntimeError(
-                f"{type(self).__name__} does not know the model's latents yet; "
-                "call guide(*args) once with the model's arguments"
-            )
-        return self.layer
+        super()._need_setup()
+        return cast(Rescaled, self.layer)
+
+    # ---- the posterior --------------------------------------------------------------------------------------
 
     def get_base_dist(self) -> dist.TorchDistribution:
         """Standard normal in ``latent_dim`` dimensions."""
@@ -223,28 +184,19 @@ class AutoFlow(AutoContinuous):
         layer = self._need_setup()
         levels = torch.as_tensor(quantiles).to(next(layer.parameters()))
         checks.check_levels(type(self).__name__, levels)
-        draws, _ = layer(*symmetric_normal(layer))
-        return {site["name"]: site_quantiles(site, value, levels) for site, value in self._unpack_rows(draws)}
+        draws, _ = layer(*sites.symmetric_normal(layer))
+        found = {site["name"]: sites.site_quantiles(site, value, levels) for site, value in self._unpack_rows(draws)}
+        values = self.constrain(draws, *args, **kwargs) if self.moving else {}
+        return found | {name: values[name].quantile(levels, 0) for name in self.moving}
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Marginal medians, a dict from site to a tensor of its shape: ``quantiles(0.5)``."""
         return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
 
     def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return loc_scale(self.plain_layer())
+        return sites.loc_scale(self.plain_layer())
 
-    def _unpack_rows(self, draws: Tensor) -> Iterator[tuple[dict[str, Any], Tensor]]:
-        """Each site with its unconstrained values ``(num_draws, *site shape)``."""
-        sizes = [torch.Size(s).numel() for s in self._unconstrained_shapes.values()]
-        for (name, shape), part in zip(self._unconstrained_shapes.items(), draws.split(sizes, -1)):
-            yield self.prototype_trace.nodes[name], part.reshape(draws.shape[:-1] + shape)
-
-    def constrain(self, latent: Tensor) -> dict[str, Tensor]:
-        """Flat unconstrained draws ``(num_draws, latent_dim)`` to a dict of site values."""
-        self._need_setup()
-        return {site["name"]: biject_to(site["fn"].support)(value) for site, value in self._unpack_rows(latent)}
-
-    def log_prob(self, values: dict[str, Tensor], num_samples: int = 1) -> Tensor:
+    def log_prob(self, values: dict[str, Tensor], num_samples: int = 1, *args: Any, **kwargs: Any) -> Tensor:
         r"""Log density of the guide at given values of all latent sites, in their own (constrained) space.
 
         Exact for bijective flows. For ``AutoCIF`` it is the importance estimate with ``num_samples`` indices, whose
@@ -252,16 +204,11 @@ class AutoFlow(AutoContinuous):
 
         :param values: a dict from site to a value of the site's shape, or with leading dimensions.
         :param num_samples: indices drawn, for flows with auxiliary variables.
+        :param args: as for :meth:`constrain`, with ``kwargs``.
         :raises ValueError: if a site is missing, or has another shape.
         """
-        self._need_setup()
-        parts = []
-        for name, shape in self._unconstrained_shapes.items():
-            site = self.prototype_trace.nodes[name]
-            checks.check_value(type(self).__name__, site, values)
-            parts.append(unconstrained_value(site, values[name], len(shape)))
-        rows, log_dets = zip(*parts)
-        return self.get_posterior().log_prob(torch.cat(rows, -1), num_samples) - sum(log_dets)
+        latent, log_det = self.unconstrain(values, *args, **kwargs)
+        return self.get_posterior().log_prob(latent, num_samples) - log_det
 
     # ---- copying and saving ---------------------------------------------------------------------------------
 
@@ -271,7 +218,7 @@ class AutoFlow(AutoContinuous):
 
     def _state(self) -> dict[str, Any]:
         """All but the model; and ``build``, often a lambda, only while it is needed."""
-        forgotten = dict.fromkeys(("_model", "_bare_model", "master", "_init_loc_fn"))
+        forgotten = dict.fromkeys(("_model", "_bare_model", "_call", "master", "_init_loc_fn"))
         build = self.build if self.layer is None else None
         return {**self.__dict__, **forgotten, "build": build, "prototype_trace": latents_alone(self.prototype_trace)}
 
@@ -279,19 +226,9 @@ class AutoFlow(AutoContinuous):
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self._state(), memo))
-        new._model, new._bare_model, new.build = self._model, self._bare_model, self.build
+        new._model, new._bare_model, new._call, new.build = self._model, self._bare_model, self._call, self.build
         new._init_loc_fn = self._init_loc_fn
         return new
-
-    @property
-    def model(self) -> Callable[..., Any]:
-        """The model, started at the guide's initial values."""
-        return checks.need_model(type(self).__name__, self._model)
-
-    @property
-    def bare_model(self) -> Callable[..., Any]:
-        """The model as it was given."""
-        return checks.need_model(type(self).__name__, self._bare_model)
 
     def get_extra_state(self) -> Tensor:
         """The sites' names and shapes."""
