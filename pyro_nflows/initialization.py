@@ -51,7 +51,10 @@ class FlatPriors:
         except NotImplementedError:
             if site["fn"].support.is_discrete:
                 raise
-        return self.init_loc_fn({**site, "fn": _Feasible(site["fn"])})
+        try:
+            return _Feasible(site["fn"]).sample()
+        except NotImplementedError:  # no bijection is known, which the guide refuses by name
+            return site["fn"].sample()
 
 
 def is_flat(fn: Any) -> bool:
