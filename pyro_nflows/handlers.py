@@ -1,15 +1,17 @@
 r"""Pyro's machinery made to run under ``torch.func``, and errors in one line."""
 
 import contextlib
+import functools
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.runtime import _ENUM_ALLOCATOR
+from torch import Tensor
 
 TORCH, PYRO = (Path(str(package.__file__)).parent for package in (torch, pyro))
 #: What mostly keeps a model from ``torch.vmap``.
@@ -65,3 +67,17 @@ def first_line(error: BaseException) -> str:
         ('no such site', 'KeyboardInterrupt')
     """
     return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def total(trace: Any, dtype: torch.dtype) -> Tensor:
+    """The log density of a trace, added up in no less than a given precision: half would overflow."""
+    terms = [site["log_prob"] for site in trace.nodes.values() if site["type"] == "sample"]
+    return cast(Tensor, sum(term.to(torch.promote_types(term.dtype, dtype)).sum() for term in terms))
+
+
+def promote(trace: Any) -> None:
+    """Give the log densities of a trace one dtype, for contractions, which do not promote."""
+    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+    dtype = functools.reduce(torch.promote_types, (site["log_prob"].dtype for site in sites))
+    for site in sites:
+        site["log_prob"], site["unscaled_log_prob"] = site["log_prob"].to(dtype), site["unscaled_log_prob"].to(dtype)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from pyro.distributions import ImproperUniform
 from torch import Tensor
+from torch.distributions import transform_to
 
 from .supports import bijection
 
@@ -21,7 +22,10 @@ class _Feasible:
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         shape = torch.Size(sample_shape) + self._fn.batch_shape + self._fn.event_shape
-        transform = bijection(self._fn)
+        try:
+            transform = bijection(self._fn)
+        except NotImplementedError:  # the guide refuses such a site by name, once it has seen it
+            transform = transform_to(self._fn.support)
         value: Tensor = transform(torch.zeros(transform.inverse_shape(shape)))
         return value.expand(shape).clone()
 
@@ -51,10 +55,7 @@ class FlatPriors:
         except NotImplementedError:
             if site["fn"].support.is_discrete:
                 raise
-        try:
-            return _Feasible(site["fn"]).sample()
-        except NotImplementedError:  # no bijection is known, which the guide refuses by name
-            return site["fn"].sample()
+        return _Feasible(site["fn"]).sample()
 
 
 def is_flat(fn: Any) -> bool:

@@ -10,7 +10,7 @@ import enum
 import functools
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, cast
+from typing import Any
 
 import pyro
 import torch
@@ -28,7 +28,7 @@ from .exclusive import validation
 from .guides import checks, data_checks
 from .guides.following import filled_sites, moving_sites
 from .guides.placed import Lifted, Placed, is_masked
-from .handlers import BRANCHES, Enumerate, cause, first_line, restored_dims
+from .handlers import BRANCHES, Enumerate, cause, first_line, promote, restored_dims, total
 from .transformable import transformable
 
 
@@ -250,7 +250,7 @@ class LogJoint:
             return self._enumerated(placed, args, kwargs)
         trace = self._trace(self.model, placed, args, kwargs)
         self._check_shapes(trace, float("inf"))
-        return trace, _total(trace, next(iter(placed.parts.values())).dtype)
+        return trace, total(trace, next(iter(placed.parts.values())).dtype)
 
     def _enumerate(self) -> Callable[..., Any]:
         model: Callable[..., Any] = Enumerate(first_available_dim=-1 - self.max_plate_nesting)(self.model)
@@ -278,7 +278,7 @@ class LogJoint:
         nesting = self.max_plate_nesting
         trace = self._trace(self._enumerate(), placed, args, kwargs)
         self._check_shapes(trace, nesting)
-        _promote(trace)
+        promote(trace)
         trace.pack_tensors()
         # Scales multiply the logarithm of the sum, as in TraceEnum_ELBO; MCMC's evaluator has them inside of the sum.
         costs, factors, _, dims, scale = _compute_model_factors(trace, Trace())
@@ -287,20 +287,6 @@ class LogJoint:
             summed = contract_tensor_tree(factors, dims, cache=cache)
         terms += [scale * term.sum() for group in summed.values() for term in group]
         return trace, torch.stack(terms).sum()
-
-
-def _total(trace: Any, dtype: torch.dtype) -> Tensor:
-    """The log density of a trace, added up in no less than a given precision: half would overflow."""
-    terms = [site["log_prob"] for site in trace.nodes.values() if site["type"] == "sample"]
-    return cast(Tensor, sum(term.to(torch.promote_types(term.dtype, dtype)).sum() for term in terms))
-
-
-def _promote(trace: Any) -> None:
-    """Give the log densities of a trace one dtype, for contractions, which do not promote."""
-    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
-    dtype = functools.reduce(torch.promote_types, (site["log_prob"].dtype for site in sites))
-    for site in sites:
-        site["log_prob"], site["unscaled_log_prob"] = site["log_prob"].to(dtype), site["unscaled_log_prob"].to(dtype)
 
 
 def _as(z: Tensor, log_p: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from .. import supports
-
 from .data_checks import is_deterministic
 
 #: Sites' names and the shapes of their unconstrained values.
