@@ -218,8 +218,15 @@ class ELBO(Objective, elbo.ELBO):
             model_trace, guide_trace = self._get_trace(model, guide, args, kwargs)
             _need_reparameterised(guide_trace)
             log_p.append(torch.as_tensor(model_trace.log_prob_sum()))
-            log_q.append(torch.as_tensor(guide_trace.log_prob_sum()))
+            log_q.append(torch.as_tensor(self._log_q(guide_trace)))
         return Draws(torch.empty(self.num_particles, 0), torch.stack(log_p), torch.stack(log_q))
+
+    def _log_q(self, guide_trace: Any) -> Any:
+        """With the gradient that Pyro's ELBOs take, of the path alone where a flow gives it."""
+        if self.best_gradient is not Gradient.PATH:
+            return guide_trace.log_prob_sum()
+        sites = [site for site in guide_trace.nodes.values() if site["type"] == "sample"]
+        return sum(torch.as_tensor(site["score_parts"].entropy_term).sum() for site in sites)
 
 
 class IWAE(ELBO):

@@ -92,12 +92,14 @@ def cases(*, bijective: bool | None = None, needs_model: bool | None = None) -> 
 
 
 def moved(guide: AutoFlow, size: float = 0.15, seed: int = 1) -> AutoFlow:
-    """The guide after a random step, so that its flow is no longer the identity."""
+    """The guide after a random step in its flow's own units, so that the flow is no longer the identity."""
+    assert guide.layer is not None
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for param in guide.parameters():
+        for name, param in guide.layer.layer.named_parameters():
             width = param.shape[-1] ** 0.5 if param.dim() > 1 else 1.0
-            param += size / width * torch.randn(param.shape, generator=generator, dtype=param.dtype)
+            step = torch.randn(param.shape, generator=generator, dtype=param.dtype)
+            param += size / (width * guide.layer.factors[name]) * step
     return guide
 
 

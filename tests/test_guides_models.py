@@ -40,7 +40,6 @@ SUPPORTS: dict[str, Callable[[], Any]] = {
     "interval": lambda: dist.Uniform(-1.0, 4.0),
     "greater than": lambda: dist.Pareto(2.0, 3.0),
     "simplex": lambda: dist.Dirichlet(torch.tensor([1.0, 2.0, 3.0])),
-    "circle": lambda: dist.VonMises(1.0, 2.0),
     "correlation": lambda: dist.LKJ(3, 2.0),
     "correlation Cholesky": lambda: dist.LKJCholesky(4, 2.0),
     "ordered vector": lambda: dist.TransformedDistribution(
