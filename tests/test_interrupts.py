@@ -285,7 +285,9 @@ WAYS = {
 def test_an_interrupt_at_any_moment_leaves_a_fit(way, num, tmp_path, monkeypatch):
     """While tracing, compiling, in compiled code, drawing and searching; the fit comes soon, and can be used."""
     imported(*NEEDED)
-    rng = random.Random(num)
+    rng, swallowed = random.Random(num), []
+    # Python itself drops an interrupt that strikes in a destructor or a weak reference's callback, and says so here.
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: swallowed.append(found.exc_type))
     for i in range(num):
         monkeypatch.setenv("PYRO_NFLOWS_CACHE", str(tmp_path / str(i // 2)))  # every other one compiles
         pyro.clear_param_store()
@@ -294,6 +296,9 @@ def test_an_interrupt_at_any_moment_leaves_a_fit(way, num, tmp_path, monkeypatch
         with contextlib.suppress(KeyboardInterrupt), WAYS[way](seconds):
             vi.run()
         waited = time.perf_counter() - began - seconds
+        if KeyboardInterrupt in swallowed:
+            swallowed.clear()
+            continue
         assert waited < 10  # about a second on a machine that does nothing else
         assert vi.history.interrupted or waited < 0
         assert all(value.isfinite().all() for value in vi.get_samples(100).values())
