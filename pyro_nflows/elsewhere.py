@@ -11,7 +11,7 @@ then that mass is missing. What no ascent reaches stays unseen: silence is no pr
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -64,6 +64,7 @@ def look_elsewhere(
     log_evidence: float,
     points: Sequence[Tensor],
     frame: Gaussian | None = None,
+    precise: Callable[[Tensor], Tensor | None] = lambda z: None,
 ) -> list[Missed]:
     """The missed regions that are found from these points, the heaviest first.
 
@@ -72,6 +73,8 @@ def look_elsewhere(
     :param log_evidence: of the mass that the guide found.
     :param points: where to start.
     :param frame: a Gaussian of about the posterior's shape, in whose coordinates to climb.
+    :param precise: the log density in double precision, or None where it cannot be had: far out, in single precision, a
+        density may be nothing but rounding.
     """
     if not layer.has_inverse or not math.isfinite(log_evidence) or not points:
         return []
@@ -79,7 +82,7 @@ def look_elsewhere(
     frame = frame or Gaussian(torch.zeros_like(points[0]), torch.eye(len(points[0])).to(points[0]))
     for path in _distinct(ascend(slope, torch.stack(list(points)), frame), frame):
         with contextlib.suppress(ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
-            found.append(_look(slope, layer, log_evidence, path))
+            found.append(_look(slope, layer, log_evidence, path, precise))
     return sorted((missed for missed in found if missed), key=lambda missed: -missed.mass)
 
 
@@ -99,7 +102,9 @@ def _distinct(paths: Sequence[Tensor], frame: Gaussian) -> list[Tensor]:
     return [path for i, path in enumerate(paths) if bool(apart[i, :i].all())]
 
 
-def _look(log_joint: Slope, layer: Layer, log_evidence: float, path: Tensor) -> Missed | None:
+def _look(
+    log_joint: Slope, layer: Layer, log_evidence: float, path: Tensor, precise: Callable[[Tensor], Tensor | None]
+) -> Missed | None:
     point = path[0]
     tiny = Gaussian(point, 0.1 * torch.eye(len(point)).to(point))
     mode = best_of(log_joint, list(path), tiny, num_candidates=4)
@@ -108,6 +113,12 @@ def _look(log_joint: Slope, layer: Layer, log_evidence: float, path: Tensor) -> 
         z = mode.points(noise)
         log_g = standard_normal_log_prob(noise) - mode.scale_tril.diagonal().log().sum()
         log_p = log_joint(z)
+        if not float(excess(layer, z, log_p, log_evidence).median()) > TOO_THIN:
+            return None
+        better = precise(z) if z.dtype != torch.float64 else None
+        log_p = log_p if better is None else better.to(log_p)
+    if bool((log_p == torch.inf).any()) or float(log_p.isnan().double().mean()) > 0.1:
+        return None  # a density that overflows there is not to be believed around there either
     mass = float((log_p - log_g).mean()) - log_evidence
     if not float(excess(layer, z, log_p, log_evidence).median()) > TOO_THIN or not math.isfinite(mass):
         return None

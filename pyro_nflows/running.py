@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from .blame import on_the_edge, out_of_scale, runs_away
 from .checkpoint import Call, take_fit
@@ -154,6 +155,9 @@ class Fitter:
         args, kwargs = self.call
         return cast(LogJoint, self.joint)(z, *args, **kwargs)
 
+    def _precise(self, z: Tensor) -> Tensor | None:
+        return _in_double(cast(LogJoint, self.joint), z, *self.call)
+
     def _fit(self, settings: Settings, trainer: Trainer, joint: LogJoint, loc: Tensor) -> list[Fit]:
         args, kwargs = self.call
         locs = [loc, *(dispersed_start(joint, loc, args, kwargs) for _ in range(settings.num_starts - 1))]
@@ -200,7 +204,7 @@ class Fitter:
         ours = settings.recipe.is_default and not trainer.leaves and not self.guide.needs_model
         prior = functools.partial(prior_points, self.guide, self.call)
         disagree, h = starts_disagree(result.evidence()), trainer.history
-        found = search(trainer, self.guide, best, disagree, refit if ours else None, prior)
+        found = search(trainer, self.guide, best, disagree, refit if ours else None, prior, self._precise)
         h.missed, h.where = found.missed, found.where
         if found.modes is not None:
             result = Result(found.fit.draws, [found.fit.draws], h)
@@ -225,3 +229,21 @@ def unless_kept(leaves: Sequence[Tensor], keep: Keep) -> Iterator[Keep]:
         if not kept:
             with torch.no_grad():
                 put(leaves, before)
+
+
+def _in_double(joint: LogJoint, z: Tensor, args: Any, kwargs: Any) -> Tensor | None:
+    """The log density at rows in double precision, with the arguments' data; None where the model cannot."""
+    before = torch.get_default_dtype()
+    args, kwargs = tree_map(_doubled, (args, kwargs))
+    torch.set_default_dtype(torch.float64)
+    try:
+        with validation(False):
+            return joint(z.double(), *args, **kwargs)
+    except (RuntimeError, TypeError, ValueError):  # the model's own constants may be of another precision
+        return None
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _doubled(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf

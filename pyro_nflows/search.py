@@ -63,6 +63,7 @@ def search(
     disagree: bool,
     refit: Callable[[Modes], Fit] | None,
     prior: Callable[[int], list[Tensor]] = lambda num: [],
+    precise: Callable[[Tensor], Tensor | None] = lambda z: None,
 ) -> Found:
     """What the best fit misses; or a further fit, if that misses less.
 
@@ -72,11 +73,12 @@ def search(
     :param disagree: whether fits from several starts did, which is a reason to look further.
     :param refit: fits again from modes; None if that is not wanted.
     :param prior: so many points drawn from it, to look from.
+    :param precise: the log density in double precision, where it can be had.
     """
     ess = effective(best.draws.log_weight)
     if refit is None and ess < WORTHLESS and is_heavy(best.draws.log_weight, ess):
         return Found(best)  # the weights say no already, and nothing would come of it
-    seer, found = _Seer(trainer, guide, prior), Found(best)
+    seer, found = _Seer(trainer, guide, prior, precise), Found(best)
     try:
         found = seer.look(found, disagree)
         for _ in range(MAX_REFITS):
@@ -131,6 +133,7 @@ class _Seer:
     trainer: Trainer
     guide: AutoFlow
     prior: Callable[[int], list[Tensor]]
+    precise: Callable[[Tensor], Tensor | None] = lambda z: None
 
     def look(self, found: Found, disagree: bool) -> Found:
         """Fill in what a fit misses."""
@@ -148,7 +151,7 @@ class _Seer:
         num_prior = num // 4
         points = [*scattered(draws, num - num_prior), *(point.to(draws) for point in self.prior(num_prior))]
         log_evidence = float(fit.log_evidence.value)
-        return look_elsewhere(self.trainer.slope, fit.layer, log_evidence, points, frame_of(draws))
+        return look_elsewhere(self.trainer.slope, fit.layer, log_evidence, points, frame_of(draws), self.precise)
 
 
 def round_trip(fit: Fit) -> float:

@@ -135,3 +135,31 @@ def test_the_frame_of_few_or_flat_draws_is_a_gaussian_still(num: int) -> None:
     assert torch.isfinite(frame.scale_tril).all()
     assert (frame.scale_tril.diagonal() > 0).all()
     torch.testing.assert_close(frame.whitened(frame.points(torch.ones(3, 4))), torch.ones(3, 4), atol=1e-2, rtol=0)
+
+
+def rounded(z: torch.Tensor) -> torch.Tensor:
+    """Two modes in single precision, the second of them nothing but rounding."""
+    right = dist.Normal(torch.zeros(2, dtype=z.dtype), 1.0).to_event(1).log_prob(z)
+    return right if z.dtype == torch.float64 else two_modes(0.5).log_prob(z.double()).to(z)
+
+
+def test_a_region_that_double_precision_does_not_know_is_not_missed() -> None:
+    points, layer = [torch.tensor([5.0, -4.0], dtype=torch.float32)], LocScale(2).float()
+    assert look_elsewhere(rounded, layer, math.log(0.5), points) != []
+    assert look_elsewhere(rounded, layer, math.log(0.5), points, precise=lambda z: rounded(z.double())) == []
+
+
+def test_a_real_mode_is_missed_in_double_precision_too() -> None:
+    points, layer = [torch.tensor([5.0, -4.0], dtype=torch.float32)], LocScale(2).float()
+    real = two_modes(0.5).log_prob
+    single, double = (lambda z: real(z.double()).to(z)), (lambda z: real(z.double()))
+    precise = look_elsewhere(single, layer, math.log(0.5), points, precise=double)
+    assert precise[0].mass == pytest.approx(1.0, rel=1e-3)
+
+
+def test_a_density_that_overflows_is_not_believed() -> None:
+    def overflows(z: torch.Tensor) -> torch.Tensor:
+        return torch.where(z[:, 0] > 4.9, torch.inf, two_modes(0.5).log_prob(z))
+
+    points = [torch.tensor([5.0, -4.0], dtype=torch.float64)]
+    assert look_elsewhere(overflows, LocScale(2).double(), math.log(0.5), points) == []
