@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from pyro.distributions import constraints as pyro_constraints
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import Transform, constraints
 
 from .guides import AutoFlow
+from .supports import bijection
 from .weights import Draws, LogDensity
 
 #: How far out, in widths, a density must have fallen: along a coordinate, and across, where a direction has an error.
@@ -105,7 +106,7 @@ def _ways(hessian: Tensor, guide: AutoFlow, z: Tensor) -> tuple[Tensor, Tensor, 
 def on_the_edge(guide: AutoFlow, z: Tensor) -> str:
     """What site's draws lie so close to the edge of its support that numbers end there, and how many."""
     for name, at in _columns(guide):
-        transform = biject_to(_support(guide, name))
+        transform = _bijection(guide, name)
         part = z[:NUM_DRAWS, at].reshape(-1, *guide._unconstrained_shapes[name])
         with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
             error = (transform.inv(transform(part)) - part).abs() - 1e-3 * part.abs()
@@ -141,13 +142,13 @@ def _columns(guide: AutoFlow) -> Iterator[tuple[str, slice]]:
         start = stop
 
 
-def _support(guide: AutoFlow, name: str) -> Any:
-    return guide.prototype_trace.nodes[name]["fn"].support
+def _bijection(guide: AutoFlow, name: str) -> Transform:
+    return bijection(guide.prototype_trace.nodes[name]["fn"])
 
 
 def _base(guide: AutoFlow, name: str) -> Any:
     """A site's support, of one number where it is a stack of these."""
-    support = _support(guide, name)
+    support = _bijection(guide, name).codomain
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return support

@@ -13,7 +13,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO, config_enumerate
 from torch import Tensor
 from torch.distributions import transforms
 
-from pyro_nflows import ELBO, IWAE, AutoFlow
+from pyro_nflows import ELBO, IWAE, VI, AutoFlow
 from pyro_nflows.log_joint import LogJoint, Vectorization
 from pyro_nflows.supports import bijection
 
@@ -297,3 +297,21 @@ def test_a_prior_that_cannot_be_drawn_from_starts_at_a_feasible_point() -> None:
     assert float(guide._init_loc()) == 0.0
     z = torch.randn(4, 1)
     torch.testing.assert_close(joint(z), dist.Normal(0.0, 1.0).log_prob(z[:, 0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_whole_run_on_a_mixture_prior_gives_its_evidence(dtype: torch.dtype) -> None:
+    def model(y: Tensor) -> None:
+        parts = dist.Normal(torch.tensor([-2.0, 2.0], dtype=dtype), 0.5)
+        z = pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(torch.ones(2, dtype=dtype)), parts))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    torch.set_default_dtype(dtype)
+    try:
+        vi = VI(AutoFlow(model), num_steps=600, seed=0, progress_bar=False).run(torch.tensor(1.0, dtype=dtype))
+    finally:
+        torch.set_default_dtype(torch.float64)
+    sd = 1.25**0.5
+    right = 0.5 * sum(math.exp(-0.5 * ((1 - m) / sd) ** 2) / (sd * math.sqrt(2 * math.pi)) for m in (-2, 2))
+    found = vi.diagnostics()
+    assert abs(found["iwae"] - math.log(right)) < 5 * found["iwae_se"] + 1e-3
