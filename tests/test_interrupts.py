@@ -296,9 +296,8 @@ def test_an_interrupt_at_any_moment_leaves_a_fit(way, num, tmp_path, monkeypatch
         with contextlib.suppress(KeyboardInterrupt), WAYS[way](seconds):
             vi.run()
         waited = time.perf_counter() - began - seconds
-        if KeyboardInterrupt in swallowed:
-            swallowed.clear()
-            continue
-        assert waited < 10  # about a second on a machine that does nothing else
-        assert vi.history.interrupted or waited < 0
+        heard = KeyboardInterrupt not in swallowed
+        swallowed.clear()
+        assert waited < 10 or not heard  # about a second on a machine that does nothing else
+        assert vi.history.interrupted or waited < 0 or not heard
         assert all(value.isfinite().all() for value in vi.get_samples(100).values())
