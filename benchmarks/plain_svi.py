@@ -1,12 +1,13 @@
 r"""Do guides survive ordinary learning rates in a plain ``SVI`` loop, and what ELBO do they reach?
 
     python -m benchmarks.plain_svi [--guides AutoFlow,AutoIAF] [--models cars] [--rates .05,.01,.001]
-                                   [--losses all] [--steps 2000] [--seeds 1] [--workers 2] [--json FILE]
+                                   [--losses all] [--steps 2000] [--seeds 1] [--workers 2] [--cells FILE]
 
 Every cell is the ELBO of the last guide less that of the best full-rank Gaussian, in nats (above zero: better than any
 Gaussian), with the worst of the seeds; ``NaN@k``: a parameter was not finite, or the loop raised an error, at step k.
 Optimiser and loss change from cell to cell, so that each guide meets all of them at each rate; ``--losses all`` runs
-every loss in every cell. Pyro's own guides are in the same table.
+every loss in every cell. Pyro's own guides are in the same table. The whole table takes hours: with ``--cells``, each
+cell is written to a file as it is done, and those that are there already are not run again.
 """
 
 import argparse
@@ -14,8 +15,9 @@ import itertools
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -65,6 +67,12 @@ LOSSES: dict[str, Callable[[], Any]] = {
 PYROS = [name for name in LOSSES if name not in ("ELBO(16)", "IWAE(16)")]
 
 
+#: Guide, model, rate, optimiser, loss, number of steps, seed
+Task = tuple[str, str, float, str, str, int, int]
+#: The ELBO reached, and the step at which training broke
+Reached = tuple[float, int | None]
+
+
 def best_gaussian(model: Callable[[], None]) -> float:
     """The ELBO of the best full-rank Gaussian in unconstrained space."""
     torch.manual_seed(0)
@@ -92,7 +100,7 @@ def elbo(model: Callable[[], None], guide: Any, num_draws: int = 4000) -> float:
 
 def cell(
     guide_name: str, model_name: str, rate: float, optimiser: str, loss_name: str, num_steps: int, seed: int
-) -> tuple[float, int | None]:
+) -> Reached:
     """Train; the ELBO reached, or the step at which training broke."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -111,7 +119,7 @@ def cell(
     return elbo(model, guide), None
 
 
-def tasks(options: argparse.Namespace) -> list[tuple[Any, ...]]:
+def tasks(options: argparse.Namespace) -> list[Task]:
     """The cells of the table; optimiser and loss in turn, unless all losses are asked for."""
     found = []
     for i, guide in enumerate(options.guides):
@@ -127,12 +135,29 @@ def tasks(options: argparse.Namespace) -> list[tuple[Any, ...]]:
     return found
 
 
-def _written(best: dict[str, float], cells: Sequence[tuple[tuple[Any, ...], tuple[float, int | None]]]) -> str:
+def _written(best: dict[str, float], cells: Sequence[tuple[Task, Reached]]) -> str:
     """The worst of a table cell's runs."""
+    if not cells:
+        return ""
     broken = [step for _, (_, step) in cells if step is not None]
     if broken:
         return f"NaN@{min(broken)}"
     return f"{min(value - best[task[1]] for task, (value, _) in cells):+.2f}"
+
+
+def read_cells(path: Path | None) -> dict[Task, Reached]:
+    """The cells that an earlier run wrote."""
+    if path is None or not path.exists():
+        return {}
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return {tuple(line["task"]): (line["elbo"], line["broken"]) for line in lines}
+
+
+def write_cell(path: Path | None, task: Task, reached: Reached) -> None:
+    """Add one cell to the file."""
+    if path is not None:
+        with path.open("a") as file:
+            file.write(json.dumps({"task": task, "elbo": reached[0], "broken": reached[1]}) + "\n")
 
 
 def _words(text: str) -> list[str]:
@@ -155,23 +180,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--json")
+    parser.add_argument("--cells", type=Path, help="a file of one line of JSON for each cell")
+    parser.add_argument("--print-only", action="store_true", help="run nothing: print the cells of the file")
     options = parser.parse_args(arguments)
+    done = read_cells(options.cells)
     best = {name: best_gaussian(MODELS[name]) for name in options.models}
     print("Best Gaussian's ELBO: " + ", ".join(f"{name} {value:.2f}" for name, value in best.items()), flush=True)
     todo = tasks(options)
-    results: list[tuple[tuple[Any, ...], tuple[float, int | None]]] = []
     print(f"{'guide':28}{'rate':>7}  " + "".join(f"{name[:11]:>12}" for name in options.models))
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        for key, group in itertools.groupby(sorted(todo, key=lambda t: todo.index(t)), key=lambda t: t[0]):
+        for guide, group in itertools.groupby(todo, key=lambda task: task[0]):
             rows = list(group)
-            results += zip(rows, pool.map(cell, *zip(*rows)))
+            missing = {pool.submit(cell, *t): t for t in rows if t not in done and not options.print_only}
+            for future in as_completed(missing):
+                done[missing[future]] = future.result()
+                write_cell(options.cells, missing[future], future.result())
             for rate in options.rates:
-                found = {name: [r for r in results if r[0][:3] == (key, name, rate)] for name in options.models}
-                print(f"{key:28}{rate:>7}  " + "".join(f"{_written(best, found[n]):>12}" for n in found), flush=True)
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump({"best": best, "cells": results}, file, indent=1)
+                found = [[(t, done[t]) for t in rows if t in done and t[1:3] == (name, rate)] for name in options.models]
+                print(f"{guide:28}{rate:>7}  " + "".join(f"{_written(best, cells):>12}" for cells in found), flush=True)
 
 
 if __name__ == "__main__":

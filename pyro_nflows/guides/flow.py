@@ -145,8 +145,10 @@ class AutoFlow(JointGuide):
         return FlowDistribution(self._current_layer(), path_gradient=True)
 
     def _current_layer(self) -> Layer:
-        layer = self._need_setup() if self.layer is None else self.layer
-        return self.registered_layer() if self._pyro_context.active else layer
+        layer = self._modules.get("layer")  # as an attribute, within a call of the guide, it costs a ``pyro.module``
+        if layer is None:
+            return self._need_setup()
+        return self.registered_layer() if self._pyro_context.active else cast(Layer, layer)
 
     def registered_layer(self) -> Layer:
         """The flow, after announcing its parameters as ``pyro.param`` sites (as a call of the guide does)."""
