@@ -13,6 +13,7 @@ cell is written to a file as it is done, and those that are there already are no
 import argparse
 import itertools
 import json
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -120,19 +121,21 @@ def cell(
 
 
 def tasks(options: argparse.Namespace) -> list[Task]:
-    """The cells of the table; optimiser and loss in turn, unless all losses are asked for."""
+    """The cells of the table; optimiser and loss in turn, the same whatever else is asked for, unless all losses are."""
     found = []
-    for i, guide in enumerate(options.guides):
-        for j, model in enumerate(options.models):
-            for k, rate in enumerate(options.rates):
-                names = PYROS if guide.startswith("Pyro") else list(LOSSES)
-                chosen = names if options.losses == ["all"] else [names[(i + j + 2 * k) % len(names)]]
-                if options.losses not in (["all"], ["turns"]):
-                    chosen = [name for name in names if name in options.losses]
-                for loss, seed in itertools.product(chosen, range(options.seeds)):
-                    optimiser = list(OPTIMISERS)[(i + j // 2 + k) % 2]
-                    found.append((guide, model, rate, optimiser, loss, options.steps, seed))
+    for guide, model, rate in itertools.product(options.guides, options.models, options.rates):
+        i, j, k = list(GUIDES).index(guide), list(MODELS).index(model), round(-3 * math.log10(rate))
+        names = PYROS if guide.startswith("Pyro") else list(LOSSES)
+        chosen = [name for name in names if name in options.losses]
+        if options.losses in (["all"], ["turns"]):
+            chosen = names if options.losses == ["all"] else [names[(i + j + k) % len(names)]]
+        optimiser = list(OPTIMISERS)[(i + j // 2 + k) % 2]
+        found += [(guide, model, rate, optimiser, *rest) for rest in _rest(chosen, options)]
     return found
+
+
+def _rest(losses: Sequence[str], options: argparse.Namespace) -> list[tuple[str, int, int]]:
+    return [(loss, options.steps, seed) for loss, seed in itertools.product(losses, range(options.seeds))]
 
 
 def _written(best: dict[str, float], cells: Sequence[tuple[Task, Reached]]) -> str:
@@ -196,8 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 done[missing[future]] = future.result()
                 write_cell(options.cells, missing[future], future.result())
             for rate in options.rates:
-                found = [[(t, done[t]) for t in rows if t in done and t[1:3] == (name, rate)] for name in options.models]
-                print(f"{guide:28}{rate:>7}  " + "".join(f"{_written(best, cells):>12}" for cells in found), flush=True)
+                found = [[t for t in rows if t in done and t[1:3] == (name, rate)] for name in options.models]
+                values = [_written(best, [(task, done[task]) for task in cells]) for cells in found]
+                print(f"{guide:28}{rate:>7}  " + "".join(f"{value:>12}" for value in values), flush=True)
 
 
 if __name__ == "__main__":
