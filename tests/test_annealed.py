@@ -172,6 +172,48 @@ def test_a_call_draws_at_its_own_arguments() -> None:
     assert torch.isfinite(guide.get_posterior(DATA).log_prob(torch.zeros(7, 2), num_samples=3)).all()
 
 
+def regression(x: Tensor, y: Tensor | None = None, scale: float | None = None) -> None:
+    weight = pyro.sample("weight", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("row", len(x)):
+        pyro.sample("y", dist.Normal((x * weight).sum(-1), scale or 0.3), obs=y)
+
+
+def test_where_data_are_left_out_draws_are_at_the_latest_that_were_there() -> None:
+    """So that ``Predictive`` can be given new inputs alone: the posterior is that of the data."""
+    guide, x, y = AutoDAIS(regression, num_steps=3), torch.randn(6, 2), torch.randn(6)
+    guide(torch.randn(6, 2), torch.randn(6))
+    moved(guide)
+    guide(x, y)
+    draws = []
+    for arguments, more in (((x, y), {}), ((x + 1,), {}), ((torch.zeros(2, 2), None), {}), ((x,), {"y": y + 3})):
+        pyro.set_rng_seed(1)
+        draws.append(guide(*arguments, **more)["weight"])
+    assert torch.equal(draws[0], draws[1])
+    assert torch.equal(draws[0], draws[2])
+    assert not torch.allclose(draws[0], draws[3])
+    with torch.random.fork_rng():
+        before = torch.get_rng_state()
+        guide.attend((x,), {})
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_medians_are_at_the_arguments() -> None:
+    guide, x, y = AutoDAIS(regression, num_steps=3), torch.randn(6, 2), torch.randn(6)
+    guide(x, y)
+    moved(guide)
+    first, other = guide.median(x, y)["weight"], guide.median(x, y + 3)["weight"]
+    assert not torch.allclose(first, other)
+    torch.testing.assert_close(guide.median(x, y)["weight"], first)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_torch_jit_is_refused_in_words() -> None:
+    guide = AutoDAIS(regression, num_steps=1)
+    guide(torch.ones(3, 2), torch.ones(3))
+    with pytest.raises(NotImplementedError, match=r"AutoDAIS draws by the gradient.*Use Trace_ELBO in place"):
+        torch.jit.trace_module(guide, {"call": (torch.ones(3, 2), torch.ones(3))}, check_trace=False)
+
+
 def test_recorded_gradients_follow_the_data_too() -> None:
     guide = AutoDAIS(normal, num_steps=2)
     guide(DATA)

@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import init_to_median
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from .. import log_joint as joints
 from ..distribution import FlowDistribution
@@ -31,8 +32,9 @@ class AutoDAIS(AutoFlow):
     PSIS are exact.
 
     The guide draws by the model at the arguments of the latest call: it cannot draw without its model (after
-    unpickling, say), nor stand in an ``AutoGuideList`` or in :class:`~pyro_nflows.SBC`. A model that subsamples its
-    data is refused: noise in the gradients would spoil every weight [1].
+    unpickling, say), nor stand in an ``AutoGuideList`` or in :class:`~pyro_nflows.SBC`. Where a call leaves data out,
+    as ``Predictive`` does to have them predicted, draws are at the arguments of the latest call that had them. A model
+    that subsamples its data is refused: noise in the gradients would spoil every weight [1].
 
     :param model: a Pyro model.
     :param num_steps: :math:`K`, the number of steps.
@@ -85,9 +87,20 @@ class AutoDAIS(AutoFlow):
     # ---- the model's log density ----------------------------------------------------------------------------
 
     def attend(self, args: Any, kwargs: Any, start: Tensor | None = None) -> None:
-        self._call = (args, kwargs)
+        checks.refuse_tracing(type(self).__name__)
+        if self._call is None or not self._lacks_data(args, kwargs):
+            self._call = (args, kwargs)
         if self._joint is None:
-            self._joint = self._prepared(args, kwargs, start)
+            self._joint = self._prepared(*self._call, start)
+
+    def _lacks_data(self, args: Any, kwargs: Any) -> bool:
+        """Whether a run at arguments of another kind than the latest draws sites that the guide does not know."""
+        if self._call is None or _kinds((args, kwargs)) == _kinds(self._call):
+            return False
+        latents = poutine.block(self.bare_model, hide_fn=self._prototype_hide_fn)
+        with poutine.block(), torch.random.fork_rng(devices=[]), torch.no_grad():
+            found = poutine.trace(latents).get_trace(*args, **kwargs).stochastic_nodes
+        return not set(found) <= set(self._unconstrained_shapes)
 
     def _prepared(self, args: Any, kwargs: Any, start: Tensor | None) -> joints.LogJoint:
         name = type(self).__name__
@@ -157,6 +170,13 @@ class AutoDAIS(AutoFlow):
         if new._joint is not None:
             new._joint.guide = new
         return new
+
+
+def _kinds(call: tuple[Any, Any]) -> tuple[Any, list[Any]]:
+    """What tells calls with data from those without: the arguments' structure, which are tensors, what others are."""
+    leaves, structure = tree_flatten(call)
+    plain = (bool, int, str, type(None))
+    return structure, [leaf if isinstance(leaf, plain) else type(leaf) for leaf in leaves]
 
 
 class ModelDensity:

@@ -272,6 +272,15 @@ def refuse_random(name: str, first: Tensor, second: Tensor) -> None:
         )
 
 
+def refuse_tracing(name: str) -> None:
+    """``torch.jit`` has no tape for gradients within what it traces."""
+    if torch.jit.is_tracing():
+        raise NotImplementedError(
+            f"{name} draws by the gradient of the model, which torch.jit cannot trace. Use Trace_ELBO in place of "
+            "JitTrace_ELBO; pyro_nflows.ELBO(compile=True) makes steps faster"
+        )
+
+
 def need_guide() -> RuntimeError:
     """For annealed layers that were unpickled without their guide."""
     return RuntimeError(

@@ -183,6 +183,8 @@ class AutoFlow(JointGuide):
         """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
+        if args or kwargs:
+            self.attend(args, kwargs)
         layer = self._need_setup()
         levels = torch.as_tensor(quantiles).to(next(layer.parameters()))
         checks.check_levels(type(self).__name__, levels)
