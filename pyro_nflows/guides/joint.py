@@ -49,7 +49,7 @@ class JointGuide(AutoContinuous):
     # ---- structure -------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _prototype_hide_fn(msg: dict[str, Any]) -> bool:
+    def _prototype_hide_fn(msg: Any) -> bool:
         """Also leave enumerated sites to the objective."""
         return prototype_hide_fn(msg) or msg["infer"].get("enumerate") == "parallel"
 
