@@ -8,7 +8,9 @@ import pytest
 import torch
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
-os.environ.setdefault("PYRO_NFLOWS_CACHE", os.path.join(tempfile.gettempdir(), f"pyro_nflows_tests_{os.getuid()}"))
+FOLDER = os.path.join(tempfile.gettempdir(), f"pyro_nflows_tests_{os.getuid()}")
+os.environ.setdefault("PYRO_NFLOWS_CACHE", FOLDER)
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", f"{FOLDER}_hypothesis")
 
 
 def start_afresh() -> None:

@@ -9,6 +9,10 @@ from typing import Any, cast
 
 import pyro
 import torch
+from opt_einsum import shared_intermediates  # type: ignore[import-untyped]
+from pyro.infer.traceenum_elbo import _compute_model_factors
+from pyro.ops.contract import contract_tensor_tree
+from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from torch import Tensor
@@ -73,6 +77,21 @@ def total(trace: Any, dtype: torch.dtype) -> Tensor:
     """The log density of a trace, added up in no less than a given precision: half would overflow."""
     terms = [site["log_prob"] for site in trace.nodes.values() if site["type"] == "sample"]
     return cast(Tensor, sum(term.to(torch.promote_types(term.dtype, dtype)).sum() for term in terms))
+
+
+def summed_out(trace: Any) -> Tensor:
+    """The log density of a trace whose enumerated sites are summed out, by Pyro's own contraction.
+
+    Scales multiply the logarithm of the sum, as in TraceEnum_ELBO; MCMC's evaluator has them inside of the sum.
+    """
+    promote(trace)
+    trace.pack_tensors()
+    costs, factors, _, dims, scale = _compute_model_factors(trace, Trace())
+    terms = [term.sum() for group in costs.values() for term in group]
+    with shared_intermediates() as cache:
+        summed = contract_tensor_tree(factors, dims, cache=cache)
+    terms += [scale * term.sum() for group in summed.values() for term in group]
+    return torch.stack(terms).sum()
 
 
 def promote(trace: Any) -> None:

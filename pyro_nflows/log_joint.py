@@ -14,21 +14,17 @@ from typing import Any
 
 import pyro
 import torch
-from opt_einsum import shared_intermediates  # type: ignore[import-untyped]
 from pyro import poutine
-from pyro.infer.traceenum_elbo import _compute_model_factors
 from pyro.infer.util import is_validation_enabled
-from pyro.ops.contract import contract_tensor_tree
-from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from .exclusive import validation
-from .guides import checks, data_checks
+from .guides import checks, data_checks, enumeration_checks
 from .guides.following import filled_sites, moving_sites
 from .guides.placed import Lifted, Placed, is_masked
-from .handlers import BRANCHES, Enumerate, cause, first_line, promote, restored_dims, total
+from .handlers import BRANCHES, Enumerate, cause, first_line, restored_dims, summed_out, total
 from .transformable import transformable
 
 
@@ -98,6 +94,7 @@ class LogJoint:
         frames = [f for s in traces[0].nodes.values() for f in s.get("cond_indep_stack", ())]
         self.max_plate_nesting = -min((f.dim for f in frames if f.vectorized), default=0)
         self.enumerates = any(is_enumerated(site) for site in latents(traces[0]))
+        enumeration_checks.refuse_endless(type(self.guide).__name__, filter(is_enumerated, latents(traces[0])))
         with validation(False):
             self._learn(near, traces, args, kwargs)
         self._look_at_shapes(traces[0])
@@ -171,8 +168,7 @@ class LogJoint:
         reason = self._objection(Vectorization.VMAP, loop, rows, args, kwargs)
         if reason is None:
             return Vectorization.VMAP
-        plate = not self.enumerates and self._objection(Vectorization.PLATE, loop, rows, args, kwargs) is None
-        how = Vectorization.PLATE if plate else Vectorization.LOOP
+        how = Vectorization.PLATE if self._takes_plate(loop, rows, args, kwargs) else Vectorization.LOOP
         warnings.warn(
             f"torch.vmap cannot run this model ({reason[0]}); particles go through {how.value}. Results are right, "
             f"but slower; {reason[1]}",
@@ -195,6 +191,18 @@ class LogJoint:
             return None
         apart = float((values - loop).abs().max())
         return f"its values there differ from those of single runs by up to {apart:.2g}", BRANCHES
+
+    def _takes_plate(self, loop: Tensor, rows: Tensor, args: Any, kwargs: Any) -> bool:
+        """Whether a plate gives what the loop gives, and mixes no particles, which shows little where they are near."""
+        if self.enumerates or self._objection(Vectorization.PLATE, loop, rows, args, kwargs) is not None:
+            return False
+        try:
+            with torch.enable_grad():
+                z = rows.clone().requires_grad_()
+                (slope,) = torch.autograd.grad(self._by_plate(z, args, kwargs)[0], z)
+            return not bool(slope[1:].any())
+        except RuntimeError:
+            return False
 
     def leaves(self, z: Tensor, *args: Any, **kwargs: Any) -> list[Tensor]:
         """The model's trainable leaf tensors: unconstrained ``pyro.param`` values and module parameters."""
@@ -278,15 +286,8 @@ class LogJoint:
         nesting = self.max_plate_nesting
         trace = self._trace(self._enumerate(), placed, args, kwargs)
         self._check_shapes(trace, nesting)
-        promote(trace)
-        trace.pack_tensors()
-        # Scales multiply the logarithm of the sum, as in TraceEnum_ELBO; MCMC's evaluator has them inside of the sum.
-        costs, factors, _, dims, scale = _compute_model_factors(trace, Trace())
-        terms = [term.sum() for group in costs.values() for term in group]
-        with shared_intermediates() as cache:
-            summed = contract_tensor_tree(factors, dims, cache=cache)
-        terms += [scale * term.sum() for group in summed.values() for term in group]
-        return trace, torch.stack(terms).sum()
+        with enumeration_checks.explained_scales(type(self.guide).__name__, trace):
+            return trace, summed_out(trace)
 
 
 def _as(z: Tensor, log_p: Tensor) -> Tensor:

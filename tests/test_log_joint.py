@@ -230,6 +230,19 @@ def test_models_that_vmap_gets_wrong_are_found_out() -> None:
         assert prepared(model)[0].how is Vectorization.PLATE
 
 
+def test_models_that_mix_particles_go_through_a_loop() -> None:
+    """By so little that values near each other do not show it."""
+
+    def model() -> None:
+        with pyro.plate("unit", 4):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(0.01 * NoVmap.apply(z).mean(), 1.0), obs=PAIRS)
+
+    with pytest.warns(VectorizationWarning, match="a loop over particles"):
+        joint, z = prepared(model)
+    torch.testing.assert_close(joint(z), torch.stack([joint.single(row) for row in z]))
+
+
 def test_enumeration_is_not_sent_through_a_plate() -> None:
     @config_enumerate
     def model() -> None:
@@ -270,3 +283,35 @@ def test_scales_multiply_the_logarithm_of_the_sum_over_labels(scale: float) -> N
     by_label = dist.Normal(z[..., None] + torch.tensor([0.0, 2.0]), 1.0).log_prob(data[:, None])
     right = dist.Normal(0.0, 1.0).log_prob(z[:, 0]) + scale * (by_label + weights.log()).logsumexp(-1).sum(-1)
     torch.testing.assert_close(LogJoint(model, guide)(z), right)
+
+
+def endless() -> None:
+    rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+    pyro.sample("count", dist.Poisson(rate), infer={"enumerate": "parallel"})
+
+
+def half_scaled() -> None:
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    label = pyro.sample("label", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+    with pyro.plate("rows", 4, subsample_size=2) as index:
+        pyro.sample("y", dist.Normal(loc + label, 1.0), obs=PAIRS[index])
+
+
+def scaled_by_row() -> None:
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 4), poutine.scale(scale=torch.arange(1.0, 5.0)):
+        label = pyro.sample("label", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+        pyro.sample("y", dist.Normal(loc + label, 1.0), obs=PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (endless, "site 'count' .Poisson. is to be enumerated, and has no finite list of values"),
+        (half_scaled, "must be scaled alike, by one number.* Found 'label' by 1; 'y' by 2. Put one poutine.scale"),
+        (scaled_by_row, r"Found 'label' by a tensor of shape \(4,\); 'y' by a tensor of shape \(4,\)"),
+    ],
+)
+def test_what_cannot_be_summed_out_is_refused_by_name(model: Callable[[], None], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prepared(model)

@@ -238,6 +238,23 @@ def test_a_scale_holds_where_a_masked_latent_counts_anyway() -> None:
     torch.testing.assert_close(joint(z), dist.Normal(0.0, 1.0).log_prob(z) @ torch.tensor([3.0, 1.0]))
 
 
+def test_a_scale_leaves_the_masked_entries_of_an_event_alone() -> None:
+    """Scaled, their prior would integrate to something that depends on its width."""
+    holes = torch.tensor([True, False, True])
+
+    def model() -> None:
+        width = pyro.sample("width", dist.LogNormal(0.0, 1.0))
+        with poutine.scale(scale=3.0):
+            pyro.sample("z", dist.Normal(torch.zeros(3), width).mask(holes).to_event(1))
+
+    guide, joint = set_up(model)
+    z = torch.randn(5, 4)
+    parts = guide.parts(z)
+    log_p = dist.Normal(0.0, parts["width"].exp()[:, None]).log_prob(parts["z"])
+    right = dist.Normal(0.0, 1.0).log_prob(parts["width"]) + log_p @ torch.tensor([3.0, 1.0, 3.0])
+    torch.testing.assert_close(joint(z), right)
+
+
 @config_enumerate
 def slab(y: Tensor) -> None:
     k = pyro.sample("k", dist.Bernoulli(0.4))
@@ -258,6 +275,11 @@ def test_a_spike_and_slab_integrates_to_its_evidence() -> None:
     assert found == pytest.approx(math.log(0.4 * wide + 0.6 * spike), abs=1e-3)
     with pytest.warns(UserWarning, match=r"site 'h' is masked where an enumerated site says so.*pyro_nflows.ELBO"):
         poutine.trace(guide).get_trace(y)
+
+
+def test_a_scaled_spike_and_slab_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="latent site 'h' is masked where an enumerated site says so, and scaled"):
+        set_up(poutine.scale(slab, scale=0.5), torch.tensor(2.6))
 
 
 # ---- Pyro's analytic divergences ----------------------------------------------------------------------------

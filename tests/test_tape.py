@@ -51,7 +51,15 @@ def masked_by_a_constant(x: Tensor) -> Sequence[Tensor]:
     return (x.outer(x)[below], grad(lambda t: t.outer(t)[..., below].sum())(x))
 
 
+def number_of_a_constant(x: Tensor) -> Sequence[Tensor]:
+    """Beside a change through a view."""
+    y = through_a_view(x)[1]
+    table, place = torch.arange(6.0, dtype=x.dtype).reshape(2, 3), torch.tensor(1)
+    return y + table[place], x * table[place, 2].item()
+
+
 CASES = [
+    number_of_a_constant,
     scaled_in_place,
     through_a_view,
     constant_filled,
@@ -95,5 +103,25 @@ def test_keeps_every_random_number() -> None:
 
 @pytest.mark.parametrize("function", [lambda x: (x * x.sum().item(),), lambda x: (x[x > 0],), lambda x: (x.nonzero(),)])
 def test_refuses_what_depends_on_values(function: Callable[..., Sequence[Tensor]]) -> None:
+    with pytest.raises(TraceError, match="depend on the data"):
+        Tape(function, [torch.ones(3)])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda y, x: y[0].copy_(x[0]),
+        lambda y, x: y.view(-1).add_(x),
+        lambda y, x: torch.add(x, 1, out=y),
+        lambda y, x: y[:2].normal_(),
+        lambda y, x: y[1:].masked_fill_(x[1:] > 0, 2.0),
+    ],
+)
+def test_refuses_what_depends_on_values_that_were_written(change: Callable[[Tensor, Tensor], object]) -> None:
+    def function(x: Tensor) -> Sequence[Tensor]:
+        y = torch.zeros(3)
+        change(y, x)
+        return (x * y.sum().item(),)
+
     with pytest.raises(TraceError, match="depend on the data"):
         Tape(function, [torch.ones(3)])

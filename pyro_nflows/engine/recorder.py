@@ -61,6 +61,7 @@ class Recorder(TorchDispatchMode):
         self.strides: dict[int, tuple[int, ...]] = {}
         for tensor in inputs:
             self._name(tensor)
+        self._varying = {_storage(tensor) for tensor in inputs}  # storages; kept where tensors are changed in place
         self.derived = {self.number(tensor) for tensor in data}  # constants that are computed from data
 
     @classmethod
@@ -90,9 +91,12 @@ class Recorder(TorchDispatchMode):
         if func._schema.is_mutable and self.pure:
             return self._in_place(func, args, kwargs)
         named = tree_map(self._value, (self._scaled(func, args), kwargs))
-        if _is_dynamic(func, args) and self._varies(named[0][1] if func is _aten.index.Tensor else named):
+        given = args[1] if func is _aten.index.Tensor else (args, kwargs)
+        if _is_dynamic(func, args) and self._varies_at_all(given):
             raise TraceError(f"{func} makes Python values or shapes depend on the data")
         result = func(*args, **kwargs)
+        if not self.pure:
+            self._spread(func, (args, kwargs), result)
         if self.pure and (func in _ALIASES or (func in _VIEWS and _is_same(result, args[0]))):
             self._bind(result, self.number(args[0]))
             return result
@@ -112,6 +116,19 @@ class Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         self._note(target, named, changed)
         return result
+
+    def _varies_at_all(self, tree: Any) -> bool:
+        """Whether arguments depend on the inputs: by their storages, where tensors are changed in place."""
+        if self.pure:
+            return self._varies(tree_map(self._value, tree))
+        return any(isinstance(leaf, Tensor) and _storage(leaf) in self._varying for leaf in tree_leaves(tree))
+
+    def _spread(self, func: Any, given: Any, result: Any) -> None:
+        """What an operation makes of varying tensors varies, and so does what it writes into."""
+        if torch.Tag.nondeterministic_seeded in func.tags or self._varies_at_all(given):
+            written = given if func._schema.is_mutable else ()
+            tensors = [leaf for leaf in tree_leaves((written, result)) if isinstance(leaf, Tensor)]
+            self._varying |= {_storage(tensor) for tensor in tensors}
 
     def _varies(self, named: Any) -> bool:
         return any(isinstance(leaf, Value) and leaf.number not in self.constants for leaf in _leaves(named))
@@ -134,6 +151,8 @@ class Recorder(TorchDispatchMode):
         is_list = isinstance(result, list | tuple)
         tensors = list(result) if is_list else [result]
         reuse = self.pure and torch.Tag.nondeterministic_seeded not in func.tags
+        if func is _aten._local_scalar_dense.default:  # a number that is part of the recording
+            return
         if reuse and (func in _SHAPED or not self._varies(named)):
             return self._fold(func, named, tensors, is_list)
         key = (func, _hashable(named)) if reuse else None

@@ -1,7 +1,7 @@
 r"""Handlers that give latents their values, or take them off again, on the supports and with the masks of this run."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro.distributions.torch_distribution import MaskedDistribution
@@ -9,7 +9,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from .. import supports
-from . import checks
+from . import checks, enumeration_checks
 
 
 class Placed(Messenger):
@@ -53,7 +53,13 @@ class Placed(Messenger):
         self.log_dets[name] = transform.log_abs_det_jacobian(part, value)
         msg["value"], msg["is_observed"] = value, True
         if name in self.filled:
-            fill(msg)
+            self._fill(msg)
+
+    def _fill(self, msg: Any) -> None:
+        by_case = isinstance(self.filled, Mapping) and self.filled[msg["name"]]
+        if by_case and not _is_one(msg["scale"]):
+            raise enumeration_checks.scaled_by_case(self.name, msg["name"])
+        fill(msg)
 
 
 class Lifted(Messenger):
@@ -77,22 +83,43 @@ class Lifted(Messenger):
             msg["value"], msg["is_observed"] = value, True
 
 
+class Filled(MaskedDistribution):
+    """A masked distribution that counts with its prior where it is masked, and is scaled only where it is not.
+
+    :param site: a site whose distribution is masked, or has a mask around it.
+    """
+
+    def __init__(self, site: Any):
+        super().__init__(unmasked(site["fn"]), True)
+        self._site, self._scale = dict(site), site["scale"]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """What the site's scale makes of it is the scaled density where it counts, and the prior elsewhere."""
+        counted = _counted(self._site, value)
+        filled: Tensor = counted + (self.base_dist.log_prob(value) - counted) / self._scale
+        return filled
+
+
 def fill(msg: Any) -> None:
-    """Take a site's mask off, so that it counts with its prior where it is masked; and its scale, there."""
-    mask = mask_of(msg)
-    msg["fn"], msg["mask"] = unmasked(msg["fn"]), None
-    if not (isinstance(msg["scale"], float | int) and msg["scale"] == 1):
-        scale = torch.as_tensor(msg["scale"])
-        batch_mask = mask.reshape((*mask.shape[: len(msg["fn"].batch_shape)], -1)).any(-1)
-        msg["scale"] = torch.where(batch_mask, scale, torch.ones_like(scale))
+    """Take a site's mask off, so that it counts with its prior where it is masked, whatever its scale."""
+    msg["fn"], msg["mask"] = unmasked(msg["fn"]) if _is_one(msg["scale"]) else Filled(msg), None
+
+
+def _is_one(scale: Any) -> bool:
+    return isinstance(scale, float | int) and scale == 1
 
 
 def prior_where_masked(site: Any, value: Tensor) -> Tensor:
     """Log prior of a site's masked entries at a value, neither masked nor scaled, in its batch shape."""
-    log_prior, counted = unmasked(site["fn"]).log_prob(value), site["fn"].log_prob(value)
-    if site["mask"] is not None:
-        counted = torch.where(torch.as_tensor(site["mask"], device=counted.device), counted, 0.0)
-    return log_prior - counted
+    return cast(Tensor, unmasked(site["fn"]).log_prob(value) - _counted(site, value))
+
+
+def _counted(site: Any, value: Tensor) -> Tensor:
+    """Log prior of a site's entries that are not masked, without its scale."""
+    counted: Tensor = site["fn"].log_prob(value)
+    if site["mask"] is None:
+        return counted
+    return torch.where(torch.as_tensor(site["mask"], device=counted.device), counted, 0.0)
 
 
 def is_masked(site: Any) -> bool:
