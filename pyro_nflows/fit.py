@@ -222,7 +222,7 @@ def _train(
     trainer: Trainer, layer: Chain, objective: Objective, gradient: Gradient, recipe: Recipe
 ) -> Generator[Task, None, tuple[Draws, bool]]:
     """Rounds of the whole flow until its draws are good; those draws, and whether that failed."""
-    begun, ess, pace, well = Mark(trainer, layer), 0.0, 1.0, True
+    begun, ess, pace, well = Mark(trainer, layer, objective, recipe.rounds[0].num_particles), 0.0, 1.0, True
     for i, plan in enumerate(recipe.rounds):
         name = "flow" if i == 0 else f"flow, round {i + 1}"
         chosen = _objective(layer, objective, gradient, plan, ess)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .diagnostics import elbo
 from .engine import Trainer
+from .gradients import Objective
 from .layer import Chain
 from .result import weightless
 from .verdict import effective, is_hopeless
@@ -28,10 +29,12 @@ class Mark:
 
     :param trainer: has the model.
     :param layer: is changed by training.
+    :param objective: what is maximised from here on.
+    :param num_particles: its draws a step.
     """
 
-    def __init__(self, trainer: Trainer, layer: Chain):
-        self.trainer, self.layer = trainer, layer
+    def __init__(self, trainer: Trainer, layer: Chain, objective: Objective, num_particles: int):
+        self.trainer, self.layer, self.objective, self.num_particles = trainer, layer, objective, num_particles
         self._here = self._now()
 
     def _now(self) -> tuple[dict[str, Tensor], list[Tensor]]:
@@ -58,7 +61,24 @@ class Mark:
                 then = _sound(self.trainer.sampler.sample(self.layer, NUM_DRAWS))
         finally:
             self._put(*there)
-        return _is_clearly_better(then, now)
+        return self._is_clearly_better(then, now)
+
+    def _is_clearly_better(self, then: Tensor, now: Tensor) -> bool:
+        if is_hopeless(then) or is_hopeless(now):
+            return is_hopeless(now) and not is_hopeless(then)
+        lost = [float((part == -torch.inf).double().mean()) for part in (then, now)]
+        parts = [part[part > -torch.inf] for part in (then, now)]
+        a, b = (elbo(self._bounds(part, min(map(len, parts)) // 10)) for part in parts)
+        higher = float(a.value - b.value) > CLEAR * float((a.se.square() + b.se.square()).sqrt())
+        return lost[0] <= lost[1] and higher and effective(then) >= effective(now)
+
+    def _bounds(self, log_weight: Tensor, most: int) -> Tensor:
+        """The bound that is maximised, of as many draws as a step has, or as ``most``; time and again."""
+        if type(self.objective).bound is Objective.bound:  # a mean of means is a mean
+            return log_weight
+        size = max(1, min(self.num_particles, most))
+        groups = log_weight[: len(log_weight) // size * size].view(-1, size)
+        return torch.stack([self.objective.bound(group) for group in groups])
 
     def go_back(self) -> None:
         """Put the parameters back, and count that."""
@@ -74,12 +94,3 @@ def put(leaves: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 def _sound(draws: Draws) -> Tensor:
     return weightless(draws, ~(draws.log_weight < torch.inf)).log_weight
-
-
-def _is_clearly_better(then: Tensor, now: Tensor) -> bool:
-    if is_hopeless(then) or is_hopeless(now):
-        return is_hopeless(now) and not is_hopeless(then)
-    lost = [float((part == -torch.inf).double().mean()) for part in (then, now)]
-    a, b = (elbo(part[part > -torch.inf]) for part in (then, now))
-    higher = float(a.value - b.value) > CLEAR * float((a.se.square() + b.se.square()).sqrt())
-    return lost[0] <= lost[1] and higher and effective(then) >= effective(now)

@@ -19,7 +19,7 @@ from pyro_nflows.gradients import Gradient
 from pyro_nflows.layer import Chain
 from pyro_nflows.layers import Elementwise, Householder, LocScale, Mixture, TriangularAffine
 from pyro_nflows.mark import Mark
-from pyro_nflows.objectives import ELBO
+from pyro_nflows.objectives import ELBO, IWAE
 from pyro_nflows.result import weighed
 from pyro_nflows.steps import fan_in, step_factors
 from pyro_nflows.verdict import Evidence, judge
@@ -168,7 +168,7 @@ def gaussian_trainer() -> tuple[Trainer, Chain]:
 @pytest.mark.parametrize("spoil", [20.0, math.nan])
 def test_a_mark_knows_whether_it_was_better_and_goes_back(spoil: float) -> None:
     trainer, layer = gaussian_trainer()
-    mark = Mark(trainer, layer)
+    mark = Mark(trainer, layer, ELBO(), 1)
     with torch.no_grad():
         layer[0].loc += spoil
     spoilt, state = trainer.sampler.sample(layer, 500), torch.get_rng_state()
@@ -185,10 +185,27 @@ def test_a_mark_of_something_worse_was_not_better() -> None:
     trainer, layer = gaussian_trainer()
     with torch.no_grad():
         layer[0].loc += 20.0
-    mark = Mark(trainer, layer)
+    mark = Mark(trainer, layer, ELBO(), 1)
     with torch.no_grad():
         layer[0].loc -= 17.0
     assert not mark.was_better(trainer.sampler.sample(layer, 500))
+
+
+@pytest.mark.parametrize(("objective", "better"), [(ELBO(50), True), (IWAE(50), False)], ids=["ELBO", "IWAE"])
+def test_what_is_better_is_what_the_objective_says(objective: ELBO, better: bool) -> None:
+    """On a banana, a narrow Gaussian has the higher ELBO by 10 nats, and a wide one the higher IWAE of 50."""
+
+    def banana(z: Tensor) -> Tensor:
+        return -(z[:, 0] ** 2) / 200 - 0.5 * (z[:, 1] - 0.03 * (z[:, 0] ** 2 - 100)) ** 2
+
+    trainer = Trainer(banana, engine=Engine.EAGER, progress_bar=False)
+    layer = Chain(LocScale(2, torch.tensor([0.0, -2.6])))
+    with torch.no_grad():
+        layer[0].log_scale.copy_(torch.tensor([3.6, 1.15]).log())
+        mark = Mark(trainer, layer, objective, 50)
+        layer[0].loc.copy_(torch.tensor([0.0, -1.6]))
+        layer[0].log_scale.copy_(torch.tensor([9.26, 3.16]).log())
+    assert mark.was_better(trainer.sampler.sample(layer, 22_500)) is better
 
 
 def test_a_flow_that_ends_worse_gives_way_to_the_gaussian(monkeypatch: pytest.MonkeyPatch) -> None:
