@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -38,7 +38,6 @@ from torch import Tensor
 
 from pyro_nflows import ELBO, AutoFlow, AutoIAF
 from pyro_nflows.engine import Engine, Inputs, Program, Round, Trainer, prepare
-from pyro_nflows.layer import Layer
 from pyro_nflows.log_joint import LogJoint
 from pyro_nflows.objectives import Gradient
 
@@ -109,7 +108,7 @@ def program_of(
     guide._setup_prototype(*args)
     joint = LogJoint(model, guide)
     joint.prepare(*args)
-    layer = cast(Layer, guide.layer)
+    layer = guide.plain_layer()
     return Program(lambda z: joint(z, *args), layer, ELBO(num_particles), gradient, num_particles)
 
 
