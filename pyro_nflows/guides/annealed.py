@@ -97,7 +97,7 @@ class AutoDAIS(AutoFlow):
         """Whether a run at arguments of another kind than the latest draws sites that the guide does not know."""
         if self._call is None or _kinds((args, kwargs)) == _kinds(self._call):
             return False
-        latents = poutine.block(self.bare_model, hide_fn=self._prototype_hide_fn)  # type: ignore[arg-type]
+        latents = poutine.block(self.bare_model, hide_fn=self._prototype_hide_fn)
         with poutine.block(), torch.random.fork_rng(devices=[]), torch.no_grad():
             found = poutine.trace(latents).get_trace(*args, **kwargs).stochastic_nodes
         return not set(found) <= set(self._unconstrained_shapes)
