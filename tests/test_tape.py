@@ -58,7 +58,15 @@ def number_of_a_constant(x: Tensor) -> Sequence[Tensor]:
     return y + table[place], x * table[place, 2].item()
 
 
+def written_where_a_mask_says(x: Tensor) -> Sequence[Tensor]:
+    """Which leaves the mask what it was."""
+    y, below = through_a_view(x)[1], torch.ones(2, 3).tril(-1).bool()
+    y[below] = x[2:]
+    return y, y[below]
+
+
 CASES = [
+    written_where_a_mask_says,
     number_of_a_constant,
     scaled_in_place,
     through_a_view,

@@ -126,8 +126,7 @@ class Recorder(TorchDispatchMode):
     def _spread(self, func: Any, given: Any, result: Any) -> None:
         """What an operation makes of varying tensors varies, and so does what it writes into."""
         if torch.Tag.nondeterministic_seeded in func.tags or self._varies_at_all(given):
-            written = given if func._schema.is_mutable else ()
-            tensors = [leaf for leaf in tree_leaves((written, result)) if isinstance(leaf, Tensor)]
+            tensors = [leaf for leaf in tree_leaves((_written(func, *given), result)) if isinstance(leaf, Tensor)]
             self._varying |= {_storage(tensor) for tensor in tensors}
 
     def _varies(self, named: Any) -> bool:
@@ -202,6 +201,13 @@ def _functional(func: Any) -> Any:
     name = func._schema.name.split("::")[1]
     packet = getattr(_aten, name[:-1], None) if name.endswith("_") and func.namespace == "aten" else None
     return getattr(packet, func._overloadname, None)
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> list[Any]:
+    """The arguments that an operation changes."""
+    named = {argument.name: value for argument, value in zip(func._schema.arguments, args)} | kwargs
+    aliases = ((argument.name, argument.alias_info) for argument in func._schema.arguments)
+    return [named.get(name) for name, alias in aliases if alias is not None and alias.is_write]
 
 
 def _leaves(tree: Any) -> list[Any]:
