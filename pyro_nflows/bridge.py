@@ -19,6 +19,7 @@ class LayerTransform(Transform):
     It computes from the layer each time and keeps no cache, so it cannot go stale when parameters change.
 
     :param layer: a layer whose grade is ``EXACT``.
+    :param name: what errors call it, by default its class.
     :raises NotImplementedError: if the layer has auxiliary variables: it is then no function of ``x`` alone.
 
     Example::
@@ -34,10 +35,10 @@ class LayerTransform(Transform):
     codomain = constraints.real_vector
     bijective = True
 
-    def __init__(self, layer: Layer):
+    def __init__(self, layer: Layer, name: str | None = None):
         if layer.grade is not Weight.EXACT:
             raise NotImplementedError(
-                f"{type(layer).__name__} is not a bijection of x alone (its log-weight is "
+                f"{name or type(layer).__name__} is not a bijection of x alone (its log-weight is "
                 f"{layer.grade.name}), so it has no Transform; use a guide of exact layers, such as AutoFlow"
             )
         super().__init__()
@@ -171,9 +172,11 @@ def as_layer(transform: Layer | Transform | nn.Module, input_dim: int) -> Layer:
     )
 
 
-def as_transform(layer: Layer) -> Transform:
+def as_transform(layer: Layer, name: str | None = None) -> Transform:
     """A torch ``Transform`` from an exact layer; a wrapped one is unwrapped.
 
+    :param layer: the layer.
+    :param name: what errors call it, by default its class.
     :raises NotImplementedError: if the layer is not exact.
 
     Example::
@@ -182,4 +185,4 @@ def as_transform(layer: Layer) -> Transform:
         >>> as_transform(LocScale(2)).bijective
         True
     """
-    return layer.transform if isinstance(layer, TransformLayer) else LayerTransform(layer)
+    return layer.transform if isinstance(layer, TransformLayer) else LayerTransform(layer, name)

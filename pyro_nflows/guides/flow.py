@@ -138,7 +138,7 @@ class AutoFlow(JointGuide):
         """
         self._need_setup()
         checks.refuse_plates(type(self).__name__, self._prototype_frames)
-        return as_transform(self._current_layer())
+        return as_transform(self._current_layer(), type(self).__name__)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
         """A fresh :class:`~pyro_nflows.FlowDistribution` over the flat unconstrained latent."""
