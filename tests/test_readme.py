@@ -78,17 +78,15 @@ def test_the_loop_of_ones_own_converges(session: Names) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("guide", [AutoCIF, AutoFlow])
-def test_it_converges_with_another_guide_and_loss(session: Names, guide: type[AutoFlow]) -> None:
-    """At a tenth of the step size, with IWAE, from as far away."""
+def test_it_converges_with_another_guide_and_loss(session: Names) -> None:
     data = session["speed"], session["distance"]
     right = log_evidence_of_cars(*data)
     with as_a_reader():
-        made = guide(session["model"])
-        svi = SVI(session["model"], made, ClippedAdam({"lr": 1e-3}), IWAE(16, compile=True))
-        losses = torch.tensor([svi.step(*data) for _ in range(6000)])
-        assert losses.isfinite().all()
-        assert -right - 0.2 < float(losses[-500:].mean()) < -right + 1.0
+        optimizer = ClippedAdam({"lr": 0.01, "lrd": 0.1 ** (1 / 1500)})
+        svi = SVI(session["model"], AutoCIF(session["model"]), optimizer, IWAE(16, compile=True))
+        losses = torch.tensor([svi.step(*data) for _ in range(1500)])
+    assert losses.isfinite().all()
+    assert -right - 0.2 < float(losses[-200:].mean()) < -right + 0.4
 
 
 # ---- the documentation's pages ------------------------------------------------------------------------------
