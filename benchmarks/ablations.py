@@ -1,4 +1,4 @@
-r"""The recipe, ingredient by ingredient: what happens to ESS and seconds when one is taken away.
+r"""The schedule, ingredient by ingredient: what happens to ESS and seconds when one is taken away.
 
     python -m benchmarks.ablations [--posteriordb PATH] [--targets funnel,garch] [--without SiLU] [--json FILE]
 
@@ -20,10 +20,10 @@ import torch
 
 from benchmarks import targets
 from benchmarks.models import POSTERIORS, add_posteriordb_argument
-from pyro_nflows import ELBO, VI, AutoFlow, recipes
+from pyro_nflows import ELBO, VI, AutoFlow, flows
 from pyro_nflows.engine import Round
-from pyro_nflows.fit import Recipe
-from pyro_nflows.nets import MLP
+from pyro_nflows.inference.fit import Schedule
+from pyro_nflows.nets.mlp import MLP
 
 Row = dict[str, Any]
 Model = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -47,26 +47,26 @@ NAMES = ("schools_centered", "garch", "arK", "funnel", "student_t", "lattice")
 
 
 def rounds(**changes: Any) -> AbstractContextManager[Any]:
-    """The default recipe with something else for each round."""
-    default = Recipe()
+    """The default schedule with something else for each round."""
+    default = Schedule()
     changed = [Round(**{**vars(plan), **changes}) for plan in default.rounds]
-    return patch.object(Recipe, "of", staticmethod(lambda *_: Recipe(rounds=changed)))
+    return patch.object(Schedule, "of", staticmethod(lambda *_: Schedule(rounds=changed)))
 
 
 def no_start() -> AbstractContextManager[Any]:
     """Neither Pathfinder's Gaussian nor the affine end's own round."""
-    return patch("pyro_nflows.fit._begin", lambda *_: iter(()))
+    return patch("pyro_nflows.inference.fit._begin", lambda *_: iter(()))
 
 
 def no_gaussian_round() -> AbstractContextManager[Any]:
     """Pathfinder's Gaussian alone."""
-    return patch.object(Recipe, "of", staticmethod(lambda *_: Recipe(max_ends=0)))
+    return patch.object(Schedule, "of", staticmethod(lambda *_: Schedule(max_ends=0)))
 
 
 def one_round() -> AbstractContextManager[Any]:
     """As many steps as all rounds, in one."""
-    total = sum(plan.num_steps for plan in Recipe().rounds)
-    return patch.object(Recipe, "of", staticmethod(lambda *_: Recipe(rounds=(Round(total, 128, 3e-3),))))
+    total = sum(plan.num_steps for plan in Schedule().rounds)
+    return patch.object(Schedule, "of", staticmethod(lambda *_: Schedule(rounds=(Round(total, 128, 3e-3),))))
 
 
 @contextlib.contextmanager
@@ -99,24 +99,24 @@ def diagonal_end() -> AbstractContextManager[Any]:
 
 def no_search() -> AbstractContextManager[Any]:
     """No second fit."""
-    return patch("pyro_nflows.search.MAX_REFITS", 0)
+    return patch("pyro_nflows.inference.search.MAX_REFITS", 0)
 
 
-WITHOUT: dict[str, tuple[Callable[[], AbstractContextManager[Any]], dict[str, Any], recipes.Build]] = {
-    "nothing (the default)": (contextlib.nullcontext, {}, recipes.default),
-    "a start (Pathfinder, Gaussian round)": (no_start, {}, recipes.default),
-    "the Gaussian round": (no_gaussian_round, {}, recipes.default),
-    "the full-rank end": (diagonal_end, {}, recipes.default),
-    "path gradients (total instead)": (contextlib.nullcontext, {"objective": ELBO(gradient="total")}, recipes.default),
-    "128 particles (32 instead)": (functools.partial(rounds, num_particles=32), {}, recipes.default),
-    "rounds (one, of all steps)": (one_round, {}, recipes.default),
-    "covering": (functools.partial(rounds, covering=False), {}, recipes.default),
-    "SiLU (tanh instead)": (tanh, {}, recipes.default),
-    "8 couplings (4 instead)": (contextlib.nullcontext, {}, functools.partial(recipes.realnvp, num_layers=4)),
-    "couplings (IAF instead)": (contextlib.nullcontext, {}, recipes.iaf),
-    "couplings (planar instead)": (contextlib.nullcontext, {}, recipes.planar),
-    "float32 (float64 instead)": (double, {}, recipes.default),
-    "the search for modes": (no_search, {}, recipes.default),
+WITHOUT: dict[str, tuple[Callable[[], AbstractContextManager[Any]], dict[str, Any], flows.Build]] = {
+    "nothing (the default)": (contextlib.nullcontext, {}, flows.default),
+    "a start (Pathfinder, Gaussian round)": (no_start, {}, flows.default),
+    "the Gaussian round": (no_gaussian_round, {}, flows.default),
+    "the full-rank end": (diagonal_end, {}, flows.default),
+    "path gradients (total instead)": (contextlib.nullcontext, {"objective": ELBO(gradient="total")}, flows.default),
+    "128 particles (32 instead)": (functools.partial(rounds, num_particles=32), {}, flows.default),
+    "rounds (one, of all steps)": (one_round, {}, flows.default),
+    "covering": (functools.partial(rounds, covering=False), {}, flows.default),
+    "SiLU (tanh instead)": (tanh, {}, flows.default),
+    "8 couplings (4 instead)": (contextlib.nullcontext, {}, functools.partial(flows.realnvp, num_layers=4)),
+    "couplings (IAF instead)": (contextlib.nullcontext, {}, flows.iaf),
+    "couplings (planar instead)": (contextlib.nullcontext, {}, flows.planar),
+    "float32 (float64 instead)": (double, {}, flows.default),
+    "the search for modes": (no_search, {}, flows.default),
 }
 
 

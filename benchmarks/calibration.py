@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from pyro_nflows import ELBO, SBC, VI, AutoFlow
-from pyro_nflows.replications import Plan, Replications
-from pyro_nflows.sbc import QUICK
+from pyro_nflows.inference.replications import Plan, Replications
+from pyro_nflows.inference.sbc import QUICK
 
 SIGMA = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18])
 

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_nflows.layer import Inverse, Layer
 from pyro_nflows.layers import (
     ActNorm,
     Autoregressive,
@@ -40,6 +39,7 @@ from pyro_nflows.layers import (
     Sylvester,
     TriangularAffine,
 )
+from pyro_nflows.layers.base import Inverse, Layer
 from pyro_nflows.testing import perturbed
 from pyro_nflows.transformers import RationalQuadratic
 
@@ -168,7 +168,7 @@ def plot(rows: Sequence[Row], file: str) -> None:
     import matplotlib.pyplot as plt
 
     from benchmarks.pictures import save
-    from pyro_nflows.plots import GREY
+    from pyro_nflows.plots.fits import GREY
 
     names = list(dict.fromkeys(row["layer"] for row in rows))
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.6), sharey=True, layout="constrained", dpi=90)

@@ -26,11 +26,11 @@ from torch import Tensor
 from benchmarks.datasets import DATASETS, ENTROPY
 from benchmarks.kernels import fit_kernels
 from benchmarks.likelihood import maximise
-from pyro_nflows import FlowDistribution, recipes
+from pyro_nflows import FlowDistribution, flows
 from pyro_nflows.engine.runners import Runner
-from pyro_nflows.layer import Chain, Layer
+from pyro_nflows.flows import num_params, widened
 from pyro_nflows.layers import ActNorm
-from pyro_nflows.recipes import num_params, widened
+from pyro_nflows.layers.base import Chain, Layer
 from pyro_nflows.transformers import RationalQuadratic
 
 NUM_TRAIN, NUM_HELD_OUT, NUM_TEST = 20_000, 1_000, 10_000
@@ -49,15 +49,15 @@ class Family(NamedTuple):
     steps: int
     batch_size: int
 
-    def flow(self, num_layers: int, width: int) -> recipes.Build:
+    def flow(self, num_layers: int, width: int) -> flows.Build:
         """The flow of a size."""
         return partial(self.build, num_layers=num_layers, hidden_dims=(width, width))
 
 
 FAMILIES = {
-    "maf": Family(recipes.maf, 20, 5, 32, 6000, 1024),
-    "residual": Family(partial(recipes.residual, inverted=True), 5, 5, 16, 4000, 512),
-    "spline": Family(recipes.spline_autoregressive, 5, 5, 16, 4000, 512),
+    "maf": Family(flows.maf, 20, 5, 32, 6000, 1024),
+    "residual": Family(partial(flows.residual, inverted=True), 5, 5, 16, 4000, 512),
+    "spline": Family(flows.spline_autoregressive, 5, 5, 16, 4000, 512),
 }
 
 
@@ -106,7 +106,7 @@ def indexed(family: Family, options: argparse.Namespace) -> Chain:
     """The continuously indexed flow."""
     inner = family.flow(family.indexed_layers, family.width)
     spline = RationalQuadratic(options.num_bins, 4.0) if options.num_bins else None
-    return ended(recipes.cif(2, inner, options.index_dim, (family.width,) * 2, spline, skip=True))
+    return ended(flows.cif(2, inner, options.index_dim, (family.width,) * 2, spline, skip=True))
 
 
 def baseline(family: Family, options: argparse.Namespace) -> Layer:

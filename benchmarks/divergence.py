@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--targets", default="slopes-85", help=f"comma-separated, of {', '.join(TARGETS)}")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--num-steps", type=int, default=None, help="of the flow; by default what the recipe takes")
+    parser.add_argument("--num-steps", type=int, default=None, help="of the flow; by default what the schedule takes")
     parser.add_argument("--json", metavar="FILE", help="also write the rows here")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)

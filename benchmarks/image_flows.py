@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.images import DIM, NUM_CLASSES, Digits, Images, LogDensity, batches, dequantised
-from pyro_nflows import FlowDistribution, recipes
-from pyro_nflows.layer import Chain, Inverse, Layer
+from pyro_nflows import FlowDistribution, flows
+from pyro_nflows.flows import num_params, widened
 from pyro_nflows.layers import ActNorm, Conditional, Elementwise, FlowifiedConv, FlowifiedLinear, LocScale
-from pyro_nflows.recipes import num_params, widened
+from pyro_nflows.layers.base import Chain, Inverse, Layer
 from pyro_nflows.transformers import RationalQuadratic
 
 SHAPE = (1, 8, 8)
@@ -134,12 +134,12 @@ def from_data(make: Callable[[], Layer]) -> Start:
 
 def masked() -> Layer:
     """A MAF."""
-    return Chain(recipes.maf(DIM, 4, (128, 128)), ActNorm(DIM))
+    return Chain(flows.maf(DIM, 4, (128, 128)), ActNorm(DIM))
 
 
 def glow(context_dim: int = 0) -> Layer:
     """Glow, of two scales, behind each pixel's mean and deviation."""
-    return Chain(recipes.glow_image(SHAPE, 2, 4, (32, 32), context_dim=context_dim), ActNorm(DIM))
+    return Chain(flows.glow_image(SHAPE, 2, 4, (32, 32), context_dim=context_dim), ActNorm(DIM))
 
 
 def conditional_glow() -> Layer:
@@ -147,14 +147,14 @@ def conditional_glow() -> Layer:
     return Chain(Conditional(LocScale(DIM), NUM_CLASSES, hidden_dims=()), *glow(NUM_CLASSES))  # type: ignore[misc]
 
 
-def contractions(num_layers: int, width: int, log_det: str) -> recipes.Build:
+def contractions(num_layers: int, width: int, log_det: str) -> flows.Build:
     """Residual layers whose density is one pass."""
-    return partial(recipes.residual, num_layers=num_layers, hidden_dims=(width,), log_det=log_det, inverted=True)
+    return partial(flows.residual, num_layers=num_layers, hidden_dims=(width,), log_det=log_det, inverted=True)
 
 
 def indexed_residual(log_det: str = "exact") -> Layer:
     """A CIF of two residual layers."""
-    return recipes.cif(DIM, contractions(2, 64, log_det), 16, (64,), skip=True)
+    return flows.cif(DIM, contractions(2, 64, log_det), 16, (64,), skip=True)
 
 
 def residual(log_det: str = "exact") -> Layer:
@@ -181,11 +181,11 @@ def flowified(network: nn.Sequential, channels: int, orthogonal: bool) -> Layer:
     for module in network if orthogonal else ():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.orthogonal_(module.weight)
-    return recipes.flowify(network, SHAPE, hidden_dims=(channels,), smoothness=1.0)
+    return flows.flowify(network, SHAPE, hidden_dims=(channels,), smoothness=1.0)
 
 
 def perceptron(orthogonal: bool = True) -> Layer:
-    """An ordinary network, by :func:`~pyro_nflows.recipes.flowify`."""
+    """An ordinary network, by :func:`~pyro_nflows.flows.flowify`."""
     widths = [(64, 64), (64, 48), (48, 32), (32, 16)]
     hidden = [module for a, b in widths for module in (nn.Linear(a, b), nn.PReLU(b))]
     return flowified(nn.Sequential(nn.Flatten(), *hidden, nn.Linear(16, 8)), 64, orthogonal)

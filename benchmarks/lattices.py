@@ -28,12 +28,12 @@ import pyro
 import torch
 
 from benchmarks.targets import Target, lattice
-from pyro_nflows import ELBO, VI, AutoFlow, recipes
-from pyro_nflows.bounds import elbo_bounds
-from pyro_nflows.layer import Chain, Layer
+from pyro_nflows import ELBO, VI, AutoFlow, flows
+from pyro_nflows.diagnostics.bounds import elbo_bounds
+from pyro_nflows.flows import num_params, widened
 from pyro_nflows.layers import LocScale
-from pyro_nflows.log_joint import LogJoint
-from pyro_nflows.recipes import num_params, widened
+from pyro_nflows.layers.base import Chain, Layer
+from pyro_nflows.model.log_joint import LogJoint
 from pyro_nflows.transformers import RationalQuadratic
 
 HIDDEN = 32
@@ -82,12 +82,12 @@ HEAD = (
 
 def splines(dim: int, hidden: int) -> Chain:
     """The published flow; a draw is one pass through each layer."""
-    return recipes.iaf(dim, 5, (hidden, hidden), RationalQuadratic(num_bins=8, bound=3.0))
+    return flows.iaf(dim, 5, (hidden, hidden), RationalQuadratic(num_bins=8, bound=3.0))
 
 
 def couplings(dim: int, hidden: int) -> Chain:
     """A flow that stretches and shifts only."""
-    return recipes.realnvp(dim, num_layers=8, hidden_dims=(hidden, hidden))
+    return flows.realnvp(dim, num_layers=8, hidden_dims=(hidden, hidden))
 
 
 #: The flows inside, and the hidden units of the index's networks.
@@ -105,7 +105,7 @@ def plain(dim: int, inner: str, base: str, hidden: int) -> Layer:
 
 def cif(dim: int, inner: str, base: str) -> Layer:
     """Continuously indexed, one index a layer."""
-    return recipes.cif(dim, partial(plain, inner=inner, base=base, hidden=HIDDEN), 1, INNER[inner][1])
+    return flows.cif(dim, partial(plain, inner=inner, base=base, hidden=HIDDEN), 1, INNER[inner][1])
 
 
 def as_large(dim: int, inner: str, base: str) -> Layer:

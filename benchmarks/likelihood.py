@@ -18,9 +18,9 @@ from pyro_nflows import ELBO
 from pyro_nflows.engine import Engine, Program, prepare
 from pyro_nflows.engine.program import Inputs
 from pyro_nflows.engine.runners import Runner
-from pyro_nflows.gradients import Gradient
-from pyro_nflows.layer import Layer
+from pyro_nflows.layers.base import Layer
 from pyro_nflows.numerics import standard_normal_log_prob
+from pyro_nflows.objectives.base import Gradient
 
 #: Steps run in one call of the engine.
 BLOCK = 100

@@ -30,10 +30,10 @@ from benchmarks.peer_parts import (
     swapped,
     zeroed,
 )
-from pyro_nflows import FlowDistribution, recipes
-from pyro_nflows.layer import Layer
-from pyro_nflows.masked import MaskedMLP
-from pyro_nflows.nets import MLP
+from pyro_nflows import FlowDistribution, flows
+from pyro_nflows.layers.base import Layer
+from pyro_nflows.nets.masked import MaskedMLP
+from pyro_nflows.nets.mlp import MLP
 
 # ---- ours ---------------------------------------------------------------------------------------------------
 
@@ -46,20 +46,20 @@ def _ours(layer: Layer, skip: bool = False) -> Peer:
 
 
 RECIPES: dict[str, Callable[[int, int, int], Layer]] = {
-    "MAF": lambda dim, num, width: recipes.maf(dim, num, (width, width)),
-    "RealNVP": lambda dim, num, width: recipes.realnvp(dim, num, (width, width)),
-    "spline": lambda dim, num, width: recipes.spline(dim, num, (width, width), BINS, BOUND, inverted=True),
-    "Glow": lambda dim, num, width: recipes.glow(dim, num, (width, width)),
-    "Glow, images": lambda dim, num, width: recipes.glow_image(SHAPE, 1, num, (width, width)),
+    "MAF": lambda dim, num, width: flows.maf(dim, num, (width, width)),
+    "RealNVP": lambda dim, num, width: flows.realnvp(dim, num, (width, width)),
+    "spline": lambda dim, num, width: flows.spline(dim, num, (width, width), BINS, BOUND, inverted=True),
+    "Glow": lambda dim, num, width: flows.glow(dim, num, (width, width)),
+    "Glow, images": lambda dim, num, width: flows.glow_image(SHAPE, 1, num, (width, width)),
 }
 
 
-def _by_recipe(name: str, skip: bool) -> Maker:
+def _by_name(name: str, skip: bool) -> Maker:
     return lambda *sizes: _ours(RECIPES[name](*sizes), skip)
 
 
-OURS: dict[str, Maker] = {name: _by_recipe(name, skip=False) for name in RECIPES}
-SKIP: dict[str, Maker] = {name: _by_recipe(name, skip=True) for name in RECIPES if name != "Glow, images"}
+OURS: dict[str, Maker] = {name: _by_name(name, skip=False) for name in RECIPES}
+SKIP: dict[str, Maker] = {name: _by_name(name, skip=True) for name in RECIPES if name != "Glow, images"}
 
 # ---- zuko ---------------------------------------------------------------------------------------------------
 

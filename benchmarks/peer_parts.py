@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyro_nflows import recipes
+from pyro_nflows import flows
 from pyro_nflows.layers import Coupling, Permutation
-from pyro_nflows.nets import MLP, ConvNet, widen
+from pyro_nflows.nets.mlp import MLP, ConvNet, widen
 
 Maker = Callable[[int, int, int], "Peer"]
 BINS, BOUND = 8, 5.0
@@ -33,7 +33,7 @@ class Peer(NamedTuple):
 def steps_of(dim: int, num: int) -> list[tuple[Tensor | None, bool]]:
     """Our couplings from the data to the base: a shuffle, or None, and which half moves then."""
     steps: list[tuple[Tensor | None, bool]] = []
-    for layer in recipes.couplings(dim, num, (1,)):
+    for layer in flows.couplings(dim, num, (1,)):
         if isinstance(layer, Permutation):
             steps[-1] = (layer.back, steps[-1][1])
         elif isinstance(layer, Coupling):

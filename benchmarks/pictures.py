@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_nflows.layer import Chain, Inverse, Layer
 from pyro_nflows.layers import (
     Autoregressive,
     Coupling,
@@ -31,6 +30,7 @@ from pyro_nflows.layers import (
     Sylvester,
     TriangularAffine,
 )
+from pyro_nflows.layers.base import Chain, Inverse, Layer
 from pyro_nflows.transformers import Affine, RationalQuadratic, Shift
 
 Make = Callable[[], Layer]
@@ -92,7 +92,7 @@ def grid() -> list[Tensor]:
 
 def draw(layer: Layer, title: str, above: Any, below: Any) -> None:
     """A column of two panels; the same noise for each point of the grid."""
-    from pyro_nflows.plots import BLUE, GREY, ORANGE
+    from pyro_nflows.plots.fits import BLUE, GREY, ORANGE
 
     x, noise = torch.randn(20_000, 2, dtype=torch.float64), torch.randn(20_000, layer.noise_dim, dtype=torch.float64)
     y = layer(x, noise if layer.noise_dim else None)[0]

@@ -29,11 +29,12 @@ from pyro.optim import Adam, ClippedAdam
 
 import pyro_nflows as nf
 from benchmarks.svi_models import MODELS
-from pyro_nflows.engine import Gaussian, Round, Trainer, best_start
-from pyro_nflows.gradients import Gradient
-from pyro_nflows.layer import Chain
-from pyro_nflows.log_joint import LogJoint
-from pyro_nflows.modes import place
+from pyro_nflows.engine import Round, Trainer
+from pyro_nflows.layers.base import Chain
+from pyro_nflows.model.log_joint import LogJoint
+from pyro_nflows.modes.mixtures import place
+from pyro_nflows.modes.pathfinder import Gaussian, best_start
+from pyro_nflows.objectives.base import Gradient
 
 GUIDES: dict[str, Callable[..., Any]] = {
     guide.__name__: guide

@@ -41,9 +41,10 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 
 from benchmarks.models import POSTERIORS, Posterior, add_posteriordb_argument, errors, reference
-from pyro_nflows import VI, AutoFlow, diagnostics
-from pyro_nflows.log_joint import LogJoint
-from pyro_nflows.verdict import Evidence, judge
+from pyro_nflows import VI, AutoFlow
+from pyro_nflows.diagnostics import weights as diagnostics
+from pyro_nflows.diagnostics.verdict import Evidence, judge
+from pyro_nflows.model.log_joint import LogJoint
 
 NUM_DRAWS = 22_500
 Row = dict[str, Any]

@@ -7,7 +7,7 @@ Models: eight schools (non-centered), a logistic regression of 1,000 rows and 25
 10 columns of which a step sees 100. The flow is three affine autoregressive layers with two hidden layers of 32 tanh
 units; the objective the ELBO by its total gradient; the optimiser Adam at 1e-3. Pyro runs its own ``AutoIAFNormal`` in
 ``svi.step``; NumPyro its ``AutoIAFNormal`` in the loop that ``svi.run`` compiles. A last model is the default
-``AutoFlow`` with the recipe's path gradient on eight schools, which NumPyro does not have.
+``AutoFlow`` with the schedule's path gradient on eight schools, which NumPyro does not have.
 
 Numbers are medians of interleaved repeats. The picture
 shows the cost against the latent dimension (networks as wide as that, and at least 32) and the particles. "Cold" is the
@@ -38,8 +38,8 @@ from torch import Tensor
 
 from pyro_nflows import ELBO, AutoFlow, AutoIAF
 from pyro_nflows.engine import Engine, Inputs, Program, Round, Trainer, prepare
-from pyro_nflows.log_joint import LogJoint
-from pyro_nflows.objectives import Gradient
+from pyro_nflows.inference.elbo import Gradient
+from pyro_nflows.model.log_joint import LogJoint
 
 Args = tuple[Tensor, ...]
 Model = Callable[..., None]

@@ -32,8 +32,8 @@ from torch import Tensor
 from benchmarks import targets
 from benchmarks.models import POSTERIORS, add_posteriordb_argument, errors, reference
 from pyro_nflows import VI, AutoFlow, AutoNICE, AutoPlanar, AutoRadial
+from pyro_nflows.diagnostics.verdict import Outcome
 from pyro_nflows.layers import LocScale
-from pyro_nflows.verdict import Outcome
 
 #: What counts as "trust" where means are concerned.
 TRUSTING = (Outcome.TRUST, Outcome.RESAMPLED, Outcome.TAILS)

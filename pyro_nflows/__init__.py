@@ -1,4 +1,6 @@
-r"""Flow-based autoguides for Pyro: one changed line, and the draws are as good as long MCMC's.
+r"""Flow-based autoguides for Pyro: change one line of an MCMC script, and get posterior draws and what to make of them.
+
+The draws carry importance weights, and a verdict in one sentence says whether they can be trusted.
 
 >>> from pyro_nflows import AutoFlow, VI
 >>> # vi = VI(AutoFlow(model)); vi.run(data); vi.summary()
@@ -6,8 +8,9 @@ r"""Flow-based autoguides for Pyro: one changed line, and the draws are as good 
 
 from importlib.metadata import PackageNotFoundError, version
 
-from . import layers, recipes
-from .distribution import FlowDistribution
+from . import flows as flows
+from . import layers
+from .flows.distribution import FlowDistribution
 from .guides import (
     AutoCIF,
     AutoCNF,
@@ -24,9 +27,9 @@ from .guides import (
     AutoResidual,
     AutoSpline,
 )
-from .objectives import ELBO, IWAE
-from .sbc import SBC
-from .vi import VI
+from .inference.elbo import ELBO, IWAE
+from .inference.sbc import SBC
+from .inference.vi import VI
 
 try:
     __version__ = version("pyro_nflows")
@@ -53,6 +56,6 @@ __all__ = [
     "AutoResidual",
     "AutoSpline",
     "FlowDistribution",
+    "flows",
     "layers",
-    "recipes",
 ]

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .constants import arguments, array, arrays, as_array, same
-from .predictive import (
+from .model.constants import arguments, array, arrays, as_array, same
+from .model.predictive import (
     Answers,
     Draw,
     Run,

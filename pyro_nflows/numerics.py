@@ -254,3 +254,9 @@ def monotone_root(
             root = middle if i % 3 == 2 else torch.where(inside, newton, middle)
     value, slope = function(root)
     return root - value / slope.detach()
+
+
+def finite(log_p: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Replace a density that is not finite by -inf and its gradient by zero."""
+    bad = ~(torch.isfinite(log_p) & torch.isfinite(grad).all(-1))
+    return torch.where(bad, -torch.inf, log_p), torch.where(bad[:, None], 0.0, grad)

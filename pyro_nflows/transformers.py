@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from .nets import check_sizes
+from .checks import check_sizes
 from .numerics import positive, soft_bound
 
 

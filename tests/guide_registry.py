@@ -1,4 +1,4 @@
-"""Every flow guide that ships, one line each, and the models the citizen suite runs them on."""
+"""Every flow guide that ships, one line each, and the models the Pyro-compatibility suite runs them on."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -52,7 +52,7 @@ def sizes(num_layers: int, *hidden_dims: int, **more: Any) -> dict[str, Any]:
 
 
 def inner(num_layers: int, *hidden_dims: int) -> dict[str, Any]:
-    return {"inner": partial(nf.recipes.realnvp, **sizes(num_layers, *hidden_dims)), "hidden_dims": hidden_dims}
+    return {"inner": partial(nf.flows.realnvp, **sizes(num_layers, *hidden_dims)), "hidden_dims": hidden_dims}
 
 
 CASES = [

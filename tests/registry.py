@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import transforms as torch_transforms
 
-from pyro_nflows import recipes
-from pyro_nflows.bridge import TransformLayer, as_layer
-from pyro_nflows.layer import Chain, Inverse, Layer
+from pyro_nflows import flows
+from pyro_nflows.flows.transforms import TransformLayer, as_layer
 from pyro_nflows.layers import (
     ActNorm,
     Autoregressive,
@@ -37,6 +36,7 @@ from pyro_nflows.layers import (
     Sylvester,
     TriangularAffine,
 )
+from pyro_nflows.layers.base import Chain, Inverse, Layer
 from pyro_nflows.transformers import Affine, RationalQuadratic, Shift
 
 #: A random context, the same for all layers.
@@ -195,41 +195,41 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     ),
     "Conditional(FlowifiedLinear)": lambda: Conditional(FlowifiedLinear(2), 2, hidden_dims=(4,)).at(CONTEXT),
     "Indexed(FlowifiedLinear)": lambda: Indexed(FlowifiedLinear(2)),
-    "planar(2)": lambda: recipes.planar(2, 4),
-    "radial(2)": lambda: recipes.radial(2, 4),
-    "iaf(1)": lambda: recipes.iaf(1, 2),
-    "iaf(3)": lambda: recipes.iaf(3),
-    "iaf(2, RationalQuadratic)": lambda: recipes.iaf(2, 2, transformer=RationalQuadratic()),
-    "maf(3)": lambda: recipes.maf(3, 2),
-    "maf(2, context)": lambda: recipes.maf(2, 2, context_dim=2).at(CONTEXT),
-    "spline_autoregressive(2)": lambda: recipes.spline_autoregressive(2, 2, num_bins=4),
-    "glow(1)": lambda: recipes.glow(1, 2),
-    "glow(3)": lambda: recipes.glow(3, 4),
-    "glow(2, conditional)": lambda: recipes.conditional(2, 2, lambda dim: recipes.glow(dim, 2, (4,)), (4,)).at(CONTEXT),
-    "cif(2, glow)": lambda: recipes.cif(2, lambda dim: recipes.glow(dim, 2, (4,))),
-    "cnf(2)": lambda: recipes.cnf(2, 2, (), num_steps=8),
-    "residual(2)": lambda: recipes.residual(2, 2, (4,)),
-    "residual(2, inverted)": lambda: recipes.residual(2, 1, (4,), 0.5, inverted=True),
-    "flowified(1)": lambda: recipes.flowified(1, 1, 1, (4,)),
-    "flowified(2)": lambda: recipes.flowified(2, 2, 1, (4,)),
-    "flowified(3, bijective)": lambda: recipes.flowified(3, 2, 0),
-    "couplings(5)": lambda: recipes.couplings(5, 5),
-    "realnvp(1)": lambda: recipes.realnvp(1, 2),
-    "realnvp(2)": lambda: recipes.realnvp(2, 4),
-    "nice(1)": lambda: recipes.nice(1, 2),
-    "nice(4)": lambda: recipes.nice(4, 4),
-    "spline(1)": lambda: recipes.spline(1, 2),
-    "spline(3)": lambda: recipes.spline(3, 2),
-    "spline(3, inverted)": lambda: recipes.spline(3, 4, (4,), 3, inverted=True),
-    "spline(2, context)": lambda: recipes.spline(2, 2, context_dim=2).at(CONTEXT),
-    "conditional(3)": lambda: recipes.conditional(3, 2, lambda dim: recipes.nice(dim, 2, (4,)), (4,)).at(CONTEXT),
-    "on_mixture(2)": lambda: recipes.on_mixture(2, lambda dim: recipes.couplings(dim, 2, (4,)), 3),
-    "on_modes(2)": lambda: recipes.on_modes(2, lambda dim: recipes.couplings(dim, 2, (4,)), 2, 1),
-    "default(1)": lambda: recipes.default(1),
-    "default(2)": lambda: recipes.default(2),
-    "cif(1)": lambda: recipes.cif(1, lambda dim: recipes.spline(dim, 2)),
-    "cif(3)": lambda: recipes.cif(3, lambda dim: recipes.couplings(dim, 3)),
-    "cif(2, nice)": lambda: recipes.cif(2, lambda dim: recipes.nice(dim, 2), index_dim=2),
+    "planar(2)": lambda: flows.planar(2, 4),
+    "radial(2)": lambda: flows.radial(2, 4),
+    "iaf(1)": lambda: flows.iaf(1, 2),
+    "iaf(3)": lambda: flows.iaf(3),
+    "iaf(2, RationalQuadratic)": lambda: flows.iaf(2, 2, transformer=RationalQuadratic()),
+    "maf(3)": lambda: flows.maf(3, 2),
+    "maf(2, context)": lambda: flows.maf(2, 2, context_dim=2).at(CONTEXT),
+    "spline_autoregressive(2)": lambda: flows.spline_autoregressive(2, 2, num_bins=4),
+    "glow(1)": lambda: flows.glow(1, 2),
+    "glow(3)": lambda: flows.glow(3, 4),
+    "glow(2, conditional)": lambda: flows.conditional(2, 2, lambda dim: flows.glow(dim, 2, (4,)), (4,)).at(CONTEXT),
+    "cif(2, glow)": lambda: flows.cif(2, lambda dim: flows.glow(dim, 2, (4,))),
+    "cnf(2)": lambda: flows.cnf(2, 2, (), num_steps=8),
+    "residual(2)": lambda: flows.residual(2, 2, (4,)),
+    "residual(2, inverted)": lambda: flows.residual(2, 1, (4,), 0.5, inverted=True),
+    "flowified(1)": lambda: flows.flowified(1, 1, 1, (4,)),
+    "flowified(2)": lambda: flows.flowified(2, 2, 1, (4,)),
+    "flowified(3, bijective)": lambda: flows.flowified(3, 2, 0),
+    "couplings(5)": lambda: flows.couplings(5, 5),
+    "realnvp(1)": lambda: flows.realnvp(1, 2),
+    "realnvp(2)": lambda: flows.realnvp(2, 4),
+    "nice(1)": lambda: flows.nice(1, 2),
+    "nice(4)": lambda: flows.nice(4, 4),
+    "spline(1)": lambda: flows.spline(1, 2),
+    "spline(3)": lambda: flows.spline(3, 2),
+    "spline(3, inverted)": lambda: flows.spline(3, 4, (4,), 3, inverted=True),
+    "spline(2, context)": lambda: flows.spline(2, 2, context_dim=2).at(CONTEXT),
+    "conditional(3)": lambda: flows.conditional(3, 2, lambda dim: flows.nice(dim, 2, (4,)), (4,)).at(CONTEXT),
+    "on_mixture(2)": lambda: flows.on_mixture(2, lambda dim: flows.couplings(dim, 2, (4,)), 3),
+    "on_modes(2)": lambda: flows.on_modes(2, lambda dim: flows.couplings(dim, 2, (4,)), 2, 1),
+    "default(1)": lambda: flows.default(1),
+    "default(2)": lambda: flows.default(2),
+    "cif(1)": lambda: flows.cif(1, lambda dim: flows.spline(dim, 2)),
+    "cif(3)": lambda: flows.cif(3, lambda dim: flows.couplings(dim, 3)),
+    "cif(2, nice)": lambda: flows.cif(2, lambda dim: flows.nice(dim, 2), index_dim=2),
 }
 
 #: Layers that do not, or need not.
@@ -241,8 +241,8 @@ ELSEWHERE: dict[str, Callable[[], Layer]] = {
     "Squeeze(1, 2, 2)": lambda: Squeeze((1, 2, 2)),
     "Squeeze(1, 2, 4)": lambda: Squeeze((1, 2, 4)),
     "Inverse(Squeeze)": lambda: Inverse(Squeeze((1, 2, 2))),
-    "glow_image(1, 2, 2)": lambda: recipes.glow_image((1, 2, 2), 1, 2, (4,)),
-    "glow_image(1, 2, 4, context)": lambda: recipes.glow_image((1, 2, 2), 1, 2, (4,), context_dim=2).at(CONTEXT),
+    "glow_image(1, 2, 2)": lambda: flows.glow_image((1, 2, 2), 1, 2, (4,)),
+    "glow_image(1, 2, 4, context)": lambda: flows.glow_image((1, 2, 2), 1, 2, (4,), context_dim=2).at(CONTEXT),
     "FlowifiedLinear(1, 3)": lambda: FlowifiedLinear(1, 3),
     "FlowifiedLinear(2, 3)": lambda: FlowifiedLinear(2, 3),
     "FlowifiedLinear(3, 2)": lambda: FlowifiedLinear(3, 2, hidden_dims=(4,)),
@@ -262,10 +262,10 @@ ELSEWHERE: dict[str, Callable[[], Layer]] = {
     "FlowifiedConv(overlap)": lambda: FlowifiedConv((1, 2, 3), 2, 2, 1, hidden_dims=(), noise_scale=1.0),
     "FlowifiedConv(padding, down)": lambda: FlowifiedConv((1, 2, 1), 1, 2, 2, 1, hidden_dims=(2,), noise_scale=1.0),
     "Inverse(FlowifiedConv)": lambda: Inverse(FlowifiedConv((1, 2, 3), 3, 2, 1, hidden_dims=(), noise_scale=1.0)),
-    "flowify(3)": lambda: recipes.flowify(
+    "flowify(3)": lambda: flows.flowify(
         nn.Sequential(nn.Linear(3, 2), nn.LeakyReLU(0.5), nn.Linear(2, 1)), hidden_dims=(4,)
     ),
-    "flowify(image)": lambda: recipes.flowify(
+    "flowify(image)": lambda: flows.flowify(
         nn.Sequential(nn.Conv2d(1, 2, 1), nn.PReLU(), nn.Flatten(), nn.Linear(4, 2)),
         (1, 1, 2),
         hidden_dims=(4,),

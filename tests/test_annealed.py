@@ -19,7 +19,7 @@ from torch import Tensor
 import pyro_nflows as nf
 from pyro_nflows import ELBO, SBC, VI, AutoDAIS
 from pyro_nflows.layers import Hamiltonian, Langevin
-from pyro_nflows.log_joint import LogJoint
+from pyro_nflows.model.log_joint import LogJoint
 from pyro_nflows.numerics import normal_log_prob, standard_normal_log_prob
 from pyro_nflows.testing import perturbed
 

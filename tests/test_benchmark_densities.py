@@ -9,10 +9,10 @@ from benchmarks.densities import FAMILIES, baseline, difference, indexed, parsed
 from benchmarks.kernels import SHARES, KernelDensity, fit_kernels
 from benchmarks.lattices import INNER, TRAINED, as_large, cif
 from benchmarks.likelihood import Likelihood, maximise
-from pyro_nflows import VI, AutoIAF, FlowDistribution, recipes
+from pyro_nflows import VI, AutoIAF, FlowDistribution, flows
 from pyro_nflows.engine.program import Inputs
+from pyro_nflows.flows import num_params
 from pyro_nflows.layers import Coupling, Indexed, LocScale
-from pyro_nflows.recipes import num_params
 from pyro_nflows.testing import perturbed
 
 
@@ -33,7 +33,7 @@ def test_the_bandwidth_is_the_best_on_held_out_rows() -> None:
 
 
 def test_the_step_of_an_exact_flow_is_minus_the_mean_log_density() -> None:
-    layer, y = perturbed(lambda: recipes.maf(2, 2), 0.3), torch.randn(50, 2)
+    layer, y = perturbed(lambda: flows.maf(2, 2), 0.3), torch.randn(50, 2)
     program = Likelihood(layer, 50)
     one = torch.ones(())
     loss, value = program.loss(program.params(), Inputs(y, one, one, one))
@@ -88,7 +88,7 @@ def test_a_difference_counts_seeds_and_points() -> None:
 
 
 def test_a_student_learns_its_teacher_by_a_latent_site() -> None:
-    teacher = FlowDistribution(perturbed(lambda: recipes.maf(2, 2, (8, 8)), 0.5))
+    teacher = FlowDistribution(perturbed(lambda: flows.maf(2, 2, (8, 8)), 0.5))
     before = [p.clone() for p in teacher.layer.parameters()]
     fresh = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
     x = fresh.sample((5000,))

@@ -8,8 +8,8 @@ from torch.nn.functional import one_hot
 
 from benchmarks import digits, image_flows
 from benchmarks.images import SIZES, Digits, Images, bits_per_dimension, dequantised, load
+from pyro_nflows.flows import num_params
 from pyro_nflows.layers import Residual
-from pyro_nflows.recipes import num_params
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from torch.distributions import Distribution
 from benchmarks.peer_flows import LIBRARIES
 from benchmarks.peer_parts import Peer, networks, same_scale, share_start, steps_of
 from benchmarks.peers import peers_of, trained
-from pyro_nflows.nets import MLP
+from pyro_nflows.nets.mlp import MLP
 
 DIM, LAYERS, WIDTH = 6, 4, 8
 
@@ -95,7 +95,7 @@ def test_peers_start_alike_and_learn_alike(monkeypatch):
     )  # zuko bounds log-scales otherwise
 
 
-def test_the_steps_are_those_of_the_recipe_from_the_data_to_the_base():
+def test_the_steps_are_those_of_the_flow_from_the_data_to_the_base():
     steps = steps_of(DIM, LAYERS)
     assert [flip for _, flip in steps] == [True, False, True, False]
     assert [order is not None for order, _ in steps] == [True, False, True, False]

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from pyro_nflows import recipes
-from pyro_nflows.bounds import elbo_bounds
+from pyro_nflows import flows
+from pyro_nflows.diagnostics.bounds import elbo_bounds
 from pyro_nflows.layers import Coupling, Indexed
 
 
@@ -36,7 +36,7 @@ def test_the_bounds_close_in_on_the_elbo_as_samples_are_added():
 
 
 def test_the_three_are_one_for_an_exact_flow():
-    layer = wild(recipes.realnvp(2, 2))
+    layer = wild(flows.realnvp(2, 2))
     auxiliary, lower, estimate = elbo_bounds(log_normal, layer, 3, 100)
     assert float(lower.value) == pytest.approx(float(auxiliary.value), abs=1e-9)
     assert float(estimate.value) == pytest.approx(float(auxiliary.value), abs=1e-9)

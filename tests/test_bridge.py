@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.distributions import transforms as torch_transforms
 
-from pyro_nflows import FlowDistribution, recipes
-from pyro_nflows.bridge import LayerTransform, TransformLayer, as_layer, as_transform
-from pyro_nflows.layer import Chain, Inverse
+from pyro_nflows import FlowDistribution, flows
+from pyro_nflows.flows.transforms import LayerTransform, TransformLayer, as_layer, as_transform
 from pyro_nflows.layers import Coupling, Indexed, LocScale, Planar, TriangularAffine
+from pyro_nflows.layers.base import Chain, Inverse
 from pyro_nflows.testing import (
     check_copies,
     check_forward_is_pure,
@@ -164,7 +164,7 @@ def test_a_transform_inside_an_indexed_layer_weighs_right():
 # ---- layers as transforms ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [lambda: Planar(2), lambda: recipes.iaf(2, 2), lambda: recipes.spline(2, 2)])
+@pytest.mark.parametrize("make", [lambda: Planar(2), lambda: flows.iaf(2, 2), lambda: flows.spline(2, 2)])
 def test_a_transformed_distribution_is_the_flow(make):
     layer = perturbed(make)
     base = dist.Normal(torch.zeros(2), 1.0).to_event(1)

@@ -20,9 +20,9 @@ import torch
 from pyro_nflows import ELBO
 from pyro_nflows.engine import Engine, EngineWarning, Round, Trainer, backends, cache
 from pyro_nflows.engine.native import Build, CacheWarning, CompilerError, build, store
-from pyro_nflows.gradients import Gradient
-from pyro_nflows.layer import Chain
 from pyro_nflows.layers import LocScale
+from pyro_nflows.layers.base import Chain
+from pyro_nflows.objectives.base import Gradient
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
 SOURCE = '#include "support.h"\nint answer(void) {{ return {}; }}\n'

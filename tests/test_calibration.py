@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_nflows.calibration import Calibration, PValues, judge_ranks
-from pyro_nflows.ranks import count_band, ecdf_band, rank, symmetry, uniformity
+from pyro_nflows.diagnostics.calibration import Calibration, PValues, judge_ranks
+from pyro_nflows.diagnostics.ranks import count_band, ecdf_band, rank, symmetry, uniformity
 
 LEVELS = torch.tensor([0.01, 0.05, 0.2, 0.5])
 

@@ -12,8 +12,7 @@ from pyro.optim import ClippedAdam
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import pyro_nflows as nf
-from pyro_nflows import recipes
-from pyro_nflows.layer import Chain, Inverse
+from pyro_nflows import flows
 from pyro_nflows.layers import (
     Autoregressive,
     Conditional,
@@ -25,6 +24,7 @@ from pyro_nflows.layers import (
     Radial,
     TriangularAffine,
 )
+from pyro_nflows.layers.base import Chain, Inverse
 from pyro_nflows.testing import perturbed
 from pyro_nflows.transformers import RationalQuadratic
 
@@ -195,8 +195,8 @@ def test_a_distribution_has_a_row_for_each_of_the_context():
     "make",
     [
         lambda: Conditional(TriangularAffine(2), 1, hidden_dims=(8,)),
-        lambda: recipes.realnvp(2, 4, (8,), context_dim=1),
-        lambda: Inverse(recipes.iaf(2, 2, (8,), context_dim=1)),
+        lambda: flows.realnvp(2, 4, (8,), context_dim=1),
+        lambda: Inverse(flows.iaf(2, 2, (8,), context_dim=1)),
     ],
     ids=["Conditional(TriangularAffine)", "realnvp", "maf"],
 )

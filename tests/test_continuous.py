@@ -10,9 +10,9 @@ from torch import Tensor
 
 import pyro_nflows as nf
 from pyro_nflows import VI, AutoCNF
-from pyro_nflows.dynamics import Dynamics
-from pyro_nflows.layer import Layer, Weight
 from pyro_nflows.layers import Continuous, Solver, Trace
+from pyro_nflows.layers.base import Exactness, Layer
+from pyro_nflows.nets.field import Dynamics
 from pyro_nflows.testing import perturbed
 
 
@@ -101,7 +101,7 @@ def test_adaptive_steps_take_a_probe_and_train_eagerly() -> None:
     layer = perturbed(lambda: adaptive(trace="hutchinson"))
     y, log_weight = layer(torch.randn(10, 2), torch.randn(10, 2))
     assert (y.shape, log_weight.shape) == ((10, 2), (10,))
-    guide = nf.AutoFlow(pairs, lambda dim: nf.recipes.cnf(dim, hidden_dims=(4,), solver="dopri5"))
+    guide = nf.AutoFlow(pairs, lambda dim: nf.flows.cnf(dim, hidden_dims=(4,), solver="dopri5"))
     vi = VI(guide, seed=0, num_steps=2, progress_bar=False, engine="eager").run()
     assert vi.diagnostics()["elbo"] == pytest.approx(PAIRS_EVIDENCE, abs=0.05)
 
@@ -115,8 +115,8 @@ def test_torchdiffeq_is_asked_for_only_where_it_is_needed(monkeypatch: pytest.Mo
 
 def test_grades() -> None:
     exact, estimated = Continuous(2), Continuous(2, trace=Trace.HUTCHINSON, solver=Solver.RK4)
-    assert (exact.grade, exact.noise_dim) == (Weight.EXACT, 0)
-    assert (estimated.grade, estimated.noise_dim) == (Weight.UNBIASED, 2)
+    assert (exact.exactness, exact.noise_dim) == (Exactness.EXACT, 0)
+    assert (estimated.exactness, estimated.noise_dim) == (Exactness.UNBIASED, 2)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_grades() -> None:
         (lambda: Continuous(2, tolerance=0.0), "Continuous: tolerance must be positive, got 0.0"),
         (lambda: Continuous(2, trace="roulette"), r"trace must be one of \['exact', 'hutchinson'\], got 'roulette'"),
         (lambda: Continuous(2, solver="euler"), r"solver must be one of \['rk4', 'dopri5'\], got 'euler'"),
-        (lambda: nf.recipes.cnf(2, 0), "cnf: num_layers must be a positive integer, got 0"),
+        (lambda: nf.flows.cnf(2, 0), "cnf: num_layers must be a positive integer, got 0"),
     ],
 )
 def test_a_mistake_is_named(call: Any, message: str) -> None:

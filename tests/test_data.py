@@ -13,7 +13,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 from pyro_nflows import ELBO, IWAE, SBC, VI, AutoDAIS, AutoFlow
-from pyro_nflows.log_joint import LogJoint, Vectorization
+from pyro_nflows.model.log_joint import LogJoint, Vectorization
 
 N = 8
 X = torch.linspace(-1, 1, N, dtype=torch.float64)

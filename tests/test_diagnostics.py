@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_nflows.diagnostics import (
+from pyro_nflows.diagnostics.weights import (
     elbo,
     ess,
     fit_tail,

@@ -1,4 +1,4 @@
-"""A flow as a distribution: densities that integrate to one, draws that are never stale, a citizen of Pyro."""
+"""A flow as a distribution: densities integrate to one, draws are never stale, Pyro's handlers work."""
 
 import copy
 import math
@@ -13,21 +13,21 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoDelta
 from pyro.optim import Adam
 
-from pyro_nflows import FlowDistribution, recipes
-from pyro_nflows.layer import Chain, Inverse, Layer, Weight
+from pyro_nflows import FlowDistribution, flows
 from pyro_nflows.layers import Coupling, Indexed, LocScale, Permutation, Planar, TriangularAffine
+from pyro_nflows.layers.base import Chain, Exactness, Inverse, Layer
 from pyro_nflows.numerics import standard_normal_log_prob
 from pyro_nflows.testing import perturbed
 
 FLOWS = {
     "affine": lambda: TriangularAffine(2),
-    "planar": lambda: recipes.planar(2, 3),
-    "radial": lambda: recipes.radial(2, 3),
-    "iaf": lambda: recipes.iaf(2, 2),
-    "maf": lambda: Inverse(recipes.iaf(2, 2)),
-    "nice": lambda: recipes.nice(2, 4),
-    "realnvp": lambda: recipes.realnvp(2, 4),
-    "spline": lambda: recipes.spline(2, 2),
+    "planar": lambda: flows.planar(2, 3),
+    "radial": lambda: flows.radial(2, 3),
+    "iaf": lambda: flows.iaf(2, 2),
+    "maf": lambda: Inverse(flows.iaf(2, 2)),
+    "nice": lambda: flows.nice(2, 4),
+    "realnvp": lambda: flows.realnvp(2, 4),
+    "spline": lambda: flows.spline(2, 2),
 }
 
 
@@ -300,7 +300,7 @@ def test_as_a_likelihood_it_fits_two_gaussians():
     both = dist.MultivariateNormal(torch.tensor([[2.0, 2.0], [-2.0, -2.0]])[:, None], scale_tril=tilted)
     truth = both.log_prob(data).logsumexp(0).mean() - math.log(2)
     one = dist.MultivariateNormal(data.mean(0), data.T.cov()).log_prob(data).mean()
-    layer = Chain(recipes.spline(2, 2, (16,)), TriangularAffine(2))
+    layer = Chain(flows.spline(2, 2, (16,)), TriangularAffine(2))
 
     def model(data):
         pyro.module("flow", layer)
@@ -364,7 +364,7 @@ def test_mistakes_are_named():
 
 def test_weights_right_in_log_space_only_are_not_averaged():
     layer = perturbed(cif)
-    layer.grade = Weight.UNBIASED
+    layer.exactness = Exactness.UNBIASED
     flow = FlowDistribution(layer)
     assert flow.log_prob(torch.zeros(2)).shape == ()
     with pytest.raises(NotImplementedError, match="unbiased in log space only"):

@@ -11,18 +11,19 @@ import torch
 from guide_registry import PAIRS, PAIRS_EVIDENCE, pairs
 from torch import Tensor, nn
 
-from pyro_nflows import VI, AutoFlow, fit, recipes
+from pyro_nflows import VI, AutoFlow, flows
+from pyro_nflows.diagnostics.verdict import Evidence, judge
 from pyro_nflows.engine import Engine, Round, Trainer
 from pyro_nflows.engine.course import MAX_RESTARTS
 from pyro_nflows.engine.trainer import BLOCK
-from pyro_nflows.gradients import Gradient
-from pyro_nflows.layer import Chain
+from pyro_nflows.inference import fit
+from pyro_nflows.inference.elbo import ELBO, IWAE
+from pyro_nflows.inference.mark import Mark
+from pyro_nflows.inference.posterior import weighed
 from pyro_nflows.layers import Elementwise, Householder, LocScale, Mixture, TriangularAffine
-from pyro_nflows.mark import Mark
-from pyro_nflows.objectives import ELBO, IWAE
-from pyro_nflows.result import weighed
-from pyro_nflows.steps import fan_in, step_factors
-from pyro_nflows.verdict import Evidence, judge
+from pyro_nflows.layers.base import Chain
+from pyro_nflows.nets.steps import fan_in, step_factors
+from pyro_nflows.objectives.base import Gradient
 
 # ---- steps that know the dimension --------------------------------------------------------------------------
 
@@ -48,7 +49,7 @@ def test_fan_in_is_how_many_numbers_are_added_up(module: nn.Module, name: str, e
 
 @pytest.mark.parametrize("dim", [2, 32])
 def test_in_few_dimensions_all_steps_are_as_they_were(dim: int) -> None:
-    assert set(step_factors(Chain(recipes.realnvp(dim), TriangularAffine(dim)))) == {1.0}
+    assert set(step_factors(Chain(flows.realnvp(dim), TriangularAffine(dim)))) == {1.0}
 
 
 @pytest.mark.parametrize("engine", [Engine.EAGER, Engine.TRACED])
@@ -219,7 +220,7 @@ def test_a_flow_that_ends_worse_gives_way_to_the_gaussian(monkeypatch: pytest.Mo
         return well
 
     monkeypatch.setattr(Trainer, "run_many", spoilt)
-    guide = AutoFlow(pairs, lambda dim: recipes.realnvp(dim, num_layers=2, hidden_dims=(4,)))
+    guide = AutoFlow(pairs, lambda dim: flows.realnvp(dim, num_layers=2, hidden_dims=(4,)))
     vi = VI(guide, num_steps=80, engine="eager", seed=0, progress_bar=False).run(PAIRS)
     d = vi.diagnostics()
     assert d["elbo"] == pytest.approx(PAIRS_EVIDENCE, abs=0.05)
@@ -236,11 +237,11 @@ def test_a_start_that_fails_does_not_stop_the_others() -> None:
     def log_joint(z: Tensor) -> Tensor:
         return torch.where(z[:, 0] > 40, torch.nan, -0.5 * z.square().sum(-1))
 
-    guide = AutoFlow(model, lambda dim: recipes.realnvp(dim, num_layers=2, hidden_dims=(4,)))
+    guide = AutoFlow(model, lambda dim: flows.realnvp(dim, num_layers=2, hidden_dims=(4,)))
     guide()
     trainer = Trainer(log_joint, engine=Engine.EAGER, progress_bar=False)
-    recipe = fit.Recipe.of(100, 8, 0.0)
-    bad, good = fit.fit_all(trainer, guide, ELBO(), Gradient.PATH, recipe, [torch.tensor([60.0]), torch.zeros(1)])
+    schedule = fit.Schedule.of(100, 8, 0.0)
+    bad, good = fit.fit_all(trainer, guide, ELBO(), Gradient.PATH, schedule, [torch.tensor([60.0]), torch.zeros(1)])
     assert bad.failed
     assert not good.failed
     assert float(good.elbo.value) == pytest.approx(0.5 * math.log(2 * math.pi), abs=0.05)

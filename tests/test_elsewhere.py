@@ -8,13 +8,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_nflows import VI, AutoFlow, recipes
-from pyro_nflows.elsewhere import frame_of, look_elsewhere, scattered
+from pyro_nflows import VI, AutoFlow, flows
+from pyro_nflows.diagnostics.verdict import Outcome
+from pyro_nflows.inference.search import NUM_LOOKS
 from pyro_nflows.layers import LocScale, Planar
-from pyro_nflows.log_joint import LogJoint
-from pyro_nflows.search import NUM_LOOKS
-from pyro_nflows.start import prior_points
-from pyro_nflows.verdict import Outcome
+from pyro_nflows.model.feasible import prior_points
+from pyro_nflows.model.log_joint import LogJoint
+from pyro_nflows.modes.missed import frame_of, look_elsewhere, scattered
 
 
 def two_modes(share: float) -> dist.MixtureSameFamily:
@@ -85,7 +85,7 @@ def test_a_model_that_refuses_points_far_out_is_no_obstacle() -> None:
 
 
 def test_the_verdict_names_a_missed_mode(tmp_path: Path) -> None:
-    guide = AutoFlow(model, lambda dim: recipes.realnvp(dim, 2, (4,)), init_scale=0.1)
+    guide = AutoFlow(model, lambda dim: flows.realnvp(dim, 2, (4,)), init_scale=0.1)
     vi = VI(guide, num_steps=100, engine="eager", seed=0, progress_bar=False).run(0.5)
     assert vi.diagnostics()["ess"] > 0.9  # the draws alone say nothing
     assert vi.diagnostics()["outcome"] is Outcome.MODE_MISSED

@@ -6,32 +6,21 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_nflows import ELBO, IWAE, AutoCIF, AutoFlow, recipes
-from pyro_nflows.engine import (
-    Engine,
-    EngineWarning,
-    Gaussian,
-    Inputs,
-    Program,
-    Round,
-    Slope,
-    Trainer,
-    ascend,
-    backends,
-    best_start,
-    prepare,
-)
+from pyro_nflows import ELBO, IWAE, AutoCIF, AutoFlow, flows
+from pyro_nflows.engine import Engine, EngineWarning, Inputs, Program, Round, Slope, Trainer, backends, prepare
 from pyro_nflows.engine.backends import Best
 from pyro_nflows.engine.ensemble import Ensemble
 from pyro_nflows.engine.native import build, ops
 from pyro_nflows.engine.runners import Eager
 from pyro_nflows.engine.trainer import BLOCK
-from pyro_nflows.estimators import Covering
-from pyro_nflows.layer import Chain
+from pyro_nflows.inference.elbo import Gradient
 from pyro_nflows.layers import LocScale, TriangularAffine
-from pyro_nflows.log_joint import LogJoint
+from pyro_nflows.layers.base import Chain
+from pyro_nflows.model.log_joint import LogJoint
+from pyro_nflows.modes.ascent import ascend
+from pyro_nflows.modes.pathfinder import Gaussian, best_start
 from pyro_nflows.numerics import normal_log_prob
-from pyro_nflows.objectives import Gradient
+from pyro_nflows.objectives.covering import Covering
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
 PRECISION = torch.tensor([[2.0, 0.9], [0.9, 1.0]], dtype=torch.float64)
@@ -46,11 +35,11 @@ def available(engines):
 
 
 def two_couplings(dim):
-    return recipes.realnvp(dim, 2, (8, 8))
+    return flows.realnvp(dim, 2, (8, 8))
 
 
 def two_indexed_couplings(dim):
-    return recipes.cif(dim, two_couplings)
+    return flows.cif(dim, two_couplings)
 
 
 def inputs(program, num=3, rate=1e-2, share=0.0):
@@ -66,9 +55,9 @@ def rows(stack):
     ("objective", "gradient"),
     [(ELBO(), "total"), (ELBO(), "path"), (IWAE(), "total"), (IWAE(), "path"), (IWAE(), "dreg")],
 )
-@pytest.mark.parametrize("recipe", [two_couplings, two_indexed_couplings])
-def test_all_engines_give_the_same_losses(recipe, objective, gradient):
-    layer = Chain(recipe(2), TriangularAffine(2))
+@pytest.mark.parametrize("flow", [two_couplings, two_indexed_couplings])
+def test_all_engines_give_the_same_losses(flow, objective, gradient):
+    layer = Chain(flow(2), TriangularAffine(2))
     program = Program(log_gaussian, layer, objective, Gradient(gradient), 8)
     given = inputs(program, 100)
     losses = {}

@@ -16,11 +16,11 @@ from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
-from pyro_nflows import ELBO, IWAE, VI, AutoFlow, AutoIAF, AutoRealNVP, recipes
-from pyro_nflows.layer import Weight
+from pyro_nflows import ELBO, IWAE, VI, AutoFlow, AutoIAF, AutoRealNVP, flows
 from pyro_nflows.layers import LocScale
+from pyro_nflows.layers.base import Exactness
 
-TWO = partial(recipes.realnvp, num_layers=2, hidden_dims=(4,))
+TWO = partial(flows.realnvp, num_layers=2, hidden_dims=(4,))
 
 
 def quick(model: Model, **kwargs: Any) -> VI:
@@ -298,7 +298,7 @@ def test_the_model_of_a_guide_must_be_callable(case: Case) -> None:
     ("build", "error", "message"),
     [
         (3, TypeError, "AutoFlow: expected build to be a function, got int"),
-        (lambda dim: recipes.iaf(dim + 1), ValueError, r"build\(4\) made a layer of 5 -> 5 dim.*model has 4 latent"),
+        (lambda dim: flows.iaf(dim + 1), ValueError, r"build\(4\) made a layer of 5 -> 5 dim.*model has 4 latent"),
         (lambda dim: nn.Linear(dim, dim), TypeError, "expected a pyro_nflows Layer or a torch Transform, got Linear"),
     ],
 )
@@ -366,7 +366,7 @@ def test_the_guide_of_vi_must_be_a_flow(guide: Any) -> None:
 
 
 class Roulette(LocScale):
-    grade = Weight.UNBIASED
+    exactness = Exactness.UNBIASED
 
 
 def test_iwae_on_weights_that_are_right_in_log_space_only() -> None:

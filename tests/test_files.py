@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from pyro_nflows import files
+from pyro_nflows.system import files
 
 OLD, NEW = {"x": torch.arange(3.0)}, {"x": torch.arange(1000.0), "more": ["a", 1, None]}
 

@@ -10,14 +10,14 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import ClippedAdam
 from torch import nn
 
-from pyro_nflows import FlowDistribution, recipes
-from pyro_nflows.layer import Chain, Inverse, Weight
+from pyro_nflows import FlowDistribution, flows
+from pyro_nflows.flows import flowify
 from pyro_nflows.layers import FlowifiedActivation, FlowifiedConv, FlowifiedLinear
+from pyro_nflows.layers.base import Chain, Exactness, Inverse
+from pyro_nflows.nets.rotation import Rotation
+from pyro_nflows.nets.tiling import Tiling
 from pyro_nflows.numerics import standard_normal_log_prob
-from pyro_nflows.recipes import flowify
-from pyro_nflows.rotation import Rotation
 from pyro_nflows.testing import perturbed
-from pyro_nflows.tiling import Tiling
 
 
 def without_noise(layer, x):
@@ -145,7 +145,7 @@ def test_the_bound_of_a_wide_dense_layer_rises_to_the_gaussian_that_it_is():
     loc = -right.T @ ((linear.bias @ left)[:2] / values)
     truth = torch.distributions.MultivariateNormal(loc, right.T @ torch.diag(values**-2) @ right)
     x = truth.sample((5,))
-    assert flow.grade is Weight.PROPER
+    assert flow.exactness is Exactness.PROPER
     assert_rises(FlowDistribution(flow), x, truth.log_prob(x))
 
 
@@ -204,11 +204,11 @@ def test_a_round_corner_becomes_a_sharp_one():
 
 
 def test_a_flow_of_whole_networks_is_as_wide_as_asked():
-    flow = recipes.flowified(3, num_layers=2, extra_dims=5)
+    flow = flows.flowified(3, num_layers=2, extra_dims=5)
     assert [layer.output_dim for layer in flow] == [8, 8, 8, 8, 3]
     assert (flow.noise_dim, flow.inverse_noise_dim) == (5, 5)
     assert isinstance(Inverse(flow), Inverse)
-    assert Chain(flow, FlowifiedLinear(3)).grade is Weight.PROPER
+    assert Chain(flow, FlowifiedLinear(3)).exactness is Exactness.PROPER
 
 
 # ---- mistakes ---------------------------------------------------------------------------------------------------
@@ -227,8 +227,8 @@ def test_a_flow_of_whole_networks_is_as_wide_as_asked():
         (lambda: FlowifiedConv((1, 4, 4), 2, 2, 2, -1), "FlowifiedConv: padding must be 0 or a positive integer"),
         (lambda: FlowifiedConv((1, 4, 4), 0, 2), "FlowifiedConv: output_channels must be a positive integer, got 0"),
         (lambda: FlowifiedConv((1, 4, 4), 1, 2, noise_scale=0), "noise_scale must be a positive number, got 0"),
-        (lambda: recipes.flowified(2, 0), "flowified: num_layers must be a positive integer, got 0"),
-        (lambda: recipes.flowified(2, extra_dims=-1), "flowified: extra_dims must be 0 or a positive integer, got -1"),
+        (lambda: flows.flowified(2, 0), "flowified: num_layers must be a positive integer, got 0"),
+        (lambda: flows.flowified(2, extra_dims=-1), "flowified: extra_dims must be 0 or a positive integer, got -1"),
         (lambda: flowify(nn.Sequential(nn.Linear(2, 2), nn.ReLU())), "cannot make ReLU.* use nn.LeakyReLU"),
         (lambda: flowify(nn.Sequential(nn.Linear(2, 2), nn.GELU())), "cannot make GELU.* build the flow from layers"),
         (lambda: flowify(nn.Sequential(nn.Conv2d(1, 2, 2))), r"pass it: flowify\(network, \(C, H, W\)\)"),

@@ -21,9 +21,9 @@ from torch.distributions import biject_to
 from pyro_nflows import ELBO, AutoFlow
 from pyro_nflows.engine import Engine, Inputs, Program, Slope, prepare
 from pyro_nflows.engine.native import build
+from pyro_nflows.inference.elbo import Gradient
 from pyro_nflows.layers import LocScale
-from pyro_nflows.log_joint import LogJoint, Vectorization
-from pyro_nflows.objectives import Gradient
+from pyro_nflows.model.log_joint import LogJoint, Vectorization
 
 #: The same models in any process and order, without a file, and none of them too slow.
 QUIET: dict[str, Any] = {

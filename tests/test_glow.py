@@ -5,8 +5,7 @@ import torch
 from torch.nn.functional import conv2d, pixel_unshuffle
 
 import pyro_nflows as nf
-from pyro_nflows import recipes
-from pyro_nflows.layer import Chain
+from pyro_nflows import flows
 from pyro_nflows.layers import (
     ActNorm,
     Conditional,
@@ -19,6 +18,7 @@ from pyro_nflows.layers import (
     Squeeze,
     Sylvester,
 )
+from pyro_nflows.layers.base import Chain
 from pyro_nflows.testing import perturbed
 
 
@@ -70,7 +70,7 @@ def test_whatever_holds_an_actnorm_starts_it(wrap):
 
 
 def test_a_flow_starts_each_actnorm_from_what_reaches_it():
-    flow = perturbed(lambda: recipes.glow(3, 4))
+    flow = perturbed(lambda: flows.glow(3, 4))
     y = 3 * torch.randn(200, 3) - 7
     flow.initialize(y)
     for layer in reversed(list(flow)):
@@ -80,7 +80,7 @@ def test_a_flow_starts_each_actnorm_from_what_reaches_it():
 
 
 def test_starting_from_data_touches_no_generator_and_no_gradient():
-    flow, before = recipes.glow(3, 2), torch.get_rng_state()
+    flow, before = flows.glow(3, 2), torch.get_rng_state()
     x = flow.initialize(torch.ones(2, 3) * torch.tensor([[1.0], [2.0]]))
     assert torch.equal(torch.get_rng_state(), before)
     assert not x.requires_grad
@@ -134,7 +134,7 @@ def test_an_image_coupling_moves_channels_and_looks_around():
 
 
 def test_glow_for_images_has_levels():
-    flow = recipes.glow_image((1, 8, 8), num_levels=2, num_layers=2, hidden_dims=(4,))
+    flow = flows.glow_image((1, 8, 8), num_levels=2, num_layers=2, hidden_dims=(4,))
     inner = flow[0]
     assert isinstance(inner, Split)
     assert (inner.first, inner.input_dim) == (32, 64)
@@ -142,7 +142,7 @@ def test_glow_for_images_has_levels():
 
 
 def test_the_smaller_levels_of_an_image_decide_how_the_larger_ones_vary():
-    flow = perturbed(lambda: recipes.glow_image((1, 4, 4), 2, 1, (4,)))
+    flow = perturbed(lambda: flows.glow_image((1, 4, 4), 2, 1, (4,)))
     jacobian = torch.func.jacrev(lambda x: flow(x)[0])(torch.randn(16))
     assert (jacobian[:, :8] != 0).any(0).all()
 
@@ -153,7 +153,7 @@ def test_glow_learns_how_pixels_hang_together():
     truth = torch.distributions.MultivariateNormal(
         torch.arange(8.0), scale_tril=torch.linalg.cholesky(factor @ factor.T)
     )
-    flow = recipes.glow_image((2, 2, 2), num_levels=1, num_layers=4, hidden_dims=(8,))
+    flow = flows.glow_image((2, 2, 2), num_levels=1, num_layers=4, hidden_dims=(8,))
     flow.initialize(truth.sample((500,)))
     optimizer = torch.optim.Adam(flow.parameters(), 2e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
@@ -183,8 +183,8 @@ def test_glow_learns_how_pixels_hang_together():
         (lambda: Squeeze(4), r"Squeeze: expected the shape \(C, H, W\)"),
         (lambda: Split(Planar(3), 2), "Split: expected a layer of at most 2 dimensions, .* got Planar of 3 -> 3"),
         (lambda: Coupling((1, 4, 4)), r"Coupling: expected an image of at least two channels, .*; Squeeze it first"),
-        (lambda: recipes.glow_image((1, 4, 4), 3), "Squeeze: expected an image of even height and width"),
-        (lambda: recipes.glow_image((1, 4, 4), 0), "glow_image: num_levels must be a positive integer, got 0"),
+        (lambda: flows.glow_image((1, 4, 4), 3), "Squeeze: expected an image of even height and width"),
+        (lambda: flows.glow_image((1, 4, 4), 0), "glow_image: num_levels must be a positive integer, got 0"),
     ],
 )
 def test_a_mistake_is_named(call, message):

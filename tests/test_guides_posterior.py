@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.distributions import TransformedDistribution, biject_to
 
 import pyro_nflows
-from pyro_nflows import AutoCIF, FlowDistribution, recipes
-from pyro_nflows.layer import Weight
+from pyro_nflows import AutoCIF, FlowDistribution, flows
+from pyro_nflows.layers.base import Exactness
 
 
 def two_supports() -> None:
@@ -116,7 +116,7 @@ def small_cif(num: int) -> AutoCIF:
     def model() -> None:
         pyro.sample("z", dist.Normal(torch.zeros(num), 1.0).to_event(1))
 
-    guide = AutoCIF(model, lambda dim: recipes.realnvp(dim, 2, (4,)), hidden_dims=(4,), init_scale=1.0)
+    guide = AutoCIF(model, lambda dim: flows.realnvp(dim, 2, (4,)), hidden_dims=(4,), init_scale=1.0)
     guide()
     moved(guide, 0.5)
     return guide
@@ -159,7 +159,7 @@ def test_get_posterior(case: Case) -> None:
     posterior = guide.get_posterior()
     assert isinstance(posterior, FlowDistribution)
     assert posterior.event_shape == (guide.latent_dim,)
-    assert posterior.layer.grade is (Weight.EXACT if case.bijective else Weight.PROPER)
+    assert posterior.layer.exactness is (Exactness.EXACT if case.bijective else Exactness.PROPER)
     draws = posterior.rsample((3, 2))
     assert draws.shape == (3, 2, guide.latent_dim)
     assert draws.requires_grad

@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_nflows import VI, AutoFlow, recipes
-from pyro_nflows.blame import on_the_edge, out_of_scale, runs_away
+from pyro_nflows import VI, AutoFlow, flows
+from pyro_nflows.diagnostics.verdict import Outcome
 from pyro_nflows.engine.slope import Slope
-from pyro_nflows.engine.start import Gaussian, best_start
-from pyro_nflows.start import named_plates
-from pyro_nflows.verdict import Outcome
-from pyro_nflows.weights import Draws
+from pyro_nflows.inference.blame import on_the_edge, out_of_scale, runs_away
+from pyro_nflows.model.feasible import named_plates
+from pyro_nflows.modes.pathfinder import Gaussian, best_start
+from pyro_nflows.objectives.draws import Draws
 
-TWO = partial(recipes.realnvp, num_layers=2, hidden_dims=(4,))
+TWO = partial(flows.realnvp, num_layers=2, hidden_dims=(4,))
 
 
 def quick(model: Callable[..., Any], num_steps: int = 60, **kwargs: Any) -> VI:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from pyro_nflows import FlowDistribution, recipes
-from pyro_nflows.index_law import IndexLaw
-from pyro_nflows.recipes import num_params
+from pyro_nflows import FlowDistribution, flows
+from pyro_nflows.flows import num_params
+from pyro_nflows.nets.index_law import IndexLaw
 from pyro_nflows.transformers import RationalQuadratic, Transformer
 
 
@@ -55,10 +55,10 @@ def test_a_spline_can_have_two_modes() -> None:
 
 def test_shared_reverse_models_are_one_and_train_as_one() -> None:
     torch.manual_seed(0)
-    flows = [recipes.cif(2, lambda dim: recipes.realnvp(dim, 3), shared=s, skip=True) for s in (False, True)]
-    one = num_params(flows[0][0].reverse)
-    assert num_params(flows[0]) - num_params(flows[1]) == 2 * one
-    flow, data = flows[1], torch.randn(500, 2)
+    built = [flows.cif(2, lambda dim: flows.realnvp(dim, 3), shared=s, skip=True) for s in (False, True)]
+    one = num_params(built[0][0].reverse)
+    assert num_params(built[0]) - num_params(built[1]) == 2 * one
+    flow, data = built[1], torch.randn(500, 2)
     assert len({id(layer.reverse) for layer in flow}) == 1
     flow.initialize(data)
     before = flow[0].reverse.bias.clone()

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from pyro_nflows import FlowDistribution, recipes
-from pyro_nflows.layer import Chain
+from pyro_nflows import FlowDistribution, flows
 from pyro_nflows.layers import ActNorm, Coupling, Indexed, LocScale
+from pyro_nflows.layers.base import Chain
 from pyro_nflows.numerics import standard_normal_log_prob
 
 
@@ -32,7 +32,7 @@ def test_the_index_carries_a_fifth_of_each_coordinates_variance() -> None:
 
 def test_a_flow_starts_from_data_of_any_scale() -> None:
     data = 3 + 5 * torch.randn(4000, 2)
-    flow = Chain(*recipes.cif(2, lambda dim: recipes.maf(dim, 3), 2, (32, 32), skip=True), ActNorm(2))
+    flow = Chain(*flows.cif(2, lambda dim: flows.maf(dim, 3), 2, (32, 32), skip=True), ActNorm(2))
     flow.initialize(data)
     truth = standard_normal_log_prob((data - 3) / 5) - 2 * math.log(5)
     found = FlowDistribution(flow).log_prob(data).detach()

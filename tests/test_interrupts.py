@@ -22,11 +22,11 @@ from pyro_nflows.engine.native.lower import Lowering
 from pyro_nflows.engine.pace import Pace, unbroken
 from pyro_nflows.engine.runners import Compiled
 from pyro_nflows.engine.tape import Tape
-from pyro_nflows.gradients import Gradient
-from pyro_nflows.layer import Chain
+from pyro_nflows.inference.running import NEEDED
 from pyro_nflows.layers import LocScale
-from pyro_nflows.running import NEEDED
-from pyro_nflows.signals import imported
+from pyro_nflows.layers.base import Chain
+from pyro_nflows.objectives.base import Gradient
+from pyro_nflows.system.signals import imported
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
 needs_timer = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer")

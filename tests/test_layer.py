@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from pyro_nflows.layer import Chain, Inverse, Layer, Weight
 from pyro_nflows.layers import (
     Autoregressive,
     Coupling,
@@ -14,6 +13,7 @@ from pyro_nflows.layers import (
     Radial,
     TriangularAffine,
 )
+from pyro_nflows.layers.base import Chain, Exactness, Inverse, Layer
 from pyro_nflows.testing import perturbed
 
 
@@ -78,14 +78,14 @@ def test_a_layer_without_forward_says_so():
 
 
 def test_grades_are_ordered_and_a_chain_is_as_good_as_its_worst_layer():
-    assert Weight.UNBIASED < Weight.PROPER < Weight.EXACT
-    assert Chain(Planar(2), LocScale(2)).grade is Weight.EXACT
-    assert Chain(Planar(2), indexed()).grade is Weight.PROPER
-    assert Inverse(indexed()).grade is Weight.PROPER
+    assert Exactness.UNBIASED < Exactness.PROPER < Exactness.EXACT
+    assert Chain(Planar(2), LocScale(2)).exactness is Exactness.EXACT
+    assert Chain(Planar(2), indexed()).exactness is Exactness.PROPER
+    assert Inverse(indexed()).exactness is Exactness.PROPER
     unbiased = Planar(2)
-    unbiased.grade = Weight.UNBIASED
-    assert Chain(indexed(), unbiased).grade is Weight.UNBIASED
-    assert Indexed(unbiased).grade is Weight.UNBIASED
+    unbiased.exactness = Exactness.UNBIASED
+    assert Chain(indexed(), unbiased).exactness is Exactness.UNBIASED
+    assert Indexed(unbiased).exactness is Exactness.UNBIASED
 
 
 def test_a_chain_hands_each_layer_its_share_of_the_noise():

@@ -27,11 +27,11 @@ from pyro.optim import Adam
 from pyro.poutine import runtime
 from torch import Tensor
 
-from pyro_nflows import ELBO, IWAE, SBC, VI, AutoFlow, recipes
-from pyro_nflows.plots import plot_density, plot_elbo, plot_weights
-from pyro_nflows.rank_plots import plot_calibration
+from pyro_nflows import ELBO, IWAE, SBC, VI, AutoFlow, flows
+from pyro_nflows.plots.fits import plot_density, plot_elbo, plot_weights
+from pyro_nflows.plots.ranks import plot_calibration
 
-TWO = partial(recipes.realnvp, num_layers=2, hidden_dims=(4,))
+TWO = partial(flows.realnvp, num_layers=2, hidden_dims=(4,))
 Y = torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64)
 #: Torch's random state moves on where draws are made without a seed.
 DRAWS = {"torch's random state"}
@@ -250,7 +250,7 @@ def test_a_run_that_ends_early(error: type[BaseException], at: int) -> None:
         quick(Fault(error, at), engine="eager").run(Y)
 
 
-@pytest.mark.filterwarnings("ignore::pyro_nflows.log_joint.VectorizationWarning")
+@pytest.mark.filterwarnings("ignore::pyro_nflows.model.log_joint.VectorizationWarning")
 @pytest.mark.usefixtures("fitted")
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 @pytest.mark.parametrize("at", [1, 5, 20])

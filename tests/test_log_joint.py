@@ -14,7 +14,7 @@ from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
 from pyro_nflows import ELBO, AutoFlow
-from pyro_nflows.log_joint import LogJoint, Vectorization, VectorizationWarning
+from pyro_nflows.model.log_joint import LogJoint, Vectorization, VectorizationWarning
 
 
 def observed() -> None:
@@ -210,7 +210,7 @@ def vectorised_by_itself() -> None:
         (vectorised_by_itself, Vectorization.PLATE),
     ],
 )
-@pytest.mark.filterwarnings("ignore::pyro_nflows.objectives.GradientWarning")
+@pytest.mark.filterwarnings("ignore::pyro_nflows.inference.elbo.GradientWarning")
 def test_the_next_best_way_is_taken_with_a_warning(model: Callable[[], None], how: Vectorization) -> None:
     with pytest.warns(VectorizationWarning, match=f"torch.vmap cannot run this model.*go through {how.value}"):
         joint, z = prepared(model)

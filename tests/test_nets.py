@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from pyro_nflows.context import bind
-from pyro_nflows.masked import MaskedMLP
-from pyro_nflows.nets import MLP, check_sizes
+from pyro_nflows.checks import check_sizes
+from pyro_nflows.nets.context import bind
+from pyro_nflows.nets.masked import MaskedMLP
+from pyro_nflows.nets.mlp import MLP
 
 
 def shaken(net):

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from pyro_nflows import ELBO, IWAE, AutoFlow, AutoIAF
-from pyro_nflows.log_joint import LogJoint
-from pyro_nflows.weights import base_noise, draw
+from pyro_nflows.model.log_joint import LogJoint
+from pyro_nflows.objectives.draws import base_noise, draw
 
 OBJECTIVES: dict[str, Callable[[int], ELBO]] = {
     f"{kind.__name__}-{gradient}": partial(kind, gradient=gradient)

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
 import pyro_nflows as nf
-from pyro_nflows import ELBO, IWAE, recipes
-from pyro_nflows.estimators import Balanced, Covering
+from pyro_nflows import ELBO, IWAE, flows
 from pyro_nflows.guides import AutoFlow
-from pyro_nflows.layer import Layer
-from pyro_nflows.objectives import Gradient
-from pyro_nflows.weights import Draws, base_noise, draw
+from pyro_nflows.inference.elbo import Gradient
+from pyro_nflows.layers.base import Layer
+from pyro_nflows.objectives.covering import Balanced, Covering
+from pyro_nflows.objectives.draws import Draws, base_noise, draw
 
 
 def banana(z: Tensor) -> Tensor:
@@ -32,10 +32,10 @@ def plane() -> None:
 
 
 def planar_cif(dim: int) -> Layer:
-    return recipes.cif(dim, partial(recipes.planar, num_layers=1), hidden_dims=(3,))
+    return flows.cif(dim, partial(flows.planar, num_layers=1), hidden_dims=(3,))
 
 
-TWO = partial(recipes.realnvp, num_layers=2, hidden_dims=(3,))
+TWO = partial(flows.realnvp, num_layers=2, hidden_dims=(3,))
 SIZES: dict[str, Any] = {"num_layers": 2, "hidden_dims": (3,)}
 #: Guides of few parameters.
 FEW: dict[str, Callable[..., AutoFlow]] = {

@@ -16,9 +16,9 @@ from pyro.optim import Adam
 from torch import Tensor, nn
 
 from pyro_nflows import ELBO, IWAE, AutoFlow, AutoIAF, AutoNICE
-from pyro_nflows.layer import Layer, Weight
+from pyro_nflows.inference.elbo import Gradient, GradientWarning
 from pyro_nflows.layers import LocScale
-from pyro_nflows.objectives import Gradient, GradientWarning
+from pyro_nflows.layers.base import Exactness, Layer
 
 # ---- any guide of Pyro's ------------------------------------------------------------------------------------
 
@@ -120,7 +120,7 @@ def test_other_guides_fall_back_to_total_and_say_so_if_asked_for_more() -> None:
 class Stochastic(Layer):
     """A layer with noise of its own and no word on path gradients."""
 
-    grade = Weight.PROPER
+    exactness = Exactness.PROPER
     noise_dim = 1
 
     def __init__(self, dim: int):
@@ -141,7 +141,7 @@ def test_layers_without_a_path_gradient_fall_back_to_total_and_say_so() -> None:
 class Roulette(LocScale):
     """Its log-weight is right in log space only."""
 
-    grade = Weight.UNBIASED
+    exactness = Exactness.UNBIASED
 
 
 def test_iwae_refuses_weights_that_are_right_in_log_space_only() -> None:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 import pyro_nflows as nf
 from benchmarks.svi_models import MODELS
-from pyro_nflows.gradients import Gradient
 from pyro_nflows.layers import Coupling, Planar, Rescaled, TriangularAffine
-from pyro_nflows.weights import Draws, base_noise
+from pyro_nflows.objectives.base import Gradient
+from pyro_nflows.objectives.draws import Draws, base_noise
 
 
 def train(model: Callable[..., Any], guide: Any, optimiser: Any, loss: Any, num_steps: int) -> list[float]:
@@ -164,7 +164,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
 
 
 def test_a_step_moves_a_network_by_less_than_the_end_and_wide_rows_by_less_still() -> None:
-    layer = Rescaled(nf.recipes.realnvp(100), end=None)
+    layer = Rescaled(nf.flows.realnvp(100), end=None)
     before = dict(layer.plain().named_parameters())
     with torch.no_grad():
         for parameter in layer.parameters():

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_nflows.diagnostics import ess, pareto_k
-from pyro_nflows.plots import plot_density, plot_elbo, plot_weights
+from pyro_nflows.diagnostics.weights import ess, pareto_k
+from pyro_nflows.plots.fits import plot_density, plot_elbo, plot_weights
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("agg")

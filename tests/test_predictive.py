@@ -13,8 +13,8 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
-from pyro_nflows import predictive
-from pyro_nflows.predictive import Run, each_draw, isolated
+from pyro_nflows.model import predictive
+from pyro_nflows.model.predictive import Run, each_draw, isolated
 
 NUM_DRAWS = 7
 DATA = torch.tensor([0.3, -1.0, 2.0, 0.7], dtype=torch.float64)

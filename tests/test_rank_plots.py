@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pyro_nflows.rank_plots import plot_calibration, plot_ecdf, plot_ranks
-from pyro_nflows.ranks import count_band, ecdf_band
+from pyro_nflows.diagnostics.ranks import count_band, ecdf_band
+from pyro_nflows.plots.ranks import plot_calibration, plot_ecdf, plot_ranks
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("agg")

@@ -17,7 +17,7 @@ from run_readme import README, examples
 from torch import Tensor
 
 from pyro_nflows import ELBO, IWAE, SBC, VI, AutoCIF, AutoFlow, layers
-from pyro_nflows.verdict import Outcome
+from pyro_nflows.diagnostics.verdict import Outcome
 
 PAGES = [page for page in sorted((README.parent / "docs").glob("*.md")) if examples(page.read_text(encoding="utf-8"))]
 GOOD = (Outcome.TRUST, Outcome.RESAMPLED)

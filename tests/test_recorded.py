@@ -11,10 +11,11 @@ from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from pyro.optim import Adam
 
 from pyro_nflows import ELBO, IWAE, AutoCIF, AutoFlow
-from pyro_nflows.engine import EngineWarning, recorded
+from pyro_nflows.engine import EngineWarning
 from pyro_nflows.engine.native import build, ops
+from pyro_nflows.inference import recorded
 from pyro_nflows.layers import LocScale
-from pyro_nflows.log_joint import VectorizationWarning
+from pyro_nflows.model.log_joint import VectorizationWarning
 
 
 def regression(x, y):

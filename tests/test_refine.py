@@ -6,14 +6,15 @@ import pytest
 import torch
 from guide_registry import PAIRS, pairs
 
-from pyro_nflows import VI, AutoCIF, AutoFlow, recipes
-from pyro_nflows.hamiltonian import Points, finite, move
-from pyro_nflows.refine import Refined
+from pyro_nflows import VI, AutoCIF, AutoFlow, flows
+from pyro_nflows.inference.refine import Refined
+from pyro_nflows.modes.hamiltonian import Points, move
+from pyro_nflows.numerics import finite
 
 
 def rough(seed=0, num_steps=3):
     """A guide that has hardly been trained."""
-    guide = AutoFlow(pairs, lambda dim: recipes.realnvp(dim, 2, (4,)))
+    guide = AutoFlow(pairs, lambda dim: flows.realnvp(dim, 2, (4,)))
     return VI(guide, num_steps=num_steps, seed=seed, progress_bar=False).run(PAIRS)
 
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from pyro_nflows import SBC, AutoFlow
 from pyro_nflows.arviz import to_arviz
-from pyro_nflows.log_joint import LogJoint
-from pyro_nflows.simulation import at_data, simulate
+from pyro_nflows.model.log_joint import LogJoint
+from pyro_nflows.model.simulation import at_data, simulate
 
 Y = torch.tensor([0.5, 1.5, 0.2, 1.1], dtype=torch.float64)
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import pyro_nflows as nf
-from pyro_nflows.contraction import Contraction, spectral_bound
-from pyro_nflows.layer import Inverse, Weight
 from pyro_nflows.layers import LogDet, Residual
+from pyro_nflows.layers.base import Exactness, Inverse
+from pyro_nflows.nets.contraction import Contraction, spectral_bound
 from pyro_nflows.numerics import largest
 from pyro_nflows.testing import perturbed
 
@@ -103,7 +103,7 @@ def test_single_precision_inverts_to_single_precision():
 
 def test_estimated_weights_are_graded_and_refused_where_they_would_be_wrong():
     layer = Residual(2, log_det="roulette")
-    assert (Residual(2).grade, layer.grade) == (Weight.EXACT, Weight.UNBIASED)
+    assert (Residual(2).exactness, layer.exactness) == (Exactness.EXACT, Exactness.UNBIASED)
     flow = nf.FlowDistribution(Inverse(layer))
     assert flow.log_prob(torch.randn(4, 2)).shape == (4,)
     with pytest.raises(NotImplementedError, match="unbiased in log space only"):

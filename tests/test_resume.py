@@ -17,10 +17,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_nflows import ELBO, VI, AutoFlow, files, resume
+from pyro_nflows import ELBO, VI, AutoFlow
 from pyro_nflows.engine import Journal
 from pyro_nflows.engine.native import build
+from pyro_nflows.inference import resume
 from pyro_nflows.layers import Planar
+from pyro_nflows.system import files
 
 Y = torch.tensor([1.0, 0.0, 3.0, 2.0], dtype=torch.float64)
 
@@ -56,7 +58,7 @@ def line(path: Path | None, model: Callable[..., Any] = counts, **options: Any) 
 
 @pytest.fixture(autouse=True)
 def short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyro_nflows.search.NUM_LOOKS", 4)
+    monkeypatch.setattr("pyro_nflows.inference.search.NUM_LOOKS", 4)
 
 
 class Killed(BaseException):
@@ -74,7 +76,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
         real(*args)
 
     monkeypatch.setattr(resume, "write", write)
-    monkeypatch.setattr("pyro_nflows.checkpoint.write", write)
+    monkeypatch.setattr("pyro_nflows.inference.checkpoint.write", write)
 
 
 def killed(monkeypatch: pytest.MonkeyPatch, number: int, path: Path, *args: Any, **options: Any) -> None:
@@ -151,10 +153,10 @@ def test_whatever_is_asked_for(
 
 def test_a_search_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tempering heeds the clock, so what it gave is on file, too."""
-    monkeypatch.setattr("pyro_nflows.search.NUM_PARTICLES", (64, 64))
+    monkeypatch.setattr("pyro_nflows.inference.search.NUM_PARTICLES", (64, 64))
     sizes = {"num_steps": None, "engine": "traced"}
-    monkeypatch.setattr("pyro_nflows.fit.Recipe.of", lambda *sizes: small_recipe())
-    monkeypatch.setattr("pyro_nflows.fit.Recipe.of_modes", small_recipe)
+    monkeypatch.setattr("pyro_nflows.inference.fit.Schedule.of", lambda *sizes: small_schedule())
+    monkeypatch.setattr("pyro_nflows.inference.fit.Schedule.of_modes", small_schedule)
     expected = whole(two_modes, **sizes)
     assert any("several modes" in name or "tempered" in name for name in steps_of(tmp_path, **sizes))
     for number in (6, 11):
@@ -163,12 +165,12 @@ def test_a_search_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert is_same(line(path, two_modes, **sizes).run(Y), expected)
 
 
-def small_recipe() -> Any:
+def small_schedule() -> Any:
     from pyro_nflows.engine import Round
-    from pyro_nflows.fit import Recipe
+    from pyro_nflows.inference.fit import Schedule
 
     rounds = (Round(100, 16, 5e-3), Round(100, 16, 3e-3))
-    return Recipe(end=Round(100, 16, 2e-2), rounds=rounds, num_draws=1000, good_ess=0.999)
+    return Schedule(end=Round(100, 16, 2e-2), rounds=rounds, num_draws=1000, good_ess=0.999)
 
 
 def steps_of(folder: Path, **sizes: Any) -> list[str]:
@@ -281,7 +283,7 @@ def test_a_full_disk_is_told_of_and_training_goes_on(tmp_path: Path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(resume, "write", full)
-        patch.setattr("pyro_nflows.checkpoint.write", full)
+        patch.setattr("pyro_nflows.inference.checkpoint.write", full)
         with pytest.warns(resume.CheckpointWarning, match="could not be written .No space"):
             vi = line(path).run(Y)
     assert is_same(vi, whole())

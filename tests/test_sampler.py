@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from pyro_nflows import recipes
+from pyro_nflows import flows
 from pyro_nflows.engine import Engine, Sampler, Slope, Trainer, sample
 from pyro_nflows.engine import sampler as sampler_module
 from pyro_nflows.engine.native import build
 from pyro_nflows.engine.sampler import BATCH
-from pyro_nflows.layer import Chain
 from pyro_nflows.layers import LocScale, TriangularAffine
-from pyro_nflows.weights import Draws, base_noise, even_noise
+from pyro_nflows.layers.base import Chain
+from pyro_nflows.objectives.draws import Draws, base_noise, even_noise
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
 
@@ -20,7 +20,7 @@ def log_joint(z):
 
 
 def flow():
-    return Chain(recipes.realnvp(3, 2, (8,)), TriangularAffine(3))
+    return Chain(flows.realnvp(3, 2, (8,)), TriangularAffine(3))
 
 
 @pytest.mark.parametrize("num_draws", [1, 249, 2300])

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.distributions import transforms
 
 from pyro_nflows import ELBO, IWAE, VI, AutoFlow
-from pyro_nflows.log_joint import LogJoint, Vectorization
-from pyro_nflows.supports import bijection
+from pyro_nflows.model.log_joint import LogJoint, Vectorization
+from pyro_nflows.model.supports import bijection
 
 NUM = 20000
 

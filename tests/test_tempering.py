@@ -11,16 +11,17 @@ import torch
 
 from benchmarks.targets import lattice
 from pyro_nflows import VI, AutoFlow
-from pyro_nflows.clusters import Clusters, criterion, fit_clusters, log_densities
-from pyro_nflows.engine import Engine, Gaussian, Slope, Trainer
-from pyro_nflows.fit import Fit
-from pyro_nflows.layer import Chain
+from pyro_nflows.diagnostics.verdict import Outcome
+from pyro_nflows.engine import Engine, Slope, Trainer
+from pyro_nflows.inference.fit import Fit
+from pyro_nflows.inference.search import search
 from pyro_nflows.layers import LocScale, Mixture
-from pyro_nflows.modes import Modes, find_modes, hull, place_mixture
-from pyro_nflows.search import search
-from pyro_nflows.tempering import temper
-from pyro_nflows.verdict import Outcome
-from pyro_nflows.weights import base_noise, draw
+from pyro_nflows.layers.base import Chain
+from pyro_nflows.modes.mixture_em import Clusters, criterion, fit_clusters, log_densities
+from pyro_nflows.modes.mixtures import Modes, find_modes, hull, place_mixture
+from pyro_nflows.modes.pathfinder import Gaussian
+from pyro_nflows.modes.tempering import temper
+from pyro_nflows.objectives.draws import base_noise, draw
 
 
 def wide(dim: int, scale: float = 3.0) -> Gaussian:

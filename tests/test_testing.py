@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_nflows.layer import Chain, Layer, Scored, Weight
 from pyro_nflows.layers import Coupling, Indexed, LocScale, Planar
+from pyro_nflows.layers.base import Chain, Exactness, Layer, Scored
 from pyro_nflows.numerics import normal_log_prob, standard_normal_log_prob
 from pyro_nflows.testing import (
     LAWS,
@@ -39,7 +39,7 @@ from pyro_nflows.testing import (
 class Hutchinson(Layer):
     """``y = exp(A) x``, with an unbiased estimate of ``trace(A)``."""
 
-    grade = Weight.UNBIASED
+    exactness = Exactness.UNBIASED
 
     def __init__(self, input_dim: int):
         super().__init__(input_dim)
@@ -76,7 +76,7 @@ class Drop(Layer):
     """One coordinate less, whose distribution given the others is learned: random backwards only."""
 
     inverse_noise_dim = 1
-    grade = Weight.PROPER
+    exactness = Exactness.PROPER
 
     def __init__(self, input_dim: int):
         super().__init__(input_dim, input_dim - 1)
@@ -97,7 +97,7 @@ class Drop(Layer):
 )
 def test_a_layer_that_is_right_passes(make):
     square = not isinstance(make, Layer) and make().input_dim == make().output_dim
-    check_layer(make, starts_at_identity=square and make().grade is not Weight.PROPER)
+    check_layer(make, starts_at_identity=square and make().exactness is not Exactness.PROPER)
 
 
 # ---- wrong ------------------------------------------------------------------------------------------------------

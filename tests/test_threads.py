@@ -23,10 +23,10 @@ from pyro.optim import Adam
 from pyro.poutine import runtime
 from torch import Tensor
 
-from pyro_nflows import ELBO, IWAE, SBC, VI, AutoDAIS, AutoFlow, recipes
-from pyro_nflows.exclusive import exclusive
+from pyro_nflows import ELBO, IWAE, SBC, VI, AutoDAIS, AutoFlow, flows
+from pyro_nflows.system.exclusive import exclusive
 
-TWO = partial(recipes.realnvp, num_layers=2, hidden_dims=(4,))
+TWO = partial(flows.realnvp, num_layers=2, hidden_dims=(4,))
 Y = torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64)
 MEAN, SD = 0.75, 0.5  # of N(0, 1) times three observations with standard deviation 1
 ROOT = Path(__file__).parent.parent

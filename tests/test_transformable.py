@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_nflows import AutoFlow
-from pyro_nflows import transformable as ops
-from pyro_nflows.log_joint import LogJoint, Vectorization, VectorizationWarning
+from pyro_nflows.model import transformable as ops
+from pyro_nflows.model.log_joint import LogJoint, Vectorization, VectorizationWarning
 
 Y = torch.tensor([0.3, -0.2, 0.9, 1.4, 0.8, 1.1], dtype=torch.float64)
 

@@ -17,14 +17,15 @@ from guide_registry import PAIRS, PAIRS_EVIDENCE, Case, cases, pairs
 from pyro.infer import Predictive
 from torch import Tensor
 
-from pyro_nflows import ELBO, IWAE, VI, AutoFlow, fit, recipes
-from pyro_nflows.diagnostics import Estimate
+from pyro_nflows import ELBO, IWAE, VI, AutoFlow, flows
+from pyro_nflows.diagnostics.verdict import Evidence, Outcome, judge
+from pyro_nflows.diagnostics.weights import Estimate
 from pyro_nflows.engine import Engine
 from pyro_nflows.engine.native import build
 from pyro_nflows.guides import AutoFlow as AnyGuide
-from pyro_nflows.verdict import Evidence, Outcome, judge
+from pyro_nflows.inference import fit
 
-TWO = partial(recipes.realnvp, num_layers=2, hidden_dims=(4,))
+TWO = partial(flows.realnvp, num_layers=2, hidden_dims=(4,))
 
 
 def small(model: Callable[..., Any] = pairs) -> AutoFlow:
@@ -186,7 +187,7 @@ def squared() -> None:
     pyro.factor("square", -OldSquare.apply(z))
 
 
-@pytest.mark.filterwarnings("ignore::pyro_nflows.log_joint.VectorizationWarning")
+@pytest.mark.filterwarnings("ignore::pyro_nflows.model.log_joint.VectorizationWarning")
 def test_an_old_autograd_function_is_no_obstacle() -> None:
     vi = quick(squared, num_steps=200).run()
     assert vi.diagnostics()["elbo"] == pytest.approx(-0.5 * math.log(3), abs=0.01)

@@ -22,7 +22,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 
 from pyro_nflows import VI, AutoFlow
-from pyro_nflows.plots import BLUE, INK, plot_elbo, plot_weights
+from pyro_nflows.plots.fits import BLUE, INK, plot_elbo, plot_weights
 
 OUTPUT = pathlib.Path(__file__).parent / "output"
 

@@ -1,6 +1,5 @@
 """How training is run: a pure step, and backends that run it."""
 
-from .ascent import ascend
 from .backends import EngineWarning, prepare
 from .history import History
 from .journal import Journal
@@ -10,7 +9,6 @@ from .round import Round
 from .runners import Engine, Runner
 from .sampler import Sampler, sample
 from .slope import ROWS, Slope
-from .start import Gaussian, best_of, best_start
 from .trainer import Trainer
 
 __all__ = [
@@ -18,7 +16,6 @@ __all__ = [
     "CacheWarning",
     "Engine",
     "EngineWarning",
-    "Gaussian",
     "History",
     "Inputs",
     "Journal",
@@ -29,9 +26,6 @@ __all__ = [
     "Slope",
     "State",
     "Trainer",
-    "ascend",
-    "best_of",
-    "best_start",
     "prepare",
     "sample",
 ]

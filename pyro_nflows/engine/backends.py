@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..handlers import first_line
+from ..checks import first_line
 from .native import CompilerError, Scan
 from .program import Inputs, Program, State
 from .runners import Compiled, Eager, Engine, Runner, Traced, num_cores

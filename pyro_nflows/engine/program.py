@@ -10,10 +10,10 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from ..gradients import Gradient, Objective
-from ..layer import Layer
-from ..steps import step_factors
-from ..weights import Draws, LogDensity, draw
+from ..layers.base import Layer
+from ..nets.steps import step_factors
+from ..objectives.base import Gradient, Objective
+from ..objectives.draws import Draws, LogDensity, draw
 
 
 class State(NamedTuple):
@@ -63,7 +63,7 @@ class Program:
     r"""The step that trains a layer, and a model's own parameters, on an objective with Adam [1].
 
     A step whose loss or gradient is not finite changes nothing and is counted. Gradients are clipped by norm. Weights
-    of many inputs take smaller steps (:mod:`~pyro_nflows.steps`).
+    of many inputs take smaller steps (:mod:`~pyro_nflows.nets.steps`).
 
     :param log_joint: the model, ``(K, D) -> (K,)``.
     :param layer: the flow.

@@ -7,10 +7,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..gradients import Gradient, Objective
-from ..handlers import first_line
-from ..layer import Layer
-from ..weights import Draws, LogDensity, base_noise, concatenate, draw, even_noise
+from ..checks import first_line
+from ..layers.base import Layer
+from ..objectives.base import Gradient, Objective
+from ..objectives.draws import Draws, LogDensity, base_noise, concatenate, draw, even_noise
 from .backends import FAILURES, compile_seconds, compiles
 from .native import Run, Scan
 from .program import Program

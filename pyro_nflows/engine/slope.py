@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..weights import LogDensity
+from ..objectives.draws import LogDensity
 from .tape import Tape
 
 #: Above this dimension the curvature's diagonal stands for all of it.
@@ -57,7 +57,7 @@ class Slope:
         return value, grad
 
     def values_and_grads(self, z: Tensor, num_rows: int = ROWS) -> tuple[Tensor, Tensor]:
-        """At many points ``(N, D)``, so many at a time: ``(N,)`` and ``(N, D)``."""
+        """Values ``(N,)`` and gradients ``(N, D)`` at points ``(N, D)``, in batches."""
         num = -(-len(z) // num_rows) * num_rows
         rows = torch.cat([z, z[:1].expand(num - len(z), -1)]).split(num_rows)
         values, grads = zip(*(self._run(self._values_and_grads, part) for part in rows))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from ..gradients import Gradient, Objective
-from ..layer import Layer
-from ..weights import LogDensity
+from ..layers.base import Layer
+from ..objectives.base import Gradient, Objective
+from ..objectives.draws import LogDensity
 from .backends import prepare
 from .course import Course
 from .ensemble import Data, Ensemble, Stream

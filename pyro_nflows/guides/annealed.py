@@ -11,10 +11,10 @@ from pyro.infer.autoguide import init_to_median
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from .. import log_joint as joints
-from ..distribution import FlowDistribution
-from ..layer import Chain, Layer
+from ..flows.distribution import FlowDistribution
 from ..layers import Hamiltonian, Rescaled
+from ..layers.base import Chain, Layer
+from ..model import log_joint as joints
 from . import checks
 from .flow import AutoFlow
 

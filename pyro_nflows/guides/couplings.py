@@ -1,4 +1,4 @@
-r"""Guides of couplings, by the name of their flow. Each is :class:`~pyro_nflows.AutoFlow` with a recipe."""
+r"""Guides of couplings, by the name of their flow. Each is :class:`~pyro_nflows.AutoFlow` with that flow."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 from pyro.infer.autoguide import init_to_median
 
-from .. import recipes
+from .. import flows
 from .flow import AutoFlow
 
 
@@ -46,7 +46,7 @@ class AutoNICE(AutoFlow):
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
     ):
-        build = functools.partial(recipes.nice, num_layers=num_layers, hidden_dims=hidden_dims)
+        build = functools.partial(flows.nice, num_layers=num_layers, hidden_dims=hidden_dims)
         super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
 
@@ -86,7 +86,7 @@ class AutoRealNVP(AutoFlow):
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
     ):
-        build = functools.partial(recipes.realnvp, num_layers=num_layers, hidden_dims=hidden_dims)
+        build = functools.partial(flows.realnvp, num_layers=num_layers, hidden_dims=hidden_dims)
         super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
 
@@ -131,7 +131,7 @@ class AutoSpline(AutoFlow):
         create_plates: Callable[..., Any] | None = None,
     ):
         build = functools.partial(
-            recipes.spline, num_layers=num_layers, hidden_dims=hidden_dims, num_bins=num_bins, bound=bound
+            flows.spline, num_layers=num_layers, hidden_dims=hidden_dims, num_bins=num_bins, bound=bound
         )
         super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
@@ -173,5 +173,5 @@ class AutoGlow(AutoFlow):
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
     ):
-        build = functools.partial(recipes.glow, num_layers=num_layers, hidden_dims=hidden_dims)
+        build = functools.partial(flows.glow, num_layers=num_layers, hidden_dims=hidden_dims)
         super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)

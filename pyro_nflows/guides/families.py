@@ -1,4 +1,4 @@
-r"""Guides by the name of their flow. Each is :class:`~pyro_nflows.AutoFlow` with a recipe and a diagonal end."""
+r"""Guides by the name of their flow. Each is :class:`~pyro_nflows.AutoFlow` with a flow and a diagonal end."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 from pyro.infer.autoguide import init_to_median
 
-from .. import recipes
+from .. import flows
 from ..transformers import Transformer
 from .flow import AutoFlow
 
@@ -44,7 +44,7 @@ class AutoPlanar(AutoFlow):
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
     ):
-        build = functools.partial(recipes.planar, num_layers=num_layers)
+        build = functools.partial(flows.planar, num_layers=num_layers)
         super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
 
@@ -81,7 +81,7 @@ class AutoRadial(AutoFlow):
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
     ):
-        build = functools.partial(recipes.radial, num_layers=num_layers)
+        build = functools.partial(flows.radial, num_layers=num_layers)
         super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
 
@@ -122,7 +122,7 @@ class AutoIAF(AutoFlow):
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
     ):
-        build = functools.partial(recipes.iaf, num_layers=num_layers, hidden_dims=hidden_dims)
+        build = functools.partial(flows.iaf, num_layers=num_layers, hidden_dims=hidden_dims)
         super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
 
@@ -163,7 +163,7 @@ class AutoMAF(AutoFlow):
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
     ):
-        build = functools.partial(recipes.maf, num_layers=num_layers, hidden_dims=hidden_dims)
+        build = functools.partial(flows.maf, num_layers=num_layers, hidden_dims=hidden_dims)
         super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
 
@@ -207,7 +207,7 @@ class AutoResidual(AutoFlow):
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
     ):
-        build = functools.partial(recipes.residual, num_layers=num_layers, hidden_dims=hidden_dims, lipschitz=lipschitz)
+        build = functools.partial(flows.residual, num_layers=num_layers, hidden_dims=hidden_dims, lipschitz=lipschitz)
         super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
 
@@ -253,7 +253,7 @@ class AutoCNF(AutoFlow):
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
     ):
-        build = functools.partial(recipes.cnf, num_layers=num_layers, hidden_dims=hidden_dims, num_steps=num_steps)
+        build = functools.partial(flows.cnf, num_layers=num_layers, hidden_dims=hidden_dims, num_steps=num_steps)
         super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
 
@@ -294,7 +294,7 @@ class AutoCIF(AutoFlow):
     def __init__(
         self,
         model: Callable[..., Any],
-        inner: recipes.Build = recipes.realnvp,
+        inner: flows.Build = flows.realnvp,
         index_dim: int = 1,
         hidden_dims: Sequence[int] = (10, 10),
         transformer: Transformer | None = None,
@@ -304,6 +304,6 @@ class AutoCIF(AutoFlow):
         create_plates: Callable[..., Any] | None = None,
     ):
         build = functools.partial(
-            recipes.cif, inner=inner, index_dim=index_dim, hidden_dims=hidden_dims, transformer=transformer
+            flows.cif, inner=inner, index_dim=index_dim, hidden_dims=hidden_dims, transformer=transformer
         )
         super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)

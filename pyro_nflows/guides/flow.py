@@ -15,11 +15,11 @@ import torch
 from pyro.infer.autoguide import init_to_median
 from torch import Tensor
 
-from .. import recipes
-from ..bridge import as_layer, as_transform
-from ..distribution import FlowDistribution
-from ..layer import Chain, Layer
+from .. import flows
+from ..flows.distribution import FlowDistribution
+from ..flows.transforms import as_layer, as_transform
 from ..layers import LocScale, Rescaled, TriangularAffine
+from ..layers.base import Chain, Layer
 from . import checks, sites
 from .joint import JointGuide
 from .state import decoded, encoded, latents_alone
@@ -40,8 +40,8 @@ class AutoFlow(JointGuide):
     cannot follow a subsampled plate: a latent inside one is refused.
 
     :param model: a Pyro model of fixed structure.
-    :param build: ``latent_dim -> Layer`` (or torch ``Transform``), base to posterior; a recipe of
-        :mod:`pyro_nflows.recipes`, or your own.
+    :param build: ``latent_dim -> Layer`` (or torch ``Transform``), base to posterior; a flow of
+        :mod:`pyro_nflows.flows`, or your own.
     :param init_loc_fn: where to start, as for Pyro's autoguides; flat priors start at a feasible point.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
@@ -67,7 +67,7 @@ class AutoFlow(JointGuide):
     def __init__(
         self,
         model: Callable[..., Any],
-        build: recipes.Build = recipes.default,
+        build: flows.Build = flows.default,
         *,
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
@@ -81,7 +81,7 @@ class AutoFlow(JointGuide):
         self.create_plates = create_plates
         self._init_loc_fn: Callable[..., Any] = init_loc_fn
         self.init_scale = float(init_scale)
-        self.build: recipes.Build | None = build
+        self.build: flows.Build | None = build
         #: Components and block size of the mixture that VI put at the flow's base, if it did.
         self.modes: tuple[int, int] | None = None
         self.layer = None
@@ -103,12 +103,12 @@ class AutoFlow(JointGuide):
 
         :param loc: where the end is to start, ``(latent_dim,)``.
         :param modes: components and block size of a mixture to put the flow on; see
-            :func:`~pyro_nflows.recipes.on_modes`.
+            :func:`~pyro_nflows.flows.on_modes`.
         """
-        latent_dim, build = loc.numel(), cast(recipes.Build, self.build)
+        latent_dim, build = loc.numel(), cast(flows.Build, self.build)
         if modes is not None:
-            inner = build if build is recipes.default else functools.partial(_flow, build=build)
-            build = functools.partial(recipes.on_modes, inner=inner, num_components=modes[0], block_dim=modes[1])
+            inner = build if build is flows.default else functools.partial(_flow, build=build)
+            build = functools.partial(flows.on_modes, inner=inner, num_components=modes[0], block_dim=modes[1])
         flow = as_layer(build(latent_dim), latent_dim)
         checks.check_build(type(self).__name__, flow, latent_dim)
         full_rank = self._full_rank and latent_dim <= MAX_FULL_RANK
@@ -257,5 +257,5 @@ class AutoFlow(JointGuide):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _flow(latent_dim: int, build: recipes.Build) -> Layer:
+def _flow(latent_dim: int, build: flows.Build) -> Layer:
     return as_layer(build(latent_dim), latent_dim)

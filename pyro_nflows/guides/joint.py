@@ -11,10 +11,10 @@ from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.guides import AutoGuide, prototype_hide_fn
 from torch import Tensor
 
-from .. import log_joint as joints
-from .. import supports
-from ..initialization import FlatPriors
-from . import checks, data_checks, following, sites
+from ..model import data_checks, following, latents, supports
+from ..model import log_joint as joints
+from ..model.initialization import FlatPriors
+from . import checks, sites
 
 
 class JointGuide(AutoContinuous):
@@ -74,7 +74,7 @@ class JointGuide(AutoContinuous):
             raise
         checks.refuse_sites(name, self.prototype_trace)
         nodes = dict(self.prototype_trace.iter_stochastic_nodes())
-        self._unconstrained_shapes = {n: sites.unconstrained_shape(name, site) for n, site in nodes.items()}
+        self._unconstrained_shapes = {n: latents.unconstrained_shape(name, site) for n, site in nodes.items()}
         self._cond_indep_stacks = {n: site["cond_indep_stack"] for n, site in nodes.items()}
         self.latent_dim = sum(shape.numel() for shape in self._unconstrained_shapes.values())
         if not self.latent_dim:
@@ -98,7 +98,7 @@ class JointGuide(AutoContinuous):
             self._call = (args, kwargs)
 
     def attend(self, args: Any, kwargs: Any, start: Tensor | None = None) -> None:
-        """Hear of the model's arguments, before draws (and a point of finite density): for guides that read them."""
+        """Receive the model's arguments and a point of finite density, before drawing; for guides that use them."""
         self._call = (args, kwargs) if self.moving else None
 
     @property
@@ -137,7 +137,7 @@ class JointGuide(AutoContinuous):
         self._need_setup()
         if self.moving:
             call = self._latest(args, kwargs)
-            return sites.constrained(self._joint_at(call), latent, *call)
+            return latents.constrained(self._joint_at(call), latent, *call)
         return {s["name"]: supports.bijection(s["fn"])(value) for s, value in self._unpack_rows(latent)}
 
     def unconstrain(self, values: dict[str, Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -153,9 +153,9 @@ class JointGuide(AutoContinuous):
             checks.check_value(type(self).__name__, nodes[name], values)
         if self.moving:
             call = self._latest(args, kwargs)
-            return sites.unconstrained(self._joint_at(call), values, *call)
+            return latents.unconstrained(self._joint_at(call), values, *call)
         shapes = self._unconstrained_shapes.items()
-        rows, log_dets = zip(*(sites.unconstrained_value(nodes[n], values[n], len(shape)) for n, shape in shapes))
+        rows, log_dets = zip(*(latents.unconstrained_value(nodes[n], values[n], len(shape)) for n, shape in shapes))
         return torch.cat(rows, -1), sum(log_dets)
 
     def _latest(self, args: Any, kwargs: Any) -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pyro.infer.autoguide import init_to_median
 
-from .. import recipes
+from .. import flows
 from .flow import AutoFlow
 
 
@@ -50,6 +50,6 @@ class AutoFlowified(AutoFlow):
         create_plates: Callable[..., Any] | None = None,
     ):
         build = functools.partial(
-            recipes.flowified, num_layers=num_layers, extra_dims=extra_dims, hidden_dims=hidden_dims
+            flows.flowified, num_layers=num_layers, extra_dims=extra_dims, hidden_dims=hidden_dims
         )
         super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)

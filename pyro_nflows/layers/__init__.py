@@ -1,10 +1,10 @@
-"""Layers, one idea a file. Each obeys the contract of :mod:`pyro_nflows.layer`."""
+"""Layers, one idea a file. Each obeys the contract of :mod:`pyro_nflows.layers.base`."""
 
-from ..layer import Chain, Inverse, Layer, Weight
 from .activation import FlowifiedActivation
 from .actnorm import ActNorm
 from .annealed import Hamiltonian, Langevin
 from .autoregressive import Autoregressive
+from .base import Chain, Exactness, Inverse, Layer
 from .conditional import Conditional
 from .continuous import Continuous, Solver, Trace
 from .coupling import Coupling
@@ -31,6 +31,7 @@ __all__ = [
     "Continuous",
     "Coupling",
     "Elementwise",
+    "Exactness",
     "FlowifiedActivation",
     "FlowifiedConv",
     "FlowifiedLinear",
@@ -55,5 +56,4 @@ __all__ = [
     "Sylvester",
     "Trace",
     "TriangularAffine",
-    "Weight",
 ]

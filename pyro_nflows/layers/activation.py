@@ -1,8 +1,8 @@
 import torch
 from torch import Tensor, nn
 
-from ..calls import Size, channels
-from ..layer import Layer
+from ..checks import Size, channels
+from .base import Layer
 
 
 class FlowifiedActivation(Layer):

@@ -5,9 +5,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..layer import Layer, Scored, Weight
-from ..nets import check_sizes
+from ..checks import check_sizes
 from ..numerics import pullback, standard_normal_log_prob
+from .base import Exactness, Layer, Scored
 
 #: ``(N, D) -> (N,)``.
 LogDensity = Callable[[Tensor], Tensor]
@@ -53,7 +53,7 @@ class Hamiltonian(Layer):
 
         >>> layer = Hamiltonian(3, lambda z: -(z - 1).square().sum(-1), num_steps=8, step_size=0.3)
         >>> y, log_weight = layer(torch.randn(10, 3), torch.randn(10, layer.noise_dim))
-        >>> layer.noise_dim, layer.grade.name
+        >>> layer.noise_dim, layer.exactness.name
         (24, 'PROPER')
 
     **References**
@@ -64,7 +64,7 @@ class Hamiltonian(Layer):
     [2] T. Geffner, J. Domke (2021). MCMC Variational Inference via Uncorrected Hamiltonian Annealing.
     """
 
-    grade = Weight.PROPER
+    exactness = Exactness.PROPER
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class Hamiltonian(Layer):
         return x, v, slope
 
     def _turn(self, v: Tensor, eps: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The renewed momentum and what is left of the old; twice is not at all."""
+        """The renewed momentum and what is left of the old. The map is its own inverse."""
         if self.angle is None:
             return eps, v
         cos, sin = self.angle[k].cos(), self.angle[k].sin()
@@ -208,7 +208,7 @@ class Langevin(Layer):
     Auto-Encoders.
     """
 
-    grade = Weight.PROPER
+    exactness = Exactness.PROPER
 
     def __init__(
         self,

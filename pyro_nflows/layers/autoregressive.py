@@ -3,11 +3,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..context import flat_context
-from ..layer import Layer
-from ..masked import MaskedMLP
+from ..nets.context import flat_context
+from ..nets.masked import MaskedMLP
 from ..numerics import pullback
 from ..transformers import Affine, Transformer
+from .base import Layer
 
 
 class Autoregressive(Layer):

@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from ..context import Methods, context_of, take_context
-from ..layer import Layer, Scored
-from ..nets import MLP, check_sizes
+from ..checks import check_sizes
+from ..nets.context import Methods, context_of, take_context
+from ..nets.mlp import MLP
+from .base import Layer, Scored
 
 #: For each method of a layer, how many dimensions its results have beside the batch.
 _EVENT_DIMS = {"forward": (1, 0), "inverse": (1, 0), "transport": (1,), "scored": (1, 0, 1, 1, 0, 0, 0)}
@@ -19,7 +20,7 @@ class Conditional(Layer):
     .. math:: y = f(x; \theta + g(c)), \qquad g(c) = W_h \tanh(\cdots \tanh(W_1 c + b_1) \cdots) + W_s c
 
     with :math:`\theta` the parameters of the layer as it was given, and :math:`W_h = W_s = 0` at the start: it starts
-    at that layer, for every context. The grade, the noise and the inverse are the layer's own. Bind it before use:
+    at that layer, for every context. The exactness, the noise and the inverse are the layer's own. Bind it before use:
     ``layer.at(context)`` is the layer for those rows of the context.
 
     :math:`g` has as many outputs as the layer has parameters. Where these are a network's
@@ -56,7 +57,7 @@ class Conditional(Layer):
         if any("context" in part._buffers for part in layer.modules()):
             raise ValueError(f"Conditional: a part of {type(layer).__name__} takes a context already")
         self.methods, self.shapes = Methods(layer), {f"layer.{name}": shape for name, shape in shapes.items()}
-        self.grade = layer.grade
+        self.exactness = layer.exactness
         self.noise_dim, self.inverse_noise_dim = layer.noise_dim, layer.inverse_noise_dim
         size = sum(shape.numel() for shape in shapes.values())
         self.net = MLP(context_dim, size, hidden_dims, bias=False)

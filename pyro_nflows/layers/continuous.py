@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dynamics import Dynamics
-from ..layer import Layer, Weight
-from ..nets import check_sizes
+from ..checks import check_sizes
+from ..nets.field import Dynamics
+from .base import Exactness, Layer
 
 #: A point, and the integral of the divergence up to it.
 _State = tuple[Tensor, Tensor]
@@ -73,7 +73,7 @@ class Continuous(Layer):
 
         >>> y, log_weight = Continuous(3)(torch.randn(10, 3))
         >>> layer = Continuous(100, trace="hutchinson")
-        >>> layer.grade.name, layer.noise_dim
+        >>> layer.exactness.name, layer.noise_dim
         ('UNBIASED', 100)
 
     **References**
@@ -105,7 +105,7 @@ class Continuous(Layer):
         if self.solver is Solver.DOPRI5:
             _torchdiffeq()
         if self.trace is Trace.HUTCHINSON:
-            self.grade = Weight.UNBIASED
+            self.exactness = Exactness.UNBIASED
             self.noise_dim = self.inverse_noise_dim = input_dim
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:

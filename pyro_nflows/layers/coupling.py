@@ -3,11 +3,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..calls import Size, channels
-from ..layer import Layer
-from ..nets import MLP, ConvNet
+from ..checks import Size, channels
+from ..nets.mlp import MLP, ConvNet
 from ..numerics import pullback
 from ..transformers import Affine, Transformer
+from .base import Layer
 
 
 class Coupling(Layer):
@@ -18,7 +18,7 @@ class Coupling(Layer):
     with an element-wise monotone :math:`\tau`: :class:`~pyro_nflows.transformers.Shift` (NICE [1]),
     :class:`~pyro_nflows.transformers.Affine` (RealNVP [2]) or
     :class:`~pyro_nflows.transformers.RationalQuadratic` (neural spline flows [3]), and a network
-    :math:`\theta` (:class:`~pyro_nflows.nets.MLP`). Both directions cost one pass of the network; it starts at the
+    :math:`\theta` (:class:`~pyro_nflows.nets.mlp.MLP`). Both directions cost one pass of the network; it starts at the
     identity. With one coordinate, :math:`\theta` is a learned constant.
 
     For images the halves are of the channels, and the network is convolutional.

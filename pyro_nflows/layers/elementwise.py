@@ -1,9 +1,9 @@
 import torch
 from torch import Tensor, nn
 
-from ..layer import Layer
 from ..numerics import pullback
 from ..transformers import RationalQuadratic, Transformer
+from .base import Layer
 
 
 class LocScale(Layer):

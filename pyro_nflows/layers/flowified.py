@@ -4,11 +4,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..layer import Layer, Scored, Weight
-from ..nets import MLP, check_sizes
+from ..checks import check_sizes
+from ..nets.mlp import MLP
+from ..nets.rotation import Rotation, decomposed
+from ..nets.tiling import TileNet, Tiling
 from ..numerics import normal_log_prob, pullback, soft_bound, standard_normal_log_prob
-from ..rotation import Rotation, decomposed
-from ..tiling import TileNet, Tiling
+from .base import Exactness, Layer, Scored
 
 
 class FlowifiedLinear(Layer):
@@ -48,7 +49,7 @@ class FlowifiedLinear(Layer):
     def __init__(self, input_dim: int, output_dim: int | None = None, *, hidden_dims: Sequence[int] = (32, 32)):
         super().__init__(input_dim, output_dim)
         more = self.output_dim - input_dim
-        self.grade = Weight.PROPER if more else Weight.EXACT
+        self.exactness = Exactness.PROPER if more else Exactness.EXACT
         self.noise_dim, self.inverse_noise_dim = max(0, more), max(0, -more)
         self.first, self.last = Rotation(input_dim), Rotation(self.output_dim)
         self.log_scale = nn.Parameter(torch.zeros(self.output_dim))
@@ -207,7 +208,7 @@ class FlowifiedConv(Layer):
             self.linear.dropped = TileNet(tiling.grid, output_channels, 2 * num_dropped, hidden_dims)
         self.noise_dim = tiling.noise_dim + self.num_tiles * self.linear.noise_dim
         self.inverse_noise_dim = self.num_tiles * self.linear.inverse_noise_dim
-        self.grade = Weight.PROPER if self.noise_dim or self.inverse_noise_dim else Weight.EXACT
+        self.exactness = Exactness.PROPER if self.noise_dim or self.inverse_noise_dim else Exactness.EXACT
 
     def _shares(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The noise of the tiling and, tile by tile, of the dense layer."""

@@ -1,9 +1,9 @@
 import torch
 from torch import Tensor, nn
 
-from ..layer import Layer
-from ..nets import check_sizes
+from ..checks import check_sizes
 from ..numerics import reflect
+from .base import Layer
 
 
 class Householder(Layer):

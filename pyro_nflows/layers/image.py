@@ -1,8 +1,8 @@
 import torch
 from torch import Tensor
 
-from ..calls import image_shape
-from ..layer import Layer, Scored
+from ..checks import image_shape
+from .base import Layer, Scored
 
 
 class Squeeze(Layer):
@@ -83,7 +83,7 @@ class Split(Layer):
                 f"{type(layer).__name__} of {layer.input_dim} -> {layer.output_dim}"
             )
         self.layer, self.first = layer, layer.input_dim
-        self.grade = layer.grade
+        self.exactness = layer.exactness
         self.noise_dim, self.inverse_noise_dim = layer.noise_dim, layer.inverse_noise_dim
 
     @property

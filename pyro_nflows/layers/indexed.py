@@ -6,11 +6,12 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ..index_law import IndexLaw
-from ..layer import Layer, Scored, Weight
-from ..nets import MLP, check_sizes
+from ..checks import check_sizes
+from ..nets.index_law import IndexLaw
+from ..nets.mlp import MLP
 from ..numerics import pullback, soft_bound, soft_unbound
 from ..transformers import Transformer
+from .base import Exactness, Layer, Scored
 
 #: The share of each coordinate's variance that the index carries where a flow starts from data.
 _SHARE = 0.2
@@ -82,7 +83,7 @@ class Indexed(Layer):
         if not bound > 0:
             raise ValueError(f"Indexed: bound must be a positive number, got {bound}")
         self.inner, self.index_dim, self.bound = inner, index_dim, bound
-        self.grade = min(Weight.PROPER, inner.grade)
+        self.exactness = min(Exactness.PROPER, inner.exactness)
         self.noise_dim = index_dim + inner.noise_dim
         self.inverse_noise_dim = index_dim + inner.inverse_noise_dim
         self.shift_scale = MLP(index_dim, 2 * inner.input_dim, hidden_dims, skip, context_dim=context_dim)
@@ -154,7 +155,7 @@ class Indexed(Layer):
         elif head is not None and not head.any():
             warnings.warn(
                 "Indexed: without skip=True its index starts idle on data and may stay idle; make it with skip=True "
-                "(recipes.cif(..., skip=True))",
+                "(flows.cif(..., skip=True))",
                 stacklevel=2,
             )
         self.inner.initialize(y)

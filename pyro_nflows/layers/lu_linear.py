@@ -2,8 +2,8 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import solve_triangular
 
-from ..calls import Size, channels
-from ..layer import Layer
+from ..checks import Size, channels
+from .base import Layer
 
 
 class LULinear(Layer):

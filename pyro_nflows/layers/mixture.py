@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import solve_triangular
 
-from ..layer import Layer, Scored, Weight
-from ..nets import check_sizes
+from ..checks import check_sizes
 from ..numerics import pullback, scale_tril, standard_normal_log_prob
+from .base import Exactness, Layer, Scored
 
 
 class Mixture(Layer):
@@ -40,7 +40,7 @@ class Mixture(Layer):
     [1] L. Dinh, J. Sohl-Dickstein, H. Larochelle, R. Pascanu (2019). A RAD Approach to Deep Mixture Models.
     """
 
-    grade = Weight.PROPER
+    exactness = Exactness.PROPER
 
     def __init__(self, input_dim: int, num_components: int, block_dim: int | None = None):
         super().__init__(input_dim)

@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor
 
-from ..layer import Layer
+from .base import Layer
 
 
 class Permutation(Layer):

@@ -1,8 +1,8 @@
 import torch
 from torch import Tensor, nn
 
-from ..layer import Layer
 from ..numerics import above_minus_one, monotone_root
+from .base import Layer
 
 
 class Planar(Layer):

@@ -2,8 +2,8 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 
-from ..layer import Layer
 from ..numerics import above_minus_one, positive
+from .base import Layer
 
 
 class Radial(Layer):

@@ -6,9 +6,9 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.utils.stateless import _reparametrize_module
 
-from ..context import Methods
-from ..layer import Layer, Scored
-from ..steps import step_factor
+from ..nets.context import Methods
+from ..nets.steps import step_factor
+from .base import Layer, Scored
 
 #: How far an optimiser's step moves a number that a layer holds itself, and a number in a network, in units of the
 #: step. The affine end of a guide (:class:`LocScale`, :class:`TriangularAffine`) keeps the whole step, as Pyro's own
@@ -27,7 +27,7 @@ class Rescaled(Layer):
     guide does at the same learning rate, and diverges where the Gaussian trains.
 
     :math:`c` is 0.03 for matrices and in networks, and 0.3 for vectors that a layer holds itself; for a unit that adds
-    up :math:`n > 32` inputs, :math:`32 / n` of that (:mod:`~pyro_nflows.steps`). A gradient that is not finite
+    up :math:`n > 32` inputs, :math:`32 / n` of that (:mod:`~pyro_nflows.nets.steps`). A gradient that is not finite
     becomes zero: such a step does not move the flow.
 
     The layer is taken as it is, and starts as the same map. Noise, exactness and inverse are the layer's own.
@@ -52,7 +52,7 @@ class Rescaled(Layer):
         self.layer, self.end = copy.deepcopy(layer), end
         self.factors = _factors(self.layer, end)
         self._multiply(self.layer, {name: 1 / factor for name, factor in self.factors.items()})
-        self.grade = layer.grade
+        self.exactness = layer.exactness
         self.noise_dim, self.inverse_noise_dim = layer.noise_dim, layer.inverse_noise_dim
         sizes = dict(self.layer.named_parameters())
         parts = [sizes[name].new_full((sizes[name].numel(),), factor) for name, factor in self.factors.items()]

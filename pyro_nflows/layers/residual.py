@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..contraction import Contraction, Linearized
-from ..layer import Layer, Weight
-from ..nets import check_sizes
+from ..checks import check_sizes
+from ..nets.contraction import Contraction, Linearized
 from ..numerics import largest, pullback
+from .base import Exactness, Layer
 
 #: A probability so small that what happens with it is left out: of more terms than are ever computed.
 _NEVER = 1e-9
@@ -63,7 +63,7 @@ class Residual(Layer):
 
         >>> y, log_weight = Residual(3)(torch.randn(10, 3))
         >>> layer = Residual(100, log_det="roulette")
-        >>> layer.grade.name, layer.noise_dim
+        >>> layer.exactness.name, layer.noise_dim
         ('UNBIASED', 101)
 
     **References**
@@ -94,7 +94,7 @@ class Residual(Layer):
         self.net = Contraction(input_dim, hidden_dims, lipschitz, context_dim)
         self.num_iterations = math.ceil(math.log(_TOLERANCE) / math.log(lipschitz))
         if self.log_det is not LogDet.EXACT:
-            self.grade = Weight.UNBIASED
+            self.exactness = Exactness.UNBIASED
             self.noise_dim = self.inverse_noise_dim = input_dim + (self.log_det is LogDet.ROULETTE)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:

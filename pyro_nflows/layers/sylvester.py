@@ -2,9 +2,9 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import solve_triangular
 
-from ..layer import Layer
-from ..nets import check_sizes
+from ..checks import check_sizes
 from ..numerics import above_minus_one, monotone_root, reflect
+from .base import Layer
 
 
 class Sylvester(Layer):

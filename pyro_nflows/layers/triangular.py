@@ -2,8 +2,8 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import solve_triangular
 
-from ..layer import Layer
 from ..numerics import scale_tril
+from .base import Layer
 
 
 class TriangularAffine(Layer):

@@ -1,4 +1,4 @@
-r"""The laws that every layer obeys, for you to hold your own to: ``check_layer(lambda: MyLayer(3))``.
+r"""Checks that every layer must pass; run them on your own: ``check_layer(lambda: MyLayer(3))``.
 
 Each law is a function of a maker: something without arguments that makes a fresh layer (or a layer, of which copies
 are used). A law that the layer breaks raises a :class:`LawError` that names it. All but

@@ -8,7 +8,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ..layer import Layer
+from ..layers.base import Layer
 from .law import LawError, Make, perturbed
 
 _NUM_DRAWS = 5000

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..layer import Layer
+from ..layers.base import Layer
 
 #: Something that makes a fresh layer; or a layer, of which copies are used.
 Make = Layer | Callable[[], Layer]
@@ -23,7 +23,7 @@ class LawError(AssertionError):
 
 
 def laws_of(make: Make) -> list[Law]:
-    """The laws that apply to a layer, as its grade, its noise and its inverse decide.
+    """The laws that apply to a layer, as its exactness, its noise and its inverse decide.
 
     Example::
 

@@ -8,7 +8,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ..layer import Layer, Weight
+from ..layers.base import Exactness, Layer
 from ..numerics import standard_normal_log_prob
 from .integral import far_from_start, integral
 from .law import Make, agree, agree_on_average, agree_pair, law, perturbed, points
@@ -55,7 +55,7 @@ def _check_round_trip(layer: Layer, start: tuple[Tensor, Tensor], back: tuple[Te
 def _check_inverse_on_average(layer: Layer) -> None:
     x, noise = points(layer, _NUM_DRAWS)
     y, log_weight = layer(x, noise)
-    if layer.grade is Weight.UNBIASED:
+    if layer.exactness is Exactness.UNBIASED:
         again, same = layer.inverse(y)
         if again.allclose(layer.inverse(y)[0]):  # else another point leads to y, with a log-weight of its own
             agree("the point there and back", again, x, 1e-6)
@@ -74,7 +74,7 @@ def _check_inverse_on_average(layer: Layer) -> None:
     agree_on_average("(E[f] by the density of inverse - E[f] by forward) / E[f]", difference, 0.0)
 
 
-@law(lambda layer: layer.grade is Weight.EXACT and _is_square(layer) and not layer.noise_dim)
+@law(lambda layer: layer.exactness is Exactness.EXACT and _is_square(layer) and not layer.noise_dim)
 def check_log_weight_is_slogdet(make: Make) -> None:
     r"""An EXACT log-weight is autograd's :math:`\log|\det dy/dx|`."""
     layer = perturbed(make)
@@ -89,7 +89,7 @@ def _jacobian(y: Tensor, x: Tensor) -> Tensor:
     return torch.stack(rows, -2)
 
 
-@law(lambda layer: layer.grade >= Weight.PROPER)
+@law(lambda layer: layer.exactness >= Exactness.PROPER)
 def check_unit_evidence(make: Make) -> None:
     r""":math:`E_q[f / \hat q] = \int f = 1` for densities :math:`f` (of layers onto all of space)."""
     far_from_start(make, _check_evidence)
@@ -113,7 +113,7 @@ def _evidence(layer: Layer, density: TorchDistribution, point: Tensor) -> Tensor
     return density.log_prob(y) + log_weight + standard_normal_log_prob(noise)
 
 
-@law(lambda layer: layer.grade is Weight.UNBIASED and _is_square(layer))
+@law(lambda layer: layer.exactness is Exactness.UNBIASED and _is_square(layer))
 def check_mean_log_weight(make: Make) -> None:
     r"""An UNBIASED log-weight is :math:`\log|\det dy/dx|` on average over the noise, if ``y`` does not depend on it."""
     layer = perturbed(make)

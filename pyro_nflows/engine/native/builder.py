@@ -33,7 +33,7 @@ def known(*dtypes: torch.dtype) -> bool:
 
 
 class Builder:
-    """Adds to a plan."""
+    """Builds a plan from recorded operations."""
 
     def __init__(self) -> None:
         self.plan = Plan()

@@ -6,20 +6,7 @@ from dataclasses import dataclass, field
 
 from .lower import Lowering
 from .memory import place, share
-from .plan import (
-    C_TYPES,
-    Access,
-    Buffer,
-    Cholesky,
-    Extern,
-    Loop,
-    Operand,
-    Product,
-    Ref,
-    Solve,
-    Statement,
-    Step,
-)
+from .plan import C_TYPES, Access, Buffer, Cholesky, Extern, Loop, Operand, Product, Ref, Solve, Statement, Step
 from .turns import SKELETON, pauses
 
 _PREFIX = {"float": "f", "double": "d"}

@@ -14,7 +14,7 @@ from .ops import NEED_FLOAT, expression
 from .plan import Ref
 
 _aten = torch.ops.aten
-#: Whose result is its argument; what lies where in memory is ours to say.
+#: Operations that return their argument: no-ops here, since the plan decides the memory layout.
 _SAME = {
     _aten.clone.default,
     _aten.contiguous.default,

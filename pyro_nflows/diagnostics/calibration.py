@@ -1,0 +1,96 @@
+"""What the ranks of all parameters say together; the members of :class:`Calibration` are the sentences."""
+
+import enum
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["Calibration", "Judgement", "PValues", "judge_ranks"]
+
+#: How often chance alone may raise an alarm, over all p-values of a check together.
+LEVEL = 0.01
+#: A share of bad fits that does not explain much.
+FEW = 0.1
+
+
+class Calibration(enum.Enum):
+    """What the ranks say. The value is the sentence, its numbers to be filled in."""
+
+    CALIBRATED = (
+        "No sign of miscalibration: the least of {num_tests} p-values over {num} simulations is {p:.2g} ({name}), "
+        "which chance explains."
+    )
+    TOO_NARROW = (
+        "Not calibrated: the draws of {name} are too narrow (p-value {p:.1g}, the least of {num_tests}), so intervals "
+        "miss the truth too often. {remedy}"
+    )
+    TOO_WIDE = "Not calibrated: the draws of {name} are too wide (p-value {p:.1g}, the least of {num_tests}). {remedy}"
+    TOO_LOW = "Not calibrated: the draws of {name} are too low (p-value {p:.1g}, the least of {num_tests}). {remedy}"
+    TOO_HIGH = "Not calibrated: the draws of {name} are too high (p-value {p:.1g}, the least of {num_tests}). {remedy}"
+    MISSHAPEN = (
+        "Not calibrated: the draws of {name} have the wrong shape (p-value {p:.1g}, the least of {num_tests}), though "
+        "about the right center and width. {remedy}"
+    )
+
+
+#: What to try, where many fits are bad, and where few are.
+REMEDIES = (
+    "{bad:.0%} of the fits are bad: try a richer guide, or a schedule with more steps.",
+    "The fits are good where they look: they miss a mode (try search=True, or AutoCIF), or the sample and log_prob of "
+    "a distribution in the model differ.",
+)
+
+
+class Judgement(NamedTuple):
+    """An outcome and its sentence."""
+
+    outcome: Calibration
+    sentence: str
+
+
+class PValues(NamedTuple):
+    """Of one parameter: uniform ranks (SBC), and an unbiased center of the guide itself (VSBC)."""
+
+    uniformity: float
+    symmetry: float
+
+
+def judge_ranks(
+    p_values: Mapping[str, PValues], ranks: Mapping[str, Tensor], num_draws: int, bad: float = 0.0
+) -> Judgement:
+    """What all parameters together say.
+
+    The smallest p-value decides, times their number (Bonferroni), against :data:`LEVEL`.
+
+    :param p_values: by parameter.
+    :param ranks: by parameter, each of shape ``(num_simulations,)``.
+    :param num_draws: among how many draws.
+    :param bad: the share of fits whose verdict is no.
+
+    Example::
+
+        >>> import torch
+        >>> ranks = {"mu": torch.arange(100) % 5}
+        >>> judge_ranks({"mu": PValues(1e-8, 0.5)}, ranks, 9).outcome.name
+        'TOO_HIGH'
+    """
+    name = min(p_values, key=lambda key: min(p_values[key]))
+    p, num_tests = min(p_values[name]), 2 * len(p_values)
+    outcome = Calibration.CALIBRATED if p * num_tests >= LEVEL else _shape(ranks[name], num_draws)
+    remedy = REMEDIES[bad <= FEW].format(bad=bad)
+    numbers = {"name": name, "p": p, "num": len(ranks[name]), "num_tests": num_tests, "remedy": remedy}
+    return Judgement(outcome, outcome.value.format(**numbers))
+
+
+def _shape(ranks: Tensor, num_draws: int) -> Calibration:
+    """Center or width, whichever is further from what uniform ranks have, in standard errors."""
+    u = (ranks.double() + 0.5) / (num_draws + 1) - 0.5
+    center = float(u.mean()) * math.sqrt(12 * len(u))
+    width = float(u.square().mean() - 1 / 12) * math.sqrt(180 * len(u))
+    if max(abs(center), abs(width)) < 3:
+        return Calibration.MISSHAPEN
+    if abs(center) > abs(width):
+        return Calibration.TOO_LOW if center > 0 else Calibration.TOO_HIGH
+    return Calibration.TOO_NARROW if width > 0 else Calibration.TOO_WIDE

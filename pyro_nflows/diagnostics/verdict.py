@@ -1,0 +1,233 @@
+r"""One sentence that says whether to trust a fit; the members of :class:`Outcome` are the sentences."""
+
+import enum
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..objectives.draws import Draws
+from . import weights as diagnostics
+
+
+class Outcome(enum.Enum):
+    """What was found, what it means, and what to try. The value is the sentence, its numbers to be filled in."""
+
+    TRUST = "Trust these draws: ESS is {ess:.0%} of the draws and k-hat {pareto_k:.2f} ({tail})."
+    RESAMPLED = (
+        "Trust the draws of get_samples(), which are importance-resampled, but not the guide by itself: ESS is only "
+        "{ess:.0%} of the draws (k-hat {pareto_k:.2f}); for a closer guide try more steps or AutoCIF."
+    )
+    TAILS = (
+        "Trust means and central intervals, but not far tails: ESS is {ess:.0%} of the draws, yet k-hat "
+        "{pareto_k:.2f} is above {threshold:.2f}; vi.refine() or a non-centered model may help."
+    )
+    DISTRUST = (
+        "Do not trust these draws: k-hat {pareto_k:.2f} is above {threshold:.2f} (ESS {ess:.1%}), so the guide misses "
+        "part of the posterior; try vi.refine(), more steps, AutoCIF, or a non-centered or rescaled model."
+    )
+    TOO_FEW = (
+        "Do not trust these draws: they are worth only {worth:.0f} independent ones (ESS {ess:.2%}); try vi.refine(), "
+        "more steps, AutoCIF, or a non-centered or rescaled model."
+    )
+    UNSETTLED = (
+        "Do not trust these draws yet: the model's own parameters (pyro.param) were still moving, and changed the log "
+        "joint by {drift:.2g} in the last round; call run() again, or give more num_steps."
+    )
+    STARTS_DISAGREE = (
+        "Do not trust these draws: fits from different starts disagree (log evidence {lowest:.2f} to {highest:.2f}), "
+        "so the posterior probably has several modes and each fit found some; try AutoCIF with annealing, or more "
+        "starts."
+    )
+    MODE_MISSED = (
+        "Do not trust these draws: the guide misses a region that holds about {missed:.0%} of the posterior "
+        "mass{where}; the posterior has another mode. Leave num_steps to the schedule, which then fits again from there; "
+        "or try AutoCIF with annealing (and init_scale about the prior's), or more starts."
+    )
+    UNSTABLE = (
+        "Do not trust this guide: rounding errors grow so much on the way through the flow that its inverse is off by "
+        "{round_trip:.2g} base standard deviations; run it in float64, or use fewer layers or AutoCIF."
+    )
+    IMPROPER = (
+        "Do not trust these draws: the posterior is improper, as far as can be seen: its log density does not fall "
+        "along {improper}, however far one goes; give a prior that does, or data that inform it."
+    )
+    EDGE = (
+        "Do not trust these draws: {edge} lie so close to the edge of its support that numbers of this precision end "
+        "there; try float64, or a prior with less mass at the edge."
+    )
+    NOT_FINITE = (
+        "Do not trust these draws: training met values that are not finite ({skipped} of {num_steps} steps), first "
+        "at site '{site}'; look at its distribution's parameters for overflow, or rescale the model."
+    )
+
+
+class Evidence(NamedTuple):
+    """What a verdict rests on; log evidences and mean draws are one a start."""
+
+    log_weight: Tensor
+    log_evidences: Sequence[diagnostics.Estimate]
+    means: Sequence[Tensor]
+    sd: Tensor
+    bad_site: str | None = None
+    drift: float = 0.0
+    missed: float = 0.0
+    where: str = ""
+    round_trip: float = 0.0
+    improper: str = ""
+    edge: str = ""
+    units: str = ""
+
+
+#: How little (in nats) the model's own parameters change the log joint in a round once they have settled.
+SETTLED = 0.05
+#: A share of the posterior's mass that is too much to miss.
+MISSED = 0.02
+#: An error of the inverse, in base standard deviations, that is too large.
+UNSTABLE = 0.05
+#: An ESS at which a heavy tail says all there is to say.
+WORTHLESS = 0.1
+#: Independent draws that means and intervals need.
+ENOUGH = 400
+#: From this ESS on the weights are so nearly equal that the shape of their tail matters little.
+NEARLY_EQUAL = 0.95
+
+
+class Verdict(NamedTuple):
+    """An outcome and its sentence."""
+
+    outcome: Outcome
+    sentence: str
+
+
+def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0, restarts: int = 0) -> Verdict:
+    """The verdict on draws with these weights.
+
+    :param evidence: see :class:`Evidence`.
+    :param num_steps: steps taken.
+    :param skipped: steps skipped because something was not finite.
+    :param restarts: how often training diverged and went back; told of where the draws are not to be trusted.
+
+    Example::
+
+        >>> flat = Evidence(torch.zeros(1000), [], [], torch.ones(1))
+        >>> judge(flat).outcome.name
+        'TRUST'
+    """
+    ess = effective(evidence.log_weight)
+    pareto_k, threshold = tail_index(evidence.log_weight), diagnostics.k_threshold(len(evidence.log_weight))
+    values = [float(e.value) for e in evidence.log_evidences] or [math.nan]
+    outcome = _decide(evidence, ess, pareto_k, threshold)
+    sentence = outcome.value.format(
+        ess=ess,
+        worth=ess * len(evidence.log_weight),
+        pareto_k=pareto_k,
+        threshold=threshold,
+        lowest=min(values),
+        highest=max(values),
+        skipped=skipped,
+        num_steps=num_steps,
+        site=evidence.bad_site,
+        drift=evidence.drift,
+        missed=evidence.missed,
+        where=evidence.where,
+        round_trip=evidence.round_trip,
+        improper=evidence.improper,
+        edge=evidence.edge,
+        tail=f"below {threshold:.2f}" if pareto_k < threshold else "a tail of nearly equal weights",
+    )
+    refused = sentence.startswith("Do not trust")
+    if refused and evidence.units:
+        sentence += f" And {evidence.units}: other units will help."
+    if refused and restarts:
+        sentence += f" Training diverged and went back {restarts} time{'s' * (restarts > 1)}."
+    return Verdict(outcome, sentence)
+
+
+def _decide(evidence: Evidence, ess: float, pareto_k: float, threshold: float) -> Outcome:
+    if evidence.bad_site is not None:
+        return Outcome.NOT_FINITE
+    if evidence.improper:
+        return Outcome.IMPROPER
+    if evidence.edge:
+        return Outcome.EDGE
+    if not evidence.drift < SETTLED:
+        return Outcome.UNSETTLED
+    if starts_disagree(evidence):
+        return Outcome.STARTS_DISAGREE
+    if not evidence.round_trip < UNSTABLE:
+        return Outcome.UNSTABLE
+    heavy = is_heavy(evidence.log_weight, ess)
+    if evidence.missed > MISSED and not (heavy and ess < WORTHLESS):
+        return Outcome.MODE_MISSED
+    if heavy:
+        return Outcome.TAILS if ess >= 0.9 else Outcome.DISTRUST
+    if ess * len(evidence.log_weight) < ENOUGH:
+        return Outcome.TOO_FEW
+    return Outcome.TRUST if ess >= 0.5 else Outcome.RESAMPLED
+
+
+def is_heavy(log_weight: Tensor, ess: float) -> bool:
+    """Whether the tail of the weights is too heavy, which matters little where they are nearly equal."""
+    return not has_light_tail(log_weight) and not (ess >= NEARLY_EQUAL and tail_index(log_weight) < 1)
+
+
+def has_light_tail(log_weight: Tensor) -> bool:
+    """Whether k-hat is below its threshold, so that means over the weighted draws can be relied on."""
+    return tail_index(log_weight) < diagnostics.k_threshold(len(log_weight))
+
+
+def is_hopeless(log_weight: Tensor) -> bool:
+    """Whether no draw has a finite weight."""
+    return not bool((log_weight > -math.inf).any())
+
+
+def effective(log_weight: Tensor) -> float:
+    """ESS as a fraction; 0 where no draw has any weight."""
+    return 0.0 if is_hopeless(log_weight) else float(diagnostics.ess(log_weight))
+
+
+def tail_index(log_weight: Tensor) -> float:
+    r""":math:`\hat k`; ``-inf`` where the weights are equal up to rounding, ``inf`` where no draw has any.
+
+    Example::
+
+        >>> tail_index(torch.zeros(1000))
+        -inf
+    """
+    if is_hopeless(log_weight):
+        return math.inf
+    spread = float(log_weight.max() - log_weight.min())
+    if spread < 1e3 * torch.finfo(log_weight.dtype).eps * (1 + float(log_weight.abs().max())):
+        return -math.inf
+    return float(diagnostics.pareto_k(log_weight))
+
+
+def starts_disagree(evidence: Evidence) -> bool:
+    """Whether two starts differ in log evidence, or in a mean, by more than noise explains."""
+    for i, a in enumerate(evidence.log_evidences):
+        for j, b in enumerate(evidence.log_evidences[:i]):
+            gap, noise = abs(float(a.value - b.value)), float(a.se.square() + b.se.square()) ** 0.5
+            shift = float(((evidence.means[i] - evidence.means[j]).abs() / evidence.sd).max())
+            if not gap <= 0.1 + 5 * noise or not shift <= 0.3:
+                return True
+    return False
+
+
+def choose(draws: Draws, num_draws: int, resample: bool | None = None) -> Draws:
+    """Some of the draws: resampled by their smoothed importance weights, or as they come.
+
+    :param num_draws: how many; without resampling, at most as many as there are.
+    :param resample: by default, where k-hat allows it.
+    """
+    index = chosen(draws.log_weight, num_draws, resample)
+    return Draws(draws.z[index], draws.log_p[index], draws.log_q[index])
+
+
+def chosen(log_weight: Tensor, num_draws: int, resample: bool | None = None) -> Tensor:
+    """The indices that :func:`choose` takes."""
+    if has_light_tail(log_weight) if resample is None else resample:
+        return diagnostics.psis_resample(log_weight, num_draws)
+    return torch.arange(min(num_draws, len(log_weight)))  # draws are independent, the first as good as any

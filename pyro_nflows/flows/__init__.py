@@ -1,0 +1,52 @@
+r"""Flows by name: functions ``latent_dim -> Layer``, each starting at the identity.
+
+A flow here is only a composition; write your own and hand it to ``AutoFlow(model, build)``. Where there is a
+``context_dim``, the networks read a context too: ``realnvp(3, context_dim=2).at(context)`` is the flow for its rows.
+"""
+
+from .flowified import flowified, flowify
+from .images import glow_image
+from .matching import num_params, widened
+from .vectors import (
+    Build,
+    cnf,
+    couplings,
+    default,
+    glow,
+    iaf,
+    maf,
+    nice,
+    planar,
+    radial,
+    realnvp,
+    residual,
+    spline,
+    spline_autoregressive,
+)
+from .wrapped import cif, conditional, on_mixture, on_modes
+
+__all__ = [
+    "Build",
+    "cif",
+    "cnf",
+    "conditional",
+    "couplings",
+    "default",
+    "flowified",
+    "flowify",
+    "glow",
+    "glow_image",
+    "iaf",
+    "maf",
+    "nice",
+    "num_params",
+    "on_mixture",
+    "on_modes",
+    "planar",
+    "radial",
+    "realnvp",
+    "residual",
+    "spline",
+    "spline_autoregressive",
+    "widened",
+]

@@ -1,0 +1,102 @@
+"""Flows made of other flows, layer by layer."""
+
+import functools
+from collections.abc import Sequence
+
+from ..layers import ActNorm, Conditional, Indexed, LocScale, LULinear, Mixture, Permutation
+from ..layers.base import Chain, Inverse, Layer
+from ..transformers import Transformer
+from .vectors import Build, default, realnvp, spline
+
+
+def cif(
+    latent_dim: int,
+    inner: Build = realnvp,
+    index_dim: int = 1,
+    hidden_dims: Sequence[int] = (10, 10),
+    transformer: Transformer | None = None,
+    *,
+    skip: bool = False,
+    shared: bool = False,
+) -> Layer:
+    """Each layer of an inner flow continuously indexed; permutations and element-wise ends are left as they are.
+
+    For densities of data, ask for ``skip``: then ``flow.initialize(batch)`` gives every index a start at which it
+    matters (:meth:`.Indexed.initialize`). Splines, ``transformer=RationalQuadratic(8, 4.0)``, make indices of several
+    modes and a tighter bound: for densities with separate pieces they are worth their price. Given its layer's output,
+    an index does not depend on the others; ``shared`` makes one network of all reverse models, for fewer parameters.
+
+    Example::
+
+        >>> cif(4).exactness.name
+        'PROPER'
+    """
+    plain = (Permutation, LocScale, Mixture, ActNorm, LULinear)
+    layers = [
+        layer
+        if isinstance(layer.layer if isinstance(layer, Inverse) else layer, plain)
+        else Indexed(layer, index_dim, hidden_dims=hidden_dims, transformer=transformer, skip=skip)
+        for layer in _layers(inner(latent_dim))
+    ]
+    if shared:
+        _share_reverse([layer for layer in layers if isinstance(layer, Indexed)])
+    return Chain(*layers)
+
+
+def _share_reverse(layers: Sequence[Indexed]) -> None:
+    for layer in layers:
+        layer.reverse = layers[0].reverse
+
+
+def conditional(
+    latent_dim: int,
+    context_dim: int,
+    inner: Build = realnvp,
+    hidden_dims: Sequence[int] = (32, 32),
+) -> Chain:
+    """Each layer of an inner flow made conditional: a network of the context moves all of its parameters.
+
+    Example::
+
+        >>> import torch
+        >>> flow = conditional(3, context_dim=2)
+        >>> y, log_weight = flow.at(torch.randn(10, 2))(torch.randn(10, 3))
+    """
+    layers = [
+        Conditional(layer, context_dim, hidden_dims=hidden_dims)
+        if next(layer.parameters(), None) is not None
+        else layer
+        for layer in _layers(inner(latent_dim))
+    ]
+    return Chain(*layers)
+
+
+def on_mixture(latent_dim: int, inner: Build = default, num_components: int = 2, block_dim: int | None = None) -> Chain:
+    """An inner flow on a Gaussian mixture in place of a Gaussian: for several modes.
+
+    Example::
+
+        >>> on_mixture(4, num_components=3)[0].num_components
+        3
+    """
+    return Chain(Mixture(latent_dim, num_components, block_dim), *_layers(inner(latent_dim)))
+
+
+def on_modes(latent_dim: int, inner: Build, num_components: int, block_dim: int) -> Layer:
+    """What :class:`~pyro_nflows.VI` fits to modes that it found: :func:`on_mixture`, if there are several.
+
+    In few dimensions, the default flow gives way to splines of many bins.
+
+    Example::
+
+        >>> type(on_modes(2, default, 9, 2)[1]).__name__
+        'Coupling'
+    """
+    if inner is default and latent_dim <= 8:
+        inner = functools.partial(spline, num_bins=16)
+    flow = inner(latent_dim)
+    return flow if num_components == 1 else on_mixture(latent_dim, lambda _: flow, num_components, block_dim)
+
+
+def _layers(flow: Layer) -> list[Layer]:
+    return list(flow) if isinstance(flow, Chain) else [flow]

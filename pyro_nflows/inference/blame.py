@@ -1,0 +1,165 @@
+r"""Which site is to blame? Posteriors that have no density to fit, or none that numbers can hold.
+
+A flat prior on what the data do not inform has no posterior: the bound grows as the guide widens, for ever. A latent on
+the very edge of its support has a posterior, but numbers of 32 or 64 bits end before it does. And a latent of trillions
+beside one of trillionths asks too much of step sizes. The weights see that something is wrong; here it gets a name.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from pyro.distributions import constraints as pyro_constraints
+from torch import Tensor
+from torch.distributions import Transform, constraints
+
+from ..guides import AutoFlow
+from ..model.supports import bijection
+from ..objectives.draws import Draws, LogDensity
+
+#: How far out, in widths, a density must have fallen: along a coordinate, and across, where a direction has an error.
+FAR, FAR_ACROSS = 1e6, 1e3
+#: And in a coordinate that is the logarithm of something: farther out, its exponential is no number.
+FAR_IN_LOGS = 60.0
+#: Directions in which a density is flattest.
+NUM_FLATTEST = 3
+#: A density that has fallen by less, beside what a tail of one over the distance would, cannot be integrated.
+NATS = 5.0
+#: A curvature across that is so many times a rounding error of the largest is none.
+ROUNDING = 1e3
+#: What a density that no longer falls may differ by at half the way, from rounding.
+LEVEL = 1e-4
+#: An error of the way from unconstrained space and back that says a number has no digits left, and how many may.
+LOST, FEW = 0.1, 0.01
+#: Draws that are looked at for it.
+NUM_DRAWS = 2000
+#: Scales that step sizes can follow.
+SMALLEST, LARGEST = 1e-6, 1e6
+#: Supports that end: no density on them is too wide.
+BOUNDED = (
+    constraints.interval,
+    constraints.half_open_interval,
+    type(constraints.simplex),
+    type(constraints.corr_cholesky),
+    type(pyro_constraints.corr_matrix),
+    type(pyro_constraints.sphere),
+)
+#: Points at once.
+ROWS = 250
+#: The matrix of second derivatives at a point.
+Hessian = Callable[[Tensor], Tensor]
+
+
+@torch.no_grad()
+def runs_away(log_joint: LogDensity, hessian: Hessian, guide: AutoFlow, draws: Draws) -> str:
+    """The sites along which the log density does not fall, as words; none if it does everywhere.
+
+    Along each coordinate, and along the directions in which the density is flattest, both ways.
+
+    :param log_joint: the model, ``(K, D) -> (K,)``.
+    :param hessian: of it, at a point.
+    :param guide: knows the sites.
+    :param draws: of the fit.
+    """
+    z, top, height = draws.z[torch.isfinite(draws.log_p)], draws.z[draws.log_p.argmax()], float(draws.log_p.max())
+    try:
+        directions, distances, widths = _ways(hessian(top), guide, z)
+        ends = top + distances[:, None] * directions
+        half = top + 0.5 * distances[:, None] * directions
+        far, near = (_values(log_joint, points) for points in (ends, half))
+    except (ValueError, RuntimeError):  # so far out, the model may refuse to be evaluated
+        return ""
+    there = far + (distances.abs() / widths).log().double() > height - NATS
+    level = (far > near - LEVEL * (1 + near.abs())) | (distances.abs() != FAR_IN_LOGS)
+    moved = (ends - top).norm(dim=-1) > 0.5 * distances.abs()  # or numbers have no digits left for the step
+    shares = directions[there & level & moved & (far < torch.inf)].abs()
+    endless = [(name, at) for name, at in _columns(guide) if not isinstance(_base(guide, name), BOUNDED)]
+    return _quoted([name for name, at in endless if bool((shares[:, at] > 0.3).any())])
+
+
+def _values(log_joint: LogDensity, points: Tensor) -> Tensor:
+    return torch.cat([log_joint(rows).double() for rows in points.split(ROWS)])
+
+
+def _ways(hessian: Tensor, guide: AutoFlow, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Directions, how far to go along each, and how wide draws and density are there."""
+    dim, hessian = z.shape[1], hessian.nan_to_num(0.0, 0.0, 0.0)
+    axes, flattest = torch.eye(dim).to(z), torch.eye(dim).to(z)[:0]
+    if not torch.equal(hessian, hessian.diag().diag()):
+        values, vectors = torch.linalg.eigh(0.5 * (hessian + hessian.T))
+        flattest = vectors.T[values.abs().argsort()[:NUM_FLATTEST]]
+    directions = torch.cat([axes, flattest])
+    curvature = ((directions @ hessian) * directions).sum(-1).abs()
+    curvature[dim:] *= curvature[dim:] > ROUNDING * torch.finfo(z.dtype).eps * hessian.abs().max()
+    curved = curvature.rsqrt()
+    widths = torch.maximum((z @ directions.T).std(0), torch.where(torch.isfinite(curved), curved, 0.0))
+    distances = torch.cat([FAR * widths[:dim], FAR_ACROSS * widths[dim:]])
+    logs = [i for name, at in _columns(guide) if not _is_line(guide, name) for i in range(at.start, at.stop)]
+    directions, widths = torch.cat([directions, axes[logs]]), torch.cat([widths, widths[logs]])
+    distances = torch.cat([distances, torch.full_like(widths[len(distances) :], FAR_IN_LOGS)])
+    return torch.cat([directions, directions]), torch.cat([distances, -distances]), widths.repeat(2)
+
+
+@torch.no_grad()
+def on_the_edge(guide: AutoFlow, z: Tensor) -> str:
+    """What site's draws lie so close to the edge of its support that numbers end there, and how many."""
+    for name, at in _columns(guide):
+        transform = _bijection(guide, name)
+        part = z[:NUM_DRAWS, at].reshape(-1, *guide._unconstrained_shapes[name])
+        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
+            error = (transform.inv(transform(part)) - part).abs() - 1e-3 * part.abs()
+            share = float((error.nan_to_num(torch.inf) > LOST).reshape(len(part), -1).double().mean(0).max())
+            if share > FEW:
+                return f"{share:.0%} of those of site '{name}'"
+    return ""
+
+
+@torch.no_grad()
+def out_of_scale(hessian: Hessian, guide: AutoFlow, draws: Draws) -> str:
+    """The first site that varies on a scale beyond what step sizes can follow, and the scale."""
+    try:
+        curvature = hessian(draws.z[draws.log_p.argmax()]).diagonal().abs()
+    except (ValueError, RuntimeError):
+        return ""
+    for name, at in _columns(guide):
+        widths = curvature[at if _is_line(guide, name) else slice(0)].rsqrt()
+        bad = (widths < SMALLEST) | (widths > LARGEST) & (widths < torch.inf)
+        if bool(bad.any()):
+            width = float(widths[bad][0])
+            return f"site '{name}' varies on a scale of " + (f"about {width:.0e}" if width else "less than 1e-15")
+    return ""
+
+
+def _columns(guide: AutoFlow) -> Iterator[tuple[str, slice]]:
+    """Every site with its place in the flat latent."""
+    start = 0
+    for name in guide.latent_names:
+        stop = start + math.prod(guide._unconstrained_shapes[name])
+        if stop > start:
+            yield name, slice(start, stop)
+        start = stop
+
+
+def _bijection(guide: AutoFlow, name: str) -> Transform:
+    return bijection(guide.prototype_trace.nodes[name]["fn"])
+
+
+def _base(guide: AutoFlow, name: str) -> Any:
+    """A site's support, of one number where it is a stack of these."""
+    support = _bijection(guide, name).codomain
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support
+
+
+def _is_line(guide: AutoFlow, name: str) -> bool:
+    return isinstance(_base(guide, name), type(constraints.real))
+
+
+def _quoted(names: list[str]) -> str:
+    if not names:
+        return ""
+    head, last = [f"'{name}'" for name in names[:-1]], f"'{names[-1]}'"
+    return f"sites {', '.join(head)} and {last}" if head else f"site {last}"

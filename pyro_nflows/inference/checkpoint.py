@@ -1,0 +1,121 @@
+r"""A fit in a file: the trained guide's parameters, its draws, the evidence, and the model's own parameters."""
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..guides import AutoFlow
+from ..model.log_joint import LogJoint
+from ..system.files import Path, kind_of, read, write
+from .fit import put
+from .posterior import Result, restored
+
+#: What the files are.
+KIND = "fit"
+#: What the file of an unfinished run is.
+UNFINISHED = "checkpoint"
+#: A model's arguments.
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+#: Draws at which a model is compared with the one that was fitted.
+NUM_CHECKED = 3
+
+
+def save_fit(path: Path, guide: AutoFlow, result: Result, call: Call | None, **more: Any) -> None:
+    """Write a fit: tensors and plain values only.
+
+    :param call: the model's arguments, if they are known.
+    :param more: what else to write.
+    """
+    write(path, KIND, {**state_of(guide, result, call), **more})
+
+
+def state_of(guide: AutoFlow, result: Result, call: Call | None) -> dict[str, Any]:
+    """What :func:`save_fit` writes."""
+    return {
+        "guide": type(guide).__name__,
+        "state_dict": dict(guide.state_dict()),
+        "arguments": True if call is None else bool(call[0] or call[1]),
+        "leaves": [] if call is None else [leaf.detach() for leaf in _leaves(guide, result, call)],
+        **result.state(guide),
+    }
+
+
+def load_fit(path: Path, guide: AutoFlow, call: Call) -> tuple[Result, Call | None]:
+    """Read what :func:`save_fit` wrote; the guide's state goes into ``guide``, the model's own into the param store.
+
+    :param call: the model's arguments; nothing where they are not at hand.
+    :return: the fit, and the arguments if the model could be run with them.
+    :raises ValueError: if the file is none of a fit, or of another kind of guide, another model or other data.
+    """
+    if kind_of(path) == UNFINISHED:
+        raise ValueError(
+            f"VI.load: {os.fspath(path)!r} is the checkpoint of a run that is not complete; run the same line "
+            "again, with the same data, and it goes on from there"
+        )
+    return take_fit(read(path, KIND, "VI.load"), guide, call)
+
+
+def take_fit(state: dict[str, Any], guide: AutoFlow, call: Call) -> tuple[Result, Call | None]:
+    """See :func:`load_fit`."""
+    _take_guide(state, guide)
+    result = restored(state)
+    if state["arguments"] and not (call[0] or call[1]):
+        return result, None
+    if guide.prototype_trace is None:
+        guide._setup_prototype(*call[0], **call[1])
+    guide.attend(*call)
+    _take_leaves(state["leaves"], guide, result, call)
+    _check_model(guide, result, call)
+    result.values = None
+    return result, call
+
+
+def _take_guide(state: dict[str, Any], guide: AutoFlow) -> None:
+    name = type(guide).__name__
+    if state["guide"] != name:
+        raise ValueError(
+            f"VI.load: the file holds the fit of a {state['guide']}, got a fresh {name}; make a matching guide"
+        )
+    try:
+        guide.load_state_dict(state["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"VI.load: the file holds the fit of a {name} with other layers, or of another model; make the guide as it "
+            f"was made for the fit ({error})"
+        ) from error
+
+
+def _leaves(guide: AutoFlow, result: Result, call: Call) -> list[Tensor]:
+    """The model's own parameters."""
+    return LogJoint(guide.bare_model, guide).leaves(result.draws.z[0], *call[0], **call[1])
+
+
+def _take_leaves(values: list[Tensor], guide: AutoFlow, result: Result, call: Call) -> None:
+    leaves = _leaves(guide, result, call)
+    then, now = [list(value.shape) for value in values], [list(leaf.shape) for leaf in leaves]
+    if then != now:
+        raise ValueError(
+            f"VI.load: the fitted model had parameters of shapes {then} (pyro.param), this one has {now}; load the fit "
+            "with the model and the data that it was made with"
+        )
+    with torch.no_grad():
+        put(leaves, values)
+
+
+@torch.no_grad()
+def _check_model(guide: AutoFlow, result: Result, call: Call) -> None:
+    """Refuse a model and data whose log density is not that of the file; but a model may be random."""
+    draws = result.draws
+    index = draws.log_p.topk(min(NUM_CHECKED, len(draws.z))).indices
+    joint = LogJoint(guide.bare_model, guide)
+    joint.start = draws.z[index[0]]
+    found, again = (joint(draws.z[index], *call[0], **call[1]).double() for _ in range(2))
+    expected = draws.log_p[index].double()
+    if torch.equal(found, again) and not torch.allclose(found, expected, rtol=1e-3, atol=1e-2):
+        raise ValueError(
+            f"VI.load: at a saved draw, the log density of the model with these data is {float(found[0]):.6g}, but it "
+            f"was {float(expected[0]):.6g}; load the fit with the model and the data that it was made with, or without "
+            "any data to have the saved draws alone"
+        )

@@ -1,0 +1,92 @@
+r"""A fitted ``VI`` as bytes, for other processes: the guide, and the model with its data where they can be pickled."""
+
+import contextlib
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+from pyro.infer.autoguide import init_to_median
+from pyro.infer.autoguide.initialization import InitMessenger
+
+from ..guides import AutoFlow
+from ..model.initialization import FlatPriors
+
+#: Modules that pickle functions without a name; whoever uses one has imported it.
+STRONGER = ("cloudpickle", "joblib.externals.cloudpickle")
+
+
+def packed(guide: AutoFlow, call: Any) -> dict[str, Any]:
+    """A guide, its model and the model's arguments, as bytes each.
+
+    :raises TypeError: if the guide cannot be pickled.
+    """
+    try:
+        alone = pickle.dumps(guide)
+    except Exception as error:
+        raise TypeError(
+            f"this VI cannot be pickled, because its {type(guide).__name__} cannot ({error}); write it to a file with "
+            "vi.save(path), and have it again with VI.load(path, guide, *args)"
+        ) from error
+    model = guide._bare_model and guide._bare_model[0]
+    return {"_packed": (alone, _bytes((model, call)), _bytes(guide._init_loc_fn))}
+
+
+def unpacked(state: dict[str, Any]) -> tuple[AutoFlow, Any, str]:
+    """The guide, the arguments if they and the model came along, and why not if they did not."""
+    alone, model_and_call, init_loc_fn = state.pop("_packed")
+    guide = cast(AutoFlow, pickle.loads(alone))
+    try:
+        model, call = pickle.loads(model_and_call)
+    except Exception as error:
+        return guide, None, f"was unpickled without its model and data, which could not be pickled ({error})"
+    if model is None:
+        return guide, None, "was unpickled without its model"
+    _give_model(guide, model, _loaded(init_loc_fn))
+    if call is not None:
+        guide.attend(*call)
+    return guide, call, "was pickled without its data"
+
+
+def _give_model(guide: AutoFlow, model: Callable[..., Any], init_loc_fn: Callable[..., Any]) -> None:
+    """As at the guide's making."""
+    guide._model = (InitMessenger(FlatPriors(init_loc_fn))(model),)
+    guide._bare_model, guide._init_loc_fn = (model,), init_loc_fn
+
+
+def _bytes(thing: Any) -> bytes:
+    """A pickle; of nothing, with the reason, where there can be none."""
+    reason: Exception | None = None
+    for dumps in _ways():
+        try:
+            return dumps(thing)
+        except Exception as error:
+            reason = reason or error
+    return pickle.dumps(_Missing(str(reason)))
+
+
+def _ways() -> Iterator[Callable[[Any], bytes]]:
+    yield pickle.dumps
+    for name in STRONGER:
+        if name in sys.modules:
+            yield sys.modules[name].dumps
+
+
+class _Missing:
+    """Stands for what could not be pickled: raises the reason when it is unpickled."""
+
+    def __init__(self, reason: str):
+        self.reason = reason
+
+    def __reduce__(self) -> Any:
+        return _refuse, (self.reason,)
+
+
+def _refuse(reason: str) -> None:
+    raise TypeError(reason)
+
+
+def _loaded(init_loc_fn: bytes) -> Callable[..., Any]:
+    with contextlib.suppress(Exception):
+        return cast(Callable[..., Any], pickle.loads(init_loc_fn))
+    return init_to_median

@@ -1,0 +1,168 @@
+r"""An objective's loss and gradient recorded once, for a training loop that is not ours."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ..checks import first_line
+from ..engine.backends import FAILURES, NEEDS, compiles
+from ..engine.native import Run, Scan
+from ..engine.program import Inputs, Program
+from ..engine.tape import Tape, TraceError
+from ..layers.base import Layer
+from ..model.log_joint import LogJoint, tensors_of
+from ..objectives.base import Gradient, Objective
+from ..objectives.draws import base_noise
+
+
+class Recorded:
+    """The loss and gradient of a flow guide, as a function of parameters, noise and the model's tensor arguments.
+
+    :param objective: what to maximise.
+    :param gradient: its estimator.
+    :param joint: the model, prepared.
+    :param layer: the flow.
+    :param args: the model's arguments, with ``kwargs``; later ones must have the same shapes.
+    :param tell: is told why the recording is not compiled, if it is not.
+    :raises TraceError: if the model cannot be recorded faithfully.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        gradient: Gradient,
+        joint: LogJoint,
+        layer: Layer,
+        args: Any,
+        kwargs: Any,
+        tell: Callable[[str], None] = lambda _: None,
+    ):
+        self.joint, self.layer, self.tell = joint, layer, tell
+        self.names = _param_names(joint, args, kwargs)
+        leaves = joint.leaves(joint.guide._init_loc(), *args, **kwargs)
+        self._call = (args, kwargs)
+        self.program = Program(self._log_joint, layer, objective, gradient, objective.num_particles, leaves)
+        self._form = tensors_of((args, kwargs))[1]
+        self.tensors = [p for p in layer.parameters() if p.requires_grad] + leaves
+        self.tape = self._record()
+        self.scan = self._start()
+        self.memory: Run | None = None
+
+    def fits(self, model: Any, guide: Any, args: Any, kwargs: Any) -> bool:
+        """Whether it was recorded for this model, guide and kind of arguments."""
+        same = self.joint.model is model and self.joint.guide is guide and guide.layer is self.layer
+        return same and tensors_of((args, kwargs))[1] == self._form
+
+    def _log_joint(self, z: Tensor) -> Tensor:
+        args, kwargs = self._call
+        return self.joint(z, *args, **kwargs)
+
+    def _record(self) -> Tape:
+        inputs = [self.program.init().params, base_noise(self.layer, self.program.num_particles)]
+        data = tensors_of(self._call)[0]
+        fresh = [inputs[0], 0.5 * inputs[1].flip(0), *data]
+        try:
+            tape = Tape(self._gradient, [*inputs, *data])
+            pairs = list(zip(tape.run(fresh), self._gradient(*fresh)))
+        except Exception as error:
+            raise TraceError(first_line(error)) from error
+        if not tape.is_random and not all(torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True) for a, b in pairs):
+            raise TraceError("its loss or gradient at fresh points differs from the model's")
+        return tape
+
+    def _gradient(self, params: Tensor, noise: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
+        """Minus the bound, and the estimator's gradient of it."""
+        before, one = self._call, params.new_ones(())
+        leaves, spec = tree_flatten(before)
+        given = iter(data)
+        self._call = tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+        self.joint.guide.attend(*self._call)
+        try:
+            with torch.enable_grad():
+                params = params.detach().requires_grad_()
+                surrogate, loss = self.program.loss(params, Inputs(noise, one, one, 0 * one))
+                (gradient,) = torch.autograd.grad(surrogate, params)
+        finally:
+            self._call = before
+            self.joint.guide.attend(*before)
+        return loss.detach(), gradient
+
+    def _start(self) -> Scan | None:
+        """Begin to compile; until that is done, the recording is replayed."""
+        try:
+            if compiles(self.program):
+                return Scan(self.tape, 0)
+            self._drop(NEEDS)
+        except FAILURES as error:
+            self._drop(first_line(error))
+        return None
+
+    def _drop(self, reason: str) -> None:
+        self.scan = None
+        self.tell(f"{reason}; the recording is replayed, which is slower than compiled code")
+
+    def loss_and_grads(self, args: Any, kwargs: Any) -> float:
+        """Minus the estimated bound; its gradient is added to the parameters' ``.grad``."""
+        for name in self.names:  # so that Pyro's SVI sees them used
+            pyro.param(name)
+        self._call = (args, kwargs)
+        params = torch.cat([p.detach().reshape(-1) for p in self.tensors])
+        noise = base_noise(self.layer, self.program.num_particles)
+        loss, gradient = self._run([params, noise, *tensors_of(self._call)[0]])
+        for tensor, part in zip(self.tensors, gradient.split([p.numel() for p in self.tensors])):
+            part = part.view(tensor.shape)
+            tensor.grad = part.clone() if tensor.grad is None else tensor.grad + part
+        return float(loss)
+
+    def _run(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        if self.memory is not None:
+            return self._compiled(self.memory, inputs)
+        ready = self.scan if self.scan is not None and self.scan.is_ready else None
+        before = None if ready is None else torch.get_rng_state()
+        with torch.no_grad():
+            results = self.tape.run(inputs)
+        if ready is not None and before is not None:
+            with torch.random.fork_rng():
+                torch.set_rng_state(before)
+                self._take(ready, inputs, results)
+        return results
+
+    def _take(self, scan: Scan, inputs: Sequence[Tensor], results: Sequence[Tensor]) -> None:
+        """Go over to compiled code if it gives what the recording gave."""
+        try:
+            memory = Run(scan)
+            reason = _difference(self._compiled(memory, inputs), results)
+        except Exception as error:
+            reason = first_line(error)
+        if reason is None:
+            self.memory = memory
+        else:
+            self._drop(reason)
+
+    def _compiled(self, memory: Run, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        _, results = memory.run([], [tensor.detach()[None] for tensor in inputs])
+        return [result[0] for result in results]
+
+
+def _difference(found: Sequence[Tensor], right: Sequence[Tensor]) -> str | None:
+    """Why a loss and gradient are not to be trusted, if they are not."""
+    (loss, gradient), (right_loss, right_gradient) = found, right
+    tolerance = 1e3 * torch.finfo(loss.dtype).eps
+    if not torch.isclose(loss, right_loss, rtol=tolerance, atol=tolerance, equal_nan=True):
+        return f"compiled code gives a loss of {float(loss):.6g}, not {float(right_loss):.6g}"
+    apart = torch.dist(gradient.nan_to_num(), right_gradient.nan_to_num())
+    size = right_gradient.nan_to_num().norm()
+    if not torch.equal(gradient.isfinite(), right_gradient.isfinite()) or apart > 1e-2 * size + 1e-12:
+        return "compiled code gives another gradient"
+    return None
+
+
+def _param_names(joint: LogJoint, args: Any, kwargs: Any) -> list[str]:
+    with poutine.trace(param_only=True) as capture, torch.no_grad():
+        joint.single(joint.guide._init_loc(), *args, **kwargs)
+    return [name for name, site in capture.trace.nodes.items() if site["value"] is not None]

@@ -1,0 +1,184 @@
+"""Data sets that a model simulates, and the fit of each: side by side, on one recording of the model."""
+
+import contextlib
+import copy
+import functools
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from ..engine import Engine, EngineWarning, Trainer
+from ..engine.runners import num_cores
+from ..guides import AutoFlow, checks
+from ..layers.base import Chain
+from ..model.feasible import check_start
+from ..model.log_joint import LogJoint
+from ..model.simulation import Values, at_data, check_simulable, simulate
+from ..objectives.base import Gradient
+from ..objectives.draws import LogDensity
+from ..system.exclusive import validation
+from .elbo import ELBO
+from .fit import Schedule, fit_modes, start
+from .posterior import Fit
+from .search import search
+from .together import Started, drive
+
+#: Fits under way at a time: enough for every core, and few enough for their memory.
+MIN_WIDTH, MAX_WIDTH = 8, 32
+
+
+class Plan(NamedTuple):
+    """How each data set is fitted.
+
+    :param objective: what to maximise.
+    :param schedule: sizes.
+    :param engine: what runs the steps, or None for the fastest.
+    :param search: whether to look for what a fit misses, and to fit again where something is, as ``VI`` does.
+    """
+
+    objective: ELBO
+    schedule: Schedule
+    engine: Engine | None = None
+    search: bool = False
+
+    @property
+    def gradient(self) -> Gradient:
+        """The objective's, or the best for it."""
+        return self.objective.gradient or self.objective.best_gradient
+
+
+class Replication:
+    """One simulated data set.
+
+    :param log_joint: the model at it, ``(K, D) -> (K,)``.
+    :param tensors: its data, as :class:`~pyro_nflows.engine.Trainer` takes them.
+    :param loc: a point of finite density.
+    :param truth: the flat unconstrained parameters that it was simulated from.
+    """
+
+    def __init__(self, log_joint: LogDensity, tensors: list[Tensor], loc: Tensor, truth: Tensor):
+        self.log_joint, self.tensors, self.loc, self.truth = log_joint, tensors, loc, truth
+
+
+class Replications:
+    """Simulated data sets and their fits.
+
+    :param guide: a flow guide; a fresh one of its kind is fitted to each.
+    :param num: how many.
+    :param args: the model's arguments, with ``kwargs``.
+    :raises ValueError: if parameters and data cannot be drawn from the model (the site is named).
+    """
+
+    def __init__(self, guide: AutoFlow, num: int, args: tuple[Any, ...], kwargs: dict[str, Any]):
+        if guide.needs_model:
+            checks.refuse_replication(type(guide).__name__)
+        self.guide, self.args, self.kwargs = fresh(guide, args, kwargs), args, kwargs
+        model, loc = self.guide.bare_model, self.guide._init_loc()
+        with validation(False):  # the data given need not be possible ones
+            trace = LogJoint(model, self.guide).run(loc, *args, **kwargs)
+        check_simulable(trace, self.guide.latent_names)
+        self.latents, self.data = simulate(model, args, kwargs, num, loc)
+        self.truth = flat(self.guide, self.latents)
+        self.seeds = torch.randint(2**62, (num,)).tolist()
+        self.joint = LogJoint(at_data(model), self.guide)
+        self.failed: dict[int, str] = {}
+        self.shared: Trainer | None = None
+        self._told = False
+        self._open: dict[int, tuple[Replication, Trainer]] = {}
+
+    def __getitem__(self, index: int) -> Replication:
+        """One of them.
+
+        :raises ValueError: if the model cannot be started there.
+        """
+        data = {name: values[index] for name, values in self.data.items()}
+        args, joint = (data, *self.args), copy.copy(self.joint)
+        loc = check_start(joint, args, self.kwargs)
+        if joint.how is None:
+            self.joint.how = joint.prepare(*args, **self.kwargs)
+        return Replication(lambda z: joint(z, *args, **self.kwargs), [*data.values()], loc, self.truth[index])
+
+    def fits(self, plan: Plan) -> Iterator[tuple[int, Replication, Trainer, Fit]]:
+        """Each data set with its number and its fit, as it is done.
+
+        Those that could not be started are noted in ``failed``.
+        """
+        width, order = min(max(MIN_WIDTH, num_cores()), MAX_WIDTH), list[int]()
+        for place, fit in drive(self._starts(plan, order), width=width):
+            index = order[place]
+            replication, trainer = self._open.pop(index)
+            if plan.search and not (trainer.history.interrupted or fit.failed):
+                fit = self._searched(plan, trainer, fit)
+            if not self._shared(trainer):
+                trainer.close()
+            yield index, replication, trainer, fit
+
+    def _searched(self, plan: Plan, trainer: Trainer, fit: Fit) -> Fit:
+        refit = functools.partial(fit_modes, trainer, self.guide, plan.objective, plan.gradient)
+        with trainer.stream or contextlib.nullcontext():
+            return search(trainer, self.guide, fit, False, refit).fit
+
+    def close(self) -> None:
+        """Stop compilers that are still at work, and let go of what was recorded."""
+        if self.shared is not None:
+            self.shared.close()
+        self.shared = None
+        self._open.clear()
+
+    def _starts(self, plan: Plan, order: list[int]) -> Iterator[Started[Fit]]:
+        plan.objective.check_layer(cast(Chain, self.guide.layer))
+        for index, seed in enumerate(self.seeds):
+            try:
+                one = self[index]
+            except ValueError as error:
+                self.failed[index] = str(error)
+                continue
+            if self.shared is None:
+                self.shared = Trainer(one.log_joint, (), plan.engine, False, one.tensors, len(self.seeds))
+            trainer = self.shared.at(one.log_joint, one.tensors, one.loc, seed)
+            if not self._shared(trainer):
+                self._tell()
+            self._open[index] = one, trainer
+            order.append(index)
+            yield trainer, start(trainer, self.guide, plan.objective, plan.gradient, plan.schedule, one.loc)
+
+    def _shared(self, trainer: Trainer) -> bool:
+        return self.shared is not None and trainer.shares(self.shared)
+
+    def _tell(self) -> None:
+        if not self._told:
+            warnings.warn(
+                "a recording of the model at one data set does not reproduce it at another, so each is recorded by "
+                "itself: results are right, but slower; Python branches on data, and .item(), are the usual cause",
+                EngineWarning,
+                stacklevel=2,
+            )
+        self._told = True
+
+
+def fresh(guide: AutoFlow, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AutoFlow:
+    """A guide of the same kind and model that has not been trained, set up."""
+    new = copy.deepcopy(guide)
+    new.layer, new.prototype_trace, new._site_shapes = None, None, None
+    with validation(False):
+        new._setup_prototype(*args, **kwargs)
+    return new
+
+
+def flat(guide: AutoFlow, latents: Values) -> Tensor:
+    """Values of the sites ``(num, *site shape)`` as flat unconstrained rows.
+
+    :raises ValueError: if one lies on the edge of its support.
+    """
+    z, _ = guide.unconstrain(latents)
+    for name, part in guide.parts(z).items():
+        bad = ~part.reshape(len(part), -1).isfinite().all(1)
+        if bool(bad.any()):
+            raise ValueError(
+                f"SBC: site '{name}' was simulated on the very edge of its support in {int(bad.sum())} of {len(bad)} "
+                "simulations, where no density can follow it. Use float64, or a prior with less mass at the edge"
+            )
+    return z

@@ -1,0 +1,204 @@
+r"""The checkpoint of a run: a file from which the same line, run again, goes on where it was.
+
+While a run goes on, the file holds its journal (:mod:`~pyro_nflows.engine.journal`); when it is complete, its fit. Both
+know of which arguments and settings they are, and are refused where these differ.
+"""
+
+import hashlib
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from ..engine import Journal
+from ..guides import AutoFlow
+from ..layers.base import Chain
+from ..model.log_joint import LogJoint
+from ..system.files import Path, kind_of, read, write
+from .checkpoint import KIND, UNFINISHED, Call, save_fit
+from .mark import put
+from .posterior import Result
+
+#: The journal of a run that has not begun: its file may be written over by any other.
+EMPTY: dict[str, Any] = {"done": [], "under_way": None}
+#: What to do about the checkpoint of another run.
+REMEDY = "go on with what it was made with, give checkpoint another name, or remove the file to start anew"
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint could not be written; the run goes on, and what was written before is still there."""
+
+
+class Checkpoint:
+    """The file of one run.
+
+    :param path: where.
+    :param seconds: time between the moments at which it is written.
+    :param settings: what the run was asked for, by name.
+    :param call: the model's arguments.
+    :raises ValueError: if there is a file which is no checkpoint, or one of other arguments or settings.
+    """
+
+    def __init__(self, path: Path, seconds: float, settings: Mapping[str, Any], call: Call):
+        self.path, self.seconds = path, seconds
+        self.described = {**{name: str(value) for name, value in settings.items()}, **described(call)}
+        self.state = self._read() if os.path.lexists(path) else {}
+
+    @property
+    def fit(self) -> dict[str, Any] | None:
+        """The finished fit, if there is one."""
+        return self.state if "draws" in self.state else None
+
+    @property
+    def seed(self) -> int | None:
+        """What the run's random numbers start from; None for a new run."""
+        return self.state.get("seed")
+
+    def journal(self, seed: int) -> Journal:
+        """Of the run, as far as it has come; from now on kept in the file.
+
+        :raises OSError: if the file cannot be written.
+        """
+        about = {"run": self.described, "seed": seed}
+        if not self.state:  # better told of now than in an hour
+            write(self.path, UNFINISHED, {**about, "journal": EMPTY})
+
+        def keep(state: dict[str, Any]) -> None:
+            with _told(self.path):
+                write(self.path, UNFINISHED, {**about, "journal": state})
+
+        return Journal(keep, self.seconds, self.state.get("journal"))
+
+    def finish(self, seed: int, guide: AutoFlow, result: Result, call: Call) -> None:
+        """Put the fit into the file."""
+        with _told(self.path):
+            save_fit(self.path, guide, result, call, run=self.described, seed=seed)
+
+    def _read(self) -> dict[str, Any]:
+        state = read(self.path, UNFINISHED if kind_of(self.path) == UNFINISHED else KIND, "VI: the checkpoint")
+        if state.get("journal") == EMPTY:
+            return {}
+        then, now, name = state.get("run"), self.described, f"{os.fspath(self.path)!r}"
+        if then is None:
+            raise ValueError(
+                f"VI: {name} is a fit that vi.save wrote, and no checkpoint; read it with VI.load, and give checkpoint "
+                "another name"
+            )
+        for what in {**then, **now}:
+            if then.get(what) != now.get(what):
+                raise ValueError(
+                    f"VI: the checkpoint {name} is of another run: {what} {_differs(what, then, now)}; {REMEDY}"
+                )
+        return state
+
+
+def _differs(name: str, then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    if name.startswith("argument"):
+        return "is another" if name in then and name in now else f"is {'there only' if name in then else 'here only'}"
+    return f"was {then.get(name)}, and is {now.get(name)}"
+
+
+class _told:
+    """A context in which a failure to write becomes a warning."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if not isinstance(error, OSError):
+            return False
+        warnings.warn(
+            f"the checkpoint {os.fspath(self.path)!r} could not be written ({error}); the run goes on, and the file is "
+            "as it was",
+            CheckpointWarning,
+            stacklevel=4,
+        )
+        return True
+
+
+def begin(journal: Journal, joint: LogJoint, leaves: Sequence[Tensor], loc: Tensor, call: Call) -> Tensor:
+    """The first step of a run: where it starts; guide and parameters are put to where they were then.
+
+    :param journal: of the run.
+    :param joint: the model, with a guide that has been set up.
+    :param leaves: the model's own parameters.
+    :param loc: where this process would start.
+    :param call: the model's arguments.
+    :raises ValueError: if the model, or the guide's flow, is not that of the journal.
+    """
+    layer = cast(Chain, joint.guide.layer)
+
+    def here() -> dict[str, Any]:
+        state = {name: value.clone() for name, value in layer.state_dict().items()}
+        parameters = [leaf.detach().clone() for leaf in leaves]
+        return {"layer": state, "leaves": parameters, "loc": loc, "log_p": _log_p(joint, loc, call)}
+
+    def go_back(found: dict[str, Any]) -> None:
+        shapes = [{name: tuple(v.shape) for name, v in state.items()} for state in (found["layer"], layer.state_dict())]
+        if shapes[0] != shapes[1] or len(found["leaves"]) != len(leaves):
+            raise ValueError(f"VI: the checkpoint is of another model or of a guide with another flow; {REMEDY}")
+        layer.load_state_dict(found["layer"])
+        with torch.no_grad():
+            put(leaves, found["leaves"])
+        then, now = found["log_p"], _log_p(joint, found["loc"], call)
+        if not (torch.isnan(then) or torch.isnan(now) or torch.allclose(then, now, rtol=1e-4, atol=1e-4)):
+            raise ValueError(
+                f"VI: the checkpoint is of another model: at the start its log density was {float(then):.6g}, and is "
+                f"{float(now):.6g}; {REMEDY}"
+            )
+
+    found = journal.step("begin", here, go_back)
+    joint.start = cast(Tensor, found["loc"])
+    return joint.start
+
+
+@torch.no_grad()
+def _log_p(joint: LogJoint, loc: Tensor, call: Call) -> Tensor:
+    """The log density at a point; NaN where that is random."""
+    first, second = (joint(loc[None], *call[0], **call[1])[0].double() for _ in range(2))
+    return first if torch.equal(first, second) else torch.full_like(first, torch.nan)
+
+
+def described(call: Call) -> dict[str, str]:
+    """A digest of each of a model's arguments, by name.
+
+    Example::
+
+        >>> a, b = described(((torch.zeros(2),), {"x": 1})), described(((torch.ones(2),), {"x": 1}))
+        >>> [name for name in a if a[name] != b[name]]
+        ['argument 1']
+    """
+    args, kwargs = call
+    named = {f"argument {i + 1}": value for i, value in enumerate(args)}
+    named |= {f"argument '{name}'": value for name, value in kwargs.items()}
+    return {name: _digest(value) for name, value in named.items()}
+
+
+def _digest(value: Any) -> str:
+    leaves, spec = tree_flatten(value)
+    digest = hashlib.sha256(str(spec).encode())
+    for leaf in leaves:
+        for part in _bytes(leaf):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _bytes(leaf: Any) -> list[bytes]:
+    """What a leaf is known by: its numbers, or, where it is an object without any, its type."""
+    if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
+        flat = leaf.detach().cpu().contiguous().reshape(-1)
+        return [f"{leaf.dtype}{tuple(leaf.shape)}".encode(), flat.view(torch.uint8).numpy().tobytes()]
+    if isinstance(leaf, bool | int | float | complex | str | bytes | None):
+        return [repr(leaf).encode()]
+    array = np.asarray(leaf) if hasattr(leaf, "__array__") else np.asarray(None)
+    if array.dtype.hasobject:
+        return [f"{type(leaf).__module__}.{type(leaf).__qualname__}".encode()]
+    return [f"{array.dtype}{array.shape}".encode(), array.tobytes()]

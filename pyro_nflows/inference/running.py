@@ -1,0 +1,249 @@
+r"""One run of :class:`~pyro_nflows.VI`: from a guide and the model's arguments to draws, and nothing lost on the way.
+
+What a run changes, the guide and what is known of it, changes at once when there is a fit; until then it is as it was.
+"""
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from ..diagnostics.verdict import effective, is_heavy, is_hopeless, starts_disagree
+from ..engine import Engine, History, Journal, Trainer
+from ..guides import AutoFlow
+from ..layers.base import Chain
+from ..model.feasible import check_start, dispersed_start, first_bad_site, named_plates, prior_points
+from ..model.log_joint import LogJoint, tensors_of
+from ..objectives.base import Gradient
+from ..system.exclusive import seeded, validation
+from ..system.files import Path
+from ..system.signals import before_sigterm, imported
+from .blame import on_the_edge, out_of_scale, runs_away
+from .checkpoint import Call, take_fit
+from .elbo import ELBO
+from .fit import Schedule, fit_all, fit_modes, put
+from .mark import FINE
+from .posterior import Fit, Result
+from .resume import Checkpoint, begin
+from .search import round_trip, search
+
+#: What a run imports on its way: gradients of torch's, and the start.
+NEEDED = "torch.fx.experimental.symbolic_shapes", "scipy.optimize"
+#: Sizes of a mixture at a flow's base; None for a flow without one.
+Sizes = tuple[int, int] | None
+#: Takes a fit's layer, the modes it began from and what is known of it, in place of what was there.
+Keep = Callable[[Chain, Sizes, Result], None]
+
+
+class Settings(NamedTuple):
+    """What ``VI`` was asked for."""
+
+    objective: ELBO
+    num_steps: int | None = None
+    num_starts: int = 1
+    seed: int | None = None
+    engine: Engine | None = None
+    annealing: float = 0.0
+    progress_bar: bool = True
+    checkpoint: Path | None = None
+    checkpoint_seconds: float = 60.0
+
+    def described(self, guide: AutoFlow) -> dict[str, Any]:
+        """What decides where a run leads, by name."""
+        objective = self.objective
+        engine = None if self.engine is None else self.engine.value
+        return {
+            "guide": f"{type(guide).__name__}(init_scale={guide.init_scale})",
+            "objective": f"{type(objective).__name__}({objective.num_particles}, {self.gradient.value})",
+            **{name: getattr(self, name) for name in ("num_steps", "num_starts", "seed", "annealing")},
+            "engine": engine,
+        }
+
+    @property
+    def gradient(self) -> Gradient:
+        """The objective's, or the best for it."""
+        return self.objective.gradient or self.objective.best_gradient
+
+    @property
+    def schedule(self) -> Schedule:
+        """Sizes."""
+        return Schedule.of(self.num_steps, self.objective.num_particles, self.annealing)
+
+
+class Fitter:
+    """Fits a guide, at one call's arguments after another's; recordings of the model are used again.
+
+    :param guide: what is fitted.
+    """
+
+    def __init__(self, guide: AutoFlow):
+        self.guide = guide
+        self.trainer: Trainer | None = None
+        self.joint: LogJoint | None = None
+        self.call: Call = ((), {})
+        self._form: Any = None
+
+    def run(self, settings: Settings, call: Call, keep: Keep) -> None:
+        """Fit the guide to the model at these arguments.
+
+        :param settings: what is asked for.
+        :param call: the arguments.
+        :param keep: called with each fit that is better than what was there.
+        :raises KeyboardInterrupt: at the second one, or before there was anything to keep.
+        """
+        imported(*NEEDED)
+        file = self._file(settings, call)
+        if file is not None and file.fit is not None:
+            with seeded(0):  # the model is run for its structure
+                result, _ = take_fit(file.fit, self.guide, call)
+            keep(cast(Chain, self.guide.layer), self.guide.modes, result)
+            return
+        seed = file.seed if file is not None and file.seed is not None else settings.seed
+        seed = int(torch.randint(2**31, ())) if seed is None else seed
+        journal, began = Journal() if file is None else file.journal(seed), time.perf_counter()
+        with seeded(seed), before_sigterm(journal.write), contextlib.ExitStack() as at_the_end:
+            at_the_end.callback(journal.write)
+            result = self._run(settings, call, keep, journal)
+            result.history.seconds = time.perf_counter() - began
+            if file is not None and not result.history.interrupted:
+                at_the_end.pop_all()
+                file.finish(seed, self.guide, result, call)
+
+    def _file(self, settings: Settings, call: Call) -> Checkpoint | None:
+        if settings.checkpoint is None:
+            return None
+        described = settings.described(self.guide)
+        return Checkpoint(settings.checkpoint, settings.checkpoint_seconds, described, call)
+
+    def _run(self, settings: Settings, call: Call, keep: Keep, journal: Journal) -> Result:
+        guide, (args, kwargs) = self.guide, call
+        if guide.prototype_trace is None:
+            with validation(False), named_plates():  # an infeasible start is dealt with below
+                guide._setup_prototype(*args, **kwargs)
+        joint = LogJoint(guide.bare_model, guide)
+        loc = check_start(joint, args, kwargs)
+        joint.prepare(*args, **kwargs)
+        guide.attend(args, kwargs, loc)
+        leaves = joint.leaves(loc, *args, **kwargs)
+        with unless_kept(leaves, keep) as keep:
+            loc = begin(journal, joint, leaves, loc, call)
+            trainer = self._train_on(settings, joint, leaves, call, journal)
+            with contextlib.closing(trainer):
+                fits = self._fit(settings, trainer, joint, loc)
+                return self._judge(settings, trainer, joint, fits, keep)
+
+    def _train_on(
+        self, settings: Settings, joint: LogJoint, leaves: list[Tensor], call: Call, journal: Journal
+    ) -> Trainer:
+        """A trainer; that of an earlier run where only the data have changed."""
+        (data, form), self.call = tensors_of(call), call
+        trainer = self.trainer
+        if trainer is not None and (form, list(map(id, leaves))) == (self._form, list(map(id, trainer.leaves))):
+            trainer.rebind(data)
+        else:
+            self.joint, self._form = joint, form
+            trainer = Trainer(self._log_joint, leaves, settings.engine, settings.progress_bar, data)
+        self.trainer, trainer.journal = trainer, journal
+        return trainer
+
+    def _log_joint(self, z: Tensor) -> Tensor:
+        args, kwargs = self.call
+        return cast(LogJoint, self.joint)(z, *args, **kwargs)
+
+    def _precise(self, z: Tensor) -> Tensor | None:
+        return _in_double(cast(LogJoint, self.joint), z, *self.call)
+
+    def _fit(self, settings: Settings, trainer: Trainer, joint: LogJoint, loc: Tensor) -> list[Fit]:
+        args, kwargs = self.call
+        locs = [loc, *(dispersed_start(joint, loc, args, kwargs) for _ in range(settings.num_starts - 1))]
+        settings.objective.check_layer(self.guide.layer)  # type: ignore[arg-type]
+        try:
+            return fit_all(trainer, self.guide, settings.objective, settings.gradient, settings.schedule, locs)
+        finally:
+            trainer.close()
+
+    def _judge(self, settings: Settings, trainer: Trainer, joint: LogJoint, fits: Sequence[Fit], keep: Keep) -> Result:
+        """Keep the best fit, and look for what it misses; what is known in the end."""
+        best = max(fits, key=lambda fit: float(fit.elbo.value))
+        result = Result(best.draws, [fit.draws for fit in fits], trainer.history)
+        keep(best.layer, self.guide.modes, result)
+        try:
+            if not (trainer.history.interrupted or best.failed or is_hopeless(best.draws.log_weight)):
+                best, result = self._search(settings, trainer, best, result, keep)
+            trainer.history.failed = best.failed
+            if best.failed or best.undefined.any() or is_hopeless(best.draws.log_weight):
+                result.bad_site = first_bad_site(joint, best.suspects, *self.call)
+            self._blame(trainer, best, trainer.history)
+        except KeyboardInterrupt:
+            if trainer.history.interrupted:
+                raise
+            trainer.interrupt()
+        return result
+
+    def _blame(self, trainer: Trainer, best: Fit, history: History) -> None:
+        """Name the sites that keep a fit from being good."""
+        draws = best.draws
+        if history.interrupted or is_hopeless(draws.log_weight):
+            return
+        history.edge = on_the_edge(self.guide, draws.z)
+        ess = effective(draws.log_weight)
+        if ess < FINE or is_heavy(draws.log_weight, ess):
+            history.improper = runs_away(trainer.log_joint, trainer.slope.hessian, self.guide, draws)
+            history.units = out_of_scale(trainer.slope.hessian, self.guide, draws)
+
+    def _search(
+        self, settings: Settings, trainer: Trainer, best: Fit, result: Result, keep: Keep
+    ) -> tuple[Fit, Result]:
+        """Is anything missing? If so, and the schedule is ours to choose, a second fit."""
+        refit = functools.partial(fit_modes, trainer, self.guide, settings.objective, settings.gradient)
+        ours = settings.schedule.is_default and not trainer.leaves and not self.guide.needs_model
+        prior = functools.partial(prior_points, self.guide, self.call)
+        disagree, h = starts_disagree(result.evidence()), trainer.history
+        found = search(trainer, self.guide, best, disagree, refit if ours else None, prior, self._precise)
+        h.missed, h.where = found.missed, found.where
+        if found.modes is not None:
+            result = Result(found.fit.draws, [found.fit.draws], h)
+            keep(found.fit.layer, found.modes.sizes, result)
+        h.round_trip = 0.0 if h.interrupted else round_trip(found.fit)
+        return found.fit, result
+
+
+@contextlib.contextmanager
+def unless_kept(leaves: Sequence[Tensor], keep: Keep) -> Iterator[Keep]:
+    """Within it, ``keep`` is watched: the model's own parameters go back to where they were if it is never called."""
+    before, kept = [leaf.detach().clone() for leaf in leaves], False
+
+    def watched(layer: Chain, modes: Sizes, result: Result) -> None:
+        nonlocal kept
+        keep(layer, modes, result)
+        kept = True
+
+    try:
+        yield watched
+    finally:
+        if not kept:
+            with torch.no_grad():
+                put(leaves, before)
+
+
+def _in_double(joint: LogJoint, z: Tensor, args: Any, kwargs: Any) -> Tensor | None:
+    """The log density at rows in double precision, with the arguments' data; None where the model cannot."""
+    before = torch.get_default_dtype()
+    args, kwargs = tree_map(_doubled, (args, kwargs))
+    torch.set_default_dtype(torch.float64)
+    try:
+        with validation(False):
+            return joint(z.double(), *args, **kwargs)
+    except (RuntimeError, TypeError, ValueError):  # the model's own constants may be of another precision
+        return None
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _doubled(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf

@@ -1,0 +1,222 @@
+r"""After a fit: is anything missing, how much, where, and can a second fit have it?
+
+1. Look from elsewhere (:mod:`~pyro_nflows.modes.missed`). Where nothing is found, all is well.
+2. Otherwise let particles cool from a Gaussian wide enough for all that was found
+   (:mod:`~pyro_nflows.modes.tempering`), and count those that lie where the guide's density is far too small: the share
+   of the posterior that is missing.
+3. If that is more than a trifle, or the fit is poor, fit again from the modes of those particles
+   (:mod:`~pyro_nflows.modes.mixtures`), look again, and keep what is better.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..diagnostics.invertibility import round_trip_errors
+from ..diagnostics.verdict import MISSED, WORTHLESS, effective, is_heavy
+from ..engine import ROWS, Trainer
+from ..guides import AutoFlow
+from ..layers import TriangularAffine
+from ..modes.missed import TOO_THIN, Missed, excess, frame_of, look_elsewhere, scattered
+from ..modes.mixtures import Modes, find_modes, hull
+from ..modes.tempering import Tempered, temper
+from ..objectives.draws import base_noise
+from .posterior import Fit
+
+#: Fits after the first.
+MAX_REFITS = 3
+#: Points from which missed modes are looked for, and how many more once one is found: there may be others.
+NUM_LOOKS, NUM_MORE = 32, 64
+#: A region's mass, as a share of what was found, from which on it is looked into: one among many may be small.
+NOTABLE = 1e-4
+#: An ESS below which a fit is tried again.
+POOR = 0.9
+#: Particles, and the seconds that they may take; with less time there are fewer.
+NUM_PARTICLES, BUDGET = (512, 2048), 30.0
+#: Draws that are taken back to the base.
+NUM_TRIPS = 200
+#: Nats by which the tempered draws' evidence may be below the fit's.
+CREDIBLE = 0.25
+#: Evaluations a particle takes, about.
+NUM_EVALUATIONS = 800
+
+
+@dataclass
+class Found:
+    """The fit that is kept, with the modes that it started from (if it is a second one), and what it misses."""
+
+    fit: Fit
+    modes: Modes | None = None
+    missed: float = 0.0
+    where: str = ""
+    tempered: Tempered | None = None
+
+
+def search(
+    trainer: Trainer,
+    guide: AutoFlow,
+    best: Fit,
+    disagree: bool,
+    refit: Callable[[Modes], Fit] | None,
+    prior: Callable[[int], list[Tensor]] = lambda num: [],
+    precise: Callable[[Tensor], Tensor | None] = lambda z: None,
+) -> Found:
+    """What the best fit misses; or a further fit, if that misses less.
+
+    :param trainer: its slope is the model's.
+    :param guide: for the names of its sites.
+    :param best: the fit.
+    :param disagree: whether fits from several starts did, which is a reason to look further.
+    :param refit: fits again from modes; None if that is not wanted.
+    :param prior: so many points drawn from it, to look from.
+    :param precise: the log density in double precision, where it can be had.
+    """
+    ess = effective(best.draws.log_weight)
+    if refit is None and ess < WORTHLESS and is_heavy(best.draws.log_weight, ess):
+        return Found(best)  # the weights already show a bad fit and no refit is possible
+    seer, found = _Seer(trainer, guide, prior, precise), Found(best)
+    try:
+        found = seer.look(found, disagree)
+        for _ in range(MAX_REFITS):
+            if refit is None or trainer.history.interrupted or found.fit.failed:
+                break
+            if not (found.missed > MISSED or _is_poor(found.fit)):
+                break
+            other = _again(seer, found, refit)
+            if other is None or not _is_better(other, found):
+                break
+            found = other
+    except KeyboardInterrupt:  # what was found before is no less true
+        trainer.interrupt()
+    return found
+
+
+def _is_poor(fit: Fit) -> bool:
+    ess = effective(fit.draws.log_weight)
+    return ess < POOR or is_heavy(fit.draws.log_weight, ess)
+
+
+def _is_better(other: Found, found: Found) -> bool:
+    """Misses less; or, where neither misses much, is closer."""
+    if max(other.missed, found.missed) > MISSED:
+        return other.missed < found.missed
+    return float(other.fit.elbo.value - found.fit.elbo.value) > 2 * float(other.fit.elbo.se)
+
+
+def _again(seer: "_Seer", found: Found, refit: Callable[[Modes], Fit]) -> Found | None:
+    """A fit from the modes of tempered draws."""
+    tempered = found.tempered or _temper(seer.trainer, _weighty(found.fit), [])
+    if tempered is None:
+        return None
+    try:
+        modes = find_modes(tempered.draws, isinstance(found.fit.layer[1], TriangularAffine))
+        fit = refit(modes)
+    except (ValueError, RuntimeError):  # particles may collapse, or the model refuse: the fit that there is stays
+        return None
+    if not bool(torch.isfinite(fit.elbo.value)):
+        return None
+    return seer.look(Found(fit, modes), False)
+
+
+def _weighty(fit: Fit) -> Tensor:
+    return fit.draws.z[fit.draws.log_weight > -torch.inf]
+
+
+@dataclass
+class _Seer:
+    """Looks from elsewhere at the fits of a model."""
+
+    trainer: Trainer
+    guide: AutoFlow
+    prior: Callable[[int], list[Tensor]]
+    precise: Callable[[Tensor], Tensor | None] = lambda z: None
+
+    def look(self, found: Found, disagree: bool) -> Found:
+        """Fill in what a fit misses."""
+        fit, draws = found.fit, _weighty(found.fit)
+        regions = self._regions(fit, draws, NUM_LOOKS)
+        if not (disagree or any(region.mass > NOTABLE for region in regions)) or not fit.layer.has_inverse:
+            return found
+        regions = sorted(regions + self._regions(fit, draws, NUM_MORE), key=lambda missed: -missed.mass)
+        tempered = _temper(self.trainer, draws, regions)
+        where = _where(self.guide, draws, regions)
+        return Found(fit, found.modes, _missing(tempered, regions, fit), where, tempered)
+
+    def _regions(self, fit: Fit, draws: Tensor, num: int) -> list[Missed]:
+        """Missed regions found by ascents from so many points, a quarter of them from the prior."""
+        num_prior = num // 4
+        points = [*scattered(draws, num - num_prior), *(point.to(draws) for point in self.prior(num_prior))]
+        log_evidence = float(fit.log_evidence.value)
+        return look_elsewhere(self.trainer.slope, fit.layer, log_evidence, points, frame_of(draws), self.precise)
+
+
+def round_trip(fit: Fit) -> float:
+    """The error of the fit's inverse that one draw in a hundred exceeds; 0 where it has none, or a random one."""
+    if fit.layer.noise_dim or not fit.layer.has_inverse:
+        return 0.0
+    errors = round_trip_errors(fit.layer, base_noise(fit.layer, NUM_TRIPS))
+    return float(errors.nan_to_num(nan=torch.inf).quantile(0.99))
+
+
+def _temper(trainer: Trainer, draws: Tensor, regions: list[Missed]) -> Tempered | None:
+    """Tempered particles, as many as there is time for; none where the model refuses."""
+
+    def run() -> tuple[Any, ...]:
+        try:
+            num = _affordable(trainer, draws)
+            return tuple(temper(trainer.slope, hull(draws, [r.gaussian for r in regions]), num, 2 * BUDGET) or ())
+        except (ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
+            return ()
+
+    found = trainer.journal.step("tempered", run)
+    return Tempered(*found) if found else None
+
+
+def _affordable(trainer: Trainer, draws: Tensor) -> int:
+    """As many particles as the time allows, by the pace of the model's slope."""
+    trainer.slope.values_and_grads(draws[:ROWS])
+    began = time.perf_counter()
+    trainer.slope.values_and_grads(draws[:ROWS])
+    pace = (time.perf_counter() - began) / ROWS
+    return max(NUM_PARTICLES[0], int(min(NUM_PARTICLES[1], BUDGET / (pace * NUM_EVALUATIONS))))
+
+
+def _missing(tempered: Tempered | None, regions: list[Missed], fit: Fit) -> float:
+    """The share of tempered draws that lie where the fit's density is far too small, and at least the regions'.
+
+    Tempered draws whose evidence is well below the fit's are themselves the ones that miss something.
+    """
+    mass = min(regions[0].mass, 1e6) if regions else 0.0
+    log_evidence = float(fit.log_evidence.value)
+    if tempered is None or tempered.log_evidence < log_evidence - CREDIBLE:
+        return mass / (1 + mass)
+    nats = excess(fit.layer, tempered.draws, tempered.log_p, log_evidence)
+    return max(mass / (1 + mass), float((nats > TOO_THIN).double().mean()))
+
+
+def _where(guide: AutoFlow, draws: Tensor, regions: list[Missed]) -> str:
+    """The coordinate by which the heaviest region is farthest from the draws, with its value there."""
+    if not regions:
+        return ""
+    loc = regions[0].gaussian.loc
+    index = int(((loc - draws.mean(0)).abs() / draws.std(0)).argmax())
+    with torch.no_grad():
+        there, here = guide.constrain(loc[None]), guide.constrain(draws)
+    for name in guide.latent_names:
+        size = math.prod(guide._unconstrained_shapes[name])
+        if index < size:
+            apart = ((there[name][0] - here[name].mean(0)).abs() / here[name].std(0)).reshape(-1)
+            at = int(apart.nan_to_num().argmax())
+            label = name if apart.numel() == 1 else f"{name}[{', '.join(map(str, _unravel(at, there[name][0])))}]"
+            return f", such as near {label} = {float(there[name][0].reshape(-1)[at]):.3g}"
+        index -= size
+    return ""
+
+
+def _unravel(index: int, like: Tensor) -> list[int]:
+    return [int(i) for i in torch.unravel_index(torch.tensor(index), like.shape)]

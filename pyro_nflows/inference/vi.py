@@ -1,0 +1,283 @@
+r"""``VI``: shaped like ``MCMC``, one changed line."""
+
+import copy
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..arviz import to_arviz
+from ..checks import check_sizes
+from ..diagnostics.table import print_summary
+from ..diagnostics.verdict import Verdict, choose, chosen
+from ..engine import Engine, History, sample
+from ..guides import AutoFlow
+from ..layers.base import Chain
+from ..model.log_joint import LogJoint
+from ..objectives.draws import LogDensity, concatenate
+from ..system.exclusive import exclusive, seeded, usable
+from ..system.files import Path
+from ..system.signals import uninterrupted
+from .arguments import check_arguments, check_checkpoint
+from .checkpoint import load_fit, save_fit
+from .elbo import ELBO
+from .portable import packed, unpacked
+from .posterior import Result
+from .refine import Refined, refine
+from .running import Call, Fitter, Settings
+
+
+class VI:
+    r"""Variational inference with a flow guide, from start to verdict.
+
+    ``VI(AutoFlow(model)).run(data)`` stands where ``MCMC(NUTS(model), ...).run(data)`` stood: it trains the guide,
+    stops by itself, judges the result with fresh importance-weighted draws, and keeps those draws. The model's own
+    ``pyro.param`` s are trained too (maximum likelihood); nothing else in the param store is touched, nor is the
+    global random state when ``seed`` is given.
+
+    :param guide: a flow guide such as ``AutoFlow(model)``. A trained one is trained further.
+    :param objective: ``ELBO(...)`` or ``IWAE(...)``; its ``num_particles`` is used if more than one. By default the
+        ELBO by path gradients, with the schedule's numbers of particles.
+    :param num_steps: steps of the flow; by default the schedule runs rounds until the ESS is good.
+    :param num_starts: independent fits; the best is kept, and their agreement enters the verdict.
+    :param seed: makes the run reproducible, but for rounding where the engine is not named.
+    :param engine: ``"eager"``, ``"traced"`` or ``"compiled"``; by default the fastest that can run the model:
+        training starts traced, and goes on compiled where that pays.
+    :param annealing: share of the steps, from 0 to 1, in which ``log p`` is flattened: for several modes.
+    :param progress_bar: whether to show ELBO, steps, rate and time left.
+    :param checkpoint: a file that keeps the state of the run: should the process be killed, the same line run again
+        goes on where it was; once the run is complete, it loads the fit. Remove the file to start anew.
+    :param checkpoint_seconds: time between the moments at which it is written; it is written at SIGTERM, too.
+    :raises TypeError, ValueError: if ``guide`` is not a flow guide, or an argument is of the wrong type or range.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(y):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+        ...
+        >>> vi = VI(AutoFlow(model), seed=0, progress_bar=False).run(torch.tensor(0.5))
+        >>> vi.get_samples(10)["z"].shape
+        torch.Size([10])
+        >>> vi.diagnostics()["outcome"].name
+        'TRUST'
+    """
+
+    def __init__(
+        self,
+        guide: AutoFlow,
+        *,
+        objective: ELBO | None = None,
+        num_steps: int | None = None,
+        num_starts: int = 1,
+        seed: int | None = None,
+        engine: Engine | str | None = None,
+        annealing: float = 0.0,
+        progress_bar: bool = True,
+        checkpoint: Path | None = None,
+        checkpoint_seconds: float = 60.0,
+    ):
+        check_arguments(guide, objective, engine, annealing, seed)
+        check_checkpoint(checkpoint, checkpoint_seconds)
+        check_sizes("VI", num_starts=num_starts, **({} if num_steps is None else {"num_steps": num_steps}))
+        self.guide, self.objective, self.num_starts = guide, objective or ELBO(), num_starts
+        self.num_steps, self.seed, self.annealing = num_steps, seed, annealing
+        self.engine = None if engine is None else Engine(engine)
+        self.progress_bar = progress_bar
+        self.checkpoint, self.checkpoint_seconds = checkpoint, checkpoint_seconds
+        self._result: Result | None = None
+        self._call: Call | None = None
+        self._absent = "was loaded without its data"
+        self._fitter: Fitter | None = None
+
+    @exclusive()
+    def run(self, *args: Any, **kwargs: Any) -> "VI":
+        """Fit the guide to the model at these arguments.
+
+        ``Ctrl-C`` stops training and keeps what has been reached; the second one stops that too. Called again, it
+        trains further. If the run fails, guide and draws stay as they were.
+
+        :return: this object.
+        :raises ValueError: if the model cannot be started (the site is named), or is not one this guide can fit; or if
+            the checkpoint is damaged, or of other data or settings.
+        """
+        self._fitter, call = self._fitter or Fitter(self.guide), usable((args, kwargs))
+        self._fitter.run(self._settings(), call, functools.partial(self._keep, call))
+        return self
+
+    def _settings(self) -> Settings:
+        return Settings(**{name: getattr(self, name) for name in Settings._fields})
+
+    def _keep(self, call: Call, layer: Chain, modes: tuple[int, int] | None, result: Result) -> None:
+        with uninterrupted():
+            self.guide.modes = modes
+            self.guide.adopt(layer)
+            self._result, self._call = result, call
+
+    @property
+    def history(self) -> History:
+        """What training has seen, and why it ended."""
+        return History() if self._result is None else self._result.history
+
+    def _need_run(self) -> Result:
+        if self._result is None:
+            raise RuntimeError("VI has no draws yet; call run(*args) with the model's arguments first")
+        return self._result
+
+    @property
+    def log_weight(self) -> Tensor:
+        """Log-weights ``log p - log q`` of the draws that the verdict judges, ``(S,)``."""
+        return self._need_run().draws.log_weight
+
+    @exclusive()
+    @torch.no_grad()
+    def get_samples(self, num_samples: int = 1000, *, resample: bool | None = None) -> dict[str, Tensor]:
+        """Posterior draws, as ``MCMC.get_samples`` gives them.
+
+        :param num_samples: how many.
+        :param resample: whether to resample by Pareto-smoothed importance weights; by default where the verdict's
+            k-hat allows it.
+        :return: a dict from site to a tensor ``(num_samples, *site shape)``.
+        :raises RuntimeError: before ``run``.
+        """
+        check_sizes("get_samples", num_samples=num_samples)
+        result = self._enough(num_samples)
+        return result.constrained(self.guide, chosen(result.draws.log_weight, num_samples, resample))
+
+    def _enough(self, num_samples: int) -> Result:
+        """The result, with so many draws at least."""
+        result = self._need_run()
+        if num_samples > len(result.draws.z):
+            more = sample(self._model(), cast(Chain, self.guide.layer), num_samples - len(result.draws.z))
+            result = self._result = replace(result, draws=concatenate([result.draws, more]), values=None)
+        return result
+
+    def _model(self) -> LogDensity:
+        """The log joint at the data of the last run."""
+        draws, (args, kwargs) = self._need_run().draws, self._need_call()
+        joint = LogJoint(self.guide.bare_model, self.guide)
+        joint.start = draws.z[draws.log_p.argmax()]
+        self.guide.attend(args, kwargs, joint.start)
+        return lambda z: joint(z, *args, **kwargs)
+
+    def _need_call(self) -> Call:
+        if self._call is None:
+            raise ValueError(
+                f"this VI {self._absent}, so it has only its {len(self._need_run().draws.z)} saved draws; ask for no "
+                "more and for nothing that runs the model, or load it with the model and its data, or run again"
+            )
+        return self._call
+
+    @exclusive()
+    def refine(
+        self, num_samples: int = 1000, warmup_steps: int = 300, num_chains: int = 4, method: str = "nuts"
+    ) -> Refined:
+        """Markov chains that use the trained guide, for when the verdict is no; see
+        :mod:`pyro_nflows.inference.refine`.
+
+        :param num_samples: draws a chain; ``warmup_steps`` come before them, for NUTS.
+        :param num_chains: they begin at importance-resampled draws.
+        :param method: ``"nuts"`` or, faster, ``"hmc"``, in the flow's coordinates; or ``"independence"``.
+        """
+        draws, sizes = self._need_run().draws, (num_samples, warmup_steps, num_chains)
+        with seeded(self.seed or 0):
+            return refine(self._model(), self.guide, draws, method, *sizes, progress_bar=self.progress_bar)
+
+    def verdict(self) -> Verdict:
+        """What to make of the draws: an outcome and one sentence."""
+        return self._need_run().verdict()
+
+    def diagnostics(self) -> dict[str, Any]:
+        """The evidence, from fresh draws of the trained guide.
+
+        :return: ``elbo``, ``elbo_se``, ``iwae`` (the importance estimate of the log evidence), ``iwae_se``,
+            ``pareto_k``, ``ess`` (as a fraction of the draws), ``num_steps``, ``num_skipped``, ``num_restarts`` (times
+            that training diverged and went back), ``interrupted``, ``seconds`` (of the whole run) and ``outcome``.
+        """
+        return self._need_run().diagnostics()
+
+    def summary(self, prob: float = 0.9) -> None:
+        """Print each parameter's mean, sd, median and interval, the evidence, and the verdict.
+
+        :param prob: mass of the central interval.
+        """
+        samples = self.get_samples(len(self._need_run().draws.z))
+        print_summary(samples, self.diagnostics(), self.verdict().sentence, prob)
+
+    @exclusive()
+    def to_arviz(
+        self,
+        num_samples: int = 4000,
+        *,
+        coords: dict[str, Sequence[Any]] | None = None,
+        dims: dict[str, Sequence[str]] | None = None,
+    ) -> Any:
+        """The draws and all that ArviZ can use: ``InferenceData`` (ArviZ < 1) or ``DataTree`` (ArviZ >= 1).
+
+        :param num_samples: posterior draws. Those of several starts are chains of equal length, so that ``az.rhat``
+            says whether they agree.
+        :param coords: labels along a dimension, such as ``{"school": ["A", "B"]}``.
+        :param dims: names of a site's dimensions, where plates do not name them.
+        """
+        starts, (args, kwargs) = self._need_run().starts, self._need_call()
+        num = max(1, len(starts))
+        each = min(num_samples // num, *(len(draws.z) for draws in starts)) if num > 1 else 0
+        parts = [choose(draws, each) for draws in starts] if num > 1 else []
+        draws = concatenate(parts) if parts else choose(self._enough(num_samples).draws, num_samples)
+        stats = {"lp": draws.log_p, "log_q": draws.log_q, "log_weight": draws.log_weight}
+        return to_arviz(
+            self.guide.bare_model,
+            {name: value.unflatten(0, (num, -1)) for name, value in self.guide.constrain(draws.z).items()},
+            args,
+            kwargs,
+            sample_stats={name: value.view(num, -1) for name, value in stats.items()},
+            group_by_chain=True,
+            coords=coords,
+            dims=dims,
+            seed=self.seed or 0,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the trained guide, the draws, the evidence and the model's own parameters to a file.
+
+        The model itself is not saved. A file that is there already stays as it was until the new one is complete.
+
+        :raises OSError: if the file cannot be written.
+        """
+        save_fit(path, self.guide, self._need_run(), self._call)
+
+    @staticmethod
+    def load(path: Path, guide: AutoFlow, *args: Any, **kwargs: Any) -> "VI":
+        """Read what ``save`` wrote into a fresh guide of the same model.
+
+        Without the model's arguments, there are the saved draws and the verdict, but nothing that runs the model.
+
+        :param path: the file. Nothing in it is run: it holds tensors and plain values only.
+        :param guide: ``AutoFlow(model)``, or whichever guide was saved.
+        :param args: the model's arguments, with ``kwargs``: the same data.
+        :raises OSError: if there is no such file.
+        :raises ValueError: if the file is empty, cut, damaged, no file of this package or of another version of it; or
+            of another kind of guide, another model, or other data.
+        """
+        vi = VI(guide)
+        with exclusive(), seeded(0):  # the model is run for its structure
+            vi._result, vi._call = load_fit(path, guide, (args, kwargs))
+        return vi
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_fitter": None, "guide": None, "_call": None, **packed(self.guide, self._call)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.guide, self._call, self._absent = unpacked(self.__dict__)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "VI":
+        new = VI.__new__(VI)
+        memo[id(self)] = new
+        shared = {"_fitter": None, "_call": self._call}  # data are only read
+        new.__dict__.update(copy.deepcopy({**self.__dict__, **dict.fromkeys(shared)}, memo), **shared)
+        return new

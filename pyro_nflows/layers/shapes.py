@@ -1,0 +1,48 @@
+"""What layers are made and called with: sizes and shapes, checked, and points spread over the rows of a context."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def checked(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """A layer's ``forward`` or ``inverse`` with its arguments' shapes checked."""
+    point = "x" if name == "forward" else "y"
+
+    @functools.wraps(method)
+    def wrapped(self: Any, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        dim = self.input_dim if name == "forward" else self.output_dim
+        noise_dim = self.noise_dim if name == "forward" else self.inverse_noise_dim
+        if x.shape[-1:] != (dim,):
+            raise ValueError(
+                f"{type(self).__name__}.{name}: expected {point} of shape (..., {dim}), got {tuple(x.shape)}"
+            )
+        if self.batch_shape:
+            x, noise = _spread(self, name, x, noise)
+        if noise is None and noise_dim and name == "inverse":
+            noise = torch.randn(*x.shape[:-1], noise_dim, dtype=x.dtype, device=x.device)
+        if noise_dim and (noise is None or noise.shape[-1] != noise_dim):
+            got = "None" if noise is None else tuple(noise.shape)
+            raise ValueError(
+                f"{type(self).__name__}.{name}: expected noise of shape (..., {noise_dim}), got {got}; "
+                f"pass torch.randn(*{point}.shape[:-1], {noise_dim})"
+            )
+        return method(self, x, noise) if noise_dim else method(self, x)
+
+    return wrapped
+
+
+def _spread(layer: Any, name: str, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """A point and its noise in the batch that they and the layer's context have together."""
+    try:
+        batch_shape = torch.broadcast_shapes(x.shape[:-1], layer.batch_shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{type(layer).__name__}.{name}: got a point of batch shape {tuple(x.shape[:-1])}, which does not "
+            f"broadcast with the context's, {tuple(layer.batch_shape)}"
+        ) from None
+    spread = x.expand(*batch_shape, -1)
+    return spread, noise if noise is None else noise.expand(*batch_shape, -1)

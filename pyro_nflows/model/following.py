@@ -1,0 +1,110 @@
+r"""What a guide has to follow from run to run of its model: supports that move, and latents that are masked.
+
+**Supports.** A support moves where it depends on other latents (``Uniform(0, 1 - a)``), on parameters, or on the
+model's arguments. Then values are found from unconstrained latents by running the model.
+
+**Masked latents.** Where a latent is masked, the model's density is flat in it, and has no finite integral unless
+another term depends on it. Where none does, as in padded sequences and the missing entries of ``obs_mask=``, the latent
+counts with its prior, which is its posterior given all else. The prior integrates to one, so nothing else changes:
+
+.. math:: \int p(x, \theta) \, p(z_{\mathrm{masked}} \mid \theta) \, dz_{\mathrm{masked}} = p(x, \theta).
+
+Where a term does, such as a ``pyro.factor`` that stands for the prior, the flat density is meant, and kept. A mask that
+depends on an enumerated site, as a spike and slab has, is filled in each of its cases.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from . import checks, supports
+from .placed import is_masked, mask_of
+
+
+def needs_look(sites: Iterable[Any]) -> bool:
+    """Whether any latent may have to be followed."""
+    return any(is_masked(site) or supports.has_bounds(site["fn"]) for site in sites)
+
+
+def moving_sites(joint: Any, near: Tensor, traces: list[Any], args: Any, kwargs: Any) -> frozenset[str]:
+    """Sites whose support differs between two runs or from the guide's, or has a gradient.
+
+    :param near: two flat latents.
+    :param traces: the model's, at these.
+    :raises ValueError: if a support is another one in a second run at the same latents.
+    """
+    parts, guide = joint.guide.parts(near[0]), joint.guide
+    moved = {n for n, part in parts.items() if not _agree([guide.prototype_trace, *traces], n, part)}
+    bounded = {n for n in parts if supports.has_bounds(traces[0].nodes[n]["fn"])}
+    if moved | bounded:
+        again = joint.run(near[0], *args, **kwargs)
+        random = [name for name in moved if not _agree([traces[0], again], name, parts[name])]
+        if random:
+            raise checks.random_support(type(guide).__name__, random[0])
+    return frozenset(moved | _with_gradient(joint, near[0], bounded - moved, args, kwargs))
+
+
+def _agree(traces: list[Any], name: str, part: Tensor) -> bool:
+    """Whether a site has one support in several runs."""
+    first, *others = (supports.bijection(trace.nodes[name]["fn"])(part) for trace in traces)
+    return all(torch.allclose(first, other, rtol=1e-5, atol=1e-6, equal_nan=True) for other in others)
+
+
+def _with_gradient(joint: Any, z: Tensor, names: set[str], args: Any, kwargs: Any) -> set[str]:
+    """Sites whose support has a gradient in the latents, the parameters or the model's arguments."""
+    if not names:
+        return names
+    with torch.enable_grad():
+        watched = z.clone().requires_grad_()
+        try:
+            trace = joint.run(watched, *tree_map(_watched, args), **tree_map(_watched, kwargs))
+        except (RuntimeError, ValueError):  # an argument written to in place, or turned into an array
+            trace = joint.run(watched, *args, **kwargs)
+        parts = joint.guide.parts(z)
+        return {n for n in names if supports.bijection(trace.nodes[n]["fn"])(parts[n]).requires_grad}
+
+
+def _watched(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.requires_grad:
+        return leaf.detach().clone().requires_grad_()
+    return leaf
+
+
+def filled_sites(joint: Any, near: Tensor, args: Any, kwargs: Any) -> dict[str, bool]:
+    """Masked sites that are to count with their prior, and whether their mask depends on an enumerated site.
+
+    :param near: flat latents at which no term depends on a latent where it is masked.
+    """
+    nodes = joint.at(near[0], args, kwargs, filled=())[0].nodes
+    names = [name for name in joint.guide._unconstrained_shapes if is_masked(nodes[name])]
+    masked = [name for name in names if not bool(mask_of(nodes[name]).all())]
+    by_case = {name: _is_wider(nodes[name], joint) for name in masked}
+    alone = {name for name in masked if by_case[name] or _is_alone(joint, name, near, args, kwargs)}
+    return {name: by_case[name] for name in masked if name in alone}
+
+
+def _is_wider(site: Any, joint: Any) -> bool:
+    """Whether a mask has dimensions of enumerated sites, to the left of the plates'."""
+    mask = site["mask"]
+    num = mask.dim() - joint.max_plate_nesting if isinstance(mask, Tensor) else 0
+    return num > 0 and any(size > 1 for size in mask.shape[:num])
+
+
+def _is_alone(joint: Any, name: str, near: Tensor, args: Any, kwargs: Any) -> bool:
+    """Whether the density does not change with a site where it is masked."""
+    return all(not bool(_slope_where_masked(joint, name, row, args, kwargs).any()) for row in near)
+
+
+def _slope_where_masked(joint: Any, name: str, row: Tensor, args: Any, kwargs: Any) -> Tensor:
+    with torch.enable_grad():
+        watched = row.clone().requires_grad_()
+        trace, log_p, placed = joint.at(watched, args, kwargs, filled=())
+        value = placed.values[name]
+        slope = torch.autograd.grad(log_p, value, allow_unused=True)[0] if log_p.requires_grad else None
+    if slope is None:
+        return torch.zeros(())
+    mask = mask_of(trace.nodes[name])
+    return torch.where(mask.reshape(mask.shape + (1,) * (slope.dim() - mask.dim())), 0.0, slope)

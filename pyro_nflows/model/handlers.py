@@ -1,0 +1,91 @@
+r"""Pyro's machinery made to run under ``torch.func``, and errors in one line."""
+
+import contextlib
+import functools
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pyro
+import torch
+from opt_einsum import shared_intermediates  # type: ignore[import-untyped]
+from pyro.infer.traceenum_elbo import _compute_model_factors
+from pyro.ops.contract import contract_tensor_tree
+from pyro.poutine import Trace
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.runtime import _ENUM_ALLOCATOR
+from torch import Tensor
+
+TORCH, PYRO = (Path(str(package.__file__)).parent for package in (torch, pyro))
+#: What mostly keeps a model from ``torch.vmap``.
+BRANCHES = "Python branches on values and .item() are the usual cause"
+
+
+class Enumerate(EnumMessenger):
+    """Pyro's, without its use of ``value.data``, which vmap refuses."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        value = msg["value"]
+        if value is None or not hasattr(msg["fn"], "event_dim"):
+            return
+        shape = value.shape[: value.dim() - msg["fn"].event_dim]
+        dim_to_id = msg["infer"].setdefault("_dim_to_id", {})
+        dim_to_id.update(self._param_dims.get(msg["name"], {}))
+        self._value_dims[msg["name"]] = {
+            dim: id_ for dim, id_ in dim_to_id.items() if len(shape) >= -dim and shape[dim] > 1
+        }
+
+
+@contextlib.contextmanager
+def restored_dims() -> Iterator[None]:
+    """Enumerated sites may be given dimensions within it; the allocator's state is restored on exit."""
+    before = dict(vars(_ENUM_ALLOCATOR))
+    try:
+        yield
+    finally:
+        vars(_ENUM_ALLOCATOR).update(before)
+
+
+def cause(error: BaseException) -> str:
+    """Whose code an error of ``torch.vmap`` comes from: the user's, or Pyro's, where there is nothing to mend.
+
+    Example::
+
+        >>> cause(ValueError("no"))
+        'Python branches on values and .item() are the usual cause'
+    """
+    frames = [f.filename for f in traceback.extract_tb(error.__traceback__)]
+    outside = [name for name in frames if not Path(name).is_relative_to(TORCH)]
+    if outside and Path(outside[-1]).is_relative_to(PYRO):
+        return f"the cause is in Pyro's own {Path(outside[-1]).name}, and nothing in the model needs to be changed"
+    return BRANCHES
+
+
+def total(trace: Any, dtype: torch.dtype) -> Tensor:
+    """The log density of a trace, added up in no less than a given precision: half would overflow."""
+    terms = [site["log_prob"] for site in trace.nodes.values() if site["type"] == "sample"]
+    return cast(Tensor, sum(term.to(torch.promote_types(term.dtype, dtype)).sum() for term in terms))
+
+
+def summed_out(trace: Any) -> Tensor:
+    """The log density of a trace whose enumerated sites are summed out, by Pyro's own contraction.
+
+    Scales multiply the logarithm of the sum, as in TraceEnum_ELBO; MCMC's evaluator has them inside of the sum.
+    """
+    promote(trace)
+    trace.pack_tensors()
+    costs, factors, _, dims, scale = _compute_model_factors(trace, Trace())
+    terms = [term.sum() for group in costs.values() for term in group]
+    with shared_intermediates() as cache:
+        summed = contract_tensor_tree(factors, dims, cache=cache)
+    terms += [scale * term.sum() for group in summed.values() for term in group]
+    return torch.stack(terms).sum()
+
+
+def promote(trace: Any) -> None:
+    """Give the log densities of a trace one dtype, for contractions, which do not promote."""
+    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+    dtype = functools.reduce(torch.promote_types, (site["log_prob"].dtype for site in sites))
+    for site in sites:
+        site["log_prob"], site["unscaled_log_prob"] = site["log_prob"].to(dtype), site["unscaled_log_prob"].to(dtype)

@@ -1,0 +1,310 @@
+r"""One run of a model per draw: pointwise log-likelihood, predictive draws, prior draws.
+
+Each question is a function of one draw; :func:`each_draw` asks it of all of them at once by ``torch.vmap``, and one by
+one where the model cannot be vectorised so (a branch on a value, a sampler with a rejection loop, enumeration).
+Answers are keyed by ``(group, site)``, with ArviZ's names for the groups.
+"""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import MaskedDistribution
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_factor, site_is_subsample
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..system.exclusive import validation
+from .data_checks import is_deterministic
+from .transformable import transformable
+
+__all__ = ["Run", "each_draw", "is_deterministic", "is_observation", "is_partial", "isolated", "log_prob_and_mask"]
+
+Site = Mapping[str, Any]
+Draw = Mapping[str, Tensor]
+Answers = dict[tuple[str, str], Tensor]
+ELEMENTS_AT_ONCE = 2**24  # so that thousands of draws of a large model fit in memory
+
+
+class Run(NamedTuple):
+    """A model and its arguments. Each method runs it for one draw.
+
+    Example::
+
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", pyro.distributions.Normal(0.0, 1.0))
+        ...     pyro.sample("y", pyro.distributions.Normal(mu, 1.0), obs=y)
+        >>> run = Run(model, (torch.tensor(0.5),))
+        >>> run.log_likelihood({"mu": torch.tensor(0.5)})
+        {('log_likelihood', 'y'): tensor(-0.9189)}
+    """
+
+    model: Callable[..., Any]
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = {}
+
+    def sites(self, draw: Draw) -> dict[str, Site]:
+        """The sample sites of the model at a draw."""
+        with _Sample(), _Substitute(draw):
+            return self._trace()
+
+    def deterministic(self, draw: Draw) -> Answers:
+        """Values of deterministic sites, less those that depend on an enumerated latent."""
+        sites = self.sites(draw)
+        shapes = {n: s["value"].shape for n, s in self._enumerated(draw, sites).items()}
+        values = {n: s["value"] for n, s in sites.items() if is_deterministic(s)}
+        return {("posterior", n): value for n, value in values.items() if value.shape == shapes[n]}
+
+    def log_likelihood(self, draw: Draw) -> Answers:
+        """Log density of every observation, without ``poutine.scale``; NaN where it is masked.
+
+        Enumerated latents are summed out. Sites where that does not leave one term an observation are left out.
+        """
+        sites = self.sites(draw)
+        enumerated = self._enumerated(draw, sites)
+        masks = {n: log_prob_and_mask(s)[1] for n, s in sites.items() if is_observation(s)}
+        terms = {n: _sum_out_enumerated(enumerated, n, mask.numel()) for n, mask in masks.items()}
+        return {
+            ("log_likelihood", n): torch.where(masks[n], term.reshape(masks[n].shape), torch.nan)
+            for n, term in terms.items()
+            if term is not None
+        }
+
+    def posterior_predictive(self, draw: Draw) -> Answers:
+        """Replicated observations; enumerated latents are drawn anew, as for new units."""
+        with _Sample(), _Substitute(draw), _Replicate():
+            sites = self._trace()
+        return {("posterior_predictive", n): s["value"] for n, s in sites.items() if is_observation(s)}
+
+    def prior(self, _: Draw) -> Answers:
+        """Latent and deterministic sites, and observations, drawn from the prior."""
+        with _Sample(), _Replicate():
+            sites = self._trace()
+        groups = {n: "prior" for n, s in sites.items() if is_latent(s) or is_deterministic(s)}
+        groups |= {n: "prior_predictive" for n, s in sites.items() if is_observation(s)}
+        return {(group, n): sites[n]["value"] for n, group in groups.items()}
+
+    def _enumerated(self, draw: Draw, sites: dict[str, Site]) -> dict[str, Site]:
+        """The same sites with discrete latents enumerated, to the left of all plates."""
+        if not any(is_enumerated(s) for s in sites.values()):
+            return sites
+        with poutine.enum(first_available_dim=_left_of_plates(sites)), _Substitute(draw):
+            return self._trace()
+
+    def _trace(self) -> dict[str, Site]:
+        nodes = poutine.trace(self.model).get_trace(*self.args, **self.kwargs).nodes
+        return {n: s for n, s in nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
+
+
+class _Sample(Messenger):
+    """Draws what no other handler has set, in a way that ``vmap`` can do."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not (msg["done"] or msg["is_observed"] or site_is_subsample(msg)):
+            with _FreshNoise():
+                msg["value"], msg["done"] = msg["fn"].sample(), True
+
+
+class _FreshNoise(TorchFunctionMode):
+    """Lets distributions fill an empty tensor with noise in place, which ``vmap`` refuses: it is one for all draws."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") not in ("cauchy_", "exponential_", "normal_", "uniform_"):
+            return func(*args, **(kwargs or {}))
+        noise = func(torch.rand_like(args[0]), *args[1:], **(kwargs or {}))
+        try:
+            args[0].copy_(noise)
+        except RuntimeError:  # under vmap; NaN gives away a sampler that goes on with the old tensor, see `_agree`
+            args[0].fill_(torch.nan)
+        return noise
+
+
+class _Replicate(Messenger):
+    """Has observations drawn anew. Unlike ``poutine.uncondition``, leaves deterministic sites and factors alone."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and _is_data(msg):
+            msg["infer"] = {**msg["infer"], "was_observed": True}
+            msg["is_observed"], msg["value"], msg["done"] = False, None, False
+
+
+class _Substitute(Messenger):
+    """Gives latent sites the values drawn for them; unlike conditioning, leaves them latent."""
+
+    def __init__(self, draw: Draw) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) or not is_latent(msg):
+            return
+        if msg["name"] in self.draw:
+            msg["value"], msg["done"] = self.draw[msg["name"]], True
+        elif not is_enumerated(msg):
+            raise ValueError(
+                f"samples: got {sorted(self.draw)}, expected the latent site {msg['name']!r} too. "
+                "Pass draws of every latent site of the model."
+            )
+
+
+def is_enumerated(site: Any) -> bool:
+    """Whether the site is a discrete latent marked for enumeration."""
+    return site["infer"].get("enumerate") is not None and is_latent(site)
+
+
+def is_latent(site: Any) -> bool:
+    """Whether the site is neither observed nor was so before it was drawn anew."""
+    return not (site["is_observed"] or site["infer"].get("was_observed"))
+
+
+def is_observation(site: Any) -> bool:
+    """Whether the site is data, and all of it."""
+    return _is_data(site) and all(f.full_size in (None, f.size) for f in site["cond_indep_stack"])
+
+
+def is_partial(site: Any) -> bool:
+    """Whether the site is data in a plate that shows a part of it, another one in each run."""
+    return _is_data(site) and not is_observation(site)
+
+
+def _is_data(site: Any) -> bool:
+    return not (is_latent(site) or is_deterministic(site) or site_is_factor(site))
+
+
+def log_prob_and_mask(site: Site) -> tuple[Tensor, Tensor]:
+    """Log density of a site, neither scaled nor masked, and its mask, broadcast to one shape."""
+    fn, mask = site["fn"], torch.as_tensor(True if site["mask"] is None else site["mask"])
+    while isinstance(fn, MaskedDistribution):
+        mask, fn = mask & fn._mask, fn.base_dist
+    log_prob = fn.log_prob(site["value"])
+    shape = torch.broadcast_shapes(log_prob.shape, mask.shape)
+    return log_prob.expand(shape), mask.to(log_prob.device).expand(shape)
+
+
+def each_draw(ask: Callable[[Draw], Answers], draws: Draw) -> Answers:
+    r"""Ask the same of every draw: by ``torch.vmap`` where that runs and repeats the first answer, else in a loop.
+
+    :param ask: a method of :class:`Run`.
+    :param draws: values of the latent sites, with the draws along the first dimension.
+    :return: answers stacked along a new first dimension.
+
+    Example::
+
+        >>> run = Run(lambda: pyro.deterministic("b", 2 * pyro.sample("a", pyro.distributions.Normal(0.0, 1.0))))
+        >>> each_draw(run.deterministic, {"a": torch.arange(3.0)})
+        {('posterior', 'b'): tensor([0., 2., 4.])}
+    """
+    first = ask({name: values[0] for name, values in draws.items()})
+    if not first:
+        return {}
+    try:
+        answers = _vectorised(ask, draws, chunk_size=_chunk_size(first, draws))
+    except Exception:  # whatever the model cannot do under vmap; its own mistakes come back from the loop
+        return _one_by_one(ask, draws)
+    return answers if _agree(answers, first) else _one_by_one(ask, draws)
+
+
+@contextlib.contextmanager
+def isolated(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Run models without gradients, without argument checks (vmap cannot do them), and without a trace left behind.
+
+    New parameters are taken out of the param store again. With a seed the random state is the caller's afterwards;
+    without one it moves on, as for any draw.
+    """
+    store = pyro.get_param_store()
+    known = set(store.keys())
+    try:
+        with torch.no_grad(), validation(False), _seeded(seed, device):
+            yield
+    finally:
+        for name in set(store.keys()) - known:
+            del store[name]
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    cuda = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda, enabled=seed is not None):
+        if seed is not None:
+            # Not torch.manual_seed, which would reseed every device there is.
+            for generator in [torch.default_generator, *(torch.cuda.default_generators[i] for i in cuda)]:
+                generator.manual_seed(seed)
+        yield
+
+
+def _vectorised(ask: Callable[[Draw], Answers], draws: Draw, chunk_size: int) -> Answers:
+    with warnings.catch_warnings(), transformable():
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        return torch.vmap(ask, randomness="different", chunk_size=chunk_size)(draws)
+
+
+def _one_by_one(ask: Callable[[Draw], Answers], draws: Draw) -> Answers:
+    num_draws = len(next(iter(draws.values())))
+    answers = [ask({name: values[i] for name, values in draws.items()}) for i in range(num_draws)]
+    return {key: torch.stack([answer[key] for answer in answers]) for key in answers[0]}
+
+
+def _agree(answers: Answers, first: Answers) -> bool:
+    """Whether the vectorised answers start with the eager one; of random ones, whether they are like it."""
+    shapes = {key: value.shape for key, value in first.items()}
+    if {key: value.shape[1:] for key, value in answers.items()} != shapes:
+        return False
+    fixed = {key for key in first if key[0] in ("posterior", "log_likelihood")}
+    same = all(torch.allclose(answers[k][0].double(), first[k].double(), 1e-4, 1e-4, equal_nan=True) for k in fixed)
+    return same and not any(answers[key].isnan().any() > first[key].isnan().any() for key in shapes.keys() - fixed)
+
+
+def _chunk_size(first: Answers, draws: Draw) -> int:
+    elements = sum(v.numel() for v in first.values()) + sum(v[0].numel() for v in draws.values())
+    return max(1, ELEMENTS_AT_ONCE // max(1, elements))
+
+
+def _left_of_plates(sites: Mapping[str, Site]) -> int:
+    return -1 - max(len(s["fn"].batch_shape) for s in sites.values())
+
+
+def _sum_out_enumerated(sites: Mapping[str, Site], name: str, num_observed: int) -> Tensor | None:
+    r"""``log p(y_i | z) = logsumexp_d [log p(d_i | z) + log p(y_i | d_i, z)]``, or None if it has no such form.
+
+    It has where every discrete latent that ``y`` depends on is in the same plates as ``y`` and touches no other site:
+    a mixture has it; a label shared between observations, or a hidden Markov model, does not.
+    """
+    own_dim = {n: s["infer"].get("_enumerate_dim") for n, s in sites.items() if is_enumerated(s)}
+    if None in own_dim.values():  # enumerated sequentially
+        return None
+    terms = {n: _masked_log_prob(s) for n, s in sites.items() if not is_deterministic(s)}
+    group = _coupled(terms, set(own_dim.values()), name)
+    dims = [own_dim[n] for n in group if n in own_dim]
+    if not dims:
+        return terms[name]
+    plates = {frozenset(sites[n]["cond_indep_stack"]) for n in group}
+    in_plates = math.prod(f.size for f in next(iter(plates)) if f.vectorized) == num_observed
+    if not in_plates or len(plates) > 1 or len(group) > len(dims) + 1 or len(set(dims)) < len(dims):
+        return None
+    return torch.stack(torch.broadcast_tensors(*(terms[n] for n in group))).sum(0).logsumexp(dims)
+
+
+def _masked_log_prob(site: Site) -> Tensor:
+    log_prob, mask = log_prob_and_mask(site)
+    return torch.where(mask, log_prob, 0.0)
+
+
+def _coupled(terms: Draw, dims: set[int], name: str) -> set[str]:
+    """The sites tied to ``name`` by enumerated dimensions, directly or through each other."""
+    group: set[str] = set()
+    grown = {name}
+    while grown != group:
+        group = grown
+        shared = {d for n in group for d in dims if _varies(terms[n], d)}
+        grown = group | {n for n, term in terms.items() if any(_varies(term, d) for d in shared)}
+    return group
+
+
+def _varies(term: Tensor, dim: int) -> bool:
+    return term.dim() >= -dim and term.shape[dim] > 1

@@ -1,0 +1,127 @@
+r"""Is there mass that the guide never visits? Draws of the guide cannot say; a look from elsewhere can.
+
+From points scattered around the posterior that was found, around the origin, and over the prior, L-BFGS ascents end
+in some mode, and the best Gaussian :math:`g` on its way bounds that mode's mass from below: its ELBO is at most
+:math:`\log \int_\mathrm{mode} p`. If the guide's own density is far too small at :math:`g`'s draws,
+
+.. math:: \mathrm{median}\ \log p(x, z) - \log \hat Z - \log q(z) > t, \qquad z \sim g,
+
+then that mass is missing. What no ascent reaches stays unseen: silence is no proof.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..engine import Slope
+from ..layers.base import Layer
+from ..numerics import standard_normal_log_prob
+from ..objectives.draws import LogDensity
+from .ascent import ascend
+from .pathfinder import Gaussian, best_of
+
+#: How many nats too small the guide's density has to be before a region counts as missed.
+TOO_THIN = 4.0
+#: How far from the posterior that was found to start, in its standard deviations; basins are wide out there.
+FAR_OUT = (10.0, 20.0, 40.0)
+#: A distance for each coordinate, in standard deviations, up to which two ascents ended in the same place.
+SAME = 0.1
+#: Number of draws from each candidate Gaussian.
+NUM_DRAWS = 200
+
+
+class Missed(NamedTuple):
+    """A region that the guide misses: a Gaussian there, and a lower bound of its mass as a share of what was found."""
+
+    gaussian: Gaussian
+    mass: float
+
+
+def frame_of(draws: Tensor) -> Gaussian:
+    """The Gaussian of the draws' moments; of unit width where they do not differ."""
+    covariance = torch.cov(draws.T, correction=0).reshape(draws.shape[1], -1)
+    spread = covariance.diagonal()
+    covariance = covariance + torch.diag(torch.where(spread > 0, 1e-6 * spread, 1.0))
+    scale_tril, failed = torch.linalg.cholesky_ex(covariance)
+    if failed:  # fewer draws than dimensions, up to rounding
+        scale_tril = torch.diag(covariance.diagonal().sqrt())
+    return Gaussian(draws.mean(0), scale_tril)
+
+
+def scattered(draws: Tensor, num: int) -> list[Tensor]:
+    """Points to look from: two in three far around the draws, and the rest around the origin as Stan does."""
+    mean, sd = draws.mean(0), draws.std(0, correction=0)
+    num_far = num - num // 3
+    far = [mean + FAR_OUT[i % len(FAR_OUT)] * sd * torch.randn_like(mean) for i in range(num_far)]
+    return [*far, *(4 * torch.rand_like(mean) - 2 for _ in range(num // 3))]
+
+
+def look_elsewhere(
+    log_joint: LogDensity | Slope,
+    layer: Layer,
+    log_evidence: float,
+    points: Sequence[Tensor],
+    frame: Gaussian | None = None,
+    precise: Callable[[Tensor], Tensor | None] = lambda z: None,
+) -> list[Missed]:
+    """The missed regions that are found from these points, the heaviest first.
+
+    :param log_joint: the model, ``(K, D) -> (K,)``.
+    :param layer: the trained flow; one without an inverse has no density to compare, and nothing is found.
+    :param log_evidence: of the mass that the guide found.
+    :param points: where to start.
+    :param frame: a Gaussian of about the posterior's shape, in whose coordinates to climb.
+    :param precise: the log density in double precision, or None where it cannot be had: far out, in single precision, a
+        density may be nothing but rounding.
+    """
+    if not layer.has_inverse or not math.isfinite(log_evidence) or not points:
+        return []
+    found, slope = [], log_joint if isinstance(log_joint, Slope) else Slope(log_joint)
+    frame = frame or Gaussian(torch.zeros_like(points[0]), torch.eye(len(points[0])).to(points[0]))
+    for path in _distinct(ascend(slope, torch.stack(list(points)), frame), frame):
+        with contextlib.suppress(ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
+            found.append(_look(slope, layer, log_evidence, path, precise))
+    return sorted((missed for missed in found if missed), key=lambda missed: -missed.mass)
+
+
+@torch.no_grad()
+def excess(layer: Layer, z: Tensor, log_p: Tensor, log_evidence: float) -> Tensor:
+    r"""How many nats too small the guide's density is: :math:`\log p(x, z) - \log \hat Z - \log q(z)`, a row each."""
+    x, log_weight = layer.inverse(z)
+    nats = log_p - log_evidence - standard_normal_log_prob(x) + log_weight
+    return torch.where(torch.isfinite(log_p), nats.nan_to_num(nan=torch.inf), -torch.inf)
+
+
+def _distinct(paths: Sequence[Tensor], frame: Gaussian) -> list[Tensor]:
+    """One path of those that end in the same place."""
+    ends = torch.stack([path[-1] for path in paths])
+    x = frame.whitened(ends)
+    apart = torch.cdist(x, x) > SAME * math.sqrt(x.shape[1])
+    return [path for i, path in enumerate(paths) if bool(apart[i, :i].all())]
+
+
+def _look(
+    log_joint: Slope, layer: Layer, log_evidence: float, path: Tensor, precise: Callable[[Tensor], Tensor | None]
+) -> Missed | None:
+    point = path[0]
+    tiny = Gaussian(point, 0.1 * torch.eye(len(point)).to(point))
+    mode = best_of(log_joint, list(path), tiny, num_candidates=4)
+    noise = torch.randn(NUM_DRAWS, len(point)).to(point)
+    with torch.no_grad():
+        z = mode.points(noise)
+        log_g = standard_normal_log_prob(noise) - mode.scale_tril.diagonal().log().sum()
+        log_p = log_joint(z)
+        if not float(excess(layer, z, log_p, log_evidence).median()) > TOO_THIN:
+            return None
+        better = precise(z) if z.dtype != torch.float64 else None
+        log_p = log_p if better is None else better.to(log_p)
+    if bool((log_p == torch.inf).any()) or float(log_p.isnan().double().mean()) > 0.1:
+        return None  # a density that overflows there is not to be believed around there either
+    mass = float((log_p - log_g).mean()) - log_evidence
+    if not float(excess(layer, z, log_p, log_evidence).median()) > TOO_THIN or not math.isfinite(mass):
+        return None
+    return Missed(mode, math.exp(min(mass, 50.0)))

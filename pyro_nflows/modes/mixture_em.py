@@ -1,0 +1,132 @@
+r"""A Gaussian mixture fitted to draws, with the number of components chosen by the Bayesian information criterion.
+
+Expectation-maximisation from many components, of which those that two do no better than one are merged: as long as it
+improves the Bayesian information criterion
+
+.. math:: \log L - \tfrac{1}{2} P K \log N, \qquad P = 1 + D + \tfrac{1}{2} D (D + 1) .
+"""
+
+import itertools
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.linalg import solve_triangular
+
+from ..numerics import standard_normal_log_prob
+
+#: Components to begin with, and passes.
+MAX_COMPONENTS, NUM_PASSES = 30, 50
+#: Nearest pairs that are tried before merging ends.
+NUM_TRIES = 5
+
+
+class Clusters(NamedTuple):
+    """Weights ``(K,)``, means ``(K, D)`` and lower Cholesky factors ``(K, D, D)``."""
+
+    weights: Tensor
+    locs: Tensor
+    scale_trils: Tensor
+
+
+def fit_clusters(draws: Tensor, max_components: int = MAX_COMPONENTS) -> Clusters:
+    """The mixture.
+
+    :param draws: ``(N, D)``.
+    :param max_components: how many to begin with.
+
+    Example::
+
+        >>> _ = torch.manual_seed(0)
+        >>> len(fit_clusters(torch.cat([torch.randn(500, 2) - 5, torch.randn(500, 2) + 5])).weights)
+        2
+    """
+    spread = draws.var(0) + torch.finfo(draws.dtype).tiny
+    num_seeds = max(1, min(max_components, int(len(draws) / (5 * _num_params(draws)))))
+    locs = _seeds(draws / spread.sqrt(), num_seeds) * spread.sqrt()
+    scales = torch.diag((0.1 * spread).sqrt()).repeat(len(locs), 1, 1)
+    found = _improve(draws, Clusters(torch.full((len(locs),), 1 / len(locs)).to(draws), locs, scales))
+    while (better := _merge(draws, found)) is not None:
+        found = better
+    return found
+
+
+def _num_params(draws: Tensor) -> int:
+    return 1 + draws.shape[1] + draws.shape[1] * (draws.shape[1] + 1) // 2
+
+
+def criterion(draws: Tensor, found: Clusters) -> float:
+    """The Bayesian information criterion, the larger the better; see the module's page."""
+    likelihood = log_densities(draws, found).logsumexp(-1).sum()
+    return float(likelihood) - 0.5 * _num_params(draws) * len(found.weights) * math.log(len(draws))
+
+
+def _improve(draws: Tensor, found: Clusters, num_passes: int = NUM_PASSES) -> Clusters:
+    for _ in range(num_passes):
+        found = _pass(draws, found)
+    return found
+
+
+def _merge(draws: Tensor, found: Clusters) -> Clusters | None:
+    """With two components made one, if that is better."""
+    now = criterion(draws, found)
+    for i, j in _nearest_pairs(found)[:NUM_TRIES]:
+        merged = _improve(draws, _merged(found, i, j), 5)
+        if criterion(draws, merged) > now:
+            return merged
+    return None
+
+
+def _nearest_pairs(found: Clusters) -> list[tuple[int, int]]:
+    covariance = found.scale_trils @ found.scale_trils.mT
+
+    def distance(pair: tuple[int, int]) -> float:
+        i, j = pair
+        away = found.locs[i] - found.locs[j]
+        return float(away @ torch.linalg.solve(covariance[i] + covariance[j], away))
+
+    return sorted(itertools.combinations(range(len(found.weights)), 2), key=distance)
+
+
+def _merged(found: Clusters, i: int, j: int) -> Clusters:
+    """Of the same mean and covariance."""
+    pair = torch.tensor([i, j])
+    weights, locs, scales = (part[pair] for part in found)
+    share = weights / weights.sum()
+    loc = share @ locs
+    inside = torch.einsum("k,kil,kjl->ij", share, scales, scales)
+    between = torch.einsum("k,ki,kj->ij", share, locs - loc, locs - loc)
+    rest = [k for k in range(len(found.weights)) if k not in (i, j)]
+    scale = torch.linalg.cholesky(inside + between)
+    new = (weights.sum(), loc, scale)
+    return Clusters(*(torch.cat([part[rest], one[None]]) for part, one in zip(found, new)))
+
+
+def _seeds(draws: Tensor, num: int) -> Tensor:
+    """Draws far from one another: each picked with probability proportional to its squared distance (k-means++)."""
+    picked = [draws[torch.randint(len(draws), ())]]
+    distance = (draws - picked[0]).square().sum(-1)
+    for _ in range(num - 1):
+        picked.append(draws[distance.clamp(min=1e-30).multinomial(1)[0]])
+        distance = torch.minimum(distance, (draws - picked[-1]).square().sum(-1))
+    return torch.stack(picked)
+
+
+def log_densities(draws: Tensor, found: Clusters) -> Tensor:
+    """``(N, K)``, weights included."""
+    x = solve_triangular(found.scale_trils, (draws - found.locs[:, None]).mT, upper=False).mT
+    log_det = found.scale_trils.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return (standard_normal_log_prob(x) - log_det[:, None]).T + found.weights.log()
+
+
+def _pass(draws: Tensor, found: Clusters) -> Clusters:
+    """Expectation and maximisation; components that are left with hardly a draw go."""
+    share = log_densities(draws, found).softmax(-1)
+    share = share[:, share.sum(0) > draws.shape[1] + 1]
+    total = share.sum(0)
+    locs = share.T @ draws / total[:, None]
+    away = draws - locs[:, None]
+    covariance = torch.einsum("nk,kni,knj->kij", share, away, away) / total[:, None, None]
+    covariance = covariance + 1e-6 * torch.diag(draws.var(0))
+    return Clusters(total / total.sum(), locs, torch.linalg.cholesky(covariance))

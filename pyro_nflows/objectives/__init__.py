@@ -1,0 +1,1 @@
+"""What training maximises: draws with their weights, and estimators of its gradient."""

@@ -1,0 +1,61 @@
+r"""What is maximised and how its gradient is estimated, apart from how Pyro calls it.
+
+The gradient estimators are described in :mod:`pyro_nflows.inference.elbo`.
+"""
+
+import enum
+
+import torch
+from torch import Tensor
+
+from ..layers.base import Layer
+from .draws import Draws, LogDensity, draw, draw_scored
+
+
+class Gradient(str, enum.Enum):
+    """Gradient estimators; see the module's page."""
+
+    TOTAL = "total"
+    PATH = "path"
+    DREG = "dreg"
+
+
+class Objective:
+    """A bound of the log evidence as a function of log-weights; this one is the ELBO."""
+
+    num_particles: int = 1
+
+    def bound(self, log_weight: Tensor) -> Tensor:
+        """The estimate of the bound from one log-weight a particle."""
+        return log_weight.mean()
+
+    def coefficients(self, log_weight: Tensor, gradient: Gradient) -> tuple[Tensor, Tensor]:
+        """What multiplies each particle's path gradient, and its gradient at a fixed draw."""
+        even = torch.full_like(log_weight, 1 / len(log_weight))
+        return even, even
+
+    def surrogate(self, draws: Draws, gradient: Gradient) -> Tensor:
+        """A scalar whose gradient is the estimator's; its value means nothing.
+
+        A draw whose weight is zero or no number has no part in it.
+        """
+        good = draws.log_weight.detach().isfinite()
+        weights = self.coefficients(torch.where(good, draws.log_weight.detach(), -torch.inf), gradient)
+        even = [torch.where(good, weight, 0.0) for weight in weights]
+        if gradient is Gradient.TOTAL:
+            return even[1] @ torch.where(good, draws.log_weight, 0.0)
+        along, direct = draws.path()
+        return even[0] @ along.nan_to_num() + even[1] @ torch.where(good, direct, 0.0)
+
+    def draws(self, log_joint: LogDensity, layer: Layer, noise: Tensor, gradient: Gradient) -> Draws:
+        """The draws that this objective's estimator needs."""
+        if gradient is Gradient.TOTAL:
+            return draw(log_joint, layer, noise)
+        return draw_scored(log_joint, layer, noise, reverse=gradient is Gradient.DREG)
+
+    def mixed(self, share: Tensor) -> "Objective":
+        """The objective at a share that may change from step to step; only some have one."""
+        return self
+
+    def check_layer(self, layer: Layer) -> None:
+        """Refuse a flow on which this objective would be wrong."""

@@ -1,0 +1,177 @@
+"""Modules import only downward, files stay readable, and importing the package changes nothing."""
+
+import ast
+import graphlib
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import pyro_nflows
+
+PACKAGE = "pyro_nflows"
+ROOT = Path(pyro_nflows.__file__).parent
+MAX_LINES = 320
+MAX_FUNCTION_LINES = 60
+
+#: The package's parts, from what a user calls down to what knows nothing of the rest. Imports go down this list only.
+ORDER = [
+    "",
+    "inference",
+    "modes",
+    "plots",
+    "engine",
+    "diagnostics",
+    "guides",
+    "objectives",
+    "testing",
+    "flows",
+    "layers",
+    "nets",
+    "arviz",
+    "transformers",
+    "model",
+    "numerics",
+    "checks",
+    "system",
+]
+MAX_ENTRIES = 20
+#: Within these folders no file imports another; the folder's own ``__init__`` may.
+SIBLINGS_APART = {"layers"}
+#: The contract that the layers have in common.
+SHARED = {"layers.base", "layers.shapes"}
+
+
+def module_name(path: Path) -> str:
+    """``"layers.planar"`` for a file; ``""`` for the package itself."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def imports(name: str) -> set[str]:
+    """The modules of the package that a module imports, wherever in the file."""
+    path, found = MODULES[name], set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            full = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            here = [PACKAGE, *path.relative_to(ROOT).parts[:-1]]
+            start = here[: len(here) + 1 - node.level] if node.level else []
+            base = ".".join([*start, *([node.module] if node.module else [])])
+            full = [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for target in full:
+            if target.split(".")[0] == PACKAGE:
+                inner = target[len(PACKAGE) + 1 :]
+                found.add(inner if inner in MODULES else inner.rpartition(".")[0])
+    return found
+
+
+def part(name: str) -> str:
+    return name.split(".")[0]
+
+
+def test_the_package_has_the_parts_that_it_should():
+    assert {part(name) for name in MODULES} == set(ORDER)
+    entries = [path for path in ROOT.iterdir() if path.name != "__pycache__"]
+    assert len(entries) <= MAX_ENTRIES
+
+
+def test_the_documentation_lists_the_same_parts_in_the_same_order():
+    rows = re.findall(r"^\| `(\w+)(?:/|\.py)` \|", (ROOT.parent / "docs/architecture.md").read_text(), re.MULTILINE)
+    assert ["", *rows] == ORDER
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_only_downward(name):
+    here = ORDER.index(part(name))
+    assert [other for other in imports(name) if ORDER.index(part(other)) < here] == []
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if "." in name])
+def test_siblings_do_not_import_each_other(name):
+    folder = name.split(".")[0]
+    if folder in SIBLINGS_APART:
+        others = {other for other in imports(name) if part(other) == folder} - SHARED
+        assert name in SHARED or others == set()
+
+
+def test_no_module_imports_itself_in_a_circle():
+    graph = {name: imports(name) for name in MODULES}
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(MODULES)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_file_is_short_enough_to_read(name):
+    num_lines = MODULES[name].read_text().count("\n")
+    assert num_lines <= MAX_LINES
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_function_is_short_enough_to_read(name):
+    tree = ast.parse(MODULES[name].read_text())
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert [f.name for f in functions if f.end_lineno - f.lineno - docstring_lines(f) >= MAX_FUNCTION_LINES] == []
+
+
+def docstring_lines(function: ast.FunctionDef) -> int:
+    return (ast.get_docstring(function, clean=False) or "").count("\n") + 1
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_part_imports_the_private_names_of_another(name):
+    path, found = MODULES[name], []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.level > 1 or (node.module or "").startswith(PACKAGE)):
+            found += [alias.name for alias in node.names if alias.name.startswith("_") and alias.name != "__version__"]
+    assert found == []
+
+
+def test_importing_changes_nothing():
+    script = """
+        import random, sys, warnings
+        import numpy, pyro, torch
+        import sympy  # which torch imports at times, and which sets a filter for warnings of its own
+        from pyro import poutine
+
+        def state():
+            return {
+                "dtype": torch.get_default_dtype(),
+                "device": torch.get_default_device(),
+                "threads": torch.get_num_threads(),
+                "grad": torch.is_grad_enabled(),
+                "torch validation": torch.distributions.Distribution._validate_args,
+                "pyro validation": pyro.settings.get(),
+                "param store": dict(pyro.get_param_store().items()),
+                "handlers": list(poutine.runtime._PYRO_STACK),
+                "warnings": list(warnings.filters),
+                "showwarning": warnings.showwarning,
+                "torch rng": torch.get_rng_state().tolist(),
+                "numpy rng": str(numpy.random.get_state()),
+                "python rng": random.getstate(),
+                "numpy errors": numpy.geterr(),
+                "hooks": (sys.excepthook, sys.displayhook),
+            }
+
+        before = state()
+        import pyro_nflows
+        after = state()
+        changed = [key for key in before if before[key] != after[key]]
+        heavy = [name for name in ("arviz", "matplotlib", "zuko", "pandas", "xarray") if name in sys.modules]
+        print(changed, heavy)
+    """
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(script)],
+        cwd=ROOT.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (result.stdout, result.stderr) == ("[] []\n", "")
