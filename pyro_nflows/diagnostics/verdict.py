@@ -43,8 +43,8 @@ class Outcome(enum.Enum):
     )
     MODE_MISSED = (
         "Do not trust these draws: the guide misses a region that holds about {missed:.0%} of the posterior "
-        "mass{where}; the posterior has another mode. Leave num_steps to the schedule, which then fits again from there; "
-        "or try AutoCIF with annealing (and init_scale about the prior's), or more starts."
+        "mass{where}; the posterior has another mode. Leave num_steps to the schedule, which then fits again from "
+        "there; or try AutoCIF with annealing (and init_scale about the prior's), or more starts."
     )
     UNSTABLE = (
         "Do not trust this guide: rounding errors grow so much on the way through the flow that its inverse is off by "
