@@ -175,3 +175,15 @@ def test_importing_changes_nothing():
         timeout=120,
     )
     assert (result.stdout, result.stderr) == ("[] []\n", "")
+
+
+def test_the_documentation_lists_every_private_part_of_torch():
+    page = (ROOT.parent / "docs/torch_internals.md").read_text()
+    used = set()
+    for path in MODULES.values():
+        used |= set(re.findall(r"torch(?:\.[a-zA-Z]\w*)*\._[a-zA-Z]\w*(?:\._?[a-zA-Z]\w*)?", path.read_text()))
+    used = {
+        name.split("._C._")[0] + "._C._" + name.split("._C._")[1].split(".")[0] if "._C._" in name else name
+        for name in used
+    }
+    assert {name for name in used if name not in page} == set()
