@@ -408,7 +408,7 @@ def test_ctrl_c_keeps_the_fits_that_are_done(
 def test_arguments_are_checked() -> None:
     with pytest.raises(TypeError, match=r"SBC: expected a flow guide, SBC\(AutoFlow\(model\)\), got function"):
         SBC(plain)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"schedule must be a pyro_nflows\.fit\.Schedule, got int"):
+    with pytest.raises(TypeError, match=r"schedule must be a pyro_nflows\.inference\.fit\.Schedule, got int"):
         check(small(plain), schedule=5)
     with pytest.raises(ValueError, match="num_draws must be at most the 40 of the schedule, got 99"):
         check(small(plain), schedule=TINY)

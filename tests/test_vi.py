@@ -198,7 +198,7 @@ def test_an_interrupt_between_rounds_keeps_what_there_is(monkeypatch: pytest.Mon
     def interrupt(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"pyro_nflows.{where}", interrupt)
+    monkeypatch.setattr(f"pyro_nflows.inference.{where}", interrupt)
     vi = quick(num_steps=8).run(PAIRS)
     assert vi.diagnostics()["interrupted"]
     assert vi.get_samples(10)["z"].shape == (10, 4)
