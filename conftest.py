@@ -1,6 +1,8 @@
 """Where every test and every example starts: one seed, no stored parameters, Pyro's checks, threads as asked."""
 
 import os
+import signal
+import sys
 import tempfile
 
 import pyro
@@ -13,7 +15,15 @@ os.environ.setdefault("PYRO_NFLOWS_CACHE", FOLDER)
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", f"{FOLDER}_hypothesis")
 
 
+def pytest_configure() -> None:
+    """A shell's background jobs ignore Ctrl-C, which the tests of it send."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def start_afresh() -> None:
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
     torch.set_num_threads(THREADS)
     pyro.enable_validation(True)
     pyro.clear_param_store()

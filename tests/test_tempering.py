@@ -155,8 +155,9 @@ def two_modes(locs: torch.Tensor) -> None:
 def test_a_second_run_that_finds_other_modes_puts_the_flow_on_one_mixture_still(tmp_path: Path) -> None:
     guide = AutoFlow(two_modes)
     vi = VI(guide, seed=0, progress_bar=False).run(torch.tensor([-5.0, 5.0]))
-    vi.run(torch.tensor([-30.0, 60.0]))
-    assert vi.diagnostics()["outcome"] is Outcome.TRUST
+    found = vi.run(torch.tensor([-30.0, 60.0])).diagnostics()
+    assert found["outcome"] in (Outcome.TRUST, Outcome.TAILS)  # of so even weights, k-hat is noise
+    assert found["ess"] > 0.9
     assert sum(isinstance(part, Mixture) for part in guide.modules()) == 1
     first = vi.get_samples(10_000)["z"][:, 0]
     below, above = math.exp(-0.09), math.exp(-0.36)
