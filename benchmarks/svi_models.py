@@ -58,7 +58,7 @@ def logistic() -> None:
     """Logistic regression, five coefficients."""
     beta = pyro.sample("beta", dist.Normal(torch.zeros(5), 2.0).to_event(1))
     with pyro.plate("n", 100):
-        pyro.sample("y", dist.Bernoulli(logits=_DESIGN @ beta), obs=_CHOICE)
+        pyro.sample("y", dist.Bernoulli(logits=(_DESIGN * beta).sum(-1)), obs=_CHOICE)
 
 
 def poisson() -> None:
@@ -85,7 +85,7 @@ def covariance() -> None:
     chol = pyro.sample("chol", dist.LKJCholesky(3, 1.0))
     scale = pyro.sample("scale", dist.HalfCauchy(torch.ones(3)).to_event(1))
     with pyro.plate("n", 50):
-        pyro.sample("y", dist.MultivariateNormal(torch.zeros(3), scale_tril=scale[:, None] * chol), obs=_RETURNS)
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(3), scale_tril=scale[..., None] * chol), obs=_RETURNS)
 
 
 def trend() -> None:
@@ -109,7 +109,7 @@ def horseshoe() -> None:
     with pyro.plate("k", 5):
         local = pyro.sample("local", dist.HalfCauchy(1.0))
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-    mean: Tensor = _DESIGN @ (z * local * tau)
+    mean: Tensor = (z * local * tau) @ _DESIGN.T
     with pyro.plate("n", 100):
         pyro.sample("y", dist.Normal(mean, 1.0), obs=_CHOICE)
 
