@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be_synchronised_is_no_failure(tmp_path: Path, monk
 
 WRITER = """
     import sys, torch
-    from pyro_nflows import files
+    from pyro_nflows.system import files
     print("ready", flush=True)
     for i in range(10**6):
         files.write(sys.argv[1], "fit", {"x": torch.full((300_000,), float(i))})

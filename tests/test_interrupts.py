@@ -230,7 +230,7 @@ def test_a_halted_run_says_so(sorter):
 
 HALF_IMPORTED = """
 import os, signal, sys, threading, time
-from pyro_nflows.signals import imported
+from pyro_nflows.system.signals import imported
 
 class Interrupting:
     def find_spec(self, name, path=None, target=None):

@@ -170,7 +170,7 @@ def test_a_forked_child_does_not_wait_for_a_thread_it_does_not_have() -> None:
         import pyro
         from pyro import poutine
         from pyro.poutine import runtime
-        from pyro_nflows.exclusive import exclusive
+        from pyro_nflows.system.exclusive import exclusive
 
         inside, leave = threading.Event(), threading.Event()
 
@@ -200,7 +200,7 @@ POOL = """
     import pyro, torch
     import pyro.distributions as dist
     from pyro_nflows import AutoFlow, VI
-    from pyro_nflows.exclusive import exclusive
+    from pyro_nflows.system.exclusive import exclusive
 
     def model(y):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))

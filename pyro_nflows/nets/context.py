@@ -56,7 +56,7 @@ def bind(module: _M, context: Tensor) -> _M:
 
     Example::
 
-        >>> from pyro_nflows.nets.mlp import MLP
+        >>> from pyro_nflows.nets import MLP
         >>> net = MLP(2, 3, (8,), context_dim=4)
         >>> bind(net, torch.randn(5, 4))(torch.randn(5, 2)).shape
         torch.Size([5, 3])
