@@ -45,7 +45,7 @@ def _ours(layer: Layer, skip: bool = False) -> Peer:
     return Peer(layer, layer, FlowDistribution(layer).log_prob)
 
 
-RECIPES: dict[str, Callable[[int, int, int], Layer]] = {
+FLOWS: dict[str, Callable[[int, int, int], Layer]] = {
     "MAF": lambda dim, num, width: flows.maf(dim, num, (width, width)),
     "RealNVP": lambda dim, num, width: flows.realnvp(dim, num, (width, width)),
     "spline": lambda dim, num, width: flows.spline(dim, num, (width, width), BINS, BOUND, inverted=True),
@@ -55,11 +55,11 @@ RECIPES: dict[str, Callable[[int, int, int], Layer]] = {
 
 
 def _by_name(name: str, skip: bool) -> Maker:
-    return lambda *sizes: _ours(RECIPES[name](*sizes), skip)
+    return lambda *sizes: _ours(FLOWS[name](*sizes), skip)
 
 
-OURS: dict[str, Maker] = {name: _by_name(name, skip=False) for name in RECIPES}
-SKIP: dict[str, Maker] = {name: _by_name(name, skip=True) for name in RECIPES if name != "Glow, images"}
+OURS: dict[str, Maker] = {name: _by_name(name, skip=False) for name in FLOWS}
+SKIP: dict[str, Maker] = {name: _by_name(name, skip=True) for name in FLOWS if name != "Glow, images"}
 
 # ---- zuko ---------------------------------------------------------------------------------------------------
 

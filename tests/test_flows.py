@@ -1,4 +1,4 @@
-"""Recipes: compositions that mix every coordinate and start at the identity."""
+"""Ready flows: compositions that mix every coordinate and start at the identity."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from pyro_nflows.layers.base import Exactness
 from pyro_nflows.testing import perturbed
 from pyro_nflows.transformers import RationalQuadratic
 
-RECIPES = {
+FLOWS = {
     name: getattr(flows, name)
     for name in (
         "planar",
@@ -30,19 +30,19 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", FLOWS)
 @pytest.mark.parametrize("latent_dim", [1, 2, 7])
 def test_a_flow_is_a_layer_of_that_size_at_the_identity(name, latent_dim):
-    layer = RECIPES[name](latent_dim)
+    layer = FLOWS[name](latent_dim)
     x, noise = torch.randn(20, latent_dim), torch.randn(20, layer.noise_dim)
     y, log_weight = layer(x, noise)
     assert torch.allclose(y, x, atol=1e-8)
     assert torch.allclose(log_weight, torch.zeros(20), atol=1e-8)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", FLOWS)
 def test_every_output_depends_on_every_input(name):
-    layer = perturbed(lambda: RECIPES[name](7), 0.3)
+    layer = perturbed(lambda: FLOWS[name](7), 0.3)
     noise = torch.randn(layer.noise_dim)
     jacobian = torch.func.jacrev(lambda x: layer(x, noise)[0])(torch.randn(7))
     assert (jacobian != 0).all()
@@ -103,7 +103,7 @@ def test_cif_indexes_all_layers_but_permutations_and_scalings():
 @pytest.mark.parametrize("name", ["planar", "radial", "iaf", "couplings", "realnvp", "nice", "spline"])
 def test_a_flow_has_at_least_one_layer(name):
     with pytest.raises(ValueError, match="num_layers must be a positive integer, got 0"):
-        RECIPES[name](3, 0)
+        FLOWS[name](3, 0)
 
 
 @pytest.mark.parametrize("step", [1, 4])

@@ -102,7 +102,7 @@ class Layer(nn.Module):
         ValueError: Double.forward: expected x of shape (..., 3), got (2,)
     """
 
-    #: Grade of the log-weight.
+    #: How exact the log-weight is.
     exactness: Exactness = Exactness.EXACT
     #: How many standard normal numbers ``forward`` needs per row, and ``inverse``.
     noise_dim: int = 0
