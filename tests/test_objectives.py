@@ -16,6 +16,8 @@ from torch.func import vmap
 
 from pyro_nflows import ELBO, IWAE, AutoFlow, AutoIAF
 from pyro_nflows.model.log_joint import LogJoint
+from pyro_nflows.objectives.base import Objective
+from pyro_nflows.objectives.covering import Balanced, Covering
 from pyro_nflows.objectives.draws import base_noise, draw
 
 OBJECTIVES: dict[str, Callable[[int], ELBO]] = {
@@ -164,3 +166,17 @@ def test_bounds_are_in_order(case: Case) -> None:
         assert low < high + 5 * torch.hypot(low_error, high_error)
     assert bounds[0][0] < bounds[3][0] - 5 * bounds[0][1]
     assert IWAE(1).bound(log_weight[:1]) == ELBO(1).bound(log_weight[:1])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (ELBO(4), ELBO(4), True),
+        (ELBO(4), ELBO(8), False),
+        (ELBO(4), IWAE(4), False),
+        (Covering(0.5), Covering(0.1), True),
+        (Balanced(4, 5.0), Balanced(4, 3.0), False),
+    ],
+)
+def test_objectives_of_equal_keys_have_equal_steps(one: Objective, other: Objective, same: bool) -> None:
+    assert (one.key == other.key) is same

@@ -198,11 +198,10 @@ class Trainer:
     def _get(self, layer: Layer, objective: Objective, gradient: Gradient, plan: Round) -> tuple[Program, Runner]:
         """The program of a round and its runner; equal rounds have the same."""
         program = Program(self.log_joint, layer, objective, gradient, plan.num_particles, self.leaves)
-        settings = {k: v for k, v in vars(objective).items() if isinstance(v, int | float | str) and k != "share"}
-        key = (program.shapes, type(objective), str(settings), gradient, plan.num_particles)
+        key = (program.shapes, objective.key, gradient, plan.num_particles)
         if key not in self._runners:
             with torch.random.fork_rng():  # the numbers to come do not depend on what is prepared when
-                schedule = _schedule(plan, _share(objective), program.params())
+                schedule = _schedule(plan, objective.share, program.params())
                 example = _inputs(program, schedule, 0, min(3, plan.num_steps))
             runner = prepare(program, self.engine, example, self.data)
             if runner.engine is not Engine.COMPILED:
@@ -216,7 +215,7 @@ class Trainer:
         runner.expect(plan.num_steps * max(len(programs), self.num_fits))
         streams = [member.stream or _stream(len(members)) for member in members]
         courses = [Course(program, stream) for program, stream in zip(programs, streams)]
-        schedule = _schedule(plan, _share(programs[0].objective), courses[0].state.params)
+        schedule = _schedule(plan, programs[0].objective.share, courses[0].state.params)
         begun = self._resume(courses)
         bar.update(begun)
         ensemble, pace = Ensemble(runner, programs, [member._bound for member in members]), Pace(2 * PAUSE)
@@ -280,12 +279,8 @@ def _finish(courses: Sequence[Course]) -> None:
         course.finish()
 
 
-def _share(objective: Objective) -> float:
-    return float(getattr(objective, "share", 0.0))
-
-
-def _schedule(plan: Round, share: float, like: Tensor) -> Schedule:
-    return plan.rates(like), plan.powers(like), like.new_full((plan.num_steps,), share)
+def _schedule(plan: Round, share: float | Tensor, like: Tensor) -> Schedule:
+    return plan.rates(like), plan.powers(like), like.new_full((plan.num_steps,), float(share))
 
 
 def _inputs(program: Program, schedule: Schedule, start: int, num: int) -> Inputs:

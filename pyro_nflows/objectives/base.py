@@ -4,6 +4,7 @@ The gradient estimators are described in :mod:`pyro_nflows.inference.elbo`.
 """
 
 import enum
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
@@ -24,6 +25,23 @@ class Objective:
     """A bound of the log evidence as a function of log-weights; this one is the ELBO."""
 
     num_particles: int = 1
+    #: Where :meth:`mixed` begins; for objectives that mix nothing it means nothing.
+    share: float | Tensor = 0.0
+
+    @property
+    def key(self) -> Hashable:
+        """What a step depends on: objectives of equal keys can share a recording of it.
+
+        These are the class and its settings that are plain values, but for the share, which may change from step to
+        step. A subclass that holds anything else adds it.
+
+        Example::
+
+            >>> Objective().key == Objective().key
+            True
+        """
+        settings = {name: value for name, value in vars(self).items() if isinstance(value, int | float | str)}
+        return type(self), frozenset((name, value) for name, value in settings.items() if name != "share")
 
     def bound(self, log_weight: Tensor) -> Tensor:
         """The estimate of the bound from one log-weight a particle."""
