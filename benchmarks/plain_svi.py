@@ -84,12 +84,12 @@ def best_gaussian(model: Callable[[], None]) -> float:
     joint = LogJoint(model, guide)
     joint.prepare()
     trainer, layer = Trainer(joint, progress_bar=False), guide.plain_layer()
-    loc = layer[1].loc.detach().clone()  # type: ignore[union-attr]
+    loc = layer.end.loc.detach().clone()
     own = Gaussian(loc, guide.init_scale * torch.eye(len(loc)))
     found = []
     for start in (own, best_start(joint, own)):
         place(layer, start)
-        end = Chain(layer[1])
+        end = Chain(layer.end)
         for rate in (2e-2, 5e-3):
             trainer.run(end, nf.ELBO(), Gradient.PATH, Round(4000, 64, rate), "")
         found.append(float(trainer.sampler.sample(end, 40_000).log_weight.mean()))

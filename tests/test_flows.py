@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pyro_nflows import flows
-from pyro_nflows.layers import Coupling, Indexed, LocScale, Permutation
+from pyro_nflows.flows.whitened import Whitened
+from pyro_nflows.layers import Coupling, Indexed, LocScale, Mixture, Permutation, Planar, TriangularAffine
 from pyro_nflows.layers.base import Exactness
 from pyro_nflows.testing import perturbed
 from pyro_nflows.transformers import RationalQuadratic
@@ -129,3 +130,14 @@ def test_parameters_are_those_that_train():
 def test_a_baseline_that_cannot_grow_is_refused():
     with pytest.raises(ValueError, match="expected build\\(width\\) to reach 10 parameters, got 4 at width 4096"):
         flows.widened(lambda width: LocScale(2), 10, 64)
+
+
+def test_a_whitened_flow_knows_its_parts():
+    plain, end = Whitened(Planar(3), LocScale(3)), TriangularAffine(3)
+    on_a_mixture = Whitened(flows.on_modes(3, flows.realnvp, 2, 3), end)
+    assert (plain.flow, plain.end) == (plain[0], plain[1])
+    assert (plain.is_full_rank, on_a_mixture.is_full_rank) == (False, True)
+    assert plain.base is None
+    assert isinstance(on_a_mixture.base, Mixture)
+    names = {name for name, _ in on_a_mixture.named_parameters() if name.startswith(Whitened.END)}
+    assert names == {f"{Whitened.END}.{name}" for name, _ in end.named_parameters()}

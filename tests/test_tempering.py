@@ -13,10 +13,10 @@ from benchmarks.targets import lattice
 from pyro_nflows import VI, AutoFlow
 from pyro_nflows.diagnostics.verdict import Outcome
 from pyro_nflows.engine import Engine, Slope, Trainer
+from pyro_nflows.flows.whitened import Whitened
 from pyro_nflows.inference.fit import Fit
 from pyro_nflows.inference.search import search
 from pyro_nflows.layers import LocScale, Mixture
-from pyro_nflows.layers.base import Chain
 from pyro_nflows.modes.mixture_em import Clusters, criterion, fit_clusters, log_densities
 from pyro_nflows.modes.mixtures import Modes, find_modes, hull, place_mixture
 from pyro_nflows.modes.pathfinder import Gaussian
@@ -187,7 +187,7 @@ def test_a_second_fit_that_fails_leaves_the_first(refusal: Exception) -> None:
         raise refusal
 
     torch.manual_seed(0)
-    layer = Chain(LocScale(2), LocScale(2)).double()
+    layer = Whitened(LocScale(2), LocScale(2)).double()
     trainer, guide = Trainer(three_modes, [], Engine.EAGER, False), AutoFlow(two_modes)
     guide(torch.tensor([-5.0, 5.0]))
     fit = Fit(layer, trainer.sampler.sample(layer, 1000), torch.zeros(1000, dtype=torch.bool))

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from ..flows.distribution import FlowDistribution
+from ..flows.whitened import Whitened
 from ..layers import Hamiltonian, Rescaled
-from ..layers.base import Chain, Layer
+from ..layers.base import Layer
 from ..model import log_joint as joints
 from . import checks
 from .flow import AutoFlow
@@ -126,14 +127,14 @@ class AutoDAIS(AutoFlow):
         super()._look_at_model(*args, **kwargs)
         self._call, self._joint = (args, kwargs), None
 
-    def make_layer(self, loc: Tensor, modes: tuple[int, int] | None = None) -> Chain:
+    def make_layer(self, loc: Tensor, modes: tuple[int, int] | None = None) -> Whitened:
         return self._connected(super().make_layer(loc, modes))
 
-    def _connected(self, layer: Chain) -> Chain:
+    def _connected(self, layer: Whitened) -> Whitened:
         """The layer with this guide's model in its leapfrog steps."""
         for part in layer.modules():
             if isinstance(part, Hamiltonian):
-                part.log_density = ModelDensity(self, layer[1])
+                part.log_density = ModelDensity(self, layer.end)
         return layer
 
     # ---- the posterior --------------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ class AutoDAIS(AutoFlow):
         super().__setstate__(state)
         layer = self._modules.get("layer")
         if isinstance(layer, Rescaled):
-            self._connected(cast(Chain, layer.layer))
+            self._connected(cast(Whitened, layer.layer))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AutoDAIS":
         new = cast(AutoDAIS, super().__deepcopy__(memo))

@@ -1,6 +1,6 @@
 r"""Flow autoguides: ordinary Pyro autoguides whose posterior is a flow.
 
-A guide is a joint distribution over all latents in unconstrained space, ``Chain(flow, end)``: the flow starts at the
+A guide is a joint distribution over all latents in unconstrained space, ``Whitened(flow, end)``: the flow starts at the
 identity, the affine end at :math:`N(\mathrm{init\_loc}, \mathrm{init\_scale}^2)`; :class:`.Rescaled` stores both.
 """
 
@@ -18,16 +18,15 @@ from torch import Tensor
 from .. import flows
 from ..flows.distribution import FlowDistribution
 from ..flows.transforms import as_layer, as_transform
+from ..flows.whitened import Whitened
 from ..layers import LocScale, Rescaled, TriangularAffine
-from ..layers.base import Chain, Layer
+from ..layers.base import Layer
 from . import checks, sites
 from .joint import JointGuide
 from .state import decoded, encoded, latents_alone
 
 #: Above this many dimensions the end of the default guide is diagonal: a full matrix costs D^2 numbers.
 MAX_FULL_RANK = 512
-#: The name of the affine end in a guide's layer.
-END = "layers.1"
 
 
 class AutoFlow(JointGuide):
@@ -94,11 +93,11 @@ class AutoFlow(JointGuide):
         super()._look_at_model(*args, **kwargs)
         loc = self._init_loc()
         if self.layer is None:
-            self.layer = Rescaled(self.make_layer(loc, self.modes), END)
+            self.layer = Rescaled(self.make_layer(loc, self.modes), Whitened.END)
         checks.check_sites(type(self).__name__, self._site_shapes, self._shapes())
         self._site_shapes = self._shapes()
 
-    def make_layer(self, loc: Tensor, modes: tuple[int, int] | None = None) -> Chain:
+    def make_layer(self, loc: Tensor, modes: tuple[int, int] | None = None) -> Whitened:
         """This guide's flow with its affine end.
 
         :param loc: where the end is to start, ``(latent_dim,)``.
@@ -113,7 +112,7 @@ class AutoFlow(JointGuide):
         checks.check_build(type(self).__name__, flow, latent_dim)
         full_rank = self._full_rank and latent_dim <= MAX_FULL_RANK
         end = (TriangularAffine if full_rank else LocScale)(latent_dim, loc, self.init_scale)
-        return Chain(flow, end).to(loc)
+        return Whitened(flow, end).to(loc)
 
     def _shapes(self) -> checks.Shapes:
         return {name: list(shape) for name, shape in self._unconstrained_shapes.items()}
@@ -164,14 +163,14 @@ class AutoFlow(JointGuide):
             pyro.module(name, layer, update_module_params=True)
         return layer
 
-    def adopt(self, layer: Chain | Rescaled) -> None:
+    def adopt(self, layer: Whitened | Rescaled) -> None:
         """Take a layer trained elsewhere; the next call puts it into the param store, over any of its name."""
-        self.layer = layer if isinstance(layer, Rescaled) else Rescaled(layer, END)
+        self.layer = layer if isinstance(layer, Rescaled) else Rescaled(layer, Whitened.END)
         self._claims_store = True
 
-    def plain_layer(self) -> Chain:
+    def plain_layer(self) -> Whitened:
         """A copy of the flow and its affine end, parameters in their own units: for training elsewhere."""
-        return cast(Chain, self._need_setup().plain())
+        return cast(Whitened, self._need_setup().plain())
 
     @torch.no_grad()
     def quantiles(self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -247,13 +246,13 @@ class AutoFlow(JointGuide):
         self._claims_store = True
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        loc, extra = state_dict.get(f"{prefix}layer.layer.{END}.loc"), state_dict.get(f"{prefix}_extra_state")
+        loc, extra = state_dict.get(f"{prefix}layer.layer.{Whitened.END}.loc"), state_dict.get(f"{prefix}_extra_state")
         if extra is not None and self.build is not None:
             modes = decoded(extra)["modes"]
             if (modes and tuple(modes)) != self.modes:
                 self.modes, self.layer = modes and tuple(modes), None
         if self.layer is None and loc is not None:
-            self.layer = Rescaled(self.make_layer(loc, self.modes), END)
+            self.layer = Rescaled(self.make_layer(loc, self.modes), Whitened.END)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

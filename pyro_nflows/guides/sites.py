@@ -11,8 +11,9 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 from torch.distributions import kl
 
-from ..layers import LocScale, TriangularAffine
-from ..layers.base import Chain, Layer
+from ..flows.whitened import Whitened
+from ..layers import TriangularAffine
+from ..layers.base import Layer
 from ..model import supports
 from ..model.placed import Placed, prior_where_masked
 from ..numerics import quasi_normal
@@ -43,18 +44,18 @@ def symmetric_normal(layer: Layer, log2_num: int = 12) -> tuple[Tensor, Tensor |
 
 
 @torch.no_grad()
-def loc_scale(layer: Chain) -> tuple[Tensor, Tensor]:
+def loc_scale(layer: Whitened) -> tuple[Tensor, Tensor]:
     """Means and standard deviations of a guide's flat unconstrained latent, ``(latent_dim,)`` each.
 
     By quasi-random draws that are symmetric and have unit variances: exact where the flow is still the identity and
     its affine end diagonal, as in a fresh guide. Widths are taken before the end's shift is added, which in float32
     would round a small width away.
     """
-    flow, end = layer[0], layer[1]
+    flow, end = layer.flow, layer.end
     x, noise = symmetric_normal(layer)
     y, _ = flow(x / x.square().mean(0).sqrt(), noise)
     middle = y.mean(0)
-    linear = end.scale_tril() if isinstance(end, TriangularAffine) else cast(LocScale, end).log_scale.exp().diag()
+    linear = end.scale_tril() if isinstance(end, TriangularAffine) else end.log_scale.exp().diag()
     return end(middle)[0], ((y - middle) @ linear.T).square().mean(0).sqrt()
 
 

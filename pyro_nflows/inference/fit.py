@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..diagnostics.verdict import SETTLED, effective, has_light_tail
 from ..engine import Round, Trainer
+from ..flows.whitened import Whitened
 from ..guides import AutoFlow
 from ..layers.base import Chain, Exactness
 from ..modes.mixtures import Modes, place
@@ -141,7 +142,7 @@ def _driven(trainer: Trainer, fits: Sequence[Fitting[Fit]]) -> Iterator[tuple[in
             yield from ((i, done) for _, done in drive([(trainer, fit)], f"start {i + 1}, " if i else ""))
 
 
-def _equal(layer: Chain, other: Chain) -> bool:
+def _equal(layer: Whitened, other: Whitened) -> bool:
     return all(torch.equal(a, b) for a, b in zip(layer.state_dict().values(), other.state_dict().values()))
 
 
@@ -169,7 +170,7 @@ def fit_modes(trainer: Trainer, guide: AutoFlow, objective: Objective, gradient:
 
 def _fit(
     trainer: Trainer,
-    layer: Chain,
+    layer: Whitened,
     begin: Generator[Task, None, bool] | None,
     objective: Objective,
     gradient: Gradient,
@@ -185,13 +186,13 @@ def _fit(
     return weighed(layer, *(yield from _train(trainer, layer, objective, gradient, schedule)))
 
 
-def _drawn(trainer: Trainer, layer: Chain, schedule: Schedule, failed: bool = False) -> Fit:
+def _drawn(trainer: Trainer, layer: Whitened, schedule: Schedule, failed: bool = False) -> Fit:
     """A layer as it is."""
     return weighed(layer, trainer.sampler.sample(layer, schedule.num_draws), failed)
 
 
 def _begin(
-    trainer: Trainer, guide: AutoFlow, layer: Chain, schedule: Schedule, loc: Tensor
+    trainer: Trainer, guide: AutoFlow, layer: Whitened, schedule: Schedule, loc: Tensor
 ) -> Generator[Task, None, bool]:
     """A fresh layer's affine end: where to start, and the best Gaussian from there; whether that failed."""
     if not is_fresh(layer):
@@ -215,11 +216,11 @@ def _begin(
     return failed
 
 
-def _end(trainer: Trainer, layer: Chain, schedule: Schedule) -> Generator[Task, None, bool]:
+def _end(trainer: Trainer, layer: Whitened, schedule: Schedule) -> Generator[Task, None, bool]:
     """The affine end by itself: the best Gaussian from where it is; whether that failed."""
     for i in range(schedule.max_ends):
         name = "Gaussian" + (f", round {i + 1}" if i else "")
-        well = yield from _round(Task(trainer, Chain(layer[1]), ELBO(), Gradient.PATH, schedule.end, name))
+        well = yield from _round(Task(trainer, Chain(layer.end), ELBO(), Gradient.PATH, schedule.end, name))
         if not well:
             return True
         if trainer.history.interrupted or trainer.history.drift < SETTLED:
@@ -228,7 +229,7 @@ def _end(trainer: Trainer, layer: Chain, schedule: Schedule) -> Generator[Task, 
 
 
 def _train(
-    trainer: Trainer, layer: Chain, objective: Objective, gradient: Gradient, schedule: Schedule
+    trainer: Trainer, layer: Whitened, objective: Objective, gradient: Gradient, schedule: Schedule
 ) -> Generator[Task, None, tuple[Draws, bool]]:
     """Rounds of the whole flow until its draws are good; those draws, and whether that failed."""
     begun, ess, pace, well = Mark(trainer, layer, objective, schedule.rounds[0].num_particles), 0.0, 1.0, True
@@ -279,7 +280,7 @@ def _sound(draws: Draws) -> Tensor:
     return weightless(draws, ~(draws.log_weight < torch.inf)).log_weight
 
 
-def _objective(layer: Chain, objective: Objective, gradient: Gradient, plan: Round, ess: float) -> Objective:
+def _objective(layer: Whitened, objective: Objective, gradient: Gradient, plan: Round, ess: float) -> Objective:
     """What a round maximises: in place of the default ELBO, its covering or balanced variant."""
     if type(objective) is not ELBO or gradient is not Gradient.PATH or layer.exactness < Exactness.PROPER:
         return objective
@@ -287,15 +288,15 @@ def _objective(layer: Chain, objective: Objective, gradient: Gradient, plan: Rou
     return Balanced(objective.num_particles, share=share) if plan.balanced else Covering(share)
 
 
-def _elbo(trainer: Trainer, layer: Chain) -> float:
+def _elbo(trainer: Trainer, layer: Whitened) -> float:
     return float(trainer.sampler.sample(layer, 500).log_weight.nan_to_num(-torch.inf).mean())
 
 
 @torch.no_grad()
-def is_fresh(layer: Chain) -> bool:
+def is_fresh(layer: Whitened) -> bool:
     """Whether the flow in front of the affine end is still the identity."""
-    noise = base_noise(layer[0], 16)
-    y, log_weight = layer[0](noise[:, : layer.input_dim], noise[:, layer.input_dim :])
+    noise = base_noise(layer.flow, 16)
+    y, log_weight = layer.flow(noise[:, : layer.input_dim], noise[:, layer.input_dim :])
     tolerance = 1e3 * torch.finfo(y.dtype).eps
     moved = torch.maximum((y - noise[:, : layer.input_dim]).abs().max(), log_weight.abs().max())
     return bool(moved < tolerance)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..diagnostics.verdict import effective, is_hopeless
 from ..diagnostics.weights import elbo
 from ..engine import Trainer
-from ..layers.base import Chain
+from ..layers.base import Layer
 from ..objectives.base import Objective
 from ..objectives.draws import Draws
 from .posterior import weightless
@@ -33,7 +33,7 @@ class Mark:
     :param num_particles: its draws a step.
     """
 
-    def __init__(self, trainer: Trainer, layer: Chain, objective: Objective, num_particles: int):
+    def __init__(self, trainer: Trainer, layer: Layer, objective: Objective, num_particles: int):
         self.trainer, self.layer, self.objective, self.num_particles = trainer, layer, objective, num_particles
         self._here = self._now()
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..diagnostics import weights as diagnostics
 from ..diagnostics.verdict import Evidence, Verdict, effective, is_hopeless, judge, tail_index
 from ..engine import History
+from ..flows.whitened import Whitened
 from ..guides import AutoFlow
-from ..layers.base import Chain
 from ..objectives.draws import Draws
 
 
@@ -23,7 +23,7 @@ class Fit:
     ``failed`` says that training met values which are not finite, however small its steps.
     """
 
-    layer: Chain
+    layer: Whitened
     draws: Draws
     undefined: Tensor
     failed: bool = False
@@ -58,7 +58,7 @@ def evidence_of(log_weight: Tensor) -> dict[str, float]:
     return {key: number for name, value, se in parts for key, number in ((name, value), (f"{name}_se", se))}
 
 
-def weighed(layer: Chain, draws: Draws, failed: bool = False) -> Fit:
+def weighed(layer: Whitened, draws: Draws, failed: bool = False) -> Fit:
     """A fit with such draws of it; those with NaN in place of a weight count for nothing."""
     undefined = ~(draws.log_weight < torch.inf)
     return Fit(layer, weightless(draws, undefined), undefined, failed)

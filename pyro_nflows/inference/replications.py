@@ -13,7 +13,7 @@ from torch import Tensor
 from ..engine import Engine, EngineWarning, Trainer
 from ..engine.runners import num_cores
 from ..guides import AutoFlow, checks
-from ..layers.base import Chain
+from ..layers.base import Layer
 from ..model.feasible import check_start
 from ..model.log_joint import LogJoint
 from ..model.simulation import Values, at_data, check_simulable, simulate
@@ -129,7 +129,7 @@ class Replications:
         self._open.clear()
 
     def _starts(self, plan: Plan, order: list[int]) -> Iterator[Started[Fit]]:
-        plan.objective.check_layer(cast(Chain, self.guide.layer))
+        plan.objective.check_layer(cast(Layer, self.guide.layer))
         for index, seed in enumerate(self.seeds):
             try:
                 one = self[index]

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten
 
 from ..engine import Journal
 from ..guides import AutoFlow
-from ..layers.base import Chain
+from ..layers.base import Layer
 from ..model.log_joint import LogJoint
 from ..system.files import Path, kind_of, read, write
 from .checkpoint import KIND, UNFINISHED, Call, save_fit
@@ -134,7 +134,7 @@ def begin(journal: Journal, joint: LogJoint, leaves: Sequence[Tensor], loc: Tens
     :param call: the model's arguments.
     :raises ValueError: if the model, or the guide's flow, is not that of the journal.
     """
-    layer = cast(Chain, joint.guide.layer)
+    layer = cast(Layer, joint.guide.layer)
 
     def here() -> dict[str, Any]:
         state = {name: value.clone() for name, value in layer.state_dict().items()}

@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_map
 
 from ..diagnostics.verdict import effective, is_heavy, is_hopeless, starts_disagree
 from ..engine import Engine, History, Journal, Trainer
+from ..flows.whitened import Whitened
 from ..guides import AutoFlow
-from ..layers.base import Chain
+from ..layers import Rescaled
 from ..model.feasible import check_start, dispersed_start, first_bad_site, named_plates, prior_points
 from ..model.log_joint import LogJoint, tensors_of
 from ..objectives.base import Gradient
@@ -37,7 +38,7 @@ NEEDED = "torch.fx.experimental.symbolic_shapes", "scipy.optimize"
 #: Sizes of a mixture at a flow's base; None for a flow without one.
 Sizes = tuple[int, int] | None
 #: Takes a fit's layer, the modes it began from and what is known of it, in place of what was there.
-Keep = Callable[[Chain, Sizes, Result], None]
+Keep = Callable[[Whitened | Rescaled, Sizes, Result], None]
 
 
 class Settings(NamedTuple):
@@ -101,7 +102,7 @@ class Fitter:
         if file is not None and file.fit is not None:
             with seeded(0):  # the model is run for its structure
                 result, _ = take_fit(file.fit, self.guide, call)
-            keep(cast(Chain, self.guide.layer), self.guide.modes, result)
+            keep(cast(Rescaled, self.guide.layer), self.guide.modes, result)
             return
         seed = file.seed if file is not None and file.seed is not None else settings.seed
         seed = int(torch.randint(2**31, ())) if seed is None else seed
@@ -218,7 +219,7 @@ def unless_kept(leaves: Sequence[Tensor], keep: Keep) -> Iterator[Keep]:
     """Within it, ``keep`` is watched: the model's own parameters go back to where they were if it is never called."""
     before, kept = [leaf.detach().clone() for leaf in leaves], False
 
-    def watched(layer: Chain, modes: Sizes, result: Result) -> None:
+    def watched(layer: Whitened | Rescaled, modes: Sizes, result: Result) -> None:
         nonlocal kept
         keep(layer, modes, result)
         kept = True

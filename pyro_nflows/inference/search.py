@@ -21,7 +21,6 @@ from ..diagnostics.invertibility import round_trip_errors
 from ..diagnostics.verdict import MISSED, WORTHLESS, effective, is_heavy
 from ..engine import ROWS, Trainer
 from ..guides import AutoFlow
-from ..layers import TriangularAffine
 from ..modes.missed import TOO_THIN, Missed, excess, frame_of, look_elsewhere, scattered
 from ..modes.mixtures import Modes, find_modes, hull
 from ..modes.tempering import Tempered, temper
@@ -114,7 +113,7 @@ def _again(seer: "_Seer", found: Found, refit: Callable[[Modes], Fit]) -> Found 
     if tempered is None:
         return None
     try:
-        modes = find_modes(tempered.draws, isinstance(found.fit.layer[1], TriangularAffine))
+        modes = find_modes(tempered.draws, found.fit.layer.is_full_rank)
         fit = refit(modes)
     except (ValueError, RuntimeError):  # particles may collapse, or the model refuse: the fit that there is stays
         return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from ..engine import Round, Trainer
-from ..layers.base import Chain
+from ..layers.base import Layer
 from ..objectives.base import Gradient, Objective
 
 T = TypeVar("T")
@@ -18,7 +18,7 @@ class Task:
     """A round that a fit asks for, of its trainer; when it is done, ``well`` says whether it went well."""
 
     trainer: Trainer
-    layer: Chain
+    layer: Layer
     objective: Objective
     gradient: Gradient
     plan: Round

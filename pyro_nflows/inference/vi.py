@@ -14,8 +14,10 @@ from ..checks import check_sizes
 from ..diagnostics.table import print_summary
 from ..diagnostics.verdict import Verdict, choose, chosen
 from ..engine import Engine, History, sample
+from ..flows.whitened import Whitened
 from ..guides import AutoFlow
-from ..layers.base import Chain
+from ..layers import Rescaled
+from ..layers.base import Layer
 from ..model.log_joint import LogJoint
 from ..objectives.draws import LogDensity, concatenate
 from ..system.exclusive import exclusive, seeded, usable
@@ -112,7 +114,7 @@ class VI:
     def _settings(self) -> Settings:
         return Settings(**{name: getattr(self, name) for name in Settings._fields})
 
-    def _keep(self, call: Call, layer: Chain, modes: tuple[int, int] | None, result: Result) -> None:
+    def _keep(self, call: Call, layer: Whitened | Rescaled, modes: tuple[int, int] | None, result: Result) -> None:
         with uninterrupted():
             self.guide.modes = modes
             self.guide.adopt(layer)
@@ -152,7 +154,7 @@ class VI:
         """The result, with so many draws at least."""
         result = self._need_run()
         if num_samples > len(result.draws.z):
-            more = sample(self._model(), cast(Chain, self.guide.layer), num_samples - len(result.draws.z))
+            more = sample(self._model(), cast(Layer, self.guide.layer), num_samples - len(result.draws.z))
             result = self._result = replace(result, draws=concatenate([result.draws, more]), values=None)
         return result
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from ..layers import LocScale, Mixture, TriangularAffine
-from ..layers.base import Chain
+from ..flows.whitened import Whitened
+from ..layers import Mixture, TriangularAffine
 from ..numerics import log_scale_and_lower
 from .mixture_em import Clusters, criterion, fit_clusters
 from .pathfinder import Gaussian
@@ -61,10 +61,10 @@ class Modes(NamedTuple):
         return self.num_components, self.block_dim
 
     @torch.no_grad()
-    def place(self, layer: Chain) -> None:
+    def place(self, layer: Whitened) -> None:
         """Put the base of such a flow at the mixtures, and its end at the frame."""
         if self.num_components > 1:
-            place_mixture(cast(Mixture, cast(Chain, layer[0])[0]), self.blocks)
+            place_mixture(cast(Mixture, layer.base), self.blocks)
         place(layer, self.frame)
 
 
@@ -121,9 +121,9 @@ def place_mixture(layer: Mixture, blocks: Clusters) -> None:
 
 
 @torch.no_grad()
-def place(layer: Chain, gaussian: Gaussian) -> None:
+def place(layer: Whitened, gaussian: Gaussian) -> None:
     """Put a guide's affine end at a Gaussian; a diagonal end takes its conditional widths."""
-    end = cast(LocScale | TriangularAffine, layer[1])
+    end = layer.end
     end.loc.copy_(gaussian.loc)
     log_scale, lower = log_scale_and_lower(gaussian.scale_tril)
     if isinstance(end, TriangularAffine):

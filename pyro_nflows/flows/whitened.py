@@ -1,0 +1,51 @@
+"""What a guide trains: a flow in whitened coordinates, and an affine layer behind it."""
+
+from typing import cast
+
+from ..layers import LocScale, Mixture, TriangularAffine
+from ..layers.base import Chain, Layer
+
+
+class Whitened(Chain):
+    r"""A flow before an affine layer, :math:`y = \mathrm{end}(\mathrm{flow}(x))`.
+
+    The affine layer can be fitted by itself first, as a Gaussian; the flow then works where the posterior has mean
+    zero and unit covariance.
+
+    :param flow: from the base to whitened coordinates.
+    :param end: from whitened coordinates to the posterior.
+
+    Example::
+
+        >>> from pyro_nflows.layers import Planar
+        >>> layer = Whitened(Planar(3), LocScale(3))
+        >>> layer.flow, layer.end
+        (Planar(3), LocScale(3))
+    """
+
+    #: What the names of the affine layer's parameters begin with.
+    END = "layers.1"
+
+    def __init__(self, flow: Layer, end: LocScale | TriangularAffine):
+        super().__init__(flow, end)
+
+    @property
+    def flow(self) -> Layer:
+        """From the base to whitened coordinates."""
+        return self[0]
+
+    @property
+    def end(self) -> LocScale | TriangularAffine:
+        """From whitened coordinates to the posterior."""
+        return cast(LocScale | TriangularAffine, self[1])
+
+    @property
+    def is_full_rank(self) -> bool:
+        """Whether the affine layer has a triangular matrix, not scales alone."""
+        return isinstance(self.end, TriangularAffine)
+
+    @property
+    def base(self) -> Mixture | None:
+        """The mixture that the flow is put on, if it is put on one."""
+        first = self.flow[0] if isinstance(self.flow, Chain) else None
+        return first if isinstance(first, Mixture) else None
