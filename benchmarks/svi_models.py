@@ -71,7 +71,7 @@ def poisson() -> None:
 def simplex() -> None:
     """Shares of four kinds, one of which was not seen."""
     share = pyro.sample("share", dist.Dirichlet(torch.ones(4)))
-    pyro.factor("counts", (torch.tensor([8.0, 3, 9, 0]) * share.log()).sum())
+    pyro.factor("counts", (torch.tensor([8.0, 3, 9, 0]) * share.log()).sum(-1))
 
 
 def two_sites() -> None:

@@ -1,4 +1,4 @@
-"""A guide's sites one by one: values with and without their constraint, and marginal quantiles."""
+"""A guide's sites one by one: their values with log densities, marginal quantiles, locations and widths."""
 
 import warnings
 from typing import Any, cast

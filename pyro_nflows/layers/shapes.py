@@ -1,4 +1,4 @@
-"""What layers are made and called with: sizes and shapes, checked, and points spread over the rows of a context."""
+"""What layers are called with: shapes, checked, and points spread over the rows of a context."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-r"""Pyro's machinery made to run under ``torch.func``, and errors in one line."""
+r"""Pyro's machinery made to run under ``torch.func``."""
 
 import contextlib
 import functools
