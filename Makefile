@@ -60,7 +60,7 @@ test-all: $(VENV)/.test
 
 # The compiler by itself: recordings, the C made of them, the cache, layers and faults that go through it
 test-compiler: $(VENV)/.test
-	$(PYTEST) tests/test_tape.py tests/test_native.py tests/test_cache.py tests/test_recorded.py tests/test_compiled_layers.py
+	$(PYTEST) tests/engine/test_tape.py tests/engine/native tests/inference/test_recorded.py
 
 test-matrix: $(MATRIX)
 

@@ -3,7 +3,7 @@ r"""The same flows by four libraries: ours, zuko, normflows and nflows.
 All have the same number of layers, the same order of halves and shuffles, the same networks (two hidden layers, tanh;
 in couplings of vectors the second is SiLU), the same bins, and heads that start at zero. Splines go from the data to
 the base. With :func:`~benchmarks.peer_parts.same_scale`, given the same numbers, all are the same density
-(``tests/test_benchmark_peers.py``), but for: a soft bound of log-scales (ours and zuko's), zuko's softer bins, whether
+(``tests/benchmarks/test_peers.py``), but for: a soft bound of log-scales (ours and zuko's), zuko's softer bins, whether
 a MAF shifts before it scales, and how a linear layer keeps its triangles.
 
 Our networks' linear skip, which the others do not have, is left out; ``SKIP`` has our flows as they are by default,

@@ -89,6 +89,15 @@ def test_the_documentation_lists_the_same_parts_in_the_same_order():
     assert ["", *rows] == ORDER
 
 
+def test_every_part_has_tests_and_every_folder_of_tests_a_part():
+    """What is asked of the package as a whole, and of the benchmarks, has folders of its own."""
+    tests = Path(__file__).parent
+    folders = {path.parent.relative_to(tests).parts for path in tests.rglob("test_*.py")} - {()}
+    packages = {tuple(name.split(".")) for name, path in MODULES.items() if name and path.stem == "__init__"}
+    assert folders - {("end_to_end",), ("benchmarks",)} <= packages
+    assert {folder[0] for folder in packages} <= {folder[0] for folder in folders}
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_imports_only_downward(name):
     here = ORDER.index(part(name))

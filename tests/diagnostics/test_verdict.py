@@ -1,0 +1,69 @@
+"""The verdict: every outcome, and what its sentence says."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_nflows.diagnostics.verdict import Evidence, Outcome, judge
+from pyro_nflows.diagnostics.weights import Estimate
+
+
+def weights(kind: str) -> Tensor:
+    """Log-weights of 10,000 draws, laid out as quantiles of their law."""
+    p = (torch.arange(10_000) + 0.5) / 10_000
+    return {
+        "equal": torch.zeros(10_000),
+        "light": 0.3 * torch.special.ndtri(p),
+        "wide": 1.1 * torch.special.ndtri(p).clamp(max=2.0),
+        "heavy": -0.9 * p.log(),
+    }[kind]
+
+
+def evidence(log_weight: Tensor, **kwargs: Any) -> Evidence:
+    return Evidence(log_weight, **{"log_evidences": [], "means": [], "sd": torch.ones(1), **kwargs})
+
+
+def starts(gap: float = 0.0, shift: float = 0.0) -> dict[str, Any]:
+    estimates = [Estimate(torch.tensor(value), torch.tensor(0.001)) for value in (-3.0, -3.0 + gap)]
+    return {"log_evidences": estimates, "means": [torch.zeros(2), torch.tensor([0.0, shift])], "sd": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    ("given", "outcome", "says"),
+    [
+        (evidence(weights("equal")), Outcome.TRUST, "ESS is 100% of the draws"),
+        (evidence(weights("light")), Outcome.TRUST, "Trust these draws"),
+        (evidence(weights("wide")), Outcome.RESAMPLED, "importance-resampled"),
+        (evidence(weights("heavy")), Outcome.DISTRUST, "is above 0.70"),
+        (evidence(weights("light"), **starts()), Outcome.TRUST, "Trust these draws"),
+        (evidence(weights("light"), **starts(gap=0.5)), Outcome.STARTS_DISAGREE, "log evidence -3.00 to -2.50"),
+        (evidence(weights("light"), **starts(shift=0.5)), Outcome.STARTS_DISAGREE, "several modes"),
+        (evidence(weights("light"), bad_site="tau"), Outcome.NOT_FINITE, "(3 of 9 steps), first at site 'tau'"),
+    ],
+)
+def test_every_outcome(given: Evidence, outcome: Outcome, says: str) -> None:
+    verdict = judge(given, num_steps=9, skipped=3)
+    assert verdict.outcome is outcome
+    assert says in verdict.sentence
+    assert "{" not in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("size", "outcome", "words"),
+    [(0.05, Outcome.TRUST, "a tail of nearly equal weights"), (0.065, Outcome.TAILS, "but not far tails")],
+)
+def test_tails_alone_do_not_condemn(size: float, outcome: Outcome, words: str) -> None:
+    """A high k-hat with a high ESS: a few draws in ten thousand that weigh more."""
+    exceedances = ((torch.arange(300) + 0.5) / 300) ** -0.9 - 1
+    verdict = judge(evidence(torch.cat([-1e-3 * torch.rand(9700), size * exceedances]).log1p()))
+    assert verdict.outcome is outcome
+    assert words in verdict.sentence
+
+
+def test_the_verdict_tells_of_restarts_only_where_it_is_no() -> None:
+    flat, heavy = torch.zeros(1000), -0.9 * ((torch.arange(1000) + 0.5) / 1000).log()
+    for log_weight, tells in ((flat, False), (heavy, True)):
+        sentence = judge(Evidence(log_weight, [], [], torch.ones(1)), 100, 0, 2).sentence
+        assert ("went back 2 times" in sentence) is tells

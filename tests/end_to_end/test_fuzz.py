@@ -1,0 +1,232 @@
+"""Models made at random: their log joint is that of Pyro's own trace, whichever engine runs them."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyro import poutine
+from pyro.distributions.util import sum_rightmost
+from pyro.infer import Trace_ELBO
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_nflows import ELBO, AutoFlow
+from pyro_nflows.engine import Engine, Inputs, Program, Slope, prepare
+from pyro_nflows.engine.native import build
+from pyro_nflows.inference.elbo import Gradient
+from pyro_nflows.layers import LocScale
+from pyro_nflows.model.log_joint import LogJoint, Vectorization
+from tests.random_models import BIJECTIONS, FLAWS, Description, descriptions
+
+#: The same models in any process and order, without a file, and none of them too slow.
+QUIET: dict[str, Any] = {
+    "derandomize": True,
+    "deadline": None,
+    "database": None,
+    "suppress_health_check": list(HealthCheck),
+}
+
+
+def same(found: Any, right: Any) -> None:
+    torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-9)
+
+
+# ---- Pyro's own density, step by step -------------------------------------------------------------------------
+
+
+def trace_at(description: Description, values: dict[str, Tensor]) -> Any:
+    trace = poutine.trace(poutine.condition(description.model, values)).get_trace()
+    trace.compute_log_prob()
+    return trace
+
+
+def values_at(
+    description: Description, start: dict[str, Tensor], parts: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Values of the latents, each on the support that it has beside the earlier ones, and the log-determinant."""
+    values, log_det = dict(start), torch.zeros(())
+    for name, part in parts.items():
+        fn = poutine.trace(poutine.condition(description.model, values)).get_trace().nodes[name]["fn"]
+        known = BIJECTIONS.get(description.latents[int(name[1:])].prior) if name[1:].isdigit() else None
+        transform = known or biject_to(fn.support)
+        values[name] = transform(part)
+        log_det = log_det + transform.log_abs_det_jacobian(part, values[name]).sum()
+    return values, log_det
+
+
+def summed(description: Description, values: dict[str, Tensor]) -> Tensor:
+    """Pyro's log density at values of the latents, summed over every assignment of the labels."""
+    trace = trace_at(description, values)
+    names = [name for name, site in trace.nodes.items() if site["type"] == "sample"]
+    mixed = [name for name in names if name.startswith("mixed")]
+    rest = torch.stack([site_sum(trace, name) for name in names if name not in mixed]).sum()
+    if not mixed:
+        return rest
+    scale = trace.nodes[mixed[0]]["scale"]
+    terms = []
+    for chosen in assignments(trace):
+        trace = trace_at(description, {**values, **chosen})
+        terms.append(torch.stack([site_sum(trace, name) for name in mixed]).sum() / scale)
+    return rest + scale * torch.stack(terms).logsumexp(0)
+
+
+def assignments(trace: Any) -> Iterator[dict[str, Tensor]]:
+    """Every value that the labels can have together; each of them is 0 or 1."""
+    labels = {n: s["value"] for n, s in trace.nodes.items() if s.get("infer", {}).get("enumerate") == "parallel"}
+    sizes = [value.numel() for value in labels.values()]
+    for flat in itertools.product([0, 1], repeat=sum(sizes)):
+        parts = zip(labels.items(), torch.tensor(flat).split(sizes))
+        yield {name: part.reshape(value.shape).to(value) for (name, value), part in parts}
+
+
+def site_sum(trace: Any, name: str) -> Tensor:
+    return torch.as_tensor(trace.nodes[name]["log_prob_sum"])
+
+
+def priors_where_masked(description: Description, values: dict[str, Tensor], log_p: Tensor) -> Tensor:
+    """Of latents on which nothing depends where they are masked, the prior there."""
+    total = torch.zeros(())
+    for name, (prior, mask) in description.masks.items():
+        slope = None
+        if log_p.requires_grad:
+            (slope,) = torch.autograd.grad(log_p, values[name], retain_graph=True, allow_unused=True)
+        log_prior = prior.expand(values[name].shape[: values[name].dim() - prior.event_dim]).log_prob(values[name])
+        slopes = torch.zeros_like(log_prior) if slope is None else sum_rightmost(slope.abs(), prior.event_dim)
+        if not bool((slopes * ~mask).any()):
+            total = total + (log_prior * ~mask).sum()
+    return total
+
+
+def by_pyro(description: Description, guide: Any, z: Tensor) -> tuple[Tensor, Tensor]:
+    """The log joint at one flat latent by Pyro alone, and its gradient."""
+    z = z.detach().requires_grad_()
+    values, log_det = values_at(description, start_of(guide), guide.parts(z))
+    log_p = summed(description, values)
+    log_p = log_p + priors_where_masked(description, values, log_p) + log_det
+    return log_p.detach(), torch.autograd.grad(log_p, z)[0]
+
+
+# ---- the laws -------------------------------------------------------------------------------------------------
+
+
+def check_by_loop(joint: LogJoint, z: Tensor, description: Description) -> None:
+    same(joint._rows(Vectorization.LOOP)(z, (), {}), joint(z))
+
+
+def check_by_plate(joint: LogJoint, z: Tensor, description: Description) -> None:
+    """Where the model can broadcast along a plate outside of it."""
+    with torch.no_grad():
+        values = joint(z)
+        takes_plate = joint._takes_plate(values, z, (), {})
+    if takes_plate:
+        same(joint._rows(Vectorization.PLATE)(z, (), {}).detach(), values)
+
+
+def check_values(joint: LogJoint, z: Tensor, description: Description) -> None:
+    """Values of the sites, and back; the density of the guide there."""
+    guide = joint.guide
+    values = guide.constrain(z)
+    back, log_det = guide.unconstrain(values)
+    torch.testing.assert_close(back, z, rtol=1e-5, atol=1e-5)
+    right = [values_at(description, start_of(guide), guide.parts(row))[1] for row in z]
+    torch.testing.assert_close(log_det, torch.stack(right), rtol=1e-5, atol=1e-5)
+
+
+def check_loss(joint: LogJoint, z: Tensor, description: Description) -> None:
+    """Pyro's own objective, at the same draw; with labels its random numbers are others."""
+    if description.labels is None:
+        losses = []
+        for objective in (ELBO(1), Trace_ELBO()):
+            pyro.set_rng_seed(1)
+            losses.append(objective.loss(description.model, joint.guide))
+        assert losses[0] == pytest.approx(losses[1], rel=1e-7, abs=1e-7)
+
+
+def check_step(joint: LogJoint, z: Tensor, description: Description, engine: Engine = Engine.TRACED) -> None:
+    """A step of training, and its gradient in the model's own parameters too, by an engine and by Python."""
+    dim = joint.guide.latent_dim
+    program = Program(joint, LocScale(dim), ELBO(), Gradient.TOTAL, 2, joint.leaves(z[0]), max_norm=1e99)
+    one = torch.ones(1)
+    given = Inputs(torch.randn(1, 2, dim), 0 * one, one, 0 * one)
+    runners = [prepare(program, each, given) for each in (Engine.EAGER, engine)]
+    assert runners[1].engine is engine
+    (right, right_loss), (found, loss) = (runner.run(program.init(), given) for runner in runners)
+    same(loss, right_loss)
+    same(found.mean, right.mean)
+
+
+WAYS = [check_by_loop, check_by_plate, check_values, check_loss, check_step]
+
+
+def start_of(guide: Any) -> dict[str, Tensor]:
+    return {name: guide.prototype_trace.nodes[name]["value"] for name in guide.latent_names}
+
+
+def prepared(description: Description) -> LogJoint:
+    guide = AutoFlow(description.model, LocScale, init_scale=0.3)
+    guide()
+    joint = LogJoint(description.model, guide)
+    joint.prepare()
+    return joint
+
+
+def check(description: Description, ways: list[Callable[..., None]]) -> None:
+    """The log joint and its gradient are Pyro's, recorded and as it is; and what is asked for besides."""
+    joint = prepared(description)
+    guide = joint.guide
+    z = guide._init_loc() + 0.7 * torch.randn(2, guide.latent_dim)
+    right, slopes = zip(*(by_pyro(description, guide, row) for row in z))
+    slope = Slope(joint)
+    for found in (slope._values_and_grads(z), slope.values_and_grads(z, 2)):
+        same(found, (torch.stack(right), torch.stack(slopes)))
+    assert None not in slope._tapes.values()
+    assert joint.how is Vectorization.VMAP
+    for way in ways:
+        way(joint, z, description)
+
+
+def start_afresh() -> None:
+    """Between the models of one test."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+
+
+@settings(max_examples=60, **QUIET)
+@given(description=descriptions(), way=st.sampled_from(WAYS))
+def test_the_log_joint_is_that_of_pyros_trace(description: Description, way: Callable[..., None]) -> None:
+    """None of them is refused, and none needs a slower engine: warnings are errors."""
+    start_afresh()
+    check(description, [way])
+
+
+@pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
+@settings(max_examples=3, **QUIET)
+@given(description=descriptions())
+def test_compiled_steps_are_those_of_python(description: Description) -> None:
+    start_afresh()
+    check(description, [functools.partial(check_step, engine=Engine.COMPILED)])
+
+
+@pytest.mark.slow
+@settings(max_examples=1000, **QUIET)
+@given(description=descriptions())
+def test_a_thousand_models(description: Description) -> None:
+    start_afresh()
+    check(description, WAYS)
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+@settings(max_examples=3, **QUIET)
+@given(description=descriptions())
+def test_what_cannot_be_fitted_is_refused_by_name(flaw: str, description: Description) -> None:
+    start_afresh()
+    flawed = dataclasses.replace(description, flaw=flaw)
+    with pytest.raises(ValueError, match="'flaw"):
+        prepared(flawed)
