@@ -9,15 +9,10 @@ import torch
 from torch import Tensor
 
 from ..checks import first_line
-from .native import CompilerError, Scan
+from .compiling import Compiling, compile_seconds
 from .program import Inputs, Program, State
-from .runners import Compiled, Eager, Engine, Runner, Traced, num_cores
+from .runners import Compiled, Eager, Engine, Runner, Traced
 from .tape import Tape
-
-#: What :class:`~.native.Scan` raises where there can be no compiled code.
-FAILURES = (CompilerError, NotImplementedError, OSError)
-#: Why there is none elsewhere.
-NEEDS = "it needs the CPU and float32 or float64"
 
 
 class EngineWarning(UserWarning):
@@ -33,11 +28,12 @@ class Best(Runner):
     """
 
     def __init__(self, program: Program, tape: Tape, inputs: Inputs):
-        self.program, self.tape, self.inputs = program, tape, inputs
-        self.runner: Runner = Traced(tape)
-        self.scan: Scan | None = None
-        self.refused = None if compiles(program) else NEEDS
-        self._seconds = float("inf")
+        self.program, self.inputs, self._seconds = program, inputs, float("inf")
+        self._set(tape)
+
+    def _set(self, tape: Tape) -> None:
+        self.tape, self.runner = tape, cast(Runner, Traced(tape))
+        self.compiling = Compiling(tape, len(State._fields), self.program.params())
 
     @property
     def engine(self) -> Engine:
@@ -45,11 +41,11 @@ class Best(Runner):
 
     @property
     def note(self) -> str | None:
-        return None if self.refused is None else f"compiled: {self.refused}"
+        return None if self.compiling.refused is None else f"compiled: {self.compiling.refused}"
 
     @property
     def is_compiling(self) -> bool:
-        return self.scan is not None and self.engine is Engine.TRACED and self.refused is None
+        return self.compiling.is_under_way
 
     @property
     def is_random(self) -> bool:
@@ -57,41 +53,29 @@ class Best(Runner):
 
     def expect(self, num_steps: int) -> None:
         """Start compiling if that many steps are worth it."""
-        if self.scan is not None or self.refused is not None:
+        if self.compiling.is_started:
             return
         if self._seconds == float("inf"):
             self._seconds = _seconds(self.runner, self.program.init(), self.inputs)
         if num_steps * self._seconds > compile_seconds(self.tape):
-            self._start()
+            self.compiling.start()
             self.switch(self.program.init())
 
     def switch(self, state: State) -> None:
         """Go over to compiled code if it is there and reproduces the traced steps."""
-        if self.scan is not None and self.scan.is_ready:
-            self._take(state)
+        if self.compiling.is_ready and self.is_compiling:
+            self._take(self.runner, state)
 
     def wait(self, state: State) -> None:
         """Compile, however long it takes."""
-        if self.scan is None and self.refused is None:
-            self._start()
-        self._take(state)
+        self.compiling.start()
+        if self.is_compiling:
+            self._take(self.runner, state)
 
-    def _start(self) -> None:
-        try:
-            self.scan = Scan(self.tape, len(State._fields))
-        except FAILURES as error:
-            self.refused = first_line(error)
-
-    def _take(self, state: State) -> None:
-        if not self.is_compiling:
-            return
-        try:
-            compiled = Compiled(cast(Scan, self.scan), self.tape)
-            self.refused = difference(self.runner, compiled, state, self.inputs)
-        except FAILURES as error:
-            self.refused = first_line(error)
-        if self.refused is None:
-            self.runner = compiled
+    def _take(self, trusted: Runner, state: State) -> None:
+        memory = self.compiling.take(lambda run: difference(trusted, Compiled(run, self.tape), state, self.inputs))
+        if memory is not None:
+            self.runner = Compiled(memory, self.tape)
 
     def run(self, state: State, inputs: Inputs) -> tuple[State, Tensor]:
         self.switch(state)
@@ -102,30 +86,19 @@ class Best(Runner):
 
     def rebind(self, data: Sequence[Tensor]) -> bool:
         """Go on with other data; nothing is compiled again, since the code does not depend on it."""
-        self.tape = self.tape.bound(data)
-        try:
-            is_compiled = self.engine is Engine.COMPILED
-            self.runner = Compiled(Scan(self.tape, len(State._fields)), self.tape) if is_compiled else Traced(self.tape)
-        except FAILURES:
-            return False
-        return difference(Eager(self.program), self, self.program.init(), self.inputs) is None
+        was_compiled, refused = self.engine is Engine.COMPILED, self.compiling.refused
+        self._set(self.tape.bound(data))
+        self.compiling.refused = refused
+        eager, state = Eager(self.program), self.program.init()
+        if was_compiled:
+            self.compiling.start()
+            self._take(eager, state)
+            return self.engine is Engine.COMPILED
+        return difference(eager, self, state, self.inputs) is None
 
     def cancel(self) -> None:
         """Stop compiling what will not be used; what is compiled is on disk for another time."""
-        if self.is_compiling and self.scan is not None:
-            self.scan.finish()
-            self.scan = None
-
-
-def compiles(program: Program) -> bool:
-    """Whether compiled code could run it at all: on the CPU, in single or double precision."""
-    params = program.params()
-    return params.device.type == "cpu" and params.dtype in (torch.float32, torch.float64)
-
-
-def compile_seconds(tape: Tape) -> float:
-    """About how long a compiler takes for a recording, and twice that where it has no core for itself."""
-    return (0.4 + 0.002 * len(tape)) * (1 if num_cores() > 1 else 2)
+        self.compiling.cancel()
 
 
 def prepare(program: Program, engine: Engine | None, inputs: Inputs, data: Sequence[Tensor] = ()) -> Runner:
@@ -157,8 +130,8 @@ def prepare(program: Program, engine: Engine | None, inputs: Inputs, data: Seque
     best = Best(program, tape, inputs)
     if engine is Engine.COMPILED:
         best.wait(program.init())
-        if best.refused is not None:
-            _tell("compiled", best.refused, "traced", "")
+        if best.compiling.refused is not None:
+            _tell("compiled", best.compiling.refused, "traced", "")
     return best
 
 

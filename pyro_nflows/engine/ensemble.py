@@ -41,7 +41,7 @@ class Ensemble:
             base = base.runner
         everyone = self._of(base)
         members = everyone if which is None else [everyone[i] for i in which]
-        if not isinstance(base, Compiled) or len(members) == 1 or base.scan.is_random:
+        if not isinstance(base, Compiled) or len(members) == 1 or base.is_random:
             return [member.run(state, given) for member, state, given in zip(members, states, inputs)]
         return _side_by_side(cast(list[Compiled], members), states, inputs)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .native import Run, Scan
+from .native import Run
 from .program import Inputs, Program, State
 from .tape import Tape
 
@@ -121,17 +121,16 @@ class Compiled(Runner):
 
     engine = Engine.COMPILED
 
-    def __init__(self, scan: Scan, tape: Tape, data: Sequence[Tensor] | None = None):
-        self.scan, self.tape = scan, tape
-        self.memory = Run(scan, None if data is None else tape.bound(data))
+    def __init__(self, memory: Run, tape: Tape):
+        self.memory, self.tape = memory, tape
 
     @property
     def is_random(self) -> bool:
-        return self.scan.is_random
+        return self.memory.scan.is_random
 
     def run(self, state: State, inputs: Inputs) -> tuple[State, Tensor]:
         carried, (losses,) = self.memory.run(state, inputs)
         return State(*carried), losses
 
     def bound(self, program: Program, data: Sequence[Tensor] | None) -> "Compiled":
-        return Compiled(self.scan, self.tape, data)
+        return Compiled(Run(self.memory.scan, None if data is None else self.tape.bound(data)), self.tape)

@@ -11,8 +11,8 @@ from ..checks import first_line
 from ..layers.base import Layer
 from ..objectives.base import Gradient, Objective
 from ..objectives.draws import Draws, LogDensity, base_noise, concatenate, draw, even_noise
-from .backends import FAILURES, compile_seconds, compiles
-from .native import Run, Scan
+from .compiling import Compiling, compile_seconds, compiles
+from .native import Run
 from .program import Program
 from .tape import Tape
 
@@ -67,7 +67,7 @@ class Sampler:
         self.log_joint, self.leaves, self.compile, self.steady = log_joint, leaves, compile, steady
         self._sizes = CHUNKS[:1] if steady else CHUNKS
         self.note: str | None = None
-        self.scan: Scan | None = None
+        self.compiling: Compiling | None = None
         self.deadline: float | None = None
         self._form: object = None
 
@@ -80,7 +80,7 @@ class Sampler:
     def expect(self, layer: Layer, num_draws: int) -> None:
         """Begin to compile if so many draws would otherwise take longer."""
         program = self._program(layer)
-        if self.scan is not None or self.note is not None or not (self.compile and compiles(program)):
+        if self.compiling is not None or self.note is not None or not (self.compile and compiles(program.params())):
             return
         with torch.random.fork_rng():
             noise = base_noise(layer, CHUNKS[0])
@@ -93,14 +93,18 @@ class Sampler:
     def _begin(self, program: Program, noise: Tensor, seconds: float) -> None:
         try:
             tape = Tape(lambda params, rows: (params, *_parts(program.draws(params, rows))), [program.params(), noise])
-            if not tape.is_random and seconds > compile_seconds(tape):
-                self.scan, self._form = Scan(tape, 1), program.shapes
         except Exception as error:
             self._drop(first_line(error))
+            return
+        if not tape.is_random and seconds > compile_seconds(tape):
+            self.compiling, self._form = Compiling(tape, 1, noise), program.shapes
+            self.compiling.start()
+            if self.compiling.refused is not None:
+                self._drop(self.compiling.refused)
 
     def _drop(self, reason: str) -> None:
         """Draws are made as they always can be; the note says why."""
-        self.scan, self.note = None, f"compiled draws: {reason}"
+        self.compiling, self.note = None, f"compiled draws: {reason}"
 
     @torch.no_grad()
     def sample(self, layer: Layer, num_draws: int) -> Draws:
@@ -120,32 +124,36 @@ class Sampler:
         return _double(concatenate(parts))
 
     def _compiled(self, layer: Layer, noise: Tensor) -> Draws | None:
-        program = self._program(layer)
-        if self.scan is None or len(noise) < BATCH or program.shapes != self._form:
+        program, compiling = self._program(layer), self.compiling
+        if compiling is None or len(noise) < BATCH or program.shapes != self._form:
             return None
-        if not (self.steady or self.scan.is_ready):
+        if not (self.steady or compiling.is_ready):
             return None
         num = -(-len(noise) // BATCH) * BATCH
         rows = torch.cat([noise, noise[: num - len(noise)]]).view(-1, BATCH, noise.shape[1])
-        try:
-            _, parts = Run(self.scan).run([program.params()], [rows])
+
+        found: list[Draws] = []
+
+        def differs(run: Run) -> str | None:
+            """From the model's own Python, each time: it may decide anew, and draws like these are rare."""
+            _, parts = run.run([program.params()], [rows])
             z, log_p, log_q = (part.flatten(0, 1)[: len(noise)] for part in parts)
-            draws = Draws(z, log_p, log_q)
-            reason = _difference(draws, draw(self.log_joint, layer, noise[:BATCH]))
-        except (*FAILURES, RuntimeError) as error:
-            reason = first_line(error)
-        if reason is not None:
-            self._drop(reason)
+            found.append(Draws(z, log_p, log_q))
+            return _difference(found[0], draw(self.log_joint, layer, noise[:BATCH]))
+
+        if compiling.take(differs) is None:
+            if compiling.refused is not None:
+                self._drop(compiling.refused)
             return None
-        return _double(draws)
+        return _double(found[0])
 
     def _program(self, layer: Layer) -> Program:
         return Program(self.log_joint, layer, Objective(), Gradient.TOTAL, BATCH, self.leaves)
 
     def cancel(self) -> None:
         """Stop compiling; what is compiled is kept."""
-        if self.scan is not None and not self.scan.finish():
-            self.scan = None
+        if self.compiling is not None:
+            self.compiling.cancel()
 
 
 def _difference(draws: Draws, right: Draws) -> str | None:

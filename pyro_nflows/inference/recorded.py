@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..checks import first_line
-from ..engine.backends import FAILURES, NEEDS, compiles
-from ..engine.native import Run, Scan
+from ..engine.compiling import Compiling
+from ..engine.native import Run
 from ..engine.program import Inputs, Program
 from ..engine.tape import Tape, TraceError
 from ..layers.base import Layer
@@ -50,8 +50,10 @@ class Recorded:
         self._form = tensors_of((args, kwargs))[1]
         self.tensors = [p for p in layer.parameters() if p.requires_grad] + leaves
         self.tape = self._record()
-        self.scan = self._start()
         self.memory: Run | None = None
+        self.compiling, self._is_told = Compiling(self.tape, 0, self.program.params()), False
+        self.compiling.start()
+        self._tell()
 
     def fits(self, model: Any, guide: Any, args: Any, kwargs: Any) -> bool:
         """Whether it was recorded for this model, guide and kind of arguments."""
@@ -92,19 +94,11 @@ class Recorded:
             self.joint.guide.attend(*before)
         return loss.detach(), gradient
 
-    def _start(self) -> Scan | None:
-        """Begin to compile; until that is done, the recording is replayed."""
-        try:
-            if compiles(self.program):
-                return Scan(self.tape, 0)
-            self._drop(NEEDS)
-        except FAILURES as error:
-            self._drop(first_line(error))
-        return None
-
-    def _drop(self, reason: str) -> None:
-        self.scan = None
-        self.tell(f"{reason}; the recording is replayed, which is slower than compiled code")
+    def _tell(self) -> None:
+        """Say once why there will be no compiled code; until there is, the recording is replayed."""
+        if self.compiling.refused is not None and not self._is_told:
+            self._is_told = True
+            self.tell(f"{self.compiling.refused}; the recording is replayed, which is slower than compiled code")
 
     def loss_and_grads(self, args: Any, kwargs: Any) -> float:
         """Minus the estimated bound; its gradient is added to the parameters' ``.grad``."""
@@ -122,27 +116,15 @@ class Recorded:
     def _run(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         if self.memory is not None:
             return self._compiled(self.memory, inputs)
-        ready = self.scan if self.scan is not None and self.scan.is_ready else None
-        before = None if ready is None else torch.get_rng_state()
+        before = torch.get_rng_state() if self.compiling.is_ready else None
         with torch.no_grad():
             results = self.tape.run(inputs)
-        if ready is not None and before is not None:
+        if before is not None:
             with torch.random.fork_rng():
                 torch.set_rng_state(before)
-                self._take(ready, inputs, results)
+                self.memory = self.compiling.take(lambda run: _difference(self._compiled(run, inputs), results))
+            self._tell()
         return results
-
-    def _take(self, scan: Scan, inputs: Sequence[Tensor], results: Sequence[Tensor]) -> None:
-        """Go over to compiled code if it gives what the recording gave."""
-        try:
-            memory = Run(scan)
-            reason = _difference(self._compiled(memory, inputs), results)
-        except Exception as error:
-            reason = first_line(error)
-        if reason is None:
-            self.memory = memory
-        else:
-            self._drop(reason)
 
     def _compiled(self, memory: Run, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         _, results = memory.run([], [tensor.detach()[None] for tensor in inputs])

@@ -40,8 +40,8 @@ def test_chunks_make_no_difference(num_draws):
 def ready(function, layer):
     sampler = Sampler(function)
     sampler._begin(sampler._program(layer), torch.randn(BATCH, 3), seconds=1e9)
-    if sampler.scan is not None:
-        sampler.scan.load()
+    if sampler.compiling is not None and sampler.compiling.scan is not None:
+        sampler.compiling.scan.load()
     return sampler
 
 
@@ -54,7 +54,7 @@ def test_compiled_draws_are_the_same(num_draws):
     expected = sample(log_joint, layer, num_draws)
     torch.manual_seed(1)
     draws = sampler.sample(layer, num_draws)
-    assert sampler.scan is not None
+    assert sampler.compiling is not None
     assert torch.allclose(draws.z, expected.z)
     assert torch.allclose(draws.log_weight, expected.log_weight)
 
@@ -72,14 +72,14 @@ def test_the_layer_may_have_moved_since():
 def test_models_that_decide_anew_are_evaluated_by_themselves():
     scale = [1.0]
     sampler = ready(lambda z: scale[0] * log_joint(z), flow())
-    assert sampler.scan is not None
+    assert sampler.compiling is not None
     scale[0] = 2.0
     layer = flow()
     draws = sampler.sample(layer, 300)
-    assert sampler.scan is None
+    assert sampler.compiling is None
     assert sampler.note.startswith("compiled draws: log p are ")
     assert torch.allclose(draws.log_p, 2 * log_joint(draws.z))
-    assert ready(lambda z: log_joint(z) + torch.rand(len(z)), flow()).scan is None
+    assert ready(lambda z: log_joint(z) + torch.rand(len(z)), flow()).compiling is None
 
 
 @needs_compiler
@@ -88,7 +88,7 @@ def test_why_draws_are_not_compiled_is_noted_and_they_are_not_tried_again(monkey
     sampler = ready(log_joint, flow())
     assert sampler.note == "compiled draws: no C compiler was found (cc, gcc or clang; set CC to name another)"
     sampler.expect(flow(), 10**9)
-    assert sampler.scan is None
+    assert sampler.compiling is None
     trainer = Trainer(log_joint, progress_bar=False)
     trainer.sampler = sampler
     trainer.close()
@@ -103,7 +103,7 @@ def test_why_draws_are_not_compiled_is_noted_and_they_are_not_tried_again(monkey
 def test_draws_are_compiled_only_where_steps_may_be(engine, compiles):
     trainer = Trainer(log_joint, engine=None if engine is None else Engine(engine), progress_bar=False)
     trainer.sampler.expect(flow(), 10**9)
-    assert (trainer.sampler.scan is not None) is compiles
+    assert (trainer.sampler.compiling is not None) is compiles
     trainer.close()
 
 
@@ -120,7 +120,7 @@ def test_any_part_of_compiled_draws_that_differs_is_noticed(which):
 def test_few_and_quick_draws_are_not_compiled():
     sampler = Sampler(log_joint)
     sampler.expect(flow(), 1000)
-    assert sampler.scan is None
+    assert sampler.compiling is None
 
 
 def test_slopes_and_curvatures_are_autograds():

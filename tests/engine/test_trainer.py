@@ -272,9 +272,9 @@ def test_the_default_compiles_what_will_take_long_and_nothing_else():
     assert isinstance(best, Best)
     best._seconds = 1e-3
     best.expect(num_steps=10)
-    assert best.scan is None
+    assert best.compiling.scan is None
     best.expect(num_steps=1_000_000)
-    assert best.scan is not None
+    assert best.compiling.scan is not None
     best.wait(program.init())
     assert best.engine is Engine.COMPILED
 
@@ -287,10 +287,10 @@ def test_compiled_code_that_disagrees_is_not_used():
         Program(lambda z: 2 * log_gaussian(z), program.layer, ELBO(), Gradient.PATH, 8), None, inputs(program)
     )
     other.wait(program.init())
-    best.scan = other.scan
+    best.compiling.scan = other.compiling.scan
     best.switch(program.init())
     assert best.engine is Engine.TRACED
-    assert "at fresh points" in best.refused
+    assert "at fresh points" in best.compiling.refused
 
 
 def test_asking_for_the_compiled_engine_without_a_compiler_is_answered(monkeypatch, tmp_path):
@@ -330,7 +330,7 @@ def test_compiled_code_is_accepted_at_an_exact_optimum(exact_program):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         best = prepare(exact_program, Engine.COMPILED, given)
-    assert best.refused is None
+    assert best.compiling.refused is None
     assert best.engine is Engine.COMPILED
 
 

@@ -11,7 +11,7 @@ from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from pyro.optim import Adam
 
 from pyro_nflows import ELBO, IWAE, AutoCIF, AutoFlow
-from pyro_nflows.engine import EngineWarning
+from pyro_nflows.engine import EngineWarning, compiling
 from pyro_nflows.engine.native import build, ops
 from pyro_nflows.inference import recorded
 from pyro_nflows.layers import LocScale
@@ -159,21 +159,20 @@ def test_without_a_compiler_that_is_said_once_whatever_the_shapes(monkeypatch):
 
 
 def test_elsewhere_than_on_the_cpu_that_is_said_once(monkeypatch):
-    monkeypatch.setattr(recorded, "compiles", lambda program: False)
+    monkeypatch.setattr(compiling, "compiles", lambda like: False)
     told, _ = messages(ELBO(4, compile=True), AutoFlow)
     assert [message.split(";")[0] for message in told] == ["compile=True: it needs the CPU and float32 or float64"]
 
 
 def wait_for_compilers(monkeypatch):
-    start = recorded.Recorded._start
+    start = compiling.Compiling.start
 
     def started(self):
-        scan = start(self)
-        if scan is not None:
-            scan.load()
-        return scan
+        start(self)
+        if self.scan is not None:
+            self.scan.load()
 
-    monkeypatch.setattr(recorded.Recorded, "_start", started)
+    monkeypatch.setattr(compiling.Compiling, "start", started)
 
 
 @pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
