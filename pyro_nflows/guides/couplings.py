@@ -1,16 +1,10 @@
 r"""Guides of couplings, by the name of their flow. Each is :class:`~pyro_nflows.AutoFlow` with that flow."""
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any
-
-from pyro.infer.autoguide import init_to_median
-
 from .. import flows
-from .flow import AutoFlow
+from .named import NamedGuide
 
 
-class AutoNICE(AutoFlow):
+class AutoNICE(NamedGuide, flow=flows.nice):
     r"""Additive couplings with a final scaling [1].
 
     All layers but the last conserve volume.
@@ -36,21 +30,8 @@ class AutoNICE(AutoFlow):
 
     _full_rank = False
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        num_layers: int = 8,
-        hidden_dims: Sequence[int] = (32, 32),
-        *,
-        init_loc_fn: Callable[..., Any] = init_to_median,
-        init_scale: float = 0.1,
-        create_plates: Callable[..., Any] | None = None,
-    ):
-        build = functools.partial(flows.nice, num_layers=num_layers, hidden_dims=hidden_dims)
-        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
-
-class AutoRealNVP(AutoFlow):
+class AutoRealNVP(NamedGuide, flow=flows.realnvp):
     r"""Affine couplings [1]: as cheap backwards as forwards.
 
     :class:`~pyro_nflows.AutoFlow` is this flow with a full-rank end.
@@ -76,21 +57,8 @@ class AutoRealNVP(AutoFlow):
 
     _full_rank = False
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        num_layers: int = 8,
-        hidden_dims: Sequence[int] = (32, 32),
-        *,
-        init_loc_fn: Callable[..., Any] = init_to_median,
-        init_scale: float = 0.1,
-        create_plates: Callable[..., Any] | None = None,
-    ):
-        build = functools.partial(flows.realnvp, num_layers=num_layers, hidden_dims=hidden_dims)
-        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
-
-class AutoSpline(AutoFlow):
+class AutoSpline(NamedGuide, flow=flows.spline):
     r"""Rational-quadratic spline couplings [1], linear in the tails.
 
     The most flexible bijective guide in few layers, at about twice the cost of affine couplings.
@@ -118,25 +86,8 @@ class AutoSpline(AutoFlow):
 
     _full_rank = False
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        num_layers: int = 4,
-        hidden_dims: Sequence[int] = (32, 32),
-        num_bins: int = 8,
-        bound: float = 5.0,
-        *,
-        init_loc_fn: Callable[..., Any] = init_to_median,
-        init_scale: float = 0.1,
-        create_plates: Callable[..., Any] | None = None,
-    ):
-        build = functools.partial(
-            flows.spline, num_layers=num_layers, hidden_dims=hidden_dims, num_bins=num_bins, bound=bound
-        )
-        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
-
-class AutoGlow(AutoFlow):
+class AutoGlow(NamedGuide, flow=flows.glow):
     r"""Glow for vectors [1]: a coupling, an invertible linear layer and a scaling in turn.
 
     The linear layers mix all coordinates between couplings, at :math:`D^2` parameters each.
@@ -145,6 +96,7 @@ class AutoGlow(AutoFlow):
     :param num_layers: number of steps, each a :class:`~pyro_nflows.layers.Coupling`, a
         :class:`~pyro_nflows.layers.LULinear` and an :class:`~pyro_nflows.layers.ActNorm`.
     :param hidden_dims: widths of the networks' hidden layers.
+    :param transformer: what each coordinate goes through; see :mod:`pyro_nflows.transformers`.
     :param init_loc_fn: where to start, as for Pyro's autoguides.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
@@ -162,16 +114,3 @@ class AutoGlow(AutoFlow):
     """
 
     _full_rank = False
-
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        num_layers: int = 8,
-        hidden_dims: Sequence[int] = (32, 32),
-        *,
-        init_loc_fn: Callable[..., Any] = init_to_median,
-        init_scale: float = 0.1,
-        create_plates: Callable[..., Any] | None = None,
-    ):
-        build = functools.partial(flows.glow, num_layers=num_layers, hidden_dims=hidden_dims)
-        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)

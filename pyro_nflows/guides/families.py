@@ -1,17 +1,10 @@
 r"""Guides by the name of their flow. Each is :class:`~pyro_nflows.AutoFlow` with a flow and a diagonal end."""
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any
-
-from pyro.infer.autoguide import init_to_median
-
 from .. import flows
-from ..transformers import Transformer
-from .flow import AutoFlow
+from .named import NamedGuide
 
 
-class AutoPlanar(AutoFlow):
+class AutoPlanar(NamedGuide, flow=flows.planar):
     r"""Planar flow: a chain of hinges along learned directions [1].
 
     Weak: use it to reproduce results, not for accuracy. A full-rank affine layer follows, so it is at least as good
@@ -35,20 +28,8 @@ class AutoPlanar(AutoFlow):
     [1] D. Rezende, S. Mohamed (2015). Variational Inference with Normalizing Flows.
     """
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        num_layers: int = 16,
-        *,
-        init_loc_fn: Callable[..., Any] = init_to_median,
-        init_scale: float = 0.1,
-        create_plates: Callable[..., Any] | None = None,
-    ):
-        build = functools.partial(flows.planar, num_layers=num_layers)
-        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
-
-class AutoRadial(AutoFlow):
+class AutoRadial(NamedGuide, flow=flows.radial):
     r"""Radial flow: a chain of pushes away from, and pulls towards, learned centres [1].
 
     Weak: use it to reproduce results, not for accuracy. A full-rank affine layer follows, so it is at least as good
@@ -72,20 +53,8 @@ class AutoRadial(AutoFlow):
     [1] D. Rezende, S. Mohamed (2015). Variational Inference with Normalizing Flows.
     """
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        num_layers: int = 16,
-        *,
-        init_loc_fn: Callable[..., Any] = init_to_median,
-        init_scale: float = 0.1,
-        create_plates: Callable[..., Any] | None = None,
-    ):
-        build = functools.partial(flows.radial, num_layers=num_layers)
-        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
-
-class AutoIAF(AutoFlow):
+class AutoIAF(NamedGuide, flow=flows.iaf):
     r"""Inverse autoregressive flow [1].
 
     Drawing costs one network pass a layer; the density of a point that was not drawn costs ``latent_dim``.
@@ -93,6 +62,7 @@ class AutoIAF(AutoFlow):
     :param model: a Pyro model.
     :param num_layers: number of :class:`~pyro_nflows.layers.Autoregressive` layers, reversed in turn.
     :param hidden_dims: widths of the networks' hidden layers.
+    :param transformer: what each coordinate goes through; see :mod:`pyro_nflows.transformers`.
     :param init_loc_fn: where to start, as for Pyro's autoguides.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
@@ -112,21 +82,8 @@ class AutoIAF(AutoFlow):
 
     _full_rank = False
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        num_layers: int = 4,
-        hidden_dims: Sequence[int] = (32, 32),
-        *,
-        init_loc_fn: Callable[..., Any] = init_to_median,
-        init_scale: float = 0.1,
-        create_plates: Callable[..., Any] | None = None,
-    ):
-        build = functools.partial(flows.iaf, num_layers=num_layers, hidden_dims=hidden_dims)
-        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
-
-class AutoMAF(AutoFlow):
+class AutoMAF(NamedGuide, flow=flows.maf):
     r"""Masked autoregressive flow [1]: the inverse of :class:`~pyro_nflows.AutoIAF`.
 
     The density of a point costs one network pass a layer; drawing, which variational inference does at each step, costs
@@ -135,6 +92,7 @@ class AutoMAF(AutoFlow):
     :param model: a Pyro model.
     :param num_layers: number of inverted :class:`~pyro_nflows.layers.Autoregressive` layers, reversed in turn.
     :param hidden_dims: widths of the networks' hidden layers.
+    :param transformer: what each coordinate goes through; see :mod:`pyro_nflows.transformers`.
     :param init_loc_fn: where to start, as for Pyro's autoguides.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
@@ -153,21 +111,8 @@ class AutoMAF(AutoFlow):
 
     _full_rank = False
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        num_layers: int = 4,
-        hidden_dims: Sequence[int] = (32, 32),
-        *,
-        init_loc_fn: Callable[..., Any] = init_to_median,
-        init_scale: float = 0.1,
-        create_plates: Callable[..., Any] | None = None,
-    ):
-        build = functools.partial(flows.maf, num_layers=num_layers, hidden_dims=hidden_dims)
-        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
-
-class AutoResidual(AutoFlow):
+class AutoResidual(NamedGuide, flow=flows.residual):
     r"""Residual flow [1, 2]: each layer adds a contraction, a network that reads and moves all coordinates at once.
 
     Its log-determinant is taken from the Jacobian, at :math:`D^3` a layer and draw: for up to a hundred latents or so.
@@ -176,6 +121,7 @@ class AutoResidual(AutoFlow):
     :param num_layers: number of :class:`~pyro_nflows.layers.Residual` layers.
     :param hidden_dims: widths of the networks' hidden layers.
     :param lipschitz: the contractions' constant.
+    :param log_det: ``"exact"``, or how it is estimated; see :class:`~pyro_nflows.layers.LogDet`.
     :param init_loc_fn: where to start, as for Pyro's autoguides.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
@@ -196,22 +142,8 @@ class AutoResidual(AutoFlow):
 
     _full_rank = False
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        num_layers: int = 8,
-        hidden_dims: Sequence[int] = (32, 32),
-        lipschitz: float = 0.9,
-        *,
-        init_loc_fn: Callable[..., Any] = init_to_median,
-        init_scale: float = 0.1,
-        create_plates: Callable[..., Any] | None = None,
-    ):
-        build = functools.partial(flows.residual, num_layers=num_layers, hidden_dims=hidden_dims, lipschitz=lipschitz)
-        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
-
-class AutoCNF(AutoFlow):
+class AutoCNF(NamedGuide, flow=flows.cnf, num_steps=4):
     r"""Continuous normalizing flow [1, 2]: draws follow a trained vector field, from a Gaussian to the posterior.
 
     The field is an unrestricted network of all coordinates and the time, so that few parameters give smooth shapes. A
@@ -221,6 +153,8 @@ class AutoCNF(AutoFlow):
     :param num_layers: number of :class:`~pyro_nflows.layers.Continuous` layers.
     :param hidden_dims: widths of the fields' hidden layers.
     :param num_steps: Runge-Kutta steps a layer; more make the density of a strongly bent flow more accurate.
+    :param trace: ``"exact"``, or how the Jacobian's trace is estimated; see :class:`~pyro_nflows.layers.Trace`.
+    :param solver: of the differential equation; see :class:`~pyro_nflows.layers.Solver`.
     :param init_loc_fn: where to start, as for Pyro's autoguides.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
@@ -242,22 +176,8 @@ class AutoCNF(AutoFlow):
 
     _full_rank = False
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        num_layers: int = 1,
-        hidden_dims: Sequence[int] = (32, 32),
-        num_steps: int = 4,
-        *,
-        init_loc_fn: Callable[..., Any] = init_to_median,
-        init_scale: float = 0.1,
-        create_plates: Callable[..., Any] | None = None,
-    ):
-        build = functools.partial(flows.cnf, num_layers=num_layers, hidden_dims=hidden_dims, num_steps=num_steps)
-        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
 
-
-class AutoCIF(AutoFlow):
+class AutoCIF(NamedGuide, flow=flows.cif):
     r"""Continuously indexed flow: each layer of an inner flow picks one of a continuum of bijections [1, 2].
 
     For posteriors with several separate modes or sharp edges, which one bijection can only approach. Its density
@@ -269,6 +189,8 @@ class AutoCIF(AutoFlow):
     :param hidden_dims: widths of the index networks ``s, t, q, r``.
     :param transformer: makes ``q`` and ``r`` more than Gaussians, such as
         :class:`~pyro_nflows.transformers.RationalQuadratic`; see :class:`.Indexed`.
+    :param skip: whether the index networks have linear parts; see :class:`.Indexed`.
+    :param shared: whether all layers have one network of reverse models.
     :param init_loc_fn: where to start, as for Pyro's autoguides.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
@@ -290,20 +212,3 @@ class AutoCIF(AutoFlow):
     """
 
     _full_rank = False
-
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        inner: flows.Build = flows.realnvp,
-        index_dim: int = 1,
-        hidden_dims: Sequence[int] = (10, 10),
-        transformer: Transformer | None = None,
-        *,
-        init_loc_fn: Callable[..., Any] = init_to_median,
-        init_scale: float = 0.1,
-        create_plates: Callable[..., Any] | None = None,
-    ):
-        build = functools.partial(
-            flows.cif, inner=inner, index_dim=index_dim, hidden_dims=hidden_dims, transformer=transformer
-        )
-        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)

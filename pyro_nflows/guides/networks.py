@@ -1,16 +1,10 @@
 r"""Guides made of whole networks."""
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any
-
-from pyro.infer.autoguide import init_to_median
-
 from .. import flows
-from .flow import AutoFlow
+from .named import NamedGuide
 
 
-class AutoFlowified(AutoFlow):
+class AutoFlowified(NamedGuide, flow=flows.flowified):
     r"""A perceptron made a flow [1]: dense layers and leaky rectifiers, wider than the latents by noise.
 
     Its density is known up to a lower bound (the auxiliary ELBO), as for :class:`~pyro_nflows.AutoCIF`; importance
@@ -37,19 +31,3 @@ class AutoFlowified(AutoFlow):
     """
 
     _full_rank = False
-
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        num_layers: int = 4,
-        extra_dims: int = 4,
-        hidden_dims: Sequence[int] = (32, 32),
-        *,
-        init_loc_fn: Callable[..., Any] = init_to_median,
-        init_scale: float = 0.1,
-        create_plates: Callable[..., Any] | None = None,
-    ):
-        build = functools.partial(
-            flows.flowified, num_layers=num_layers, extra_dims=extra_dims, hidden_dims=hidden_dims
-        )
-        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
