@@ -44,7 +44,7 @@ def _result(x: Tensor) -> Tensor:
 
 
 def two_moons(num_samples: int, seed: int = 0) -> Tensor:
-    """Two interleaved half circles of radius 1, blurred by noise of standard deviation .1."""
+    """Two interleaved half circles of radius 1, blurred by noise of standard deviation 0.1."""
     draws = _Draws(num_samples, seed)
     lower = draws.choice(2)[:, None]
     upper_moon = _circle(math.pi * draws.uniform())
@@ -53,7 +53,7 @@ def two_moons(num_samples: int, seed: int = 0) -> Tensor:
 
 
 def rings(num_samples: int, seed: int = 0) -> Tensor:
-    """Four circles of radius .75, 1.5, 2.25 and 3, blurred by noise of standard deviation .08."""
+    """Four circles of radius 0.75, 1.5, 2.25 and 3, blurred by noise of standard deviation 0.08."""
     draws = _Draws(num_samples, seed)
     radius = 0.75 * (1 + draws.choice(4)[:, None])
     return _result(radius * _circle(2 * math.pi * draws.uniform()) + 0.08 * draws.normal(2))
@@ -78,7 +78,7 @@ def pinwheel(num_samples: int, seed: int = 0) -> Tensor:
 
 
 def eight_gaussians(num_samples: int, seed: int = 0) -> Tensor:
-    """Eight equal normals of standard deviation .2, their means on a circle of radius 2."""
+    """Eight equal normals of standard deviation 0.2, their means on a circle of radius 2."""
     draws = _Draws(num_samples, seed)
     means = 2 * _circle(math.pi / 4 * draws.choice(8))
     return _result(means + 0.2 * draws.normal(2))

@@ -1,6 +1,6 @@
 r"""Continuously indexed flows against the flows inside them, on densities with separate modes.
 
-    python -m benchmarks.lattices [--sides 3,4] [--scales .1,1,10,trained] [--inner splines] [--annealing .8]
+    python -m benchmarks.lattices [--sides 3,4] [--scales 0.1,1,10,trained] [--inner splines] [--annealing 0.8]
         [--steps 8000] [--seeds 1] [--json FILE]
 
 The target is a lattice of equal normals, whose best ELBO is 0; a fit that finds m of K modes has log(m / K) at best.

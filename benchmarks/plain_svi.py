@@ -1,6 +1,6 @@
 r"""Do guides survive ordinary learning rates in a plain ``SVI`` loop, and what ELBO do they reach?
 
-    python -m benchmarks.plain_svi [--guides AutoFlow,AutoIAF] [--models cars] [--rates .05,.01,.001]
+    python -m benchmarks.plain_svi [--guides AutoFlow,AutoIAF] [--models cars] [--rates 0.05,0.01,0.001]
                                    [--losses all] [--steps 2000] [--seeds 1] [--workers 2] [--cells FILE]
 
 Every cell is the ELBO of the last guide less that of the best full-rank Gaussian, in nats (above zero: better than any

@@ -148,7 +148,7 @@ def _lattice_model(means: Tensor, scale: float) -> None:
 
 
 def lattice(side: int) -> Target:
-    """An equal mixture of ``side ** 2`` normals of standard deviation .25 on a square lattice [2].
+    """An equal mixture of ``side ** 2`` normals of standard deviation 0.25 on a square lattice [2].
 
     A fit that misses all but ``m`` of ``K`` modes has an ELBO of ``-log(K / m)`` at best.
 
@@ -215,7 +215,7 @@ def _banana_model() -> None:
 
 
 def banana() -> Target:
-    r"""A parabola: :math:`z_0 \sim N(0, 10)`, :math:`z_1 \sim N(.03 (z_0^2 - 100), 1)`."""
+    r"""A parabola: :math:`z_0 \sim N(0, 10)`, :math:`z_1 \sim N(0.03 (z_0^2 - 100), 1)`."""
     return Target(_banana_model, (), 0.0, _moments(z0=0, z1=0), _moments(z0=10, z1=math.sqrt(19)))
 
 

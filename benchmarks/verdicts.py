@@ -3,8 +3,8 @@ r"""Can the verdict be fooled? Fits that are bad on purpose, and what the verdic
     python -m benchmarks.verdicts [--posteriordb PATH] [--kinds PART] [--json FILE]
 
 Every bad fit is compared with the truth: ``error`` is the worst error of a mean, in standard deviations, of the draws
-that ``get_samples()`` gives. A verdict that trusts draws whose error exceeds .2 is a false "trust"; one that does not
-trust a fit of error below .05 is a false alarm. Kinds of bad fit:
+that ``get_samples()`` gives. A verdict that trusts draws whose error exceeds 0.2 is a false "trust"; one that does not
+trust a fit of error below 0.05 is a false alarm. Kinds of bad fit:
 
 ``few steps``     5 to 200 steps
 ``wrong family``  planar, radial, volume-preserving or diagonal Gaussian guides, of full length or so

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 from torch.utils._pytree import tree_leaves
 
+#: A log density of many points at once, ``(K, D) -> (K,)``.
+LogDensity = Callable[[Tensor], Tensor]
 _LOG_2PI = math.log(2 * math.pi)
 #: ``softplus(_UNIT) == 1``: the offset at which softplus-positive quantities start at one.
 _UNIT = math.log(math.e - 1)

@@ -93,8 +93,8 @@ def symmetry(probabilities: Tensor) -> float:
     r"""The p-value of numbers between 0 and 1 that are spread symmetrically about one half.
 
     The statistic is the Kolmogorov-Smirnov distance between :math:`p_i` and :math:`1 - p_i`, as in [4]. The two
-    samples are mirror images, not independent, and the usual p-value would be too small (.05 where .11 is right). Under
-    symmetry, the distance is the greatest height of a random walk [5], whose exact law is used here.
+    samples are mirror images, not independent, and the usual p-value would be too small (0.05 where 0.11 is right).
+    Under symmetry, the distance is the greatest height of a random walk [5], whose exact distribution is used here.
 
     :param probabilities: shape ``(num_simulations,)``.
     :raises ValueError: if one is not between 0 and 1.

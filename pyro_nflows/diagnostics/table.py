@@ -37,7 +37,7 @@ def summary_table(samples: dict[str, Tensor], prob: float = 0.9) -> str:
 def calibration_table(ranks: Mapping[str, Tensor], p_values: Mapping[str, PValues], num_draws: int) -> str:
     """Where the truth lies among draws, 0 below all and 1 above, and the p-values of each parameter.
 
-    Under calibration the mean is .5 and the standard deviation .29.
+    Under calibration the mean is 0.5 and the standard deviation 0.29.
 
     :param ranks: by parameter, each ``(num_simulations,)``.
     :param p_values: by parameter.

@@ -41,7 +41,7 @@ def tail_length(num_samples: int, r_eff: float = 1.0) -> int:
 def gpd_fit(exceedances: Tensor) -> tuple[Tensor, Tensor]:
     r"""Fit a generalized Pareto law, :math:`P(X > x) = (1 + k x / \sigma)^{-1/k}`.
 
-    The profile likelihood is averaged over a grid (Zhang and Stephens 2009), and :math:`k` is shrunk to .5 with the
+    The profile likelihood is averaged over a grid (Zhang and Stephens 2009), and :math:`k` is shrunk to 0.5 with the
     weight of ten observations, as in ArviZ.
 
     :param exceedances: positive values, shape ``(num_tail,)``, in any order.

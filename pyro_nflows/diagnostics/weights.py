@@ -86,7 +86,7 @@ def log_evidence(log_weights: Tensor) -> Estimate:
     r"""Log of the mean weight: the importance-weighted bound (IWAE) over all samples, with its standard error.
 
     The standard error is the delta method's, :math:`\mathrm{sd}(w) / (\sqrt S\, \bar w)`, which a tail heavier than
-    :math:`\hat k = .5` makes too small: read it beside :func:`pareto_k`.
+    :math:`\hat k = 0.5` makes too small: read it beside :func:`pareto_k`.
 
     :param log_weights: log-weights, shape ``(..., num_samples)``.
     :raises ValueError: if there are fewer than two samples.
@@ -185,7 +185,7 @@ def psis_resample(
 
 
 def k_threshold(num_samples: int) -> float:
-    r"""The largest :math:`\hat k` to trust, :math:`\min(1 - 1 / \log_{10} S, .7)`.
+    r"""The largest :math:`\hat k` to trust, :math:`\min(1 - 1 / \log_{10} S, 0.7)`.
 
     Example::
 

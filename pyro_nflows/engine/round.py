@@ -11,7 +11,7 @@ from torch import Tensor
 class Round:
     """One run of the schedule: the step size falls from ``rate`` to zero along a cosine.
 
-    For the first ``annealing`` share of the steps, ``log p`` is multiplied by a power that grows from .01 to 1.
+    For the first ``annealing`` share of the steps, ``log p`` is multiplied by a power that grows from 0.01 to 1.
     ``balanced`` is for several modes (:class:`~pyro_nflows.objectives.covering.Balanced`); ``covering`` gives draws of
     large weight more say (:class:`~pyro_nflows.objectives.covering.Covering`).
     """

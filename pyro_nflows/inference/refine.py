@@ -6,7 +6,7 @@ r"""Draws for when the verdict is no: Markov chains that use the trained guide.
 
 on which a trained flow has left little to do: the density is near a standard normal even where the guide is not yet
 good. ``hmc`` is Hamiltonian Monte Carlo there, all chains in one batch: a trajectory about a quarter of the way round a
-standard normal, with a step size adapted to an acceptance of .8. It is faster than NUTS, whose chains go one after the
+standard normal, with a step size adapted to an acceptance of 0.8. It is faster than NUTS, whose chains go one after the
 other; many chains cost little more than one. ``independence`` is Metropolis-Hastings with the guide's own draws as
 proposals: no new evaluation of the model, and slow only where weights vary much.
 

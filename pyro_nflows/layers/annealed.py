@@ -1,16 +1,12 @@
 import math
-from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_sizes
-from ..numerics import pullback, standard_normal_log_prob
+from ..numerics import LogDensity, pullback, standard_normal_log_prob
 from .base import Exactness, Layer, Scored
-
-#: ``(N, D) -> (N,)``.
-LogDensity = Callable[[Tensor], Tensor]
 
 
 class Hamiltonian(Layer):

@@ -17,7 +17,7 @@ from .context import context_of, take_context
 
 #: The largest slope of ``t * sigmoid(b * t)``, whatever ``b``, rounded up.
 _SWISH_SLOPE = 1.1
-#: ``b`` at the start. The slope at zero is .45 for any ``b``; a larger one comes near to 1 sooner.
+#: ``b`` at the start. The slope at zero is 0.45 for any ``b``; a larger one comes near to 1 sooner.
 _SHARPNESS = 3.0
 
 

@@ -1,16 +1,13 @@
 r"""Draws of a flow with their weights: the one place where a guide and a model meet."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..layers.base import Layer, Scored
-from ..numerics import finite_rows, pullback, quasi_normal, standard_normal_log_prob
-
-#: A vectorised log density, ``(K, D) -> (K,)``.
-LogDensity = Callable[[Tensor], Tensor]
+from ..numerics import LogDensity, finite_rows, pullback, quasi_normal, standard_normal_log_prob
 
 
 @dataclass(frozen=True)

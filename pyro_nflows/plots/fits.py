@@ -5,13 +5,14 @@ imported when the first picture is drawn: ``pip install pyro_nflows[plots]``.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..diagnostics.weights import Tail, ess, fit_tail, k_threshold
+from ..numerics import LogDensity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +21,6 @@ __all__ = ["plot_density", "plot_elbo", "plot_weights"]
 
 BLUE, ORANGE, GREY, INK = "#2a6fbb", "#d9631e", "#b8c4d0", "#30363d"  # told apart by the colour-blind, and in print
 MASSES = (0.5, 0.8, 0.95)
-LogDensity = Callable[[Tensor], Tensor]
 
 
 def plot_elbo(

@@ -163,7 +163,7 @@ def test_gpd_fit_finds_the_law(k: float, sigma: float) -> None:
 @pytest.mark.parametrize("k", [0.3, 0.5, 0.8])
 def test_pareto_k_finds_the_tail_of_pareto_weights(k: float) -> None:
     k_hats = torch.stack([pareto_k(pareto(k, 40_000, seed)) for seed in range(30)])
-    # The prior pulls k towards .5 with the weight of 10 observations, against 600 in the tail.
+    # The prior pulls k towards 0.5 with the weight of 10 observations, against 600 in the tail.
     expected = (600 * k + 10 * 0.5) / 610
     assert abs(k_hats.mean() - expected) < 5 * k_hats.std() / 30**0.5 + 0.01
 
@@ -187,7 +187,7 @@ def test_evidence_of_lognormal_weights_and_its_standard_error() -> None:
 
 
 def test_smoothing_helps_where_the_tail_is_heavy() -> None:
-    """The mean of an exponential under a proposal with too light a tail (k = .75), over many samples."""
+    """The mean of an exponential under a proposal with too light a tail (k = 0.75), over many samples."""
     rate, generator = 4.0, torch.Generator().manual_seed(0)
     z = torch.rand(300, 1000, generator=generator, dtype=torch.float64).log().neg() / rate
     log_weights = -z + rate * z

@@ -29,7 +29,7 @@ def wide(dim: int, scale: float = 3.0) -> Gaussian:
 
 
 def three_modes(z: torch.Tensor) -> torch.Tensor:
-    """Shares .6, .3, .1; the integral is 5."""
+    """Shares 0.6, 0.3, 0.1; the integral is 5."""
     locs = torch.tensor([[-4.0, 0.0], [4.0, 0.0], [0.0, 5.0]], dtype=torch.float64)
     log_share = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64).log()
     parts = -0.5 * (z[:, None] - locs).square().sum(-1) / 0.25 - math.log(2 * math.pi * 0.25)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .ops import literal
-from .plan import C_TYPES, Operand, Plan, Ref
+from .plan import C_TYPES, Loops, Operand, Ref
 
 #: A rule turns an operation, given its result's shape and type and its arguments, into steps; None if it cannot.
 Rule = Callable[..., "Ref | list[Ref] | None"]
@@ -36,7 +36,7 @@ class Builder:
     """Builds a plan from recorded operations."""
 
     def __init__(self) -> None:
-        self.plan = Plan()
+        self.plan = Loops()
 
     def operand(self, value: Any, shape: Sequence[int]) -> Operand:
         """A tensor, broadcast, or a number, as a statement takes it."""

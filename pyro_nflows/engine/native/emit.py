@@ -19,7 +19,7 @@ MAX_WIDE = 32
 
 
 @dataclass
-class Program:
+class Emitted:
     """C source and what it needs at run time: offsets into one piece of memory, constants, and calls of torch."""
 
     source: str
@@ -187,7 +187,7 @@ class Emitter:
         self.externs: list[Extern] = []
         self.pack = 0
 
-    def program(self) -> Program:
+    def program(self) -> Emitted:
         """The source, after every buffer has its place."""
         for new, old in zip(self.results, self.inputs[: self.num_carried]):
             share(self.plan, new, old)
@@ -205,7 +205,7 @@ class Emitter:
             inputs=self._inputs(),
             results=self._results(),
         )
-        return Program(source, size, list(self.constants), self.externs, self.pack)
+        return Emitted(source, size, list(self.constants), self.externs, self.pack)
 
     def _pointer(self, buffer: Buffer, offset: int) -> str:
         c_type = C_TYPES.get(buffer.dtype, "u8")

@@ -1,4 +1,4 @@
-r"""From a recording to a :class:`~.plan.Plan`: which operation becomes which loop."""
+r"""From a recording to a :class:`~.plan.Loops`: which operation becomes which loop."""
 
 from operator import itemgetter
 from typing import Any

@@ -1,13 +1,13 @@
 """Where each buffer lies: memory is used again once what it held has been read for the last time."""
 
 from .layout import packed
-from .plan import Buffer, Plan, Ref, accesses
+from .plan import Buffer, Loops, Ref, accesses
 
 #: Buffers start at multiples of this many bytes.
 ALIGNMENT = 64
 
 
-def share(plan: Plan, new: Ref, old: Ref) -> None:
+def share(plan: Loops, new: Ref, old: Ref) -> None:
     """Let a step's result overwrite the input whose place it takes, if the loop that makes it reads that input last."""
     home, buffer, was = new.buffer.home, new.buffer, old.buffer
     taken = any(b.alias is was for b in plan.buffers)
@@ -21,7 +21,7 @@ def share(plan: Plan, new: Ref, old: Ref) -> None:
         buffer.alias = was
 
 
-def place(plan: Plan) -> int:
+def place(plan: Loops) -> int:
     """Give every buffer its offset; memory is used again once what it held has been read for the last time."""
     free: list[tuple[int, int]] = []
     end, now = 0, 0

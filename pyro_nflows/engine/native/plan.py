@@ -136,7 +136,7 @@ class Extern:
 Step = Loop | Product | Solve | Cholesky | Extern
 
 
-class Plan:
+class Loops:
     """Steps under construction, in the order in which they will run."""
 
     def __init__(self) -> None:
