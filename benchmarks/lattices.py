@@ -127,7 +127,7 @@ def fit(name: str, inner: str, base: str, target: Target, annealing: float, seed
     layer = cast(Layer, guide.layer)
     shares = target.modes({"z": vi.get_samples(20_000, resample=False)["z"]})  # type: ignore[misc]
     joint = LogJoint(target.model, guide)
-    bounds = elbo_bounds(lambda z: joint(z, *target.args), layer, num_samples=64)
+    bounds = elbo_bounds(lambda z: joint(z, *target.args), layer, num_inner=64)
     found = vi.diagnostics()
     return Row(
         len(shares),

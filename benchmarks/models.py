@@ -50,7 +50,7 @@ def _entry(name: str, path: str | None) -> Any:
 
 
 def reference(name: str, path: str | None = None) -> Draws:
-    """Read the reference draws, chains joined: parameter name to ``(num_draws,)``."""
+    """Read the reference draws, chains joined: parameter name to ``(num_samples,)``."""
     chains = _entry(name, path).reference_draws()
     return {key: np.concatenate([chain[key] for chain in chains]) for key in chains[0]}
 

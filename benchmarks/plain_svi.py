@@ -97,9 +97,9 @@ def best_gaussian(model: Callable[[], None]) -> float:
     return max(value for value in found if math.isfinite(value))
 
 
-def elbo(model: Callable[[], None], guide: Any, num_draws: int = 4000) -> float:
+def elbo(model: Callable[[], None], guide: Any, num_samples: int = 4000) -> float:
     """A trained guide's ELBO, by Pyro's own traces in one batch."""
-    loss = Trace_ELBO(num_draws, vectorize_particles=True, max_plate_nesting=1)
+    loss = Trace_ELBO(num_samples, vectorize_particles=True, max_plate_nesting=1)
     with torch.no_grad(), pyro.validation_enabled(False):
         return -float(loss.loss(model, guide))
 

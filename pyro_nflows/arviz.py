@@ -81,11 +81,11 @@ def to_arviz(
     The model runs under ``torch.vmap``, or once a draw if it cannot. The param store is left as it was.
 
     :param model: a Pyro model.
-    :param samples: draws of every latent site, shape ``(num_draws, ...)``.
+    :param samples: draws of every latent site, shape ``(num_samples, ...)``.
     :param args: positional arguments of the model.
     :param kwargs: keyword arguments of the model.
-    :param sample_stats: statistics of each draw, shape ``(num_draws,)``.
-    :param group_by_chain: draws and statistics have shape ``(num_chains, num_draws, ...)``, as from ``MCMC``.
+    :param sample_stats: statistics of each draw, shape ``(num_samples,)``.
+    :param group_by_chain: draws and statistics have shape ``(num_chains, num_samples, ...)``, as from ``MCMC``.
     :param log_likelihood: whether to include the log-likelihood.
     :param posterior_predictive: whether to include replicated data.
     :param num_prior: how many prior draws, 0 for none; by default as many as there are draws, at most 1,000.
@@ -127,13 +127,13 @@ def to_arviz(
 def _flatten(
     argument: str, values: Draw, group_by_chain: bool, expected: tuple[int, ...] | None = None
 ) -> tuple[tuple[int, ...], dict[str, Tensor]]:
-    """The shape (num_chains, num_draws), and the values with both along one dimension."""
+    """The shape (num_chains, num_samples), and the values with both along one dimension."""
     ndim = 2 if group_by_chain else 1
     shapes = {name: (1, *value.shape[:ndim])[-2:] for name, value in values.items()}
     expected = expected or max(shapes.values(), key=len, default=(1,))
     if len(expected) < 2 or set(shapes.values()) != {expected}:
         raise ValueError(
-            f"{argument}: got (num_chains, num_draws) = {shapes}, expected {expected} for every name. "
+            f"{argument}: got (num_chains, num_samples) = {shapes}, expected {expected} for every name. "
             "Draw all sites together; group_by_chain=True is for values with a leading dimension of chains."
         )
     return expected, {name: value.detach().flatten(0, ndim - 1) for name, value in values.items()}

@@ -30,22 +30,22 @@ class Bounds(NamedTuple):
 
 
 @torch.no_grad()
-def elbo_bounds(log_joint: LogDensity, layer: Layer, num_samples: int = 16, num_draws: int = 4000) -> Bounds:
+def elbo_bounds(log_joint: LogDensity, layer: Layer, num_inner: int = 16, num_samples: int = 4000) -> Bounds:
     r"""The auxiliary ELBO, the :math:`(M+1)`-sample bound and the :math:`M`-sample estimate, from the same draws.
 
     For an exact flow the three are equal.
 
     :param log_joint: ``z (K, D) -> (K,)``, such as a :class:`~pyro_nflows.model.log_joint.LogJoint`.
     :param layer: the flow, with an inverse.
-    :param num_samples: :math:`M`.
-    :param num_draws: draws to average over.
+    :param num_inner: :math:`M`.
+    :param num_samples: draws to average over.
     :raises NotImplementedError: if the flow's weight is unbiased in log space only.
 
     Example::
 
         >>> from pyro_nflows.layers import Coupling, Indexed
         >>> log_normal = lambda z: -0.5 * z.square().sum(-1) - math.log(2 * math.pi)
-        >>> bounds = elbo_bounds(log_normal, Indexed(Coupling(2)), num_draws=100)
+        >>> bounds = elbo_bounds(log_normal, Indexed(Coupling(2)), num_samples=100)
         >>> [float(b.value) for b in bounds]  # a fresh flow is the standard normal
         [0.0000, 0.0000, 0.0000]
 
@@ -54,14 +54,14 @@ def elbo_bounds(log_joint: LogDensity, layer: Layer, num_samples: int = 16, num_
     A. Caterini, R. Cornish, D. Sejdinovic, A. Doucet (2021). Variational Inference with Continuously-Indexed
     Normalizing Flows.
     """
-    check_sizes("elbo_bounds", num_samples=num_samples, num_draws=num_draws)
+    check_sizes("elbo_bounds", num_inner=num_inner, num_samples=num_samples)
     if layer.exactness < Exactness.PROPER:
         raise NotImplementedError("elbo_bounds averages weights, but this flow's are unbiased in log space only")
-    draws = draw(log_joint, layer, base_noise(layer, num_draws))
-    rows = draws.z.expand(num_samples, *draws.z.shape)
+    draws = draw(log_joint, layer, base_noise(layer, num_samples))
+    rows = draws.z.expand(num_inner, *draws.z.shape)
     back = FlowDistribution(layer).log_prob(rows)
-    alone = back.logsumexp(0) - math.log(num_samples)
-    with_own = torch.cat([back, draws.log_q[None]]).logsumexp(0) - math.log(num_samples + 1)
+    alone = back.logsumexp(0) - math.log(num_inner)
+    with_own = torch.cat([back, draws.log_q[None]]).logsumexp(0) - math.log(num_inner + 1)
     return Bounds(*(_estimate(draws.log_p - log_q) for log_q in (draws.log_q, with_own, alone)))
 
 

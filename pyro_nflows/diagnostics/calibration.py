@@ -58,7 +58,7 @@ class PValues(NamedTuple):
 
 
 def judge_ranks(
-    p_values: Mapping[str, PValues], ranks: Mapping[str, Tensor], num_draws: int, bad: float = 0.0
+    p_values: Mapping[str, PValues], ranks: Mapping[str, Tensor], num_samples: int, bad: float = 0.0
 ) -> Judgement:
     """What all parameters together say.
 
@@ -66,7 +66,7 @@ def judge_ranks(
 
     :param p_values: by parameter.
     :param ranks: by parameter, each of shape ``(num_simulations,)``.
-    :param num_draws: among how many draws.
+    :param num_samples: among how many draws.
     :param bad: the share of fits whose verdict is no.
 
     Example::
@@ -78,15 +78,15 @@ def judge_ranks(
     """
     name = min(p_values, key=lambda key: min(p_values[key]))
     p, num_tests = min(p_values[name]), 2 * len(p_values)
-    outcome = Calibration.CALIBRATED if p * num_tests >= LEVEL else _shape(ranks[name], num_draws)
+    outcome = Calibration.CALIBRATED if p * num_tests >= LEVEL else _shape(ranks[name], num_samples)
     remedy = REMEDIES[bad <= FEW].format(bad=bad)
     numbers = {"name": name, "p": p, "num": len(ranks[name]), "num_tests": num_tests, "remedy": remedy}
     return Judgement(outcome, outcome.value.format(**numbers))
 
 
-def _shape(ranks: Tensor, num_draws: int) -> Calibration:
+def _shape(ranks: Tensor, num_samples: int) -> Calibration:
     """Center or width, whichever is further from what uniform ranks have, in standard errors."""
-    u = (ranks.double() + 0.5) / (num_draws + 1) - 0.5
+    u = (ranks.double() + 0.5) / (num_samples + 1) - 0.5
     center = float(u.mean()) * math.sqrt(12 * len(u))
     width = float(u.square().mean() - 1 / 12) * math.sqrt(180 * len(u))
     if max(abs(center), abs(width)) < 3:

@@ -49,9 +49,9 @@ TINY = 1e-9
 def rank(draws: Tensor, truth: Tensor) -> Tensor:
     """How many draws are below the truth; of those that equal it, a random number are.
 
-    :param draws: shape ``(num_draws, ...)``.
+    :param draws: shape ``(num_samples, ...)``.
     :param truth: shape ``(...)``.
-    :return: integers from 0 to ``num_draws``, shape ``(...)``.
+    :return: integers from 0 to ``num_samples``, shape ``(...)``.
 
     Example::
 
@@ -62,7 +62,7 @@ def rank(draws: Tensor, truth: Tensor) -> Tensor:
     return below + (torch.rand(equal.shape, device=equal.device) * (equal + 1)).long()
 
 
-def uniformity(ranks: Tensor, num_draws: int) -> float:
+def uniformity(ranks: Tensor, num_samples: int) -> float:
     r"""The p-value of ranks that are uniform on :math:`0, \dots, L`.
 
     Of :math:`N` uniform ranks, :math:`c_j \sim \mathrm{Binomial}(N, j / (L + 1))` are below :math:`j`. The statistic is
@@ -74,7 +74,7 @@ def uniformity(ranks: Tensor, num_draws: int) -> float:
     leaves the 95% band of :func:`ecdf_band`.
 
     :param ranks: integers, shape ``(num_simulations,)``.
-    :param num_draws: :math:`L`.
+    :param num_samples: :math:`L`.
     :raises ValueError: if a rank is not one of :math:`0, \dots, L`.
 
     Example::
@@ -82,11 +82,11 @@ def uniformity(ranks: Tensor, num_draws: int) -> float:
         >>> uniformity(torch.arange(100), 99), uniformity(torch.arange(100) // 2, 99) < 1e-6
         (1.0, True)
     """
-    check_ranks(ranks, num_draws)
-    below = ranks.bincount(minlength=num_draws + 1).cumsum(0)[:-1].cpu()
-    tails = _tails(len(ranks), num_draws)
+    check_ranks(ranks, num_samples)
+    below = ranks.bincount(minlength=num_samples + 1).cumsum(0)[:-1].cpu()
+    tails = _tails(len(ranks), num_samples)
     gamma = float(tails.gather(1, below[:, None]).min().clamp(min=torch.finfo(tails.dtype).tiny))
-    return _p_value(len(ranks), num_draws, gamma)
+    return _p_value(len(ranks), num_samples, gamma)
 
 
 def symmetry(probabilities: Tensor) -> float:
@@ -126,13 +126,13 @@ def symmetry(probabilities: Tensor) -> float:
 
 
 @functools.lru_cache
-def ecdf_band(num_simulations: int, num_draws: int, prob: float = 0.95) -> tuple[Tensor, Tensor]:
+def ecdf_band(num_simulations: int, num_samples: int, prob: float = 0.95) -> tuple[Tensor, Tensor]:
     r"""Where the ECDF of uniform ranks lies, everywhere at once, with a given probability [3].
 
     :param num_simulations: :math:`N`.
-    :param num_draws: :math:`L`.
+    :param num_samples: :math:`L`.
     :param prob: the probability.
-    :return: the least and the greatest share of ranks below :math:`j = 1, \dots, L`, each of shape ``(num_draws,)``.
+    :return: the least and the greatest share of ranks below :math:`j = 1, \dots, L`, each of shape ``(num_samples,)``.
     :raises ValueError: if ``prob`` is not between 0 and 1.
 
     Example::
@@ -143,12 +143,12 @@ def ecdf_band(num_simulations: int, num_draws: int, prob: float = 0.95) -> tuple
     """
     if not 0 < prob < 1:
         raise ValueError(f"prob: got {prob}, expected a number between 0 and 1, such as 0.95.")
-    tails = _tails(num_simulations, num_draws)
+    tails = _tails(num_simulations, num_samples)
     levels = tails.unique()
     low, high = 0, len(levels) - 1  # the largest level that is left with probability at most 1 - prob
     while low < high:
         middle = (low + high + 1) // 2
-        inside = _p_value(num_simulations, num_draws, float(levels[middle])) <= 1 - prob
+        inside = _p_value(num_simulations, num_samples, float(levels[middle])) <= 1 - prob
         low, high = (middle, high) if inside else (low, middle - 1)
     inside = tails > levels[low] * (1 + TINY)
     counts = torch.arange(num_simulations + 1, dtype=torch.float64).expand_as(inside) / num_simulations
@@ -174,22 +174,22 @@ def count_band(num_simulations: int, share: float, prob: float = 0.95) -> tuple[
     return low, high
 
 
-def check_ranks(ranks: Tensor, num_draws: int) -> None:
+def check_ranks(ranks: Tensor, num_samples: int) -> None:
     """Ranks as they should be.
 
     :raises ValueError: if they are not.
     """
-    if ranks.dim() != 1 or ranks.is_floating_point() or not bool(((ranks >= 0) & (ranks <= num_draws)).all()):
+    if ranks.dim() != 1 or ranks.is_floating_point() or not bool(((ranks >= 0) & (ranks <= num_samples)).all()):
         raise ValueError(
-            f"ranks: got {ranks.dtype} of shape {tuple(ranks.shape)}, expected integers from 0 to num_draws = "
-            f"{num_draws} of shape (num_simulations,). Pass the number of draws below each truth."
+            f"ranks: got {ranks.dtype} of shape {tuple(ranks.shape)}, expected integers from 0 to num_samples = "
+            f"{num_samples} of shape (num_simulations,). Pass the number of draws below each truth."
         )
 
 
 @functools.lru_cache(maxsize=8)
-def _tails(num: int, num_draws: int) -> Tensor:
+def _tails(num: int, num_samples: int) -> Tensor:
     """Twice the smaller tail probability of ``c`` ranks below ``j``, in row ``j - 1`` and column ``c``."""
-    share = torch.arange(1, num_draws + 1, dtype=torch.float64)[:, None] / (num_draws + 1)
+    share = torch.arange(1, num_samples + 1, dtype=torch.float64)[:, None] / (num_samples + 1)
     c = torch.arange(num + 1, dtype=torch.float64)
     pmf = (_log_choose(num, c) + c * share.log() + (num - c) * (1 - share).log()).exp()
     at_most, at_least = pmf.cumsum(1), pmf.flip(1).cumsum(1).flip(1)
@@ -201,19 +201,19 @@ def _log_choose(num: int, c: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=1024)
-def _p_value(num: int, num_draws: int, gamma: float) -> float:
+def _p_value(num: int, num_samples: int, gamma: float) -> float:
     """Probability that some tail probability is at most ``gamma``."""
-    inside = _tails(num, num_draws) > gamma * (1 + TINY)
-    p = 1 - _inside(num, num_draws, inside) if bool(inside.any(1).all()) else 1.0
-    return p if p > TINY else min(1.0, num_draws * gamma)
+    inside = _tails(num, num_samples) > gamma * (1 + TINY)
+    p = 1 - _inside(num, num_samples, inside) if bool(inside.any(1).all()) else 1.0
+    return p if p > TINY else min(1.0, num_samples * gamma)
 
 
-def _inside(num: int, num_draws: int, inside: Tensor) -> float:
+def _inside(num: int, num_samples: int, inside: Tensor) -> float:
     """Probability that the counts stay inside, from each ``j`` to the next."""
     log_factorial = torch.arange(1, num + 2, dtype=torch.float64).lgamma()
     counts, mass = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.float64)
     for j, row in enumerate(inside):
-        share = 1 / (num_draws + 1 - j)  # of the ranks from j on, those that are j
+        share = 1 / (num_samples + 1 - j)  # of the ranks from j on, those that are j
         after = row.nonzero()[:, 0]
         step = after - counts[:, None]
         left, rest = log_factorial[num - counts][:, None], num - after

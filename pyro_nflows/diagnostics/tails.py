@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Tail", "check_log_weights", "fit_tail", "gpd_fit", "smooth", "tail_length"]
+__all__ = ["Tail", "check_log_weight", "fit_tail", "gpd_fit", "smooth", "tail_length"]
 
 
 class Tail(NamedTuple):
@@ -71,17 +71,17 @@ def gpd_fit(exceedances: Tensor) -> tuple[Tensor, Tensor]:
     return (num * k_hat + 10 * 0.5) / (num + 10), -k_hat / theta_hat
 
 
-def fit_tail(log_weights: Tensor, r_eff: float = 1.0, *, num_tail: int | None = None) -> Tail:
+def fit_tail(log_weight: Tensor, r_eff: float = 1.0, *, num_tail: int | None = None) -> Tail:
     r"""The tail of the weights and the Pareto law fitted to it: what PSIS smooths with, and the plot shows.
 
-    :param log_weights: log-weights, shape ``(num_samples,)``.
+    :param log_weight: log-weights, shape ``(num_samples,)``.
 
     Example::
 
         >>> fit_tail(torch.randn(1000)).members.shape
         torch.Size([95])
     """
-    x = check_log_weights(log_weights)
+    x = check_log_weight(log_weight)
     x = x - x.max()
     num_tail = min(tail_length(len(x), r_eff) if num_tail is None else max(num_tail, 0), len(x) - 1)
     cutoff = x.sort().values[-num_tail - 1].clamp(min=math.log(torch.finfo(x.dtype).tiny))
@@ -111,24 +111,24 @@ def _expected_order_statistics(tail: Tail) -> Tensor:
     return tail.sigma * torch.expm1(tail.k_hat * exponential) / tail.k_hat
 
 
-def check_log_weights(log_weights: Tensor, at_least: int = 1) -> Tensor:
+def check_log_weight(log_weight: Tensor, at_least: int = 1) -> Tensor:
     """Detached and in float64, or an error that says what is wrong with them."""
-    log_weights = log_weights.detach().double()
-    num_samples = log_weights.shape[-1] if log_weights.dim() else 0
+    log_weight = log_weight.detach().double()
+    num_samples = log_weight.shape[-1] if log_weight.dim() else 0
     if num_samples < at_least:
         raise ValueError(
-            f"log_weights: got shape {tuple(log_weights.shape)}, expected (..., num_samples) with "
+            f"log_weight: got shape {tuple(log_weight.shape)}, expected (..., num_samples) with "
             f"num_samples at least {at_least}. Draw more samples."
         )
-    if not (log_weights < math.inf).all():
-        nans, infs = int(log_weights.isnan().sum()), int((log_weights == math.inf).sum())
+    if not (log_weight < math.inf).all():
+        nans, infs = int(log_weight.isnan().sum()), int((log_weight == math.inf).sum())
         raise ValueError(
-            f"log_weights: got {nans} NaN and {infs} +inf among {log_weights.numel()}, expected numbers or "
+            f"log_weight: got {nans} NaN and {infs} +inf among {log_weight.numel()}, expected numbers or "
             "-inf. Look for a log density that is undefined at these draws; do not drop them unseen."
         )
-    if log_weights.isneginf().all(-1).any():
+    if log_weight.isneginf().all(-1).any():
         raise ValueError(
-            "log_weights: got only -inf, expected at least one draw where the model has density. "
+            "log_weight: got only -inf, expected at least one draw where the model has density. "
             "Check the data against the support of the likelihood, or start elsewhere."
         )
-    return log_weights
+    return log_weight

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .tails import Tail, check_log_weights, fit_tail, gpd_fit, smooth, tail_length
+from .tails import Tail, check_log_weight, fit_tail, gpd_fit, smooth, tail_length
 
 __all__ = [
     "Estimate",
@@ -47,12 +47,12 @@ class Estimate(NamedTuple):
     se: Tensor
 
 
-def ess(log_weights: Tensor) -> Tensor:
+def ess(log_weight: Tensor) -> Tensor:
     r"""Effective sample size of importance weights, as a fraction of their number.
 
     .. math:: \left(\sum_s w_s\right)^2 / \left(S \sum_s w_s^2\right) \in [1/S, 1]
 
-    :param log_weights: log-weights, shape ``(..., num_samples)``.
+    :param log_weight: log-weights, shape ``(..., num_samples)``.
     :return: shape ``(...)``; 1 if all weights are equal.
 
     Example::
@@ -60,15 +60,15 @@ def ess(log_weights: Tensor) -> Tensor:
         >>> ess(torch.tensor([0.0, 0.0, 0.0, -math.inf]))
         tensor(0.7500, dtype=torch.float64)
     """
-    log_weights = check_log_weights(log_weights)
-    total = 2 * log_weights.logsumexp(-1) - (2 * log_weights).logsumexp(-1)
-    return (total - math.log(log_weights.shape[-1])).exp().clamp(max=1)
+    log_weight = check_log_weight(log_weight)
+    total = 2 * log_weight.logsumexp(-1) - (2 * log_weight).logsumexp(-1)
+    return (total - math.log(log_weight.shape[-1])).exp().clamp(max=1)
 
 
-def elbo(log_weights: Tensor) -> Estimate:
+def elbo(log_weight: Tensor) -> Estimate:
     r"""Mean log-weight: the evidence lower bound, with its standard error.
 
-    :param log_weights: log-weights, shape ``(..., num_samples)``. One ``-inf`` makes the bound ``-inf``.
+    :param log_weight: log-weights, shape ``(..., num_samples)``. One ``-inf`` makes the bound ``-inf``.
     :raises ValueError: if there are fewer than two samples.
 
     Example::
@@ -76,19 +76,19 @@ def elbo(log_weights: Tensor) -> Estimate:
         >>> elbo(torch.tensor([-1.0, -3.0]))
         Estimate(value=tensor(-2.0000, dtype=torch.float64), se=tensor(1.0000, dtype=torch.float64))
     """
-    log_weights = check_log_weights(log_weights, at_least=2)
-    value = log_weights.mean(-1)
-    se = log_weights.std(-1) / math.sqrt(log_weights.shape[-1])
+    log_weight = check_log_weight(log_weight, at_least=2)
+    value = log_weight.mean(-1)
+    se = log_weight.std(-1) / math.sqrt(log_weight.shape[-1])
     return Estimate(value, torch.where(value.isinf(), math.inf, se))
 
 
-def log_evidence(log_weights: Tensor) -> Estimate:
+def log_evidence(log_weight: Tensor) -> Estimate:
     r"""Log of the mean weight: the importance-weighted bound (IWAE) over all samples, with its standard error.
 
     The standard error is the delta method's, :math:`\mathrm{sd}(w) / (\sqrt S\, \bar w)`, which a tail heavier than
     :math:`\hat k = 0.5` makes too small: read it beside :func:`pareto_k`.
 
-    :param log_weights: log-weights, shape ``(..., num_samples)``.
+    :param log_weight: log-weights, shape ``(..., num_samples)``.
     :raises ValueError: if there are fewer than two samples.
 
     Example::
@@ -96,14 +96,14 @@ def log_evidence(log_weights: Tensor) -> Estimate:
         >>> log_evidence(torch.tensor([1.0, 3.0]).log()).value.exp()
         tensor(2.0000, dtype=torch.float64)
     """
-    log_weights = check_log_weights(log_weights, at_least=2)
-    num_samples = log_weights.shape[-1]
-    value = log_weights.logsumexp(-1) - math.log(num_samples)
-    relative = (log_weights - value.unsqueeze(-1)).exp()
+    log_weight = check_log_weight(log_weight, at_least=2)
+    num_samples = log_weight.shape[-1]
+    value = log_weight.logsumexp(-1) - math.log(num_samples)
+    relative = (log_weight - value.unsqueeze(-1)).exp()
     return Estimate(value, relative.std(-1) / math.sqrt(num_samples))
 
 
-def pareto_k(log_weights: Tensor, r_eff: float = 1.0, *, num_tail: int | None = None) -> Tensor:
+def pareto_k(log_weight: Tensor, r_eff: float = 1.0, *, num_tail: int | None = None) -> Tensor:
     r"""The shape :math:`\hat k` of the tail of the weights, see :func:`psis`: 1/k of their moments are finite.
 
     Example::
@@ -112,10 +112,10 @@ def pareto_k(log_weights: Tensor, r_eff: float = 1.0, *, num_tail: int | None = 
         >>> pareto_k(-0.6 * p.log()).round(decimals=1)  # P(w > t) = t^(-1/.6)
         tensor(0.6000, dtype=torch.float64)
     """
-    return psis(log_weights, r_eff, num_tail=num_tail)[1]
+    return psis(log_weight, r_eff, num_tail=num_tail)[1]
 
 
-def psis(log_weights: Tensor, r_eff: float = 1.0, *, num_tail: int | None = None) -> tuple[Tensor, Tensor]:
+def psis(log_weight: Tensor, r_eff: float = 1.0, *, num_tail: int | None = None) -> tuple[Tensor, Tensor]:
     r"""Pareto-smoothed importance sampling [1].
 
     The largest weights are replaced by the expected order statistics of the generalized Pareto law fitted to them
@@ -125,7 +125,7 @@ def psis(log_weights: Tensor, r_eff: float = 1.0, *, num_tail: int | None = None
     Equal to ``arviz.psislw`` of ArviZ 0.2x. ArviZ 1.x rounds the length of the tail down, so there pass
     ``num_tail=math.floor(3 * (num_samples / r_eff) ** 0.5)``; both agree where that is whole, as for 10,000 draws.
 
-    :param log_weights: log-weights, shape ``(..., num_samples)``; ``-inf`` is a weight of zero.
+    :param log_weight: log-weights, shape ``(..., num_samples)``; ``-inf`` is a weight of zero.
     :param r_eff: relative efficiency of the draws, 1 if they are independent.
     :param num_tail: length of the tail, by default :func:`tail_length`.
     :return: smoothed log-weights that add up to one, same shape, and :math:`\hat k`, shape ``(...)``.
@@ -142,14 +142,14 @@ def psis(log_weights: Tensor, r_eff: float = 1.0, *, num_tail: int | None = None
     [1] A. Vehtari, D. Simpson, A. Gelman, Y. Yao, J. Gabry (2024). Pareto Smoothed Importance Sampling.
     [2] J. Zhang, M. Stephens (2009). A New and Efficient Estimation Method for the Generalized Pareto Distribution.
     """
-    log_weights = check_log_weights(log_weights)
-    rows = [smooth(row, r_eff, num_tail) for row in log_weights.reshape(-1, log_weights.shape[-1])]
+    log_weight = check_log_weight(log_weight)
+    rows = [smooth(row, r_eff, num_tail) for row in log_weight.reshape(-1, log_weight.shape[-1])]
     smoothed, k_hat = (torch.stack(part) for part in zip(*rows))
-    return smoothed.reshape(log_weights.shape), k_hat.reshape(log_weights.shape[:-1])
+    return smoothed.reshape(log_weight.shape), k_hat.reshape(log_weight.shape[:-1])
 
 
 def psis_resample(
-    log_weights: Tensor,
+    log_weight: Tensor,
     num_samples: int,
     generator: torch.Generator | None = None,
     *,
@@ -162,19 +162,19 @@ def psis_resample(
     repeated only where its weight demands it, without the bias of sampling without replacement, which under-rates the
     large weights. The result is in random order, so any part of it is a fair sample too.
 
-    :param log_weights: log-weights, shape ``(num_draws,)``.
-    :param num_samples: how many indices to return, more or fewer than ``num_draws``.
-    :param generator: source of randomness, on the device of ``log_weights``; by default torch's own.
+    :param log_weight: log-weights, shape ``(S,)``.
+    :param num_samples: how many indices to return, more or fewer than :math:`S`.
+    :param generator: source of randomness, on the device of ``log_weight``; by default torch's own.
     :return: indices into the draws, shape ``(num_samples,)``.
-    :raises ValueError: if ``log_weights`` is not one-dimensional or ``num_samples < 1``.
+    :raises ValueError: if ``log_weight`` is not one-dimensional or ``num_samples < 1``.
 
     Example::
 
         >>> psis_resample(torch.tensor([0.0, -math.inf, 0.0]), 4).bincount()
         tensor([2, 0, 2])
     """
-    _check_resample(log_weights, num_samples)
-    weights = psis(log_weights, r_eff)[0].exp()
+    _check_resample(log_weight, num_samples)
+    weights = psis(log_weight, r_eff)[0].exp()
     order = torch.randperm(len(weights), generator=generator, device=weights.device)
     cdf = weights[order].cumsum(0)
     start = torch.rand(1, generator=generator, device=weights.device, dtype=cdf.dtype)
@@ -208,11 +208,11 @@ def min_num_samples(k: float) -> float:
     return math.inf if k >= 1 else 10 ** (1 / (1 - max(float(k), 0.0)))
 
 
-def _check_resample(log_weights: Tensor, num_samples: int) -> None:
-    if log_weights.dim() != 1:
+def _check_resample(log_weight: Tensor, num_samples: int) -> None:
+    if log_weight.dim() != 1:
         raise ValueError(
-            f"log_weights: got shape {tuple(log_weights.shape)}, expected (num_draws,). "
-            "Flatten chains first: log_weights.reshape(-1)."
+            f"log_weight: got shape {tuple(log_weight.shape)}, expected (S,). "
+            "Flatten chains first: log_weight.reshape(-1)."
         )
     if num_samples < 1:
         raise ValueError(f"num_samples: got {num_samples}, expected at least 1. Ask for one.")

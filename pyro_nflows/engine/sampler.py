@@ -27,9 +27,9 @@ FEW, HURRY = 100, 1.0
 
 
 @torch.no_grad()
-def sample(log_joint: LogDensity, layer: Layer, num_draws: int) -> Draws:
+def sample(log_joint: LogDensity, layer: Layer, num_samples: int) -> Draws:
     """Fresh draws with their log densities, in chunks of the size that runs fastest."""
-    return _in_chunks(log_joint, layer, even_noise(layer, num_draws))
+    return _in_chunks(log_joint, layer, even_noise(layer, num_samples))
 
 
 def _in_chunks(log_joint: LogDensity, layer: Layer, noise: Tensor, sizes: Sequence[int] = CHUNKS) -> Draws:
@@ -77,7 +77,7 @@ class Sampler:
             self.deadline = time.perf_counter() + HURRY
 
     @torch.no_grad()
-    def expect(self, layer: Layer, num_draws: int) -> None:
+    def expect(self, layer: Layer, num_samples: int) -> None:
         """Begin to compile if so many draws would otherwise take longer."""
         program = self._program(layer)
         if self.compiling is not None or self.note is not None or not (self.compile and compiles(program.params())):
@@ -86,7 +86,7 @@ class Sampler:
             noise = base_noise(layer, CHUNKS[0])
         began = time.perf_counter()
         draw(self.log_joint, layer, noise)
-        seconds = (time.perf_counter() - began) * num_draws / CHUNKS[0]
+        seconds = (time.perf_counter() - began) * num_samples / CHUNKS[0]
         if seconds > (LONG if self.steady else 1.0):
             self._begin(program, noise[:BATCH], seconds)
 
@@ -107,17 +107,17 @@ class Sampler:
         self.compiling, self.note = None, f"compiled draws: {reason}"
 
     @torch.no_grad()
-    def sample(self, layer: Layer, num_draws: int) -> Draws:
+    def sample(self, layer: Layer, num_samples: int) -> Draws:
         """Fresh draws with their log densities: from evenly spread points of the base, in random order."""
         if self.deadline is not None:
-            return self._some(layer, num_draws)
-        noise = even_noise(layer, num_draws)
+            return self._some(layer, num_samples)
+        noise = even_noise(layer, num_samples)
         draws = self._compiled(layer, noise)
         return _in_chunks(self.log_joint, layer, noise, self._sizes) if draws is None else draws
 
-    def _some(self, layer: Layer, num_draws: int) -> Draws:
+    def _some(self, layer: Layer, num_samples: int) -> Draws:
         """As many as there is time for."""
-        parts, left = list[Draws](), num_draws
+        parts, left = list[Draws](), num_samples
         while left > 0 and (not parts or time.perf_counter() < cast(float, self.deadline)):
             parts.append(draw(self.log_joint, layer, base_noise(layer, min(left, FEW))))
             left -= FEW

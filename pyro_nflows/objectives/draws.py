@@ -59,13 +59,13 @@ def base_noise(layer: Layer, num_particles: int) -> Tensor:
     return torch.randn(num_particles, width, dtype=like.dtype, device=like.device)
 
 
-def even_noise(layer: Layer, num_draws: int) -> Tensor:
+def even_noise(layer: Layer, num_samples: int) -> Tensor:
     """The same, but quasi-random, in random order: for draws whose means are to be close."""
     like, width = next(layer.parameters()), layer.input_dim + layer.noise_dim
     if width > torch.quasirandom.SobolEngine.MAXDIM:
-        return base_noise(layer, num_draws)
-    points = quasi_normal(num_draws, width, seed=int(torch.randint(2**31, ())))
-    return points[torch.randperm(num_draws)].to(like)
+        return base_noise(layer, num_samples)
+    points = quasi_normal(num_samples, width, seed=int(torch.randint(2**31, ())))
+    return points[torch.randperm(num_samples)].to(like)
 
 
 def split_noise(layer: Layer, noise: Tensor) -> tuple[Tensor, Tensor | None]:

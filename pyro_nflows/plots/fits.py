@@ -66,13 +66,13 @@ def plot_elbo(
     return ax
 
 
-def plot_weights(log_weights: Tensor, *, r_eff: float = 1.0, ax: "Axes | None" = None) -> "Axes":
+def plot_weights(log_weight: Tensor, *, r_eff: float = 1.0, ax: "Axes | None" = None) -> "Axes":
     r"""How heavy the tail of the importance weights is: the share of draws beyond each weight, and the fitted law.
 
     Both axes are logarithmic, so a tail of shape :math:`k` ends in a line of slope :math:`-1/k`: the flatter, the less
     the draws are to be trusted.
 
-    :param log_weights: log-weights, shape ``(num_samples,)``.
+    :param log_weight: log-weights, shape ``(num_samples,)``.
     :param r_eff: see :func:`~pyro_nflows.diagnostics.weights.psis`.
     :param ax: where to draw, by default a new figure.
     :return: the axes; its title has :math:`\hat k` and the ESS.
@@ -83,12 +83,12 @@ def plot_weights(log_weights: Tensor, *, r_eff: float = 1.0, ax: "Axes | None" =
         >>> ax.get_xscale(), ax.get_yscale()
         ('log', 'log')
     """
-    log_weights = log_weights.detach().double().cpu()
-    tail = fit_tail(log_weights, r_eff)
+    log_weight = log_weight.detach().double().cpu()
+    tail = fit_tail(log_weight, r_eff)
     ax = _axes() if ax is None else ax
     # The fit is relative to the largest weight, the picture to the mean.
-    largest = (log_weights.max() - log_weights.logsumexp(0)).exp() * len(log_weights)
-    weights = (log_weights - log_weights.max()).sort().values.exp() * largest
+    largest = (log_weight.max() - log_weight.logsumexp(0)).exp() * len(log_weight)
+    weights = (log_weight - log_weight.max()).sort().values.exp() * largest
     beyond = 1 - (torch.arange(len(weights)) + 0.5) / len(weights)
     body = len(weights) - len(tail.members)
     ax.loglog(weights[:body], beyond[:body], ".", color=GREY, ms=3, label="draws")
@@ -96,7 +96,7 @@ def plot_weights(log_weights: Tensor, *, r_eff: float = 1.0, ax: "Axes | None" =
         x, y = _fitted_tail(tail, len(weights))
         ax.loglog(weights[body:], beyond[body:], ".", color=BLUE, ms=4, label=f"tail of {len(tail.members)}")
         ax.loglog(x * largest, y, color=ORANGE, lw=1.8, label="generalized Pareto fit")
-    ax.set(xlabel="importance weight / mean weight", ylabel="share of draws beyond", title=_verdict(log_weights, tail))
+    ax.set(xlabel="importance weight / mean weight", ylabel="share of draws beyond", title=_verdict(log_weight, tail))
     _plain_ticks(ax)
     ax.legend(loc="lower left", edgecolor="none", framealpha=1.0)
     return ax
@@ -192,10 +192,10 @@ def _fitted_tail(tail: Tail, num_samples: int) -> tuple[Tensor, Tensor]:
     return tail.cutoff.cpu() + x, len(tail.members) / num_samples * log_beyond.exp()
 
 
-def _verdict(log_weights: Tensor, tail: Tail) -> str:
-    threshold = k_threshold(len(log_weights))
+def _verdict(log_weight: Tensor, tail: Tail) -> str:
+    threshold = k_threshold(len(log_weight))
     fitted = rf"$\hat k$ = {tail.k_hat:.2f} (trust below {threshold:.2f})"
-    return f"{fitted if tail.k_hat.isfinite() else 'no tail to fit'}, ESS = {ess(log_weights):.1%}"
+    return f"{fitted if tail.k_hat.isfinite() else 'no tail to fit'}, ESS = {ess(log_weight):.1%}"
 
 
 def _plain_ticks(ax: "Axes") -> None:

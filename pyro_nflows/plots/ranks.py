@@ -20,12 +20,12 @@ __all__ = ["plot_calibration", "plot_ecdf", "plot_ranks"]
 
 
 def plot_ranks(
-    ranks: Tensor, num_draws: int, *, num_bins: int | None = None, prob: float = 0.95, ax: "Axes | None" = None
+    ranks: Tensor, num_samples: int, *, num_bins: int | None = None, prob: float = 0.95, ax: "Axes | None" = None
 ) -> "Axes":
     r"""A histogram of ranks, and the band in which a bar of uniform ranks lies.
 
-    :param ranks: integers from 0 to ``num_draws``, shape ``(num_simulations,)``.
-    :param num_draws: among how many draws.
+    :param ranks: integers from 0 to ``num_samples``, shape ``(num_simulations,)``.
+    :param num_samples: among how many draws.
     :param num_bins: bars; as even as possible. By default at most 20, with at least 10 ranks expected in each.
     :param prob: the probability that one bar is within the band; one in twenty is not.
     :param ax: where to draw, by default a new figure.
@@ -38,12 +38,12 @@ def plot_ranks(
         >>> ax.get_xlabel()
         'rank among 99 draws'
     """
-    check_ranks(ranks, num_draws)
-    num_bins = num_bins or max(2, min(20, len(ranks) // 10, num_draws + 1))
-    edges = torch.arange(num_bins + 1) * (num_draws + 1) // num_bins
-    counts = ranks.cpu().bincount(minlength=num_draws + 1).cumsum(0)
+    check_ranks(ranks, num_samples)
+    num_bins = num_bins or max(2, min(20, len(ranks) // 10, num_samples + 1))
+    edges = torch.arange(num_bins + 1) * (num_samples + 1) // num_bins
+    counts = ranks.cpu().bincount(minlength=num_samples + 1).cumsum(0)
     heights = torch.cat([counts.new_zeros(1), counts])[edges].diff()
-    shares = (edges.diff() / (num_draws + 1)).tolist()
+    shares = (edges.diff() / (num_samples + 1)).tolist()
     ax = _axes() if ax is None else ax
     bars = (part.tolist() for part in (edges[:-1], heights, edges.diff()))
     ax.bar(*bars, align="edge", color=BLUE, edgecolor="white", lw=0.6, label="ranks")
@@ -51,19 +51,19 @@ def plot_ranks(
     low, high = (torch.cat([side, side[-1:]]) for side in bands.T)
     label = f"{prob:.0%} of bars if uniform"
     ax.fill_between(edges, low, high, step="post", color=GREY, alpha=0.6, zorder=0, label=label)
-    ax.set(xlabel=f"rank among {num_draws} draws", ylabel="simulations", xlim=(0, num_draws + 1))
+    ax.set(xlabel=f"rank among {num_samples} draws", ylabel="simulations", xlim=(0, num_samples + 1))
     ax.legend(loc="lower right", edgecolor="none", framealpha=0.9, fontsize="small")
     return ax
 
 
-def plot_ecdf(ranks: Tensor, num_draws: int, *, prob: float = 0.95, ax: "Axes | None" = None) -> "Axes":
+def plot_ecdf(ranks: Tensor, num_samples: int, *, prob: float = 0.95, ax: "Axes | None" = None) -> "Axes":
     r"""How far the ECDF of ranks is from uniform, and the band in which all of it lies if they are.
 
     A curve above the band on the left and below it on the right is of draws that are too narrow; the other way round,
     of draws too wide; above throughout, too high; below, too low.
 
-    :param ranks: integers from 0 to ``num_draws``, shape ``(num_simulations,)``.
-    :param num_draws: among how many draws.
+    :param ranks: integers from 0 to ``num_samples``, shape ``(num_simulations,)``.
+    :param num_samples: among how many draws.
     :param prob: the probability that all of the curve is within the band.
     :param ax: where to draw, by default a new figure.
     :return: the axes.
@@ -75,11 +75,11 @@ def plot_ecdf(ranks: Tensor, num_draws: int, *, prob: float = 0.95, ax: "Axes | 
         >>> ax.get_ylabel()
         'ECDF - uniform'
     """
-    check_ranks(ranks, num_draws)
-    ends, middle = torch.zeros(1, dtype=torch.float64), torch.arange(1, num_draws + 1).double() / (num_draws + 1)
-    below = ranks.cpu().bincount(minlength=num_draws + 1).cumsum(0)[:-1] / len(ranks) - middle
+    check_ranks(ranks, num_samples)
+    ends, middle = torch.zeros(1, dtype=torch.float64), torch.arange(1, num_samples + 1).double() / (num_samples + 1)
+    below = ranks.cpu().bincount(minlength=num_samples + 1).cumsum(0)[:-1] / len(ranks) - middle
     at = torch.cat([ends, middle, ends + 1])
-    low, high = (torch.cat([ends, side - middle, ends]) for side in ecdf_band(len(ranks), num_draws, prob))
+    low, high = (torch.cat([ends, side - middle, ends]) for side in ecdf_band(len(ranks), num_samples, prob))
     ax = _axes() if ax is None else ax
     ax.fill_between(at, low, high, color=GREY, alpha=0.6, label=f"{prob:.0%} if uniform")
     ax.axhline(0, color=INK, lw=0.6)
@@ -89,11 +89,11 @@ def plot_ecdf(ranks: Tensor, num_draws: int, *, prob: float = 0.95, ax: "Axes | 
     return ax
 
 
-def plot_calibration(ranks: Mapping[str, Tensor], num_draws: int, *, prob: float = 0.95) -> "Figure":
+def plot_calibration(ranks: Mapping[str, Tensor], num_samples: int, *, prob: float = 0.95) -> "Figure":
     """Ranks of several parameters, a row each: :func:`plot_ranks` and :func:`plot_ecdf`.
 
     :param ranks: by parameter, each of shape ``(num_simulations,)``.
-    :param num_draws: among how many draws.
+    :param num_samples: among how many draws.
     :param prob: of the bands.
     :return: the figure.
 
@@ -106,8 +106,8 @@ def plot_calibration(ranks: Mapping[str, Tensor], num_draws: int, *, prob: float
     size = (9.0, 2.6 * len(ranks))
     figure, axes = _pyplot().subplots(len(ranks), 2, squeeze=False, figsize=size, layout="constrained")
     for (name, values), (left, right) in zip(ranks.items(), axes):
-        plot_ranks(values, num_draws, prob=prob, ax=left).set_title(name)
-        plot_ecdf(values, num_draws, prob=prob, ax=right).set_title(name)
+        plot_ranks(values, num_samples, prob=prob, ax=left).set_title(name)
+        plot_ecdf(values, num_samples, prob=prob, ax=right).set_title(name)
     for ax in axes[1:].flat:
         ax.get_legend().remove()
     return figure

@@ -43,5 +43,5 @@ def test_the_three_are_one_for_an_exact_flow():
 
 
 def test_sizes_are_checked():
-    with pytest.raises(ValueError, match="num_samples must be a positive integer, got 0"):
-        elbo_bounds(log_normal, Coupling(2), num_samples=0)
+    with pytest.raises(ValueError, match="num_inner must be a positive integer, got 0"):
+        elbo_bounds(log_normal, Coupling(2), num_inner=0)

@@ -40,7 +40,7 @@ def test_one_small_p_value_among_many_is_chance() -> None:
 
 def test_what_are_no_ranks_is_refused() -> None:
     for ranks in (torch.rand(5), torch.tensor([3, 100]), torch.tensor([-1]), torch.zeros(2, 2, dtype=torch.long)):
-        with pytest.raises(ValueError, match="expected integers from 0 to num_draws = 99"):
+        with pytest.raises(ValueError, match="expected integers from 0 to num_samples = 99"):
             uniformity(ranks, 99)
     for p in (torch.tensor([0.5, 1.5]), torch.tensor([math.nan]), torch.rand(2, 2)):
         with pytest.raises(ValueError, match="all from 0 to 1"):

@@ -30,26 +30,26 @@ def test_the_rank_of_a_tie_is_uniform_among_the_equal() -> None:
     assert ((counts[1:4] / 3000 - 1 / 3).abs() < 5 * (2 / 9 / 3000) ** 0.5).all()
 
 
-@pytest.mark.parametrize(("num", "num_draws"), [(3, 2), (4, 3), (6, 1)])
-def test_the_p_value_of_uniformity_is_that_of_all_equally_likely_ranks(num: int, num_draws: int) -> None:
+@pytest.mark.parametrize(("num", "num_samples"), [(3, 2), (4, 3), (6, 1)])
+def test_the_p_value_of_uniformity_is_that_of_all_equally_likely_ranks(num: int, num_samples: int) -> None:
     def gamma(ranks: tuple[int, ...]) -> float:
         tails = []
-        for j in range(1, num_draws + 1):
-            share, below = j / (num_draws + 1), sum(r < j for r in ranks)
+        for j in range(1, num_samples + 1):
+            share, below = j / (num_samples + 1), sum(r < j for r in ranks)
             pmf = [math.comb(num, c) * share**c * (1 - share) ** (num - c) for c in range(num + 1)]
             tails.append(min(1.0, 2 * min(sum(pmf[: below + 1]), sum(pmf[below:]))))
         return min(tails)
 
-    everything = list(product(range(num_draws + 1), repeat=num))
+    everything = list(product(range(num_samples + 1), repeat=num))
     gammas = [gamma(ranks) for ranks in everything]
     for ranks, own in list(zip(everything, gammas))[::7]:
         expected = sum(g <= own * (1 + 1e-9) for g in gammas) / len(gammas)
-        assert uniformity(torch.tensor(ranks), num_draws) == pytest.approx(expected, abs=1e-12)
+        assert uniformity(torch.tensor(ranks), num_samples) == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize(("num", "num_draws"), [(50, 9), (60, 49)])
-def test_uniform_ranks_have_p_values_that_are_no_smaller_than_uniform(num: int, num_draws: int) -> None:
-    p = torch.tensor([uniformity(torch.randint(num_draws + 1, (num,)), num_draws) for _ in range(300)])
+@pytest.mark.parametrize(("num", "num_samples"), [(50, 9), (60, 49)])
+def test_uniform_ranks_have_p_values_that_are_no_smaller_than_uniform(num: int, num_samples: int) -> None:
+    p = torch.tensor([uniformity(torch.randint(num_samples + 1, (num,)), num_samples) for _ in range(300)])
     shares = (p[:, None] <= LEVELS).double().mean(0)
     assert within(shares, LEVELS, 300)
     assert shares[-1] > 0.3

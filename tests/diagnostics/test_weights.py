@@ -32,8 +32,8 @@ Measure = Callable[[Tensor], Any]
 SIZES = [30, 100, 101, 225, 226, 400, 1000, 2500, 4000, 10_000]
 
 
-def arviz_psis(log_weights: Tensor, r_eff: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    values = log_weights.numpy().copy()
+def arviz_psis(log_weight: Tensor, r_eff: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    values = log_weight.numpy().copy()
     if not MODERN:
         return arviz.psislw(values, reff=r_eff)
     from arviz_stats.base import array_stats
@@ -61,27 +61,27 @@ def pareto(k: float, num_samples: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("scale", [0.01, 1.0, 3.0, 100.0])
 @pytest.mark.parametrize("num_samples", SIZES)
 def test_psis_equals_arviz(num_samples: int, scale: float, r_eff: float) -> None:
-    log_weights = scale * normals(num_samples)
-    expected, expected_k = arviz_psis(log_weights, r_eff)
-    smoothed, k_hat = psis(log_weights, r_eff, num_tail=arviz_num_tail(num_samples, r_eff))
+    log_weight = scale * normals(num_samples)
+    expected, expected_k = arviz_psis(log_weight, r_eff)
+    smoothed, k_hat = psis(log_weight, r_eff, num_tail=arviz_num_tail(num_samples, r_eff))
     assert k_hat.item() == pytest.approx(expected_k.item(), abs=1e-6)
     np.testing.assert_allclose(smoothed.numpy(), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("num_samples", [100, 225, 400, 2500, 10_000])
 def test_both_lines_of_arviz_agree_with_the_default_where_the_tail_is_whole(num_samples: int) -> None:
-    log_weights = normals(num_samples)
-    expected, expected_k = arviz_psis(log_weights)
-    smoothed, k_hat = psis(log_weights)
+    log_weight = normals(num_samples)
+    expected, expected_k = arviz_psis(log_weight)
+    smoothed, k_hat = psis(log_weight)
     assert k_hat.item() == pytest.approx(expected_k.item(), abs=1e-6)
     np.testing.assert_allclose(smoothed.numpy(), expected, atol=1e-6)
 
 
 def test_psis_equals_arviz_with_weights_of_zero() -> None:
-    log_weights = normals(1000)
-    log_weights[::7] = -math.inf
-    expected, expected_k = arviz_psis(log_weights)
-    smoothed, k_hat = psis(log_weights, num_tail=arviz_num_tail(1000, 1.0))
+    log_weight = normals(1000)
+    log_weight[::7] = -math.inf
+    expected, expected_k = arviz_psis(log_weight)
+    smoothed, k_hat = psis(log_weight, num_tail=arviz_num_tail(1000, 1.0))
     assert k_hat.item() == pytest.approx(expected_k.item(), abs=1e-6)
     np.testing.assert_allclose(smoothed.exp().numpy(), np.exp(expected), atol=1e-6)
     assert smoothed[::7].isneginf().all()
@@ -89,7 +89,7 @@ def test_psis_equals_arviz_with_weights_of_zero() -> None:
 
 @pytest.mark.skipif(MODERN, reason="ArviZ 1.x raises, or returns NaN, where there is no tail to fit")
 @pytest.mark.parametrize(
-    "log_weights",
+    "log_weight",
     [
         pytest.param(torch.zeros(1000, dtype=torch.float64), id="constant"),
         pytest.param(normals(20), id="tail of four"),
@@ -99,57 +99,57 @@ def test_psis_equals_arviz_with_weights_of_zero() -> None:
         pytest.param(1e-13 * normals(1000), id="rounding noise"),
     ],
 )
-def test_edge_cases_equal_arviz(log_weights: Tensor) -> None:
-    expected, expected_k = arviz_psis(log_weights)
-    smoothed, k_hat = psis(log_weights)
+def test_edge_cases_equal_arviz(log_weight: Tensor) -> None:
+    expected, expected_k = arviz_psis(log_weight)
+    smoothed, k_hat = psis(log_weight)
     assert k_hat.item() == pytest.approx(float(expected_k), abs=1e-6)
     # Sorted, since which of two equal weights comes first is not defined.
     np.testing.assert_allclose(np.sort(smoothed), np.sort(expected), atol=1e-6)
 
 
 def test_constant_weights_have_no_tail_and_count_fully() -> None:
-    log_weights = torch.full((500,), -7.0)
-    smoothed, k_hat = psis(log_weights)
+    log_weight = torch.full((500,), -7.0)
+    smoothed, k_hat = psis(log_weight)
     assert k_hat == math.inf
     assert torch.allclose(smoothed, torch.tensor(-math.log(500), dtype=torch.float64))
-    assert ess(log_weights) == 1
-    assert log_evidence(log_weights) == (-7, 0)
-    assert elbo(log_weights) == (-7, 0)
+    assert ess(log_weight) == 1
+    assert log_evidence(log_weight) == (-7, 0)
+    assert elbo(log_weight) == (-7, 0)
 
 
 def test_shift_of_log_weights_changes_nothing_but_the_evidence() -> None:
-    log_weights = 2 * normals(1000)
-    smoothed, k_hat = psis(log_weights)
-    shifted, shifted_k = psis(log_weights + 1e4)
+    log_weight = 2 * normals(1000)
+    smoothed, k_hat = psis(log_weight)
+    shifted, shifted_k = psis(log_weight + 1e4)
     assert shifted_k.item() == pytest.approx(k_hat.item(), abs=1e-8)
     assert torch.allclose(shifted, smoothed, atol=1e-8)
-    torch.testing.assert_close(ess(log_weights + 1e4), ess(log_weights))
-    torch.testing.assert_close(log_evidence(log_weights + 1e4).value, log_evidence(log_weights).value + 1e4)
+    torch.testing.assert_close(ess(log_weight + 1e4), ess(log_weight))
+    torch.testing.assert_close(log_evidence(log_weight + 1e4).value, log_evidence(log_weight).value + 1e4)
 
 
 @pytest.mark.parametrize(
     "measure", [ess, pareto_k, lambda w: psis(w)[0], lambda w: elbo(w).se, lambda w: log_evidence(w).se]
 )
 def test_leading_dimensions_are_separate_problems(measure: Measure) -> None:
-    log_weights = normals(2, 3, 400)
-    rows = torch.stack([torch.stack([measure(row) for row in rows]) for rows in log_weights])
-    torch.testing.assert_close(measure(log_weights), rows)
+    log_weight = normals(2, 3, 400)
+    rows = torch.stack([torch.stack([measure(row) for row in rows]) for rows in log_weight])
+    torch.testing.assert_close(measure(log_weight), rows)
 
 
 @pytest.mark.parametrize("measure", [ess, pareto_k, lambda w: psis(w)[0], lambda w: log_evidence(w).value])
 def test_float32_is_worked_on_in_float64_without_gradients(measure: Measure) -> None:
-    log_weights = normals(400).float().requires_grad_()
-    result = measure(log_weights)
+    log_weight = normals(400).float().requires_grad_()
+    result = measure(log_weight)
     assert result.dtype is torch.float64
     assert not result.requires_grad
-    assert torch.equal(result, measure(log_weights.double()))
+    assert torch.equal(result, measure(log_weight.double()))
 
 
 def test_input_is_left_alone() -> None:
-    log_weights = normals(400)
-    before = log_weights.clone()
-    psis(log_weights)
-    assert torch.equal(log_weights, before)
+    log_weight = normals(400)
+    before = log_weight.clone()
+    psis(log_weight)
+    assert torch.equal(log_weight, before)
 
 
 @pytest.mark.parametrize(("k", "sigma"), [(-0.3, 1.0), (0.2, 0.1), (0.7, 5.0)])
@@ -177,8 +177,8 @@ def test_ess_of_lognormal_weights() -> None:
 def test_evidence_of_lognormal_weights_and_its_standard_error() -> None:
     # log w ~ N(-sigma^2 / 2, sigma^2): E[w] = 1, so the log evidence is 0 and the ELBO -sigma^2 / 2.
     sigma = 0.5
-    log_weights = sigma * normals(400, 2000) - sigma**2 / 2
-    evidence, bound = log_evidence(log_weights), elbo(log_weights)
+    log_weight = sigma * normals(400, 2000) - sigma**2 / 2
+    evidence, bound = log_evidence(log_weight), elbo(log_weight)
     assert abs(evidence.value.mean()) < 5 * evidence.value.std() / 400**0.5 + 1e-3
     assert abs(bound.value.mean() + sigma**2 / 2) < 5 * bound.value.std() / 400**0.5
     for estimate in (evidence, bound):
@@ -190,9 +190,9 @@ def test_smoothing_helps_where_the_tail_is_heavy() -> None:
     """The mean of an exponential under a proposal with too light a tail (k = 0.75), over many samples."""
     rate, generator = 4.0, torch.Generator().manual_seed(0)
     z = torch.rand(300, 1000, generator=generator, dtype=torch.float64).log().neg() / rate
-    log_weights = -z + rate * z
-    plain = (log_weights.softmax(-1) * z).sum(-1)
-    smoothed = (psis(log_weights)[0].exp() * z).sum(-1)
+    log_weight = -z + rate * z
+    plain = (log_weight.softmax(-1) * z).sum(-1)
+    smoothed = (psis(log_weight)[0].exp() * z).sum(-1)
     assert (smoothed - 1).square().mean() < (plain - 1).square().mean()
 
 
@@ -201,18 +201,16 @@ def test_elbo_is_minus_infinity_where_the_model_has_no_density() -> None:
 
 
 def test_resampling_repeats_draws_as_often_as_their_weights_say() -> None:
-    log_weights = normals(200)
-    expected = 1000 * psis(log_weights)[0].exp()
-    counts = psis_resample(log_weights, 1000, torch.Generator().manual_seed(0)).bincount(minlength=200)
+    log_weight = normals(200)
+    expected = 1000 * psis(log_weight)[0].exp()
+    counts = psis_resample(log_weight, 1000, torch.Generator().manual_seed(0)).bincount(minlength=200)
     assert ((counts - expected).abs() < 1).all()
 
 
 def test_resampling_is_unbiased() -> None:
-    generator, log_weights = torch.Generator().manual_seed(0), normals(50)
-    expected = 7 * psis(log_weights)[0].exp()
-    counts = torch.stack(
-        [psis_resample(log_weights, 7, generator).bincount(minlength=50) for _ in range(1000)]
-    ).double()
+    generator, log_weight = torch.Generator().manual_seed(0), normals(50)
+    expected = 7 * psis(log_weight)[0].exp()
+    counts = torch.stack([psis_resample(log_weight, 7, generator).bincount(minlength=50) for _ in range(1000)]).double()
     assert ((counts.mean(0) - expected).abs() < 5 * counts.std(0) / 1000**0.5 + 1e-12).all()
 
 
@@ -231,9 +229,9 @@ def test_resampling_follows_its_generator_and_leaves_the_global_one_alone() -> N
 
 
 def test_resampling_never_takes_a_weight_of_zero() -> None:
-    log_weights = torch.full((1000,), -math.inf)
-    log_weights[3] = 0.0
-    assert (psis_resample(log_weights, 5000) == 3).all()
+    log_weight = torch.full((1000,), -math.inf)
+    log_weight[3] = 0.0
+    assert (psis_resample(log_weight, 5000) == 3).all()
 
 
 @pytest.mark.parametrize(("num_samples", "expected"), [(10, 0.0), (100, 0.5), (1000, 2 / 3), (10_000, 0.7)])
@@ -250,8 +248,8 @@ def test_number_of_samples_needed_inverts_the_threshold(k: float, expected: floa
 @pytest.mark.parametrize(("num_samples", "expected"), [(5, 1), (100, 20), (225, 45), (1000, 95), (10_000, 300)])
 def test_tail_length(num_samples: int, expected: int) -> None:
     assert tail_length(num_samples) == expected
-    log_weights = normals(num_samples)
-    assert torch.equal(fit_tail(log_weights).members, log_weights.argsort()[-expected:])
+    log_weight = normals(num_samples)
+    assert torch.equal(fit_tail(log_weight).members, log_weight.argsort()[-expected:])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

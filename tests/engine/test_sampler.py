@@ -23,13 +23,13 @@ def flow():
     return Chain(flows.realnvp(3, 2, (8,)), TriangularAffine(3))
 
 
-@pytest.mark.parametrize("num_draws", [1, 249, 2300])
-def test_chunks_make_no_difference(num_draws):
+@pytest.mark.parametrize("num_samples", [1, 249, 2300])
+def test_chunks_make_no_difference(num_samples):
     layer = flow()
     torch.manual_seed(1)
-    draws = sample(log_joint, layer, num_draws)
+    draws = sample(log_joint, layer, num_samples)
     torch.manual_seed(1)
-    noise = even_noise(layer, num_draws)
+    noise = even_noise(layer, num_samples)
     z, log_det = layer(noise)
     assert torch.allclose(draws.z, z)
     assert torch.allclose(draws.log_p, log_joint(z))
@@ -46,14 +46,14 @@ def ready(function, layer):
 
 
 @needs_compiler
-@pytest.mark.parametrize("num_draws", [BATCH - 1, BATCH, 3 * BATCH + 17])
-def test_compiled_draws_are_the_same(num_draws):
+@pytest.mark.parametrize("num_samples", [BATCH - 1, BATCH, 3 * BATCH + 17])
+def test_compiled_draws_are_the_same(num_samples):
     layer = flow()
     sampler = ready(log_joint, layer)
     torch.manual_seed(1)
-    expected = sample(log_joint, layer, num_draws)
+    expected = sample(log_joint, layer, num_samples)
     torch.manual_seed(1)
-    draws = sampler.sample(layer, num_draws)
+    draws = sampler.sample(layer, num_samples)
     assert sampler.compiling is not None
     assert torch.allclose(draws.z, expected.z)
     assert torch.allclose(draws.log_weight, expected.log_weight)

@@ -69,13 +69,13 @@ def test_short_and_constant_runs_are_drawn(elbos: list[float]) -> None:
 
 
 def test_weights_show_the_tail_and_the_verdict() -> None:
-    log_weights = torch.randn(2000) - 40
-    ax = plot_weights(log_weights)
-    assert f"{pareto_k(log_weights):.2f} (trust below 0.70)" in ax.get_title()
-    assert f"ESS = {ess(log_weights):.1%}" in ax.get_title()
+    log_weight = torch.randn(2000) - 40
+    ax = plot_weights(log_weight)
+    assert f"{pareto_k(log_weight):.2f} (trust below 0.70)" in ax.get_title()
+    assert f"ESS = {ess(log_weight):.1%}" in ax.get_title()
     assert labels(ax) == ["draws", "tail of 135", "generalized Pareto fit"]
     body, tail, _ = (torch.tensor(line.get_xdata()) for line in ax.lines)
-    relative = (log_weights - log_weights.logsumexp(0)).exp() * 2000
+    relative = (log_weight - log_weight.logsumexp(0)).exp() * 2000
     torch.testing.assert_close(torch.cat([body, tail]), relative.sort().values)
 
 
@@ -88,10 +88,10 @@ def test_fitted_law_lies_on_the_draws_where_the_law_is_true() -> None:
 
 
 @pytest.mark.parametrize(
-    "log_weights", [torch.zeros(100), torch.tensor([0.0, 1.0]), torch.tensor([0.0, -math.inf] * 200)]
+    "log_weight", [torch.zeros(100), torch.tensor([0.0, 1.0]), torch.tensor([0.0, -math.inf] * 200)]
 )
-def test_weights_without_a_tail_are_drawn(log_weights: Tensor) -> None:
-    ax = plot_weights(log_weights)
+def test_weights_without_a_tail_are_drawn(log_weight: Tensor) -> None:
+    ax = plot_weights(log_weight)
     assert ax.get_title().startswith("no tail to fit")
     assert labels(ax) == ["draws"]
 

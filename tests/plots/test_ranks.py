@@ -19,17 +19,17 @@ def close_figures() -> Iterator[None]:
     pyplot.close("all")
 
 
-@pytest.mark.parametrize(("num_draws", "num_bins", "bars"), [(99, None, 20), (99, 7, 7), (4, None, 5)])
-def test_bars_count_all_ranks_where_they_are(num_draws: int, num_bins: int | None, bars: int) -> None:
-    ranks = torch.randint(num_draws + 1, (300,))
-    ax = plot_ranks(ranks, num_draws, num_bins=num_bins)
+@pytest.mark.parametrize(("num_samples", "num_bins", "bars"), [(99, None, 20), (99, 7, 7), (4, None, 5)])
+def test_bars_count_all_ranks_where_they_are(num_samples: int, num_bins: int | None, bars: int) -> None:
+    ranks = torch.randint(num_samples + 1, (300,))
+    ax = plot_ranks(ranks, num_samples, num_bins=num_bins)
     assert len(ax.patches) == bars
     assert sum(bar.get_height() for bar in ax.patches) == 300
     for bar in ax.patches:
         left, right = bar.get_x(), bar.get_x() + bar.get_width()
         assert bar.get_height() == int(((ranks >= left) & (ranks < right)).sum())
     band = ax.collections[0].get_datalim(ax.transData).extents
-    narrowest, widest = (f(bar.get_width() for bar in ax.patches) / (num_draws + 1) for f in (min, max))
+    narrowest, widest = (f(bar.get_width() for bar in ax.patches) / (num_samples + 1) for f in (min, max))
     assert (band[1], band[3]) == (count_band(300, narrowest)[0], count_band(300, widest)[1])
 
 
@@ -55,5 +55,5 @@ def test_several_parameters_have_a_row_each_and_one_legend() -> None:
 
 def test_what_are_no_ranks_is_refused() -> None:
     for plot in (plot_ranks, plot_ecdf):
-        with pytest.raises(ValueError, match="expected integers from 0 to num_draws = 9"):
+        with pytest.raises(ValueError, match="expected integers from 0 to num_samples = 9"):
             plot(torch.tensor([10]), 9)
