@@ -85,7 +85,7 @@ def on_mixture(latent_dim: int, inner: Build = default, num_components: int = 2,
 def on_modes(latent_dim: int, inner: Build, num_components: int, block_dim: int) -> Layer:
     """What :class:`~pyro_nflows.VI` fits to modes that it found: :func:`on_mixture`, if there are several.
 
-    In few dimensions, the default flow gives way to splines of many bins.
+    In few dimensions, splines of many bins replace the default flow.
 
     Example::
 

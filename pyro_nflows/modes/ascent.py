@@ -68,10 +68,10 @@ class _Climb:
         self.done = ~torch.isfinite(self.value)
         self.visited = [(self.x, torch.ones_like(self.done))]
         self.direction = self._aim()
-        self.rate = self._first_rate()
+        self.step_size = self._first_step_size()
 
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``-log p``, infinite where it or its slope is not finite."""
+        """``-log p``, infinite where it or its gradient is not finite."""
         z = self.frame.points(x)
         try:
             log_p, grad = self.slope.values_and_grads(z, len(z))
@@ -86,7 +86,7 @@ class _Climb:
         except (ValueError, RuntimeError):  # the model refuses to be evaluated there
             return torch.full_like(point[0], -torch.inf), torch.zeros_like(point)
 
-    def _first_rate(self) -> Tensor:
+    def _first_step_size(self) -> Tensor:
         """A full step, but none longer than the way to the frame's middle."""
         reach = self.x.norm(dim=-1).clamp(min=1.0)
         return (reach / self.direction.norm(dim=-1).clamp(min=1e-30)).clamp(max=1.0)
@@ -107,9 +107,9 @@ class _Climb:
 
     def step(self) -> None:
         """A trial step of every row that is not done."""
-        trial = self.x + self.rate[:, None] * self.direction
+        trial = self.x + self.step_size[:, None] * self.direction
         value, grad = self._evaluate(trial)
-        promised = self.rate * _dot(self.grad, self.direction)
+        promised = self.step_size * _dot(self.grad, self.direction)
         taken = (value <= self.value + ARMIJO * promised) & ~self.done
         gain = self.value - value
         self._remember(taken, trial - self.x, grad - self.grad)
@@ -123,19 +123,19 @@ class _Climb:
         """New directions for those that moved, shorter steps for the others."""
         shorter = (-0.5 * promised / (loss - promised)).nan_to_num(nan=0.1).clamp(0.1, 0.5)
         self.direction = torch.where(taken[:, None], self._aim(), self.direction)
-        self.rate = torch.where(taken, self._first_rate(), self.rate * shorter)
-        stuck = self.rate < SHORTEST
+        self.step_size = torch.where(taken, self._first_step_size(), self.step_size * shorter)
+        stuck = self.step_size < SHORTEST
         knows = _dot(self.steps, self.turns).sum(0) > 0 if len(self.steps) else stuck & False
         self._forget(stuck & knows)
         self.done = self.done | arrived | (stuck & ~knows)
 
     def _forget(self, which: Tensor) -> None:
-        """Start again along the slope."""
+        """Start again along the gradient."""
         if not bool(which.any()):
             return
         self.steps, self.turns = (torch.where(which[:, None], 0.0, memory) for memory in (self.steps, self.turns))
         self.direction = torch.where(which[:, None], -self.grad, self.direction)
-        self.rate = torch.where(which, self._first_rate(), self.rate)
+        self.step_size = torch.where(which, self._first_step_size(), self.step_size)
 
     def _remember(self, taken: Tensor, step: Tensor, turn: Tensor) -> None:
         """The newest pair first, for rows along whose step the density is convex."""

@@ -6,7 +6,7 @@ in some mode, and the best Gaussian :math:`g` on its way bounds that mode's mass
 
 .. math:: \mathrm{median}\ \log p(x, z) - \log \hat Z - \log q(z) > t, \qquad z \sim g,
 
-then that mass is missing. What no ascent reaches stays unseen: silence is no proof.
+then that mass is missing. What no ascent reaches is not found: not detecting a problem does not prove there is none.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-r"""Particles that cool from a wide Gaussian to the posterior: sequential Monte Carlo [1].
+r"""Sequential Monte Carlo [1] from a wide Gaussian to the posterior.
 
 .. math:: \pi_\beta(z) \propto g(z)^{1 - \beta}\, p(x, z)^\beta, \qquad \beta: 0 \to 1
 
@@ -24,13 +24,13 @@ from ..numerics import finite, standard_normal_log_prob
 from .hamiltonian import Points, move
 from .pathfinder import Gaussian
 
-#: Share of the particles that a step's weights must be worth.
+#: Least effective sample size of a step's weights, as a fraction of the particles.
 STEP_ESS = 0.6
 #: Trajectories at each temperature, and leapfrog steps of each.
 NUM_TRAJECTORIES, NUM_LEAPFROGS = 3, 8
 #: Acceptance that the step size is adapted to.
 ACCEPTANCE = 0.8
-#: Temperatures after which one gives up.
+#: Temperatures after which it gives up.
 MAX_TEMPERATURES = 200
 
 
@@ -42,7 +42,7 @@ class Tempered(NamedTuple):
     log_evidence: float
 
 
-class _Cloud:
+class _Particles:
     """Particles in the coordinates of the start, where it is standard normal."""
 
     def __init__(self, slope: Slope, start: Gaussian, num_particles: int):
@@ -50,10 +50,10 @@ class _Cloud:
         self.log_det = start.scale_tril.diagonal().log().sum()
         x = torch.randn(num_particles, len(start.loc)).to(start.loc)
         self.points = Points(x, *self.evaluate(x))
-        self.rate = 0.5 * len(start.loc) ** -0.25
+        self.step_size = 0.5 * len(start.loc) ** -0.25
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Log density and slope; nowhere where they are not finite."""
+        """Log density and gradient; minus infinity and zero where they are not finite."""
         log_p, grad = self.slope.values_and_grads(self.start.points(x))
         return finite(log_p + self.log_det, grad @ self.start.scale_tril)
 
@@ -68,8 +68,8 @@ class _Cloud:
 
     def move(self, beta: float) -> None:
         """A Hamiltonian trajectory for every particle, of random step sizes about the adapted one."""
-        self.points, accepted = move(self.evaluate, self.points, self.rate, NUM_LEAPFROGS, beta)
-        self.rate *= math.exp(accepted - ACCEPTANCE)
+        self.points, accepted = move(self.evaluate, self.points, self.step_size, NUM_LEAPFROGS, beta)
+        self.step_size *= math.exp(accepted - ACCEPTANCE)
 
     def tempered(self, log_evidence: float) -> Tempered:
         """The particles in the model's coordinates."""
@@ -78,7 +78,7 @@ class _Cloud:
 
 
 def temper(slope: Slope, start: Gaussian, num_particles: int = 2048, max_seconds: float = math.inf) -> Tempered | None:
-    """Particles at the posterior; None if they did not get there.
+    """Particles distributed as the posterior; None if that temperature was not reached.
 
     :param slope: the model's log density.
     :param start: wide enough to hold all of the posterior.
@@ -86,35 +86,35 @@ def temper(slope: Slope, start: Gaussian, num_particles: int = 2048, max_seconds
     :param max_seconds: when to give up.
     """
     began = time.perf_counter()
-    cloud, beta, log_evidence = _Cloud(slope, start, num_particles), 0.0, 0.0
+    particles, beta, log_evidence = _Particles(slope, start, num_particles), 0.0, 0.0
     for _ in range(MAX_TEMPERATURES):
-        ratio = cloud.log_ratio()
+        ratio = particles.log_ratio()
         step = _next_step(ratio, 1 - beta)
         if not step > 0 or time.perf_counter() - began > max_seconds:
             return None
         log_evidence += float((step * ratio).logsumexp(0)) - math.log(num_particles)
         beta = min(1.0, beta + step)
-        cloud.resample(step * ratio)
+        particles.resample(step * ratio)
         for _ in range(NUM_TRAJECTORIES):
-            cloud.move(beta)
+            particles.move(beta)
         if beta >= 1:
-            return cloud.tempered(log_evidence)
+            return particles.tempered(log_evidence)
     return None
 
 
 def _next_step(ratio: Tensor, longest: float) -> float:
     """The rise in temperature, by bisection; 0 where no particle has any weight."""
 
-    def worth(step: float) -> float:
+    def fraction(step: float) -> float:
         weights = (step * ratio).softmax(0)
         return float(1 / weights.square().sum()) / len(ratio)
 
     if not bool((ratio > -torch.inf).any()):
         return 0.0
-    if worth(longest) >= STEP_ESS:
+    if fraction(longest) >= STEP_ESS:
         return longest
     low, high = 0.0, longest
     for _ in range(40):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if worth(middle) >= STEP_ESS else (low, middle)
+        low, high = (middle, high) if fraction(middle) >= STEP_ESS else (low, middle)
     return low or high
