@@ -76,7 +76,7 @@ def by_flow(posterior: Posterior, args: tuple[Any, ...], seed: int, path: str | 
     began = time.perf_counter()
     VI(AutoFlow(posterior.model), seed=seed, progress_bar=False).run(*args)
     warm = time.perf_counter() - began
-    draws = vi._need_run().draws
+    draws = vi.posterior.draws
     row = weighed(posterior, vi.guide, draws.z, draws.log_weight, path)
     return row | {
         "steps": vi.history.num_steps,

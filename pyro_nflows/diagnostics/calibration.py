@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Calibration", "Judgement", "PValues", "judge_ranks"]
+from .verdict import Verdict
+
+__all__ = ["Calibration", "PValues", "judge_ranks"]
 
 #: How often chance alone may raise an alarm, over all p-values of a check together.
 LEVEL = 0.01
@@ -43,13 +45,6 @@ REMEDIES = (
 )
 
 
-class Judgement(NamedTuple):
-    """An outcome and its sentence."""
-
-    outcome: Calibration
-    sentence: str
-
-
 class PValues(NamedTuple):
     """Of one parameter: uniform ranks (SBC), and an unbiased center of the guide itself (VSBC)."""
 
@@ -59,7 +54,7 @@ class PValues(NamedTuple):
 
 def judge_ranks(
     p_values: Mapping[str, PValues], ranks: Mapping[str, Tensor], num_samples: int, bad: float = 0.0
-) -> Judgement:
+) -> Verdict[Calibration]:
     """What all parameters together say.
 
     The smallest p-value decides, times their number (Bonferroni), against :data:`LEVEL`.
@@ -81,7 +76,7 @@ def judge_ranks(
     outcome = Calibration.CALIBRATED if p * num_tests >= LEVEL else _shape(ranks[name], num_samples)
     remedy = REMEDIES[bad <= FEW].format(bad=bad)
     numbers = {"name": name, "p": p, "num": len(ranks[name]), "num_tests": num_tests, "remedy": remedy}
-    return Judgement(outcome, outcome.value.format(**numbers))
+    return Verdict(outcome, outcome.value.format(**numbers))
 
 
 def _shape(ranks: Tensor, num_samples: int) -> Calibration:

@@ -3,13 +3,41 @@ r"""One sentence that says whether to trust a fit; the members of :class:`Outcom
 import enum
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..objectives.draws import Draws
 from . import weights as diagnostics
+from .findings import Faults, MissedMass
+
+O = TypeVar("O", bound=enum.Enum)
+
+
+@dataclass(frozen=True)
+class Verdict(Generic[O]):
+    """What to make of draws: an outcome for programs, and one sentence for people.
+
+    Its ``outcome`` is an :class:`Outcome` where it is of a fit, and a member of an enumeration of their own where it is
+    of ranks (:class:`~pyro_nflows.diagnostics.calibration.Calibration`) or of Markov chains
+    (:class:`~pyro_nflows.inference.refine.Mixing`).
+
+    :param outcome: what was found; its value is the sentence with places for numbers.
+    :param sentence: what was found, what it means, and what to try.
+
+    Example::
+
+        >>> print(judge(Evidence(torch.zeros(1000), [], [], torch.ones(1))))
+        Trust these draws: ESS is 100% of the draws and k-hat -inf (below 0.67).
+    """
+
+    outcome: O
+    sentence: str
+
+    def __str__(self) -> str:
+        return self.sentence
 
 
 class Outcome(enum.Enum):
@@ -42,9 +70,9 @@ class Outcome(enum.Enum):
         "starts."
     )
     MODE_MISSED = (
-        "Do not trust these draws: the guide misses a region that holds about {missed:.0%} of the posterior "
-        "mass{where}; the posterior has another mode. Leave num_steps to the schedule, which then fits again from "
-        "there; or try AutoCIF with annealing (and init_scale about the prior's), or more starts."
+        "Do not trust these draws: the guide misses a region that holds {missed}; the posterior has another mode. "
+        "Leave num_steps to the schedule, which then fits again from there; or try AutoCIF with annealing (and "
+        "init_scale about the prior's), or more starts."
     )
     UNSTABLE = (
         "Do not trust this guide: rounding errors grow so much on the way through the flow that its inverse is off by "
@@ -65,20 +93,24 @@ class Outcome(enum.Enum):
 
 
 class Evidence(NamedTuple):
-    """What a verdict rests on; log evidences and mean draws are one a start."""
+    """What a verdict rests on.
+
+    :param log_weight: of the draws.
+    :param log_evidences: estimates of it, one a start.
+    :param means: of the draws of each start.
+    :param sd: of the draws.
+    :param drift: how much the model's own parameters changed the log joint in the last round of training.
+    :param missed: mass that the guide misses.
+    :param faults: what keeps the fit from being good.
+    """
 
     log_weight: Tensor
     log_evidences: Sequence[diagnostics.Estimate]
     means: Sequence[Tensor]
     sd: Tensor
-    bad_site: str | None = None
     drift: float = 0.0
-    missed: float = 0.0
-    where: str = ""
-    round_trip: float = 0.0
-    improper: str = ""
-    edge: str = ""
-    units: str = ""
+    missed: MissedMass = MissedMass()
+    faults: Faults = Faults()
 
 
 #: How little (in nats) the model's own parameters change the log joint in a round once they have settled.
@@ -95,14 +127,7 @@ ENOUGH = 400
 NEARLY_EQUAL = 0.95
 
 
-class Verdict(NamedTuple):
-    """An outcome and its sentence."""
-
-    outcome: Outcome
-    sentence: str
-
-
-def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0, restarts: int = 0) -> Verdict:
+def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0, restarts: int = 0) -> Verdict[Outcome]:
     """The verdict on draws with these weights.
 
     :param evidence: see :class:`Evidence`.
@@ -119,7 +144,7 @@ def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0, restarts: in
     ess = effective(evidence.log_weight)
     pareto_k, threshold = tail_index(evidence.log_weight), diagnostics.k_threshold(len(evidence.log_weight))
     values = [float(e.value) for e in evidence.log_evidences] or [math.nan]
-    outcome = _decide(evidence, ess, pareto_k, threshold)
+    outcome, words = _decide(evidence, ess), evidence.faults.words()
     sentence = outcome.value.format(
         ess=ess,
         worth=ess * len(evidence.log_weight),
@@ -129,38 +154,38 @@ def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0, restarts: in
         highest=max(values),
         skipped=skipped,
         num_steps=num_steps,
-        site=evidence.bad_site,
+        site=evidence.faults.not_finite,
         drift=evidence.drift,
         missed=evidence.missed,
-        where=evidence.where,
-        round_trip=evidence.round_trip,
-        improper=evidence.improper,
-        edge=evidence.edge,
+        round_trip=evidence.faults.round_trip,
+        improper=words["improper"],
+        edge=words["edge"],
         tail=f"below {threshold:.2f}" if pareto_k < threshold else "a tail of nearly equal weights",
     )
     refused = sentence.startswith("Do not trust")
-    if refused and evidence.units:
-        sentence += f" And {evidence.units}: other units will help."
+    if refused and words["scale"]:
+        sentence += f" And {words['scale']}: other units will help."
     if refused and restarts:
         sentence += f" Training diverged and went back {restarts} time{'s' * (restarts > 1)}."
     return Verdict(outcome, sentence)
 
 
-def _decide(evidence: Evidence, ess: float, pareto_k: float, threshold: float) -> Outcome:
-    if evidence.bad_site is not None:
+def _decide(evidence: Evidence, ess: float) -> Outcome:
+    faults = evidence.faults
+    if faults.not_finite is not None:
         return Outcome.NOT_FINITE
-    if evidence.improper:
+    if faults.improper:
         return Outcome.IMPROPER
-    if evidence.edge:
+    if faults.edge is not None:
         return Outcome.EDGE
     if not evidence.drift < SETTLED:
         return Outcome.UNSETTLED
     if starts_disagree(evidence):
         return Outcome.STARTS_DISAGREE
-    if not evidence.round_trip < UNSTABLE:
+    if not faults.round_trip < UNSTABLE:
         return Outcome.UNSTABLE
     heavy = is_heavy(evidence.log_weight, ess)
-    if evidence.missed > MISSED and not (heavy and ess < WORTHLESS):
+    if evidence.missed.share > MISSED and not (heavy and ess < WORTHLESS):
         return Outcome.MODE_MISSED
     if heavy:
         return Outcome.TAILS if ess >= 0.9 else Outcome.DISTRUST

@@ -17,11 +17,7 @@ class History:
     ``restarts`` is how often training diverged and went back, and ``failed`` says that this did not help: values were
     not finite however small the steps.
     ``seconds`` are those of training, and of the whole run once ``VI`` is done.
-    ``drift`` is how much the model's own parameters changed the log joint in the last round;
-    ``missed`` is the share of the posterior's mass that lies where the guide never goes, and ``where`` an example;
-    ``improper`` are sites along which the log density does not fall; ``edge`` tells of draws on the edge of a support;
-    ``units`` of a site on a scale of its own;
-    ``round_trip`` is the error of the flow's inverse.
+    ``drift`` is how much the model's own parameters changed the log joint in the last round.
     ``engines`` are those that the rounds ended on; ``engine_notes`` say, once each, why a faster one could not be used
     (none where rounds were only too short for it).
     """
@@ -33,12 +29,6 @@ class History:
     failed: bool = False
     seconds: float = 0.0
     drift: float = 0.0
-    missed: float = 0.0
-    where: str = ""
-    improper: str = ""
-    edge: str = ""
-    units: str = ""
-    round_trip: float = 0.0
     engines: list[Engine] = field(default_factory=list)
     engine_notes: list[str] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)

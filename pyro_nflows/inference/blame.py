@@ -53,8 +53,8 @@ Hessian = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
-def runs_away(log_joint: LogDensity, hessian: Hessian, guide: AutoFlow, draws: Draws) -> str:
-    """The sites along which the log density does not fall, as words; none if it does everywhere.
+def runs_away(log_joint: LogDensity, hessian: Hessian, guide: AutoFlow, draws: Draws) -> tuple[str, ...]:
+    """The sites along which the log density does not fall; none if it does everywhere.
 
     Along each coordinate, and along the directions in which the density is flattest, both ways.
 
@@ -70,13 +70,13 @@ def runs_away(log_joint: LogDensity, hessian: Hessian, guide: AutoFlow, draws: D
         half = top + 0.5 * distances[:, None] * directions
         far, near = (_values(log_joint, points) for points in (ends, half))
     except (ValueError, RuntimeError):  # so far out, the model may refuse to be evaluated
-        return ""
+        return ()
     there = far + (distances.abs() / widths).log().double() > height - NATS
     level = (far > near - LEVEL * (1 + near.abs())) | (distances.abs() != FAR_IN_LOGS)
     moved = (ends - top).norm(dim=-1) > 0.5 * distances.abs()  # or numbers have no digits left for the step
     shares = directions[there & level & moved & (far < torch.inf)].abs()
     endless = [(name, at) for name, at in _columns(guide) if not isinstance(_base(guide, name), BOUNDED)]
-    return _quoted([name for name, at in endless if bool((shares[:, at] > 0.3).any())])
+    return tuple(name for name, at in endless if bool((shares[:, at] > 0.3).any()))
 
 
 def _values(log_joint: LogDensity, points: Tensor) -> Tensor:
@@ -103,8 +103,8 @@ def _ways(hessian: Tensor, guide: AutoFlow, z: Tensor) -> tuple[Tensor, Tensor, 
 
 
 @torch.no_grad()
-def on_the_edge(guide: AutoFlow, z: Tensor) -> str:
-    """What site's draws lie so close to the edge of its support that numbers end there, and how many."""
+def on_the_edge(guide: AutoFlow, z: Tensor) -> tuple[str, float] | None:
+    """The first site whose draws lie so close to the edge of its support that numbers end there, and their share."""
     for name, at in _columns(guide):
         transform = _bijection(guide, name)
         part = z[:NUM_DRAWS, at].reshape(-1, *guide._unconstrained_shapes[name])
@@ -112,24 +112,23 @@ def on_the_edge(guide: AutoFlow, z: Tensor) -> str:
             error = (transform.inv(transform(part)) - part).abs() - 1e-3 * part.abs()
             share = float((error.nan_to_num(torch.inf) > LOST).reshape(len(part), -1).double().mean(0).max())
             if share > FEW:
-                return f"{share:.0%} of those of site '{name}'"
-    return ""
+                return name, share
+    return None
 
 
 @torch.no_grad()
-def out_of_scale(hessian: Hessian, guide: AutoFlow, draws: Draws) -> str:
+def out_of_scale(hessian: Hessian, guide: AutoFlow, draws: Draws) -> tuple[str, float] | None:
     """The first site that varies on a scale beyond what step sizes can follow, and the scale."""
     try:
         curvature = hessian(draws.z[draws.log_p.argmax()]).diagonal().abs()
     except (ValueError, RuntimeError):
-        return ""
+        return None
     for name, at in _columns(guide):
         widths = curvature[at if _is_line(guide, name) else slice(0)].rsqrt()
         bad = (widths < SMALLEST) | (widths > LARGEST) & (widths < torch.inf)
         if bool(bad.any()):
-            width = float(widths[bad][0])
-            return f"site '{name}' varies on a scale of " + (f"about {width:.0e}" if width else "less than 1e-15")
-    return ""
+            return name, float(widths[bad][0])
+    return None
 
 
 def _columns(guide: AutoFlow) -> Iterator[tuple[str, slice]]:
@@ -156,10 +155,3 @@ def _base(guide: AutoFlow, name: str) -> Any:
 
 def _is_line(guide: AutoFlow, name: str) -> bool:
     return isinstance(_base(guide, name), type(constraints.real))
-
-
-def _quoted(names: list[str]) -> str:
-    if not names:
-        return ""
-    head, last = [f"'{name}'" for name in names[:-1]], f"'{names[-1]}'"
-    return f"sites {', '.join(head)} and {last}" if head else f"site {last}"

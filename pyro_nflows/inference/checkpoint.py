@@ -1,6 +1,7 @@
-r"""A fit in a file: the trained guide's parameters, its draws, the evidence, and the model's own parameters."""
+r"""A fit from a file: its flow into a fresh guide, its draws and evidence, and the model's own parameters."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,45 +9,21 @@ from torch import Tensor
 
 from ..guides import AutoFlow
 from ..model.log_joint import LogJoint
-from ..system.files import Path, kind_of, read, write
-from .fit import put
-from .posterior import Result, restored
+from ..system.files import Path, kind_of, read
+from .mark import put
+from .posterior import KIND, Call, Posterior, restored
 
-#: What the files are.
-KIND = "fit"
 #: What the file of an unfinished run is.
 UNFINISHED = "checkpoint"
-#: A model's arguments.
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 #: Draws at which a model is compared with the one that was fitted.
 NUM_CHECKED = 3
 
 
-def save_fit(path: Path, guide: AutoFlow, result: Result, call: Call | None, **more: Any) -> None:
-    """Write a fit: tensors and plain values only.
-
-    :param call: the model's arguments, if they are known.
-    :param more: what else to write.
-    """
-    write(path, KIND, {**state_of(guide, result, call), **more})
-
-
-def state_of(guide: AutoFlow, result: Result, call: Call | None) -> dict[str, Any]:
-    """What :func:`save_fit` writes."""
-    return {
-        "guide": type(guide).__name__,
-        "state_dict": dict(guide.state_dict()),
-        "arguments": True if call is None else bool(call[0] or call[1]),
-        "leaves": [] if call is None else [leaf.detach() for leaf in _leaves(guide, result, call)],
-        **result.state(guide),
-    }
-
-
-def load_fit(path: Path, guide: AutoFlow, call: Call) -> tuple[Result, Call | None]:
-    """Read what :func:`save_fit` wrote; the guide's state goes into ``guide``, the model's own into the param store.
+def load_fit(path: Path, guide: AutoFlow, call: Call) -> Posterior:
+    """Read what ``Posterior.save`` wrote; the guide's state goes into ``guide``, the model's own into the param store.
 
     :param call: the model's arguments; nothing where they are not at hand.
-    :return: the fit, and the arguments if the model could be run with them.
+    :return: the posterior; with the arguments, if the model could be run with them.
     :raises ValueError: if the file is none of a fit, or of another kind of guide, another model or other data.
     """
     if kind_of(path) == UNFINISHED:
@@ -57,19 +34,18 @@ def load_fit(path: Path, guide: AutoFlow, call: Call) -> tuple[Result, Call | No
     return take_fit(read(path, KIND, "VI.load"), guide, call)
 
 
-def take_fit(state: dict[str, Any], guide: AutoFlow, call: Call) -> tuple[Result, Call | None]:
+def take_fit(state: dict[str, Any], guide: AutoFlow, call: Call) -> Posterior:
     """See :func:`load_fit`."""
     _take_guide(state, guide)
-    result = restored(state)
+    found = restored(state, guide)
     if state["arguments"] and not (call[0] or call[1]):
-        return result, None
+        return found
     if guide.prototype_trace is None:
         guide._setup_prototype(*call[0], **call[1])
     guide.attend(*call)
-    _take_leaves(state["leaves"], guide, result, call)
-    _check_model(guide, result, call)
-    result.values = None
-    return result, call
+    _take_leaves(guide, found, call)
+    _check_model(guide, found, call)
+    return replace(found, call=call, values=None)
 
 
 def _take_guide(state: dict[str, Any], guide: AutoFlow) -> None:
@@ -87,13 +63,10 @@ def _take_guide(state: dict[str, Any], guide: AutoFlow) -> None:
         ) from error
 
 
-def _leaves(guide: AutoFlow, result: Result, call: Call) -> list[Tensor]:
-    """The model's own parameters."""
-    return LogJoint(guide.bare_model, guide).leaves(result.draws.z[0], *call[0], **call[1])
-
-
-def _take_leaves(values: list[Tensor], guide: AutoFlow, result: Result, call: Call) -> None:
-    leaves = _leaves(guide, result, call)
+def _take_leaves(guide: AutoFlow, found: Posterior, call: Call) -> None:
+    """Put the model's own parameters to where they were."""
+    values: list[Tensor] = list(found.leaves)
+    leaves = LogJoint(guide.bare_model, guide).leaves(found.draws.z[0], *call[0], **call[1])
     then, now = [list(value.shape) for value in values], [list(leaf.shape) for leaf in leaves]
     if then != now:
         raise ValueError(
@@ -105,17 +78,17 @@ def _take_leaves(values: list[Tensor], guide: AutoFlow, result: Result, call: Ca
 
 
 @torch.no_grad()
-def _check_model(guide: AutoFlow, result: Result, call: Call) -> None:
+def _check_model(guide: AutoFlow, found: Posterior, call: Call) -> None:
     """Refuse a model and data whose log density is not that of the file; but a model may be random."""
-    draws = result.draws
+    draws = found.draws
     index = draws.log_p.topk(min(NUM_CHECKED, len(draws.z))).indices
     joint = LogJoint(guide.bare_model, guide)
     joint.start = draws.z[index[0]]
-    found, again = (joint(draws.z[index], *call[0], **call[1]).double() for _ in range(2))
-    expected = draws.log_p[index].double()
-    if torch.equal(found, again) and not torch.allclose(found, expected, rtol=1e-3, atol=1e-2):
+    now, again = (joint(draws.z[index], *call[0], **call[1]).double() for _ in range(2))
+    then = draws.log_p[index].double()
+    if torch.equal(now, again) and not torch.allclose(now, then, rtol=1e-3, atol=1e-2):
         raise ValueError(
-            f"VI.load: at a saved draw, the log density of the model with these data is {float(found[0]):.6g}, but it "
-            f"was {float(expected[0]):.6g}; load the fit with the model and the data that it was made with, or without "
+            f"VI.load: at a saved draw, the log density of the model with these data is {float(now[0]):.6g}, but it "
+            f"was {float(then[0]):.6g}; load the fit with the model and the data that it was made with, or without "
             "any data to have the saved draws alone"
         )

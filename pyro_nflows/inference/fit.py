@@ -29,8 +29,8 @@ from ..objectives.base import Gradient, Objective
 from ..objectives.covering import Balanced, Covering
 from ..objectives.draws import Draws, base_noise
 from .elbo import ELBO
+from .fitted import Fit, sound, weighed
 from .mark import Mark, put
-from .posterior import Fit, weighed, weightless
 from .together import Fitting, Task, drive
 
 #: Below this ESS a few draws would have all the say in a covering round, and the plain ELBO is trained on.
@@ -240,14 +240,14 @@ def _train(
         if not well or trainer.history.interrupted or i == len(schedule.rounds) - 1:
             break
         draws = trainer.sampler.sample(layer, min(2000, schedule.num_draws))
-        ess = effective(_sound(draws))
+        ess = effective(sound(draws).log_weight)
         if begun.was_better(draws):
             begun.go_back()
             ess, pace = 0.0, CAREFUL * pace
         elif ess > schedule.good_ess and trainer.history.drift < SETTLED:
             if len(draws.z) < schedule.num_draws:
                 draws = trainer.sampler.sample(layer, schedule.num_draws)
-            log_weight = _sound(draws)
+            log_weight = sound(draws).log_weight
             ess = effective(log_weight)
             if ess > schedule.good_ess and (has_light_tail(log_weight) or not schedule.light_tails):
                 return draws, False
@@ -273,11 +273,6 @@ def _round(task: Task) -> Generator[Task, None, bool]:
         put(trainer.leaves, after)
     trainer.history.drift = float(gain.mean().abs())
     return task.well
-
-
-def _sound(draws: Draws) -> Tensor:
-    """Log-weights, those that are no numbers at nothing."""
-    return weightless(draws, ~(draws.log_weight < torch.inf)).log_weight
 
 
 def _objective(layer: Whitened, objective: Objective, gradient: Gradient, plan: Round, ess: float) -> Objective:

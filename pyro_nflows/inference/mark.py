@@ -14,7 +14,7 @@ from ..engine import Trainer
 from ..layers.base import Layer
 from ..objectives.base import Objective
 from ..objectives.draws import Draws
-from .posterior import weightless
+from .fitted import sound
 
 #: Draws of a flow with at least this ESS are not worse than a Gaussian's by anything that matters.
 FINE = 0.5
@@ -51,14 +51,14 @@ class Mark:
 
         The random numbers to come do not depend on whether this is asked.
         """
-        now = _sound(draws)
+        now = sound(draws).log_weight
         if effective(now) >= FINE:
             return False
         there = self._now()
         try:
             self._put(*self._here)
             with torch.random.fork_rng():
-                then = _sound(self.trainer.sampler.sample(self.layer, NUM_DRAWS))
+                then = sound(self.trainer.sampler.sample(self.layer, NUM_DRAWS)).log_weight
         finally:
             self._put(*there)
         return self._is_clearly_better(then, now)
@@ -90,7 +90,3 @@ def put(leaves: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Set tensors to values."""
     for leaf, value in zip(leaves, values):
         leaf.copy_(value)
-
-
-def _sound(draws: Draws) -> Tensor:
-    return weightless(draws, ~(draws.log_weight < torch.inf)).log_weight

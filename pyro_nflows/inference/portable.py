@@ -32,6 +32,11 @@ def packed(guide: AutoFlow, call: Any) -> dict[str, Any]:
     return {"_packed": (alone, _bytes((model, call)), _bytes(guide._init_loc_fn))}
 
 
+def is_packed(state: dict[str, Any]) -> bool:
+    """Whether there is something to unpack."""
+    return "_packed" in state
+
+
 def unpacked(state: dict[str, Any]) -> tuple[AutoFlow, Any, str]:
     """The guide, the arguments if they and the model came along, and why not if they did not."""
     alone, model_and_call, init_loc_fn = state.pop("_packed")

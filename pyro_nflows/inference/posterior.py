@@ -1,113 +1,112 @@
-r"""What a run leaves behind: draws with their weights, and what is known about how good they are."""
+r"""``Posterior``: what a run of :class:`~pyro_nflows.VI` leaves behind, and all that can be asked of it."""
 
+import copy
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..diagnostics import weights as diagnostics
-from ..diagnostics.verdict import Evidence, Verdict, effective, is_hopeless, judge, tail_index
-from ..engine import History
-from ..flows.whitened import Whitened
+from ..arviz import to_arviz
+from ..checks import check_sizes
+from ..diagnostics import log_evidence
+from ..diagnostics.findings import Faults, MissedMass
+from ..diagnostics.table import print_summary
+from ..diagnostics.verdict import Evidence, Outcome, Verdict, choose, chosen, effective, judge, tail_index
+from ..engine import History, sample
 from ..guides import AutoFlow
-from ..objectives.draws import Draws
+from ..layers import Rescaled
+from ..model.log_joint import LogJoint
+from ..objectives.draws import Draws, LogDensity, concatenate
+from ..system.exclusive import exclusive, seeded
+from ..system.files import Path, write
+from .fitted import bound_of, evidence_of, sound
+from .portable import packed, unpacked
+from .refine import Refined, refine
+
+#: What the file of a fit is.
+KIND = "fit"
+#: A model's arguments.
+Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-@dataclass
-class Fit:
-    """A trained layer and draws from it, without gradients; ``undefined`` are those with NaN in place of a weight.
+@dataclass(frozen=True, eq=False, repr=False)
+class Posterior:
+    r"""Weighted draws of a trained guide, the evidence about them, and the verdict; nothing of it changes.
 
-    ``failed`` says that training met values which are not finite, however small its steps.
-    """
+    ``VI(guide).run(data).posterior`` is one. It keeps the flow that its run has trained: a later run of the same
+    ``VI``, or of the guide, leaves it as it is.
 
-    layer: Whitened
-    draws: Draws
-    undefined: Tensor
-    failed: bool = False
-
-    @property
-    def elbo(self) -> diagnostics.Estimate:
-        """The evidence lower bound."""
-        return bound_of(self.draws.log_weight, diagnostics.elbo)
-
-    @property
-    def log_evidence(self) -> diagnostics.Estimate:
-        """The importance estimate of the log evidence."""
-        return bound_of(self.draws.log_weight, diagnostics.log_evidence)
-
-    @property
-    def suspects(self) -> Tensor:
-        """Draws that may tell why values are not finite: those without a weight, or all."""
-        return self.draws.z[self.undefined] if self.undefined.any() else self.draws.z
-
-
-def bound_of(log_weight: Tensor, bound: Callable[[Tensor], diagnostics.Estimate]) -> diagnostics.Estimate:
-    """A bound of the evidence; ``-inf`` where no draw has any weight."""
-    if is_hopeless(log_weight):
-        return diagnostics.Estimate(torch.tensor(-torch.inf), torch.tensor(torch.inf))
-    return bound(log_weight)
-
-
-def evidence_of(log_weight: Tensor) -> dict[str, float]:
-    """The ELBO and the importance estimate of the log evidence, with their standard errors."""
-    found = {"elbo": bound_of(log_weight, diagnostics.elbo), "iwae": bound_of(log_weight, diagnostics.log_evidence)}
-    parts = [(name, float(e.value), float(e.se)) for name, e in found.items()]
-    return {key: number for name, value, se in parts for key, number in ((name, value), (f"{name}_se", se))}
-
-
-def weighed(layer: Whitened, draws: Draws, failed: bool = False) -> Fit:
-    """A fit with such draws of it; those with NaN in place of a weight count for nothing."""
-    undefined = ~(draws.log_weight < torch.inf)
-    return Fit(layer, weightless(draws, undefined), undefined, failed)
-
-
-def weightless(draws: Draws, which: Tensor) -> Draws:
-    """The draws, some of which count for nothing."""
-    return Draws(draws.z, torch.where(which, -torch.inf, draws.log_p), torch.where(which, 0.0, draws.log_q))
-
-
-@dataclass
-class Result:
-    """Draws of the trained guide, and the evidence.
-
-    :param draws: of the best fit.
-    :param starts: draws of each start's fit.
+    :param guide: what the latents are, and the model.
+    :param layer: the trained flow.
+    :param call: the model's arguments; None where they are not at hand.
+    :param draws: of the flow, flat and unconstrained, with :math:`\log p` and :math:`\log q`.
+    :param starts: the draws of each start's fit.
     :param history: what training has seen.
-    :param bad_site: the site whose log density was not finite, if one was.
+    :param missed: mass that the guide misses.
+    :param faults: what keeps the fit from being good.
+    :param modes: components and block size of the mixture at the flow's base, if it has one.
+    :param leaves: values of the model's own parameters.
     :param values: the draws of each site in its own space, where they cannot be computed from ``draws``.
+    :param seed: of the random numbers of :meth:`refine` and :meth:`to_arviz`.
+    :param absent: why there are no arguments, where there are none.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_nflows import VI, AutoFlow
+        >>> def model(y):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+        ...
+        >>> vi = VI(AutoFlow(model), num_steps=50, seed=0, progress_bar=False)
+        >>> first, second = (vi.run(torch.tensor(y)).posterior for y in (0.0, 4.0))
+        >>> [round(posterior.get_samples(4000)["z"].mean().item()) for posterior in (first, second)]
+        [0, 2]
     """
 
+    guide: AutoFlow
+    layer: Rescaled
+    call: Call | None
     draws: Draws
     starts: Sequence[Draws] = ()
     history: History = field(default_factory=History)
-    bad_site: str | None = None
+    missed: MissedMass = field(default_factory=MissedMass)
+    faults: Faults = field(default_factory=Faults)
+    modes: tuple[int, int] | None = None
+    leaves: Sequence[Tensor] = ()
     values: dict[str, Tensor] | None = None
+    seed: int = 0
+    absent: str = "was loaded without its data"
 
+    # ---- the evidence ---------------------------------------------------------------------------------------
+
+    @property
+    def log_weight(self) -> Tensor:
+        """Log-weights ``log p - log q`` of the draws, ``(S,)``."""
+        return self.draws.log_weight
+
+    @property
     def evidence(self) -> Evidence:
         """What the verdict rests on."""
-        h, log_weights = self.history, [part.log_weight for part in self.starts]
-        bounds, means = (
-            [bound_of(w, diagnostics.log_evidence) for w in log_weights],
-            [part.z.mean(0) for part in self.starts],
-        )
-        found = self.bad_site, h.drift, h.missed, h.where, h.round_trip, h.improper, h.edge, h.units
-        return Evidence(self.draws.log_weight, bounds, means, self.draws.z.std(0), *found)
+        bounds = [bound_of(part.log_weight, log_evidence) for part in self.starts]
+        means, sd = [part.z.mean(0) for part in self.starts], self.draws.z.std(0)
+        return Evidence(self.log_weight, bounds, means, sd, self.history.drift, self.missed, self.faults)
 
-    def verdict(self) -> Verdict:
-        """What to make of the draws."""
+    def verdict(self) -> Verdict[Outcome]:
+        """What to make of the draws: an outcome and one sentence."""
         h = self.history
-        return judge(self.evidence(), h.num_steps, h.skipped, h.restarts)
+        return judge(self.evidence, h.num_steps, h.skipped, h.restarts)
 
     def diagnostics(self) -> dict[str, Any]:
         """The evidence in numbers; see :meth:`pyro_nflows.VI.diagnostics`."""
-        log_weight, history = self.draws.log_weight, self.history
+        history = self.history
         return {
-            **evidence_of(log_weight),
-            "pareto_k": tail_index(log_weight),
-            "ess": effective(log_weight),
+            **evidence_of(self.log_weight),
+            "pareto_k": tail_index(self.log_weight),
+            "ess": effective(self.log_weight),
             "num_steps": history.num_steps,
             "num_skipped": history.skipped,
             "num_restarts": history.restarts,
@@ -116,44 +115,191 @@ class Result:
             "outcome": self.verdict().outcome,
         }
 
-    def constrained(self, guide: AutoFlow, index: Tensor) -> dict[str, Tensor]:
+    def summary(self, prob: float = 0.9) -> None:
+        """Print each parameter's mean, sd, median and interval, the evidence, and the verdict.
+
+        :param prob: mass of the central interval.
+        """
+        samples = self.get_samples(len(self.draws.z))
+        print_summary(samples, self.diagnostics(), self.verdict().sentence, prob)
+
+    # ---- draws ----------------------------------------------------------------------------------------------
+
+    @exclusive()
+    @torch.no_grad()
+    def get_samples(self, num_samples: int = 1000, *, resample: bool | None = None) -> dict[str, Tensor]:
+        """Posterior draws, as ``MCMC.get_samples`` gives them; see :meth:`pyro_nflows.VI.get_samples`."""
+        check_sizes("get_samples", num_samples=num_samples)
+        enough = self.with_draws(num_samples)
+        return enough.constrained(chosen(enough.log_weight, num_samples, resample))
+
+    @exclusive()
+    @torch.no_grad()
+    def with_draws(self, num_samples: int) -> "Posterior":
+        """This posterior, with so many draws at least: further ones are drawn from the flow where there are fewer.
+
+        :raises ValueError: if there are fewer, and the model's arguments are not at hand.
+        """
+        missing = num_samples - len(self.draws.z)
+        if missing <= 0:
+            return self
+        more = sound(sample(self.log_joint(), self.layer, missing))
+        return replace(self, draws=concatenate([self.draws, more]), values=None)
+
+    def log_joint(self) -> LogDensity:
+        """The model's log density at the data of the run: of rows of the flat unconstrained latent.
+
+        :raises ValueError: if the model's arguments are not at hand.
+        """
+        args, kwargs = self._need_call()
+        joint = LogJoint(self.guide.bare_model, self.guide)
+        joint.start = self.draws.z[self.draws.log_p.argmax()]
+        self.guide.attend(args, kwargs, joint.start)
+        return lambda z: joint(z, *args, **kwargs)
+
+    def constrained(self, index: Tensor) -> dict[str, Tensor]:
         """Some of the draws, each site in its own space.
 
-        :param guide: what the latents are.
         :param index: which draws.
         """
         if self.values is None:
-            return guide.constrain(self.draws.z[index])
+            return self.guide.constrain(self.draws.z[index])
         return {name: value[index] for name, value in self.values.items()}
 
-    def state(self, guide: AutoFlow) -> dict[str, Any]:
-        """All of it as tensors and plain values, for a file."""
+    @exclusive()
+    def refine(
+        self,
+        num_samples: int = 1000,
+        warmup_steps: int = 300,
+        num_chains: int = 4,
+        method: str = "nuts",
+        progress_bar: bool = True,
+    ) -> Refined:
+        """Markov chains that use the trained flow; see :meth:`pyro_nflows.VI.refine`.
+
+        :param progress_bar: whether to show one, for NUTS.
+        """
+        sizes = num_samples, warmup_steps, num_chains
+        with seeded(self.seed):
+            return refine(self.log_joint(), self.guide, self.layer, self.draws, method, *sizes, progress_bar)
+
+    @exclusive()
+    def to_arviz(
+        self,
+        num_samples: int = 4000,
+        *,
+        coords: dict[str, Sequence[Any]] | None = None,
+        dims: dict[str, Sequence[str]] | None = None,
+    ) -> Any:
+        """The draws and all that ArviZ can use; see :meth:`pyro_nflows.VI.to_arviz`."""
+        args, kwargs = self._need_call()
+        num = max(1, len(self.starts))
+        each = min(num_samples // num, *(len(draws.z) for draws in self.starts)) if num > 1 else 0
+        parts = [choose(draws, each) for draws in self.starts] if num > 1 else []
+        draws = concatenate(parts) if parts else choose(self.with_draws(num_samples).draws, num_samples)
+        stats = {"lp": draws.log_p, "log_q": draws.log_q, "log_weight": draws.log_weight}
+        return to_arviz(
+            self.guide.bare_model,
+            {name: value.unflatten(0, (num, -1)) for name, value in self.guide.constrain(draws.z).items()},
+            args,
+            kwargs,
+            sample_stats={name: value.view(num, -1) for name, value in stats.items()},
+            group_by_chain=True,
+            coords=coords,
+            dims=dims,
+            seed=self.seed,
+        )
+
+    def _need_call(self) -> Call:
+        if self.call is None:
+            raise ValueError(
+                f"this VI {self.absent}, so it has only its {len(self.draws.z)} saved draws; ask for no "
+                "more and for nothing that runs the model, or load it with the model and its data, or run again"
+            )
+        return self.call
+
+    # ---- files and copies -----------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        """Write all but the model and its arguments to a file; :meth:`pyro_nflows.VI.load` reads it.
+
+        The model is not run. A file that is there already stays as it was until the new one is complete.
+
+        :raises OSError: if the file cannot be written.
+        """
+        write(path, KIND, self.state())
+
+    def state(self) -> dict[str, Any]:
+        """All but the model and its arguments, as tensors and plain values, for a file."""
+        guide = self._own_guide()
         return {
+            "guide": type(guide).__name__,
+            "state_dict": dict(guide.state_dict()),
+            "arguments": self.call is None or bool(self.call[0] or self.call[1]),
+            "leaves": list(self.leaves),
             "draws": _columns(self.draws),
             "starts": [_columns(draws) for draws in self.starts],
             "history": self.history.state(),
-            "bad_site": self.bad_site,
-            "values": self._values(guide),
+            "missed": asdict(self.missed),
+            "faults": asdict(self.faults),
+            "values": self._values(),
         }
 
+    def _own_guide(self) -> AutoFlow:
+        """The guide with this posterior's flow; the guide itself may have been trained further."""
+        if self.guide.layer is self.layer:
+            return self.guide
+        own = copy.deepcopy(self.guide)
+        own.modes = self.modes
+        own.adopt(self.layer)
+        return own
+
     @torch.no_grad()
-    def _values(self, guide: AutoFlow) -> dict[str, Tensor | list[int]]:
+    def _values(self) -> dict[str, Tensor | list[int]]:
         """Every site's values; of one that ``z`` holds as they are, only where and of what shape."""
         found, start, z = dict[str, Tensor | list[int]](), 0, self.draws.z
-        for name, value in self.constrained(guide, torch.arange(len(z))).items():
-            size = math.prod((guide._site_shapes or {})[name])
+        for name, value in self.constrained(torch.arange(len(z))).items():
+            size = math.prod((self.guide._site_shapes or {})[name])
             held = value.numel() == len(z) * size and torch.equal(value.reshape(len(z), -1), z[:, start : start + size])
             found[name] = [start, *value.shape[1:]] if held else value
             start += size
         return found
 
+    def __getstate__(self) -> dict[str, Any]:
+        layer = None if self.guide.layer is self.layer else copy.deepcopy(self.layer)
+        return {**self.__dict__, "guide": None, "call": None, "layer": layer, **packed(self.guide, self.call)}
 
-def restored(state: dict[str, Any]) -> Result:
-    """What :meth:`Result.state` was made of, with the values of all sites."""
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        guide, call, absent = unpacked(state)
+        layer = guide.layer if state["layer"] is None else state["layer"]
+        self.__dict__.update({**state, "guide": guide, "layer": layer, "call": call, "absent": absent})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Posterior":
+        kept = {part.name: getattr(self, part.name) for part in fields(self)}
+        call = kept.pop("call")  # data are only read
+        return Posterior(call=call, **copy.deepcopy(kept, memo))
+
+
+def restored(state: dict[str, Any], guide: AutoFlow) -> Posterior:
+    """What :meth:`Posterior.state` was made of, with the values of all sites, and without the model's arguments.
+
+    :param guide: has the flow of the file.
+    """
     history, draws = History(), Draws(*state["draws"])
     history.take(state["history"])
-    values = {name: _value(draws.z, value) for name, value in state["values"].items()}
-    return Result(draws, [Draws(*part) for part in state["starts"]], history, state["bad_site"], values)
+    return Posterior(
+        guide,
+        guide.layer,  # type: ignore[arg-type]
+        None,
+        draws,
+        [Draws(*part) for part in state["starts"]],
+        history,
+        MissedMass(**state["missed"]),
+        Faults(**state["faults"]),
+        guide.modes,
+        state["leaves"],
+        {name: _value(draws.z, value) for name, value in state["values"].items()},
+    )
 
 
 def _value(z: Tensor, value: Tensor | list[int]) -> Tensor:

@@ -17,6 +17,7 @@ Hamiltonian Monte Carlo Using Neural Transport.
 """
 
 import contextlib
+import enum
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from ..checks import check_sizes
 from ..diagnostics.table import summary_table
+from ..diagnostics.verdict import Verdict
 from ..diagnostics.weights import psis_resample
 from ..engine import Slope
 from ..guides import AutoFlow
@@ -43,6 +45,16 @@ METHODS = ("nuts", "hmc", "independence")
 ACCEPTANCE, MAX_LEAPFROGS = 0.8, 64
 #: R-hat below which chains count as mixed, and the least effective sample size of a parameter.
 MIXED, ENOUGH = 1.01, 400
+
+
+class Mixing(enum.Enum):
+    """What chains say of themselves. The value is the sentence, its numbers to be filled in."""
+
+    MIXED = "Trust these draws: R-hat is {r_hat:.3f} and the least effective sample size {ess:.0f}."
+    APART = (
+        "Do not trust these draws yet: R-hat is {r_hat:.3f} and the least effective sample size {ess:.0f} (they should "
+        "be below {mixed} and above {enough}); draw more, or train the guide further."
+    )
 
 
 class Refined:
@@ -71,27 +83,23 @@ class Refined:
         """Whether the chains agree, and are worth enough draws."""
         return self.r_hat < MIXED and self.ess >= ENOUGH
 
-    @property
-    def sentence(self) -> str:
-        """What to make of the draws."""
-        numbers = f"R-hat is {self.r_hat:.3f} and the least effective sample size {self.ess:.0f}"
-        if self.mixed:
-            return f"Trust these draws: {numbers}."
-        return (
-            f"Do not trust these draws yet: {numbers} (they should be below {MIXED} and above {ENOUGH}); "
-            "draw more, or train the guide further."
-        )
+    def verdict(self) -> Verdict[Mixing]:
+        """What to make of the draws: an outcome and one sentence."""
+        outcome = Mixing.MIXED if self.mixed else Mixing.APART
+        numbers = {"r_hat": self.r_hat, "ess": self.ess, "mixed": MIXED, "enough": ENOUGH}
+        return Verdict(outcome, outcome.value.format(**numbers))
 
     def summary(self, prob: float = 0.9) -> None:
         """Print each parameter's mean, sd, median and interval, and what to make of them."""
         print(summary_table(self.get_samples(), prob))
         print(f"\n{self.z.shape[0]} chains of {self.z.shape[1]}, {self.accepted:.0%} accepted")
-        print(self.sentence)
+        print(self.verdict())
 
 
 def refine(
     log_joint: LogDensity,
     guide: AutoFlow,
+    layer: Layer | None,
     draws: Draws,
     method: str,
     num_samples: int,
@@ -102,7 +110,8 @@ def refine(
     """Chains that begin at importance-resampled draws of the guide.
 
     :param log_joint: the model, ``(K, D) -> (K,)``.
-    :param guide: trained.
+    :param guide: what the latents are.
+    :param layer: the trained flow.
     :param draws: of the guide, with their weights.
     :param method: ``"nuts"``, ``"hmc"`` or ``"independence"``.
     :raises ValueError: for another method, or if NUTS or HMC is asked of a flow with auxiliary variables.
@@ -112,7 +121,6 @@ def refine(
         raise ValueError(f"refine: method must be one of {list(METHODS)}, got {method!r}")
     if method == "independence":
         return _independence(guide, draws, num_samples, num_chains)
-    layer = guide.layer
     if not isinstance(layer, Layer) or layer.exactness < Exactness.EXACT or layer.noise_dim or not layer.has_inverse:
         raise ValueError(
             f"refine: {method.upper()} in the flow's coordinates needs a bijective flow with an inverse, got "

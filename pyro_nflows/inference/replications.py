@@ -22,7 +22,7 @@ from ..objectives.draws import LogDensity
 from ..system.exclusive import validation
 from .elbo import ELBO
 from .fit import Schedule, fit_modes, start
-from .posterior import Fit
+from .fitted import Fit
 from .search import search
 from .together import Started, drive
 

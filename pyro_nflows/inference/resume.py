@@ -16,13 +16,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from ..engine import Journal
-from ..guides import AutoFlow
 from ..layers.base import Layer
 from ..model.log_joint import LogJoint
 from ..system.files import Path, kind_of, read, write
-from .checkpoint import KIND, UNFINISHED, Call, save_fit
+from .checkpoint import UNFINISHED
 from .mark import put
-from .posterior import Result
+from .posterior import KIND, Call, Posterior
 
 #: The journal of a run that has not begun: its file may be written over by any other.
 EMPTY: dict[str, Any] = {"done": [], "under_way": None}
@@ -74,10 +73,10 @@ class Checkpoint:
 
         return Journal(keep, self.seconds, self.state.get("journal"))
 
-    def finish(self, seed: int, guide: AutoFlow, result: Result, call: Call) -> None:
+    def finish(self, seed: int, posterior: Posterior) -> None:
         """Put the fit into the file."""
         with _told(self.path):
-            save_fit(self.path, guide, result, call, run=self.described, seed=seed)
+            write(self.path, KIND, {**posterior.state(), "run": self.described, "seed": seed})
 
     def _read(self) -> dict[str, Any]:
         state = read(self.path, UNFINISHED if kind_of(self.path) == UNFINISHED else KIND, "VI: the checkpoint")

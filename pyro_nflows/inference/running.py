@@ -7,38 +7,40 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from ..diagnostics.findings import Faults
 from ..diagnostics.verdict import effective, is_heavy, is_hopeless, starts_disagree
-from ..engine import Engine, History, Journal, Trainer
+from ..engine import Engine, Journal, Trainer
 from ..flows.whitened import Whitened
 from ..guides import AutoFlow
 from ..layers import Rescaled
 from ..model.feasible import check_start, dispersed_start, first_bad_site, named_plates, prior_points
 from ..model.log_joint import LogJoint, tensors_of
 from ..objectives.base import Gradient
+from ..objectives.draws import Draws
 from ..system.exclusive import seeded, validation
 from ..system.files import Path
 from ..system.signals import before_sigterm, imported
 from .blame import on_the_edge, out_of_scale, runs_away
-from .checkpoint import Call, take_fit
+from .checkpoint import take_fit
 from .elbo import ELBO
-from .fit import Schedule, fit_all, fit_modes, put
-from .mark import FINE
-from .posterior import Fit, Result
+from .fit import Schedule, fit_all, fit_modes
+from .fitted import Fit
+from .mark import FINE, put
+from .posterior import Call, Posterior
 from .resume import Checkpoint, begin
 from .search import round_trip, search
 
 #: What a run imports on its way: gradients of torch's, and the start.
 NEEDED = "torch.fx.experimental.symbolic_shapes", "scipy.optimize"
-#: Sizes of a mixture at a flow's base; None for a flow without one.
-Sizes = tuple[int, int] | None
-#: Takes a fit's layer, the modes it began from and what is known of it, in place of what was there.
-Keep = Callable[[Whitened | Rescaled, Sizes, Result], None]
+#: Takes what is known of a fit, in place of what was known before.
+Keep = Callable[[Posterior], None]
 
 
 class Settings(NamedTuple):
@@ -101,19 +103,19 @@ class Fitter:
         file = self._file(settings, call)
         if file is not None and file.fit is not None:
             with seeded(0):  # the model is run for its structure
-                result, _ = take_fit(file.fit, self.guide, call)
-            keep(cast(Rescaled, self.guide.layer), self.guide.modes, result)
+                found = take_fit(file.fit, self.guide, call)
+            keep(replace(found, seed=settings.seed or 0))
             return
         seed = file.seed if file is not None and file.seed is not None else settings.seed
         seed = int(torch.randint(2**31, ())) if seed is None else seed
         journal, began = Journal() if file is None else file.journal(seed), time.perf_counter()
         with seeded(seed), before_sigterm(journal.write), contextlib.ExitStack() as at_the_end:
             at_the_end.callback(journal.write)
-            result = self._run(settings, call, keep, journal)
-            result.history.seconds = time.perf_counter() - began
-            if file is not None and not result.history.interrupted:
+            found = self._run(settings, call, keep, journal)
+            found.history.seconds = time.perf_counter() - began
+            if file is not None and not found.history.interrupted:
                 at_the_end.pop_all()
-                file.finish(seed, self.guide, result, call)
+                file.finish(seed, found)
 
     def _file(self, settings: Settings, call: Call) -> Checkpoint | None:
         if settings.checkpoint is None:
@@ -121,7 +123,7 @@ class Fitter:
         described = settings.described(self.guide)
         return Checkpoint(settings.checkpoint, settings.checkpoint_seconds, described, call)
 
-    def _run(self, settings: Settings, call: Call, keep: Keep, journal: Journal) -> Result:
+    def _run(self, settings: Settings, call: Call, keep: Keep, journal: Journal) -> Posterior:
         guide, (args, kwargs) = self.guide, call
         if guide.prototype_trace is None:
             with validation(False), named_plates():  # an infeasible start is dealt with below
@@ -168,50 +170,67 @@ class Fitter:
         finally:
             trainer.close()
 
-    def _judge(self, settings: Settings, trainer: Trainer, joint: LogJoint, fits: Sequence[Fit], keep: Keep) -> Result:
+    def _judge(
+        self, settings: Settings, trainer: Trainer, joint: LogJoint, fits: Sequence[Fit], keep: Keep
+    ) -> Posterior:
         """Keep the best fit, and look for what it misses; what is known in the end."""
         best = max(fits, key=lambda fit: float(fit.elbo.value))
-        result = Result(best.draws, [fit.draws for fit in fits], trainer.history)
-        keep(best.layer, self.guide.modes, result)
+        posterior = self._posterior(settings, trainer, best, [fit.draws for fit in fits])
+        keep(posterior)
         try:
             if not (trainer.history.interrupted or best.failed or is_hopeless(best.draws.log_weight)):
-                best, result = self._search(settings, trainer, best, result, keep)
+                best, posterior = self._search(settings, trainer, best, posterior)
+                keep(posterior)
             trainer.history.failed = best.failed
-            if best.failed or best.undefined.any() or is_hopeless(best.draws.log_weight):
-                result.bad_site = first_bad_site(joint, best.suspects, *self.call)
-            self._blame(trainer, best, trainer.history)
+            posterior = replace(posterior, faults=self._faults(trainer, joint, best))
+            keep(posterior)
         except KeyboardInterrupt:
             if trainer.history.interrupted:
                 raise
             trainer.interrupt()
-        return result
+        return posterior
 
-    def _blame(self, trainer: Trainer, best: Fit, history: History) -> None:
-        """Name the sites that keep a fit from being good."""
-        draws = best.draws
-        if history.interrupted or is_hopeless(draws.log_weight):
-            return
-        history.edge = on_the_edge(self.guide, draws.z)
-        ess = effective(draws.log_weight)
-        if ess < FINE or is_heavy(draws.log_weight, ess):
-            history.improper = runs_away(trainer.log_joint, trainer.slope.hessian, self.guide, draws)
-            history.units = out_of_scale(trainer.slope.hessian, self.guide, draws)
+    def _posterior(self, settings: Settings, trainer: Trainer, fit: Fit, starts: Sequence[Draws]) -> Posterior:
+        """A fit, of which nothing else is known yet."""
+        return Posterior(
+            self.guide,
+            Rescaled(fit.layer, Whitened.END),
+            self.call,
+            fit.draws,
+            starts,
+            trainer.history,
+            modes=self.guide.modes,
+            leaves=[leaf.detach().clone() for leaf in trainer.leaves],
+            seed=settings.seed or 0,
+        )
 
-    def _search(
-        self, settings: Settings, trainer: Trainer, best: Fit, result: Result, keep: Keep
-    ) -> tuple[Fit, Result]:
+    def _search(self, settings: Settings, trainer: Trainer, best: Fit, posterior: Posterior) -> tuple[Fit, Posterior]:
         """Is anything missing? If so, and the schedule is ours to choose, a second fit."""
         refit = functools.partial(fit_modes, trainer, self.guide, settings.objective, settings.gradient)
         ours = settings.schedule.is_default and not trainer.leaves and not self.guide.needs_model
         prior = functools.partial(prior_points, self.guide, self.call)
-        disagree, h = starts_disagree(result.evidence()), trainer.history
+        disagree = starts_disagree(posterior.evidence)
         found = search(trainer, self.guide, best, disagree, refit if ours else None, prior, self._precise)
-        h.missed, h.where = found.missed, found.where
         if found.modes is not None:
-            result = Result(found.fit.draws, [found.fit.draws], h)
-            keep(found.fit.layer, found.modes.sizes, result)
-        h.round_trip = 0.0 if h.interrupted else round_trip(found.fit)
-        return found.fit, result
+            again = self._posterior(settings, trainer, found.fit, [found.fit.draws])
+            return found.fit, replace(again, missed=found.missed, modes=found.modes.sizes)
+        return found.fit, replace(posterior, missed=found.missed)
+
+    def _faults(self, trainer: Trainer, joint: LogJoint, best: Fit) -> Faults:
+        """What keeps a fit from being good, by the names of the sites."""
+        draws, history, guide = best.draws, trainer.history, self.guide
+        hopeless = is_hopeless(draws.log_weight)
+        looked = not (history.interrupted or best.failed or hopeless)
+        faults = Faults(round_trip=round_trip(best) if looked else 0.0)
+        if best.failed or best.undefined.any() or hopeless:
+            faults = replace(faults, not_finite=first_bad_site(joint, best.suspects, *self.call))
+        if history.interrupted or hopeless:
+            return faults
+        faults, ess = replace(faults, edge=on_the_edge(guide, draws.z)), effective(draws.log_weight)
+        if ess >= FINE and not is_heavy(draws.log_weight, ess):
+            return faults
+        improper = runs_away(trainer.log_joint, trainer.slope.hessian, guide, draws)
+        return replace(faults, improper=improper, scale=out_of_scale(trainer.slope.hessian, guide, draws))
 
 
 @contextlib.contextmanager
@@ -219,9 +238,9 @@ def unless_kept(leaves: Sequence[Tensor], keep: Keep) -> Iterator[Keep]:
     """Within it, ``keep`` is watched: the model's own parameters go back to where they were if it is never called."""
     before, kept = [leaf.detach().clone() for leaf in leaves], False
 
-    def watched(layer: Whitened | Rescaled, modes: Sizes, result: Result) -> None:
+    def watched(posterior: Posterior) -> None:
         nonlocal kept
-        keep(layer, modes, result)
+        keep(posterior)
         kept = True
 
     try:

@@ -13,10 +13,10 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ..checks import check_sizes
-from ..diagnostics.calibration import Judgement, PValues, judge_ranks
+from ..diagnostics.calibration import Calibration, PValues, judge_ranks
 from ..diagnostics.ranks import rank, symmetry, uniformity
 from ..diagnostics.table import calibration_table, scalar_names
-from ..diagnostics.verdict import Evidence, Outcome, chosen, effective, is_hopeless, judge, tail_index
+from ..diagnostics.verdict import Evidence, Outcome, Verdict, chosen, effective, is_hopeless, judge, tail_index
 from ..engine import Engine, Round
 from ..guides import AutoFlow
 from ..objectives.draws import Draws
@@ -25,7 +25,7 @@ from ..system.exclusive import exclusive, seeded, usable
 from .arguments import check_arguments
 from .elbo import ELBO
 from .fit import Schedule
-from .posterior import Fit
+from .fitted import Fit
 from .replications import Plan, Replication, Replications
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ class SBC:
         pairs = zip(self.ranks.items(), self.shares.values())
         return {name: PValues(uniformity(ranks, self.num_draws), symmetry(s)) for (name, ranks), s in pairs}
 
-    def verdict(self) -> Judgement:
+    def verdict(self) -> Verdict[Calibration]:
         """What the p-values say together: an outcome and one sentence."""
         return judge_ranks(self.p_values(), self.ranks, self.num_draws, len(self._bad()) / len(self._checked))
 

@@ -11,12 +11,13 @@ r"""After a fit: is anything missing, how much, where, and can a second fit have
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..diagnostics.findings import MissedMass
 from ..diagnostics.invertibility import round_trip_errors
 from ..diagnostics.verdict import MISSED, WORTHLESS, effective, is_heavy
 from ..engine import ROWS, Trainer
@@ -25,7 +26,7 @@ from ..modes.missed import TOO_THIN, Missed, excess, frame_of, look_elsewhere, s
 from ..modes.mixtures import Modes, find_modes, hull
 from ..modes.tempering import Tempered, temper
 from ..objectives.draws import base_noise
-from .posterior import Fit
+from .fitted import Fit
 
 #: Fits after the first.
 MAX_REFITS = 3
@@ -45,14 +46,13 @@ CREDIBLE = 0.25
 NUM_EVALUATIONS = 800
 
 
-@dataclass
+@dataclass(frozen=True)
 class Found:
     """The fit that is kept, with the modes that it started from (if it is a second one), and what it misses."""
 
     fit: Fit
     modes: Modes | None = None
-    missed: float = 0.0
-    where: str = ""
+    missed: MissedMass = field(default_factory=MissedMass)
     tempered: Tempered | None = None
 
 
@@ -84,7 +84,7 @@ def search(
         for _ in range(MAX_REFITS):
             if refit is None or trainer.history.interrupted or found.fit.failed:
                 break
-            if not (found.missed > MISSED or _is_poor(found.fit)):
+            if not (found.missed.share > MISSED or _is_poor(found.fit)):
                 break
             other = _again(seer, found, refit)
             if other is None or not _is_better(other, found):
@@ -102,8 +102,8 @@ def _is_poor(fit: Fit) -> bool:
 
 def _is_better(other: Found, found: Found) -> bool:
     """Misses less; or, where neither misses much, is closer."""
-    if max(other.missed, found.missed) > MISSED:
-        return other.missed < found.missed
+    if max(other.missed.share, found.missed.share) > MISSED:
+        return other.missed.share < found.missed.share
     return float(other.fit.elbo.value - found.fit.elbo.value) > 2 * float(other.fit.elbo.se)
 
 
@@ -143,8 +143,8 @@ class _Seer:
             return found
         regions = sorted(regions + self._regions(fit, draws, NUM_MORE), key=lambda missed: -missed.mass)
         tempered = _temper(self.trainer, draws, regions)
-        where = _where(self.guide, draws, regions)
-        return Found(fit, found.modes, _missing(tempered, regions, fit), where, tempered)
+        missed = MissedMass(_missing(tempered, regions, fit), *_where(self.guide, draws, regions))
+        return Found(fit, found.modes, missed, tempered)
 
     def _regions(self, fit: Fit, draws: Tensor, num: int) -> list[Missed]:
         """Missed regions found by ascents from so many points, a quarter of them from the prior."""
@@ -198,10 +198,10 @@ def _missing(tempered: Tempered | None, regions: list[Missed], fit: Fit) -> floa
     return max(mass / (1 + mass), float((nats > TOO_THIN).double().mean()))
 
 
-def _where(guide: AutoFlow, draws: Tensor, regions: list[Missed]) -> str:
-    """The coordinate by which the heaviest region is farthest from the draws, with its value there."""
+def _where(guide: AutoFlow, draws: Tensor, regions: list[Missed]) -> tuple[str, float]:
+    """The coordinate in which the heaviest region is farthest from the draws, with its value there."""
     if not regions:
-        return ""
+        return "", math.nan
     loc = regions[0].gaussian.loc
     index = int(((loc - draws.mean(0)).abs() / draws.std(0)).argmax())
     with torch.no_grad():
@@ -212,9 +212,9 @@ def _where(guide: AutoFlow, draws: Tensor, regions: list[Missed]) -> str:
             apart = ((there[name][0] - here[name].mean(0)).abs() / here[name].std(0)).reshape(-1)
             at = int(apart.nan_to_num().argmax())
             label = name if apart.numel() == 1 else f"{name}[{', '.join(map(str, _unravel(at, there[name][0])))}]"
-            return f", such as near {label} = {float(there[name][0].reshape(-1)[at]):.3g}"
+            return label, float(there[name][0].reshape(-1)[at])
         index -= size
-    return ""
+    return "", math.nan
 
 
 def _unravel(index: int, like: Tensor) -> list[int]:

@@ -1,35 +1,25 @@
 r"""``VI``: shaped like ``MCMC``, one changed line."""
 
 import copy
-import functools
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..arviz import to_arviz
 from ..checks import check_sizes
-from ..diagnostics.table import print_summary
-from ..diagnostics.verdict import Verdict, choose, chosen
-from ..engine import Engine, History, sample
-from ..flows.whitened import Whitened
+from ..diagnostics.verdict import Outcome, Verdict
+from ..engine import Engine, History
 from ..guides import AutoFlow
-from ..layers import Rescaled
-from ..layers.base import Layer
-from ..model.log_joint import LogJoint
-from ..objectives.draws import LogDensity, concatenate
 from ..system.exclusive import exclusive, seeded, usable
 from ..system.files import Path
 from ..system.signals import uninterrupted
 from .arguments import check_arguments, check_checkpoint
-from .checkpoint import load_fit, save_fit
+from .checkpoint import load_fit
 from .elbo import ELBO
-from .portable import packed, unpacked
-from .posterior import Result
-from .refine import Refined, refine
-from .running import Call, Fitter, Settings
+from .portable import is_packed, packed, unpacked
+from .posterior import Posterior
+from .refine import Refined
+from .running import Fitter, Settings
 
 
 class VI:
@@ -91,9 +81,7 @@ class VI:
         self.engine = None if engine is None else Engine(engine)
         self.progress_bar = progress_bar
         self.checkpoint, self.checkpoint_seconds = checkpoint, checkpoint_seconds
-        self._result: Result | None = None
-        self._call: Call | None = None
-        self._absent = "was loaded without its data"
+        self._posterior: Posterior | None = None
         self._fitter: Fitter | None = None
 
     @exclusive()
@@ -108,73 +96,53 @@ class VI:
             the checkpoint is damaged, or of other data or settings.
         """
         self._fitter, call = self._fitter or Fitter(self.guide), usable((args, kwargs))
-        self._fitter.run(self._settings(), call, functools.partial(self._keep, call))
+        self._fitter.run(self._settings(), call, self._keep)
         return self
 
     def _settings(self) -> Settings:
         return Settings(**{name: getattr(self, name) for name in Settings._fields})
 
-    def _keep(self, call: Call, layer: Whitened | Rescaled, modes: tuple[int, int] | None, result: Result) -> None:
+    def _keep(self, posterior: Posterior) -> None:
         with uninterrupted():
-            self.guide.modes = modes
-            self.guide.adopt(layer)
-            self._result, self._call = result, call
+            if self.guide.layer is not posterior.layer:
+                self.guide.modes = posterior.modes
+                self.guide.adopt(posterior.layer)
+            self._posterior = posterior
+
+    @property
+    def posterior(self) -> Posterior:
+        """What the last run left: an object that does not change when this one is run again.
+
+        :raises RuntimeError: before ``run``.
+        """
+        if self._posterior is None:
+            raise RuntimeError("VI has no draws yet; call run(*args) with the model's arguments first")
+        return self._posterior
 
     @property
     def history(self) -> History:
         """What training has seen, and why it ended."""
-        return History() if self._result is None else self._result.history
-
-    def _need_run(self) -> Result:
-        if self._result is None:
-            raise RuntimeError("VI has no draws yet; call run(*args) with the model's arguments first")
-        return self._result
+        return History() if self._posterior is None else self._posterior.history
 
     @property
     def log_weight(self) -> Tensor:
         """Log-weights ``log p - log q`` of the draws that the verdict judges, ``(S,)``."""
-        return self._need_run().draws.log_weight
+        return self.posterior.log_weight
 
     @exclusive()
-    @torch.no_grad()
     def get_samples(self, num_samples: int = 1000, *, resample: bool | None = None) -> dict[str, Tensor]:
         """Posterior draws, as ``MCMC.get_samples`` gives them.
 
-        :param num_samples: how many.
+        :param num_samples: how many; where there are fewer, further ones are drawn and kept.
         :param resample: whether to resample by Pareto-smoothed importance weights; by default where the verdict's
             k-hat allows it.
         :return: a dict from site to a tensor ``(num_samples, *site shape)``.
         :raises RuntimeError: before ``run``.
         """
         check_sizes("get_samples", num_samples=num_samples)
-        result = self._enough(num_samples)
-        return result.constrained(self.guide, chosen(result.draws.log_weight, num_samples, resample))
+        self._posterior = self.posterior.with_draws(num_samples)
+        return self._posterior.get_samples(num_samples, resample=resample)
 
-    def _enough(self, num_samples: int) -> Result:
-        """The result, with so many draws at least."""
-        result = self._need_run()
-        if num_samples > len(result.draws.z):
-            more = sample(self._model(), cast(Layer, self.guide.layer), num_samples - len(result.draws.z))
-            result = self._result = replace(result, draws=concatenate([result.draws, more]), values=None)
-        return result
-
-    def _model(self) -> LogDensity:
-        """The log joint at the data of the last run."""
-        draws, (args, kwargs) = self._need_run().draws, self._need_call()
-        joint = LogJoint(self.guide.bare_model, self.guide)
-        joint.start = draws.z[draws.log_p.argmax()]
-        self.guide.attend(args, kwargs, joint.start)
-        return lambda z: joint(z, *args, **kwargs)
-
-    def _need_call(self) -> Call:
-        if self._call is None:
-            raise ValueError(
-                f"this VI {self._absent}, so it has only its {len(self._need_run().draws.z)} saved draws; ask for no "
-                "more and for nothing that runs the model, or load it with the model and its data, or run again"
-            )
-        return self._call
-
-    @exclusive()
     def refine(
         self, num_samples: int = 1000, warmup_steps: int = 300, num_chains: int = 4, method: str = "nuts"
     ) -> Refined:
@@ -185,13 +153,11 @@ class VI:
         :param num_chains: they begin at importance-resampled draws.
         :param method: ``"nuts"`` or, faster, ``"hmc"``, in the flow's coordinates; or ``"independence"``.
         """
-        draws, sizes = self._need_run().draws, (num_samples, warmup_steps, num_chains)
-        with seeded(self.seed or 0):
-            return refine(self._model(), self.guide, draws, method, *sizes, progress_bar=self.progress_bar)
+        return self.posterior.refine(num_samples, warmup_steps, num_chains, method, self.progress_bar)
 
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Verdict[Outcome]:
         """What to make of the draws: an outcome and one sentence."""
-        return self._need_run().verdict()
+        return self.posterior.verdict()
 
     def diagnostics(self) -> dict[str, Any]:
         """The evidence, from fresh draws of the trained guide.
@@ -200,15 +166,14 @@ class VI:
             ``pareto_k``, ``ess`` (as a fraction of the draws), ``num_steps``, ``num_skipped``, ``num_restarts`` (times
             that training diverged and went back), ``interrupted``, ``seconds`` (of the whole run) and ``outcome``.
         """
-        return self._need_run().diagnostics()
+        return self.posterior.diagnostics()
 
     def summary(self, prob: float = 0.9) -> None:
         """Print each parameter's mean, sd, median and interval, the evidence, and the verdict.
 
         :param prob: mass of the central interval.
         """
-        samples = self.get_samples(len(self._need_run().draws.z))
-        print_summary(samples, self.diagnostics(), self.verdict().sentence, prob)
+        self.posterior.summary(prob)
 
     @exclusive()
     def to_arviz(
@@ -225,23 +190,9 @@ class VI:
         :param coords: labels along a dimension, such as ``{"school": ["A", "B"]}``.
         :param dims: names of a site's dimensions, where plates do not name them.
         """
-        starts, (args, kwargs) = self._need_run().starts, self._need_call()
-        num = max(1, len(starts))
-        each = min(num_samples // num, *(len(draws.z) for draws in starts)) if num > 1 else 0
-        parts = [choose(draws, each) for draws in starts] if num > 1 else []
-        draws = concatenate(parts) if parts else choose(self._enough(num_samples).draws, num_samples)
-        stats = {"lp": draws.log_p, "log_q": draws.log_q, "log_weight": draws.log_weight}
-        return to_arviz(
-            self.guide.bare_model,
-            {name: value.unflatten(0, (num, -1)) for name, value in self.guide.constrain(draws.z).items()},
-            args,
-            kwargs,
-            sample_stats={name: value.view(num, -1) for name, value in stats.items()},
-            group_by_chain=True,
-            coords=coords,
-            dims=dims,
-            seed=self.seed or 0,
-        )
+        if len(self.posterior.starts) < 2:
+            self._posterior = self.posterior.with_draws(num_samples)
+        return self.posterior.to_arviz(num_samples, coords=coords, dims=dims)
 
     def save(self, path: Path) -> None:
         """Write the trained guide, the draws, the evidence and the model's own parameters to a file.
@@ -250,7 +201,7 @@ class VI:
 
         :raises OSError: if the file cannot be written.
         """
-        save_fit(path, self.guide, self._need_run(), self._call)
+        self.posterior.save(path)
 
     @staticmethod
     def load(path: Path, guide: AutoFlow, *args: Any, **kwargs: Any) -> "VI":
@@ -267,19 +218,20 @@ class VI:
         """
         vi = VI(guide)
         with exclusive(), seeded(0):  # the model is run for its structure
-            vi._result, vi._call = load_fit(path, guide, (args, kwargs))
+            vi._posterior = load_fit(path, guide, (args, kwargs))
         return vi
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_fitter": None, "guide": None, "_call": None, **packed(self.guide, self._call)}
+        shared = self._posterior is not None and self._posterior.guide is self.guide
+        guide = {} if shared else packed(self.guide, None)
+        return {**self.__dict__, "_fitter": None, "guide": None, **guide}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.guide, self._call, self._absent = unpacked(self.__dict__)
+        guide = unpacked(state)[0] if is_packed(state) else state["_posterior"].guide
+        self.__dict__.update({**state, "guide": guide})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "VI":
         new = VI.__new__(VI)
         memo[id(self)] = new
-        shared = {"_fitter": None, "_call": self._call}  # data are only read
-        new.__dict__.update(copy.deepcopy({**self.__dict__, **dict.fromkeys(shared)}, memo), **shared)
+        new.__dict__.update(copy.deepcopy({**self.__dict__, "_fitter": None}, memo))
         return new

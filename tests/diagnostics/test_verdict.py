@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyro_nflows.diagnostics.findings import Faults
 from pyro_nflows.diagnostics.verdict import Evidence, Outcome, judge
 from pyro_nflows.diagnostics.weights import Estimate
 
@@ -40,7 +41,11 @@ def starts(gap: float = 0.0, shift: float = 0.0) -> dict[str, Any]:
         (evidence(weights("light"), **starts()), Outcome.TRUST, "Trust these draws"),
         (evidence(weights("light"), **starts(gap=0.5)), Outcome.STARTS_DISAGREE, "log evidence -3.00 to -2.50"),
         (evidence(weights("light"), **starts(shift=0.5)), Outcome.STARTS_DISAGREE, "several modes"),
-        (evidence(weights("light"), bad_site="tau"), Outcome.NOT_FINITE, "(3 of 9 steps), first at site 'tau'"),
+        (
+            evidence(weights("light"), faults=Faults(not_finite="tau")),
+            Outcome.NOT_FINITE,
+            "(3 of 9 steps), first at site 'tau'",
+        ),
     ],
 )
 def test_every_outcome(given: Evidence, outcome: Outcome, says: str) -> None:

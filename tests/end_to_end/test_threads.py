@@ -44,7 +44,7 @@ def quick(**kwargs: Any) -> VI:
 
 
 def draws(vi: VI) -> Tensor:
-    return vi._need_run().draws.z
+    return vi.posterior.draws.z
 
 
 # ---- threads ------------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from pyro_nflows.engine.course import MAX_RESTARTS
 from pyro_nflows.engine.trainer import BLOCK
 from pyro_nflows.inference import fit
 from pyro_nflows.inference.elbo import ELBO, IWAE
+from pyro_nflows.inference.fitted import weighed
 from pyro_nflows.inference.mark import Mark
-from pyro_nflows.inference.posterior import weighed
 from pyro_nflows.layers import LocScale, TriangularAffine
 from pyro_nflows.layers.base import Chain
 from pyro_nflows.nets.steps import step_factors

@@ -49,7 +49,7 @@ def test_chains_that_disagree_are_not_trusted():
     z = torch.randn(4, 500, 4) + torch.arange(4.0)[:, None, None]
     refined = Refined(guide, z, 0.9)
     assert not refined.mixed
-    assert refined.sentence.startswith("Do not trust these draws yet: R-hat is")
+    assert refined.verdict().sentence.startswith("Do not trust these draws yet: R-hat is")
     assert not Refined(guide, torch.randn(2, 3, 4), 0.9).mixed  # too few to tell
 
 

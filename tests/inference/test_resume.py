@@ -77,7 +77,6 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
         real(*args)
 
     monkeypatch.setattr(resume, "write", write)
-    monkeypatch.setattr("pyro_nflows.inference.checkpoint.write", write)
 
 
 def killed(monkeypatch: pytest.MonkeyPatch, number: int, path: Path, *args: Any, **options: Any) -> None:
@@ -284,7 +283,6 @@ def test_a_full_disk_is_told_of_and_training_goes_on(tmp_path: Path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(resume, "write", full)
-        patch.setattr("pyro_nflows.inference.checkpoint.write", full)
         with pytest.warns(resume.CheckpointWarning, match="could not be written .No space"):
             vi = line(path).run(Y)
     assert is_same(vi, whole())

@@ -192,7 +192,7 @@ def test_an_old_autograd_function_is_no_obstacle() -> None:
     assert vi.diagnostics()["elbo"] == pytest.approx(-0.5 * math.log(3), abs=0.01)
 
 
-@pytest.mark.parametrize("where", ["fit.best_start", "fit._sound", "search.look_elsewhere"])
+@pytest.mark.parametrize("where", ["fit.best_start", "fit.sound", "search.look_elsewhere"])
 def test_an_interrupt_between_rounds_keeps_what_there_is(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     def interrupt(*args: Any) -> None:
         raise KeyboardInterrupt
@@ -467,7 +467,7 @@ def test_every_engine_gives_the_same_fit(engine: Engine | None) -> None:
 
 def test_starts_train_side_by_side_and_each_in_its_own_way() -> None:
     vi = quick(num_starts=3, num_steps=60, engine="traced").run(PAIRS)
-    first, second, _ = vi._need_run().starts
+    first, second, _ = vi.posterior.starts
     assert not torch.equal(first.z.mean(0), second.z.mean(0))
     assert vi.history.num_steps == 3 * (30 + 60)
     assert len(vi.history.engines) == 3  # rounds, whatever the number of starts
@@ -480,7 +480,7 @@ def test_starts_of_a_model_with_parameters_train_one_after_the_other() -> None:
         pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
     vi = quick(model, num_starts=2, num_steps=60).run(torch.tensor(3.0))
-    assert len(vi._need_run().starts) == 2
+    assert len(vi.posterior.starts) == 2
     assert len(vi.history.engines) == 6
 
 

@@ -90,7 +90,7 @@ def test_the_verdict_names_a_missed_mode(tmp_path: Path) -> None:
     assert vi.diagnostics()["ess"] > 0.9  # the draws alone say nothing
     assert vi.diagnostics()["outcome"] is Outcome.MODE_MISSED
     assert "has another mode" in vi.verdict().sentence
-    torch.testing.assert_close(vi.history.missed, 0.5, atol=0.05, rtol=0)
+    torch.testing.assert_close(vi.posterior.missed.share, 0.5, atol=0.05, rtol=0)
 
 
 def test_points_are_drawn_from_the_prior_as_far_as_it_has_one() -> None:

@@ -14,7 +14,7 @@ from pyro_nflows import VI, AutoFlow
 from pyro_nflows.diagnostics.verdict import Outcome
 from pyro_nflows.engine import Engine, Slope, Trainer
 from pyro_nflows.flows.whitened import Whitened
-from pyro_nflows.inference.fit import Fit
+from pyro_nflows.inference.fitted import Fit
 from pyro_nflows.inference.search import search
 from pyro_nflows.layers import LocScale, Mixture
 from pyro_nflows.modes.mixture_em import Clusters, log_densities

@@ -1,0 +1,69 @@
+"""What is found wrong with a fit besides its weights: mass that it misses, and sites that keep it from being good."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MissedMass:
+    """Mass of the posterior where the guide never goes, as a search has found it.
+
+    :param share: of the posterior's mass; 0 where nothing was found.
+    :param site: the coordinate in which the heaviest missed region is farthest from the draws, such as ``"mu[3]"``;
+        empty where none is known.
+    :param value: that coordinate's value in the middle of the region.
+
+    Example::
+
+        >>> print(MissedMass(0.5, "mu[3]", 10.0))
+        about 50% of the posterior mass, such as near mu[3] = 10
+    """
+
+    share: float = 0.0
+    site: str = ""
+    value: float = math.nan
+
+    def __str__(self) -> str:
+        near = f", such as near {self.site} = {self.value:.3g}" if self.site else ""
+        return f"about {self.share:.0%} of the posterior mass{near}"
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What keeps a fit from being good, with the names of the sites; empty where nothing was found.
+
+    :param not_finite: the first site whose log density is not finite at some draws.
+    :param improper: sites along which the log density does not fall, however far one goes.
+    :param edge: a site whose draws lie on the edge of its support, as far as numbers can tell, and the share of them.
+    :param scale: a site that varies on a scale beyond what step sizes can follow, and that scale.
+    :param round_trip: the error of the flow's inverse, in standard deviations of the base.
+    """
+
+    not_finite: str | None = None
+    improper: tuple[str, ...] = ()
+    edge: tuple[str, float] | None = None
+    scale: tuple[str, float] | None = None
+    round_trip: float = 0.0
+
+    def words(self) -> dict[str, str]:
+        """The site names as phrases of a sentence.
+
+        Example::
+
+            >>> faults = Faults(improper=("a", "b"), edge=("tau", 0.02), scale=("mass", 1e12))
+            >>> for phrase in faults.words().values():
+            ...     print(phrase)
+            sites 'a' and 'b'
+            2% of those of site 'tau'
+            site 'mass' varies on a scale of about 1e+12
+        """
+        head, last = [f"'{name}'" for name in self.improper[:-1]], "".join(f"'{name}'" for name in self.improper[-1:])
+        found = {"improper": f"sites {', '.join(head)} and {last}" if head else f"site {last}", "edge": "", "scale": ""}
+        if self.edge is not None:
+            found["edge"] = f"{self.edge[1]:.0%} of those of site '{self.edge[0]}'"
+        if self.scale is not None:
+            name, width = self.scale
+            found["scale"] = f"site '{name}' varies on a scale of " + (
+                f"about {width:.0e}" if width else "less than 1e-15"
+            )
+        return found

@@ -1,0 +1,70 @@
+r"""A trained flow and what is known of it: its draws with their weights, and the bounds of the evidence they give."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..diagnostics import weights as diagnostics
+from ..diagnostics.verdict import is_hopeless
+from ..flows.whitened import Whitened
+from ..objectives.draws import Draws
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A trained layer and draws from it, without gradients; ``undefined`` are those with NaN in place of a weight.
+
+    ``failed`` says that training met values which are not finite, however small its steps.
+    """
+
+    layer: Whitened
+    draws: Draws
+    undefined: Tensor
+    failed: bool = False
+
+    @property
+    def elbo(self) -> diagnostics.Estimate:
+        """The evidence lower bound."""
+        return bound_of(self.draws.log_weight, diagnostics.elbo)
+
+    @property
+    def log_evidence(self) -> diagnostics.Estimate:
+        """The importance estimate of the log evidence."""
+        return bound_of(self.draws.log_weight, diagnostics.log_evidence)
+
+    @property
+    def suspects(self) -> Tensor:
+        """Draws that may tell why values are not finite: those without a weight, or all."""
+        return self.draws.z[self.undefined] if self.undefined.any() else self.draws.z
+
+
+def bound_of(log_weight: Tensor, bound: Callable[[Tensor], diagnostics.Estimate]) -> diagnostics.Estimate:
+    """A bound of the evidence; ``-inf`` where no draw has any weight."""
+    if is_hopeless(log_weight):
+        return diagnostics.Estimate(torch.tensor(-torch.inf), torch.tensor(torch.inf))
+    return bound(log_weight)
+
+
+def evidence_of(log_weight: Tensor) -> dict[str, float]:
+    """The ELBO and the importance estimate of the log evidence, with their standard errors."""
+    found = {"elbo": bound_of(log_weight, diagnostics.elbo), "iwae": bound_of(log_weight, diagnostics.log_evidence)}
+    parts = [(name, float(e.value), float(e.se)) for name, e in found.items()]
+    return {key: number for name, value, se in parts for key, number in ((name, value), (f"{name}_se", se))}
+
+
+def weighed(layer: Whitened, draws: Draws, failed: bool = False) -> Fit:
+    """A fit with such draws of it; those with NaN in place of a weight count for nothing."""
+    return Fit(layer, sound(draws), undefined(draws), failed)
+
+
+def undefined(draws: Draws) -> Tensor:
+    """Which draws have NaN, or ``inf``, in place of a weight."""
+    return ~(draws.log_weight < torch.inf)
+
+
+def sound(draws: Draws) -> Draws:
+    """The draws, of which those without a defined weight count for nothing."""
+    which = undefined(draws)
+    return Draws(draws.z, torch.where(which, -torch.inf, draws.log_p), torch.where(which, 0.0, draws.log_q))
