@@ -47,7 +47,7 @@ class VI:
 
     Example::
 
-        >>> import pyro, pyro.distributions as dist
+        >>> import pyro, torch, pyro.distributions as dist
         >>> def model(y):
         ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
         ...     pyro.sample("y", dist.Normal(z, 1.0), obs=y)
