@@ -5,49 +5,28 @@ import copy
 import functools
 import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ..engine import Engine, EngineWarning, Trainer
+from ..engine import EngineWarning, Trainer
 from ..engine.runners import num_cores
 from ..guides import AutoFlow, checks
 from ..layers.base import Layer
 from ..model.feasible import check_start
 from ..model.log_joint import LogJoint
 from ..model.simulation import Values, at_data, check_simulable, simulate
-from ..objectives.base import Gradient
 from ..objectives.draws import LogDensity
 from ..system.exclusive import validation
-from .elbo import ELBO
-from .fit import Schedule, fit_modes, start
+from .fit import drive, fit_modes, start
 from .fitted import Fit
+from .plan import Plan
+from .rounds import Fitting
 from .search import search
-from .together import Started, drive
 
 #: Fits under way at a time: enough for every core, and few enough for their memory.
 MIN_WIDTH, MAX_WIDTH = 8, 32
-
-
-class Plan(NamedTuple):
-    """How each data set is fitted.
-
-    :param objective: what to maximise.
-    :param schedule: sizes.
-    :param engine: what runs the steps, or None for the fastest.
-    :param search: whether to look for what a fit misses, and to fit again where something is, as ``VI`` does.
-    """
-
-    objective: ELBO
-    schedule: Schedule
-    engine: Engine | None = None
-    search: bool = False
-
-    @property
-    def gradient(self) -> Gradient:
-        """The objective's, or the best for it."""
-        return self.objective.gradient or self.objective.best_gradient
 
 
 class Replication:
@@ -87,7 +66,7 @@ class Replications:
         self.failed: dict[int, str] = {}
         self.shared: Trainer | None = None
         self._told = False
-        self._open: dict[int, tuple[Replication, Trainer]] = {}
+        self._open: dict[Fitting, tuple[int, Replication]] = {}
 
     def __getitem__(self, index: int) -> Replication:
         """One of them.
@@ -106,10 +85,10 @@ class Replications:
 
         Those that could not be started are noted in ``failed``.
         """
-        width, order = min(max(MIN_WIDTH, num_cores()), MAX_WIDTH), list[int]()
-        for place, fit in drive(self._starts(plan, order), width=width):
-            index = order[place]
-            replication, trainer = self._open.pop(index)
+        width = min(max(MIN_WIDTH, num_cores()), MAX_WIDTH)
+        for fitting in drive(self._starts(plan), width=width):
+            index, replication = self._open.pop(fitting)
+            trainer, fit = fitting.trainer, cast(Fit, fitting.fit)
             if plan.search and not (trainer.history.interrupted or fit.failed):
                 fit = self._searched(plan, trainer, fit)
             if not self._shared(trainer):
@@ -117,7 +96,7 @@ class Replications:
             yield index, replication, trainer, fit
 
     def _searched(self, plan: Plan, trainer: Trainer, fit: Fit) -> Fit:
-        refit = functools.partial(fit_modes, trainer, self.guide, plan.objective, plan.gradient)
+        refit = functools.partial(fit_modes, trainer, self.guide, plan)
         with trainer.stream or contextlib.nullcontext():
             return search(trainer, self.guide, fit, False, refit).fit
 
@@ -128,7 +107,7 @@ class Replications:
         self.shared = None
         self._open.clear()
 
-    def _starts(self, plan: Plan, order: list[int]) -> Iterator[Started[Fit]]:
+    def _starts(self, plan: Plan) -> Iterator[Fitting]:
         plan.objective.check_layer(cast(Layer, self.guide.layer))
         for index, seed in enumerate(self.seeds):
             try:
@@ -141,9 +120,9 @@ class Replications:
             trainer = self.shared.at(one.log_joint, one.tensors, one.loc, seed)
             if not self._shared(trainer):
                 self._tell()
-            self._open[index] = one, trainer
-            order.append(index)
-            yield trainer, start(trainer, self.guide, plan.objective, plan.gradient, plan.schedule, one.loc)
+            fitting = start(trainer, self.guide, plan, one.loc)
+            self._open[fitting] = index, one
+            yield fitting
 
     def _shared(self, trainer: Trainer) -> bool:
         return self.shared is not None and trainer.shares(self.shared)

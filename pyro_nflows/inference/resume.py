@@ -33,6 +33,18 @@ class CheckpointWarning(UserWarning):
     """A checkpoint could not be written; the run goes on, and what was written before is still there."""
 
 
+def check_file(path: Any, seconds: Any) -> None:
+    """Refuse what cannot be the file that a run's state is kept in, or how often.
+
+    :raises TypeError: if the path is none.
+    :raises ValueError: if the seconds are no number from 0 on.
+    """
+    if path is not None and not isinstance(path, str | os.PathLike):
+        raise TypeError(f"VI: checkpoint must be the path of a file, got {type(path).__name__}")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+        raise ValueError(f"VI: checkpoint_seconds must be a number from 0 on, got {seconds!r}")
+
+
 class Checkpoint:
     """The file of one run.
 

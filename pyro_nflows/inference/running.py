@@ -8,7 +8,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,23 +16,21 @@ from torch.utils._pytree import tree_map
 
 from ..diagnostics.findings import Faults
 from ..diagnostics.verdict import effective, is_heavy, is_hopeless, starts_disagree
-from ..engine import Engine, Journal, Trainer
+from ..engine import Journal, Trainer
 from ..flows.whitened import Whitened
 from ..guides import AutoFlow
 from ..layers import Rescaled
 from ..model.feasible import check_start, dispersed_start, first_bad_site, named_plates, prior_points
 from ..model.log_joint import LogJoint, tensors_of
-from ..objectives.base import Gradient
 from ..objectives.draws import Draws
 from ..system.exclusive import seeded, validation
-from ..system.files import Path
 from ..system.signals import before_sigterm, imported
 from .blame import on_the_edge, out_of_scale, runs_away
 from .checkpoint import take_fit
-from .elbo import ELBO
-from .fit import Schedule, fit_all, fit_modes
+from .fit import fit_all, fit_modes
 from .fitted import Fit
 from .mark import FINE, put
+from .plan import Plan
 from .posterior import Call, Posterior
 from .resume import Checkpoint, begin
 from .search import round_trip, search
@@ -41,41 +39,6 @@ from .search import round_trip, search
 NEEDED = "torch.fx.experimental.symbolic_shapes", "scipy.optimize"
 #: Takes what is known of a fit, in place of what was known before.
 Keep = Callable[[Posterior], None]
-
-
-class Settings(NamedTuple):
-    """What ``VI`` was asked for."""
-
-    objective: ELBO
-    num_steps: int | None = None
-    num_starts: int = 1
-    seed: int | None = None
-    engine: Engine | None = None
-    annealing: float = 0.0
-    progress_bar: bool = True
-    checkpoint: Path | None = None
-    checkpoint_seconds: float = 60.0
-
-    def described(self, guide: AutoFlow) -> dict[str, Any]:
-        """What decides where a run leads, by name."""
-        objective = self.objective
-        engine = None if self.engine is None else self.engine.value
-        return {
-            "guide": f"{type(guide).__name__}(init_scale={guide.init_scale})",
-            "objective": f"{type(objective).__name__}({objective.num_particles}, {self.gradient.value})",
-            **{name: getattr(self, name) for name in ("num_steps", "num_starts", "seed", "annealing")},
-            "engine": engine,
-        }
-
-    @property
-    def gradient(self) -> Gradient:
-        """The objective's, or the best for it."""
-        return self.objective.gradient or self.objective.best_gradient
-
-    @property
-    def schedule(self) -> Schedule:
-        """Sizes."""
-        return Schedule.of(self.num_steps, self.objective.num_particles, self.annealing)
 
 
 class Fitter:
@@ -91,39 +54,41 @@ class Fitter:
         self.call: Call = ((), {})
         self._form: Any = None
 
-    def run(self, settings: Settings, call: Call, keep: Keep) -> None:
+    def run(self, plan: Plan, call: Call, keep: Keep, checkpoint: Checkpoint | None = None) -> None:
         """Fit the guide to the model at these arguments.
 
-        :param settings: what is asked for.
+        :param plan: how.
         :param call: the arguments.
-        :param keep: called with each fit that is better than what was there.
+        :param keep: called with each posterior that is better than what was there, or of which more is known.
+        :param checkpoint: a file to go on from, and to keep the state of the run in.
         :raises KeyboardInterrupt: at the second one, or before there was anything to keep.
         """
         imported(*NEEDED)
-        file = self._file(settings, call)
-        if file is not None and file.fit is not None:
+        if checkpoint is not None and checkpoint.fit is not None:
             with seeded(0):  # the model is run for its structure
-                found = take_fit(file.fit, self.guide, call)
-            keep(replace(found, seed=settings.seed or 0))
+                found = take_fit(checkpoint.fit, self.guide, call)
+            keep(replace(found, seed=plan.seed or 0))
             return
-        seed = file.seed if file is not None and file.seed is not None else settings.seed
+        seed = checkpoint.seed if checkpoint is not None and checkpoint.seed is not None else plan.seed
         seed = int(torch.randint(2**31, ())) if seed is None else seed
-        journal, began = Journal() if file is None else file.journal(seed), time.perf_counter()
+        journal, began = Journal() if checkpoint is None else checkpoint.journal(seed), time.perf_counter()
         with seeded(seed), before_sigterm(journal.write), contextlib.ExitStack() as at_the_end:
             at_the_end.callback(journal.write)
-            found = self._run(settings, call, keep, journal)
+            joint, loc = self._joint_at(call)
+            leaves = joint.leaves(loc, *call[0], **call[1])
+            with unless_kept(leaves, keep) as keep:
+                loc = begin(journal, joint, leaves, loc, call)
+                with contextlib.closing(self._trainer_at(plan, joint, leaves, call, journal)) as trainer:
+                    fits = fit_all(trainer, self.guide, plan, self._locs(plan, joint, loc))
+                    trainer.close()
+                    found = self._judge(plan, trainer, joint, fits, keep)
             found.history.seconds = time.perf_counter() - began
-            if file is not None and not found.history.interrupted:
+            if checkpoint is not None and not found.history.interrupted:
                 at_the_end.pop_all()
-                file.finish(seed, found)
+                checkpoint.finish(seed, found)
 
-    def _file(self, settings: Settings, call: Call) -> Checkpoint | None:
-        if settings.checkpoint is None:
-            return None
-        described = settings.described(self.guide)
-        return Checkpoint(settings.checkpoint, settings.checkpoint_seconds, described, call)
-
-    def _run(self, settings: Settings, call: Call, keep: Keep, journal: Journal) -> Posterior:
+    def _joint_at(self, call: Call) -> tuple[LogJoint, Tensor]:
+        """The model as a function of the guide's latents, and a point of finite density."""
         guide, (args, kwargs) = self.guide, call
         if guide.prototype_trace is None:
             with validation(False), named_plates():  # an infeasible start is dealt with below
@@ -132,17 +97,15 @@ class Fitter:
         loc = check_start(joint, args, kwargs)
         joint.prepare(*args, **kwargs)
         guide.attend(args, kwargs, loc)
-        leaves = joint.leaves(loc, *args, **kwargs)
-        with unless_kept(leaves, keep) as keep:
-            loc = begin(journal, joint, leaves, loc, call)
-            trainer = self._train_on(settings, joint, leaves, call, journal)
-            with contextlib.closing(trainer):
-                fits = self._fit(settings, trainer, joint, loc)
-                return self._judge(settings, trainer, joint, fits, keep)
+        return joint, loc
 
-    def _train_on(
-        self, settings: Settings, joint: LogJoint, leaves: list[Tensor], call: Call, journal: Journal
-    ) -> Trainer:
+    def _locs(self, plan: Plan, joint: LogJoint, loc: Tensor) -> list[Tensor]:
+        """Where the fits start."""
+        plan.objective.check_layer(self.guide.layer)  # type: ignore[arg-type]
+        args, kwargs = self.call
+        return [loc, *(dispersed_start(joint, loc, args, kwargs) for _ in range(plan.num_starts - 1))]
+
+    def _trainer_at(self, plan: Plan, joint: LogJoint, leaves: list[Tensor], call: Call, journal: Journal) -> Trainer:
         """A trainer; that of an earlier run where only the data have changed."""
         (data, form), self.call = tensors_of(call), call
         trainer = self.trainer
@@ -150,7 +113,7 @@ class Fitter:
             trainer.rebind(data)
         else:
             self.joint, self._form = joint, form
-            trainer = Trainer(self._log_joint, leaves, settings.engine, settings.progress_bar, data)
+            trainer = Trainer(self._log_joint, leaves, plan.engine, plan.progress_bar, data)
         self.trainer, trainer.journal = trainer, journal
         return trainer
 
@@ -161,25 +124,14 @@ class Fitter:
     def _precise(self, z: Tensor) -> Tensor | None:
         return _in_double(cast(LogJoint, self.joint), z, *self.call)
 
-    def _fit(self, settings: Settings, trainer: Trainer, joint: LogJoint, loc: Tensor) -> list[Fit]:
-        args, kwargs = self.call
-        locs = [loc, *(dispersed_start(joint, loc, args, kwargs) for _ in range(settings.num_starts - 1))]
-        settings.objective.check_layer(self.guide.layer)  # type: ignore[arg-type]
-        try:
-            return fit_all(trainer, self.guide, settings.objective, settings.gradient, settings.schedule, locs)
-        finally:
-            trainer.close()
-
-    def _judge(
-        self, settings: Settings, trainer: Trainer, joint: LogJoint, fits: Sequence[Fit], keep: Keep
-    ) -> Posterior:
+    def _judge(self, plan: Plan, trainer: Trainer, joint: LogJoint, fits: Sequence[Fit], keep: Keep) -> Posterior:
         """Keep the best fit, and look for what it misses; what is known in the end."""
         best = max(fits, key=lambda fit: float(fit.elbo.value))
-        posterior = self._posterior(settings, trainer, best, [fit.draws for fit in fits])
+        posterior = self._posterior(plan, trainer, best, [fit.draws for fit in fits])
         keep(posterior)
         try:
             if not (trainer.history.interrupted or best.failed or is_hopeless(best.draws.log_weight)):
-                best, posterior = self._search(settings, trainer, best, posterior)
+                best, posterior = self._search(plan, trainer, best, posterior)
                 keep(posterior)
             trainer.history.failed = best.failed
             posterior = replace(posterior, faults=self._faults(trainer, joint, best))
@@ -190,7 +142,7 @@ class Fitter:
             trainer.interrupt()
         return posterior
 
-    def _posterior(self, settings: Settings, trainer: Trainer, fit: Fit, starts: Sequence[Draws]) -> Posterior:
+    def _posterior(self, plan: Plan, trainer: Trainer, fit: Fit, starts: Sequence[Draws]) -> Posterior:
         """A fit, of which nothing else is known yet."""
         return Posterior(
             self.guide,
@@ -201,18 +153,18 @@ class Fitter:
             trainer.history,
             modes=self.guide.modes,
             leaves=[leaf.detach().clone() for leaf in trainer.leaves],
-            seed=settings.seed or 0,
+            seed=plan.seed or 0,
         )
 
-    def _search(self, settings: Settings, trainer: Trainer, best: Fit, posterior: Posterior) -> tuple[Fit, Posterior]:
+    def _search(self, plan: Plan, trainer: Trainer, best: Fit, posterior: Posterior) -> tuple[Fit, Posterior]:
         """Is anything missing? If so, and the schedule is ours to choose, a second fit."""
-        refit = functools.partial(fit_modes, trainer, self.guide, settings.objective, settings.gradient)
-        ours = settings.schedule.is_default and not trainer.leaves and not self.guide.needs_model
+        refit = functools.partial(fit_modes, trainer, self.guide, plan)
+        ours = plan.schedule.is_default and not trainer.leaves and not self.guide.needs_model
         prior = functools.partial(prior_points, self.guide, self.call)
         disagree = starts_disagree(posterior.evidence)
         found = search(trainer, self.guide, best, disagree, refit if ours else None, prior, self._precise)
         if found.modes is not None:
-            again = self._posterior(settings, trainer, found.fit, [found.fit.draws])
+            again = self._posterior(plan, trainer, found.fit, [found.fit.draws])
             return found.fit, replace(again, missed=found.missed, modes=found.modes.sizes)
         return found.fit, replace(posterior, missed=found.missed)
 

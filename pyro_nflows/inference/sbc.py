@@ -22,11 +22,11 @@ from ..guides import AutoFlow
 from ..objectives.draws import Draws
 from ..plots.ranks import plot_calibration
 from ..system.exclusive import exclusive, seeded, usable
-from .arguments import check_arguments
 from .elbo import ELBO
-from .fit import Schedule
 from .fitted import Fit
-from .replications import Plan, Replication, Replications
+from .plan import Plan, check_guide
+from .replications import Replication, Replications
+from .schedule import Schedule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,20 +115,28 @@ class SBC:
         engine: Engine | str | None = None,
         progress_bar: bool = True,
     ):
-        check_arguments(guide, objective, engine, 0, seed, "SBC")
-        check_sizes("SBC", num_simulations=num_simulations, num_draws=num_draws)
+        check_guide(guide, "SBC")
         schedule = QUICK if schedule is None else schedule
         if not isinstance(schedule, Schedule):
             raise TypeError(
-                f"SBC: schedule must be a pyro_nflows.inference.fit.Schedule, got {type(schedule).__name__}"
+                f"SBC: schedule must be a pyro_nflows.inference.schedule.Schedule, got {type(schedule).__name__}"
             )
+        self.plan = Plan.asked(
+            "SBC",
+            objective=objective,
+            engine=engine,
+            seed=seed,
+            schedule=schedule,
+            search=search,
+            progress_bar=progress_bar,
+        )
+        check_sizes("SBC", num_simulations=num_simulations, num_draws=num_draws)
         if num_draws > schedule.num_draws:
             raise ValueError(
                 f"SBC: num_draws must be at most the {schedule.num_draws} of the schedule, got {num_draws}"
             )
         self.guide, self.num_simulations, self.num_draws = guide, num_simulations, num_draws
-        self.resample, self.seed, self.progress_bar = resample, seed, progress_bar
-        self.plan = Plan(objective or ELBO(), schedule, None if engine is None else Engine(engine), search)
+        self.resample = resample
         self.interrupted = False
         self.failed: dict[int, str] = {}
         self._names: list[str] = []
@@ -145,7 +153,7 @@ class SBC:
         :raises ValueError: if parameters and data cannot be drawn from the model (the site is named), or no fit could
             be started.
         """
-        seed = int(torch.randint(2**31, ())) if self.seed is None else self.seed
+        seed = int(torch.randint(2**31, ())) if self.plan.seed is None else self.plan.seed
         self._checked, self.interrupted = {}, False
         with seeded(seed):
             replications = Replications(self.guide, self.num_simulations, *usable((args, kwargs)))
@@ -158,7 +166,7 @@ class SBC:
 
     def _fit(self, replications: Replications) -> None:
         try:
-            with tqdm(total=self.num_simulations, disable=not self.progress_bar, unit="fit") as bar:
+            with tqdm(total=self.num_simulations, disable=not self.plan.progress_bar, unit="fit") as bar:
                 for index, one, trainer, fit in replications.fits(self.plan):
                     if trainer.history.interrupted:
                         raise KeyboardInterrupt

@@ -13,13 +13,14 @@ from ..guides import AutoFlow
 from ..system.exclusive import exclusive, seeded, usable
 from ..system.files import Path
 from ..system.signals import uninterrupted
-from .arguments import check_arguments, check_checkpoint
 from .checkpoint import load_fit
 from .elbo import ELBO
+from .plan import Plan, check_guide
 from .portable import is_packed, packed, unpacked
-from .posterior import Posterior
+from .posterior import Call, Posterior
 from .refine import Refined
-from .running import Fitter, Settings
+from .resume import Checkpoint, check_file
+from .running import Fitter
 
 
 class VI:
@@ -73,14 +74,19 @@ class VI:
         checkpoint: Path | None = None,
         checkpoint_seconds: float = 60.0,
     ):
-        check_arguments(guide, objective, engine, annealing, seed)
-        check_checkpoint(checkpoint, checkpoint_seconds)
-        check_sizes("VI", num_starts=num_starts, **({} if num_steps is None else {"num_steps": num_steps}))
-        self.guide, self.objective, self.num_starts = guide, objective or ELBO(), num_starts
-        self.num_steps, self.seed, self.annealing = num_steps, seed, annealing
-        self.engine = None if engine is None else Engine(engine)
-        self.progress_bar = progress_bar
-        self.checkpoint, self.checkpoint_seconds = checkpoint, checkpoint_seconds
+        check_guide(guide, "VI")
+        check_file(checkpoint, checkpoint_seconds)
+        self.guide, self.checkpoint, self.checkpoint_seconds = guide, checkpoint, checkpoint_seconds
+        self.plan = Plan.asked(
+            "VI",
+            objective=objective,
+            engine=engine,
+            annealing=annealing,
+            seed=seed,
+            num_steps=num_steps,
+            num_starts=num_starts,
+            progress_bar=progress_bar,
+        )
         self._posterior: Posterior | None = None
         self._fitter: Fitter | None = None
 
@@ -96,11 +102,14 @@ class VI:
             the checkpoint is damaged, or of other data or settings.
         """
         self._fitter, call = self._fitter or Fitter(self.guide), usable((args, kwargs))
-        self._fitter.run(self._settings(), call, self._keep)
+        self._fitter.run(self.plan, call, self._keep, self._checkpoint(call))
         return self
 
-    def _settings(self) -> Settings:
-        return Settings(**{name: getattr(self, name) for name in Settings._fields})
+    def _checkpoint(self, call: Call) -> Checkpoint | None:
+        if self.checkpoint is None:
+            return None
+        guide = f"{type(self.guide).__name__}(init_scale={self.guide.init_scale})"
+        return Checkpoint(self.checkpoint, self.checkpoint_seconds, {"guide": guide, **self.plan.described()}, call)
 
     def _keep(self, posterior: Posterior) -> None:
         with uninterrupted():
@@ -153,7 +162,7 @@ class VI:
         :param num_chains: they begin at importance-resampled draws.
         :param method: ``"nuts"`` or, faster, ``"hmc"``, in the flow's coordinates; or ``"independence"``.
         """
-        return self.posterior.refine(num_samples, warmup_steps, num_chains, method, self.progress_bar)
+        return self.posterior.refine(num_samples, warmup_steps, num_chains, method, self.plan.progress_bar)
 
     def verdict(self) -> Verdict[Outcome]:
         """What to make of the draws: an outcome and one sentence."""

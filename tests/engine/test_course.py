@@ -18,6 +18,7 @@ from pyro_nflows.inference import fit
 from pyro_nflows.inference.elbo import ELBO, IWAE
 from pyro_nflows.inference.fitted import weighed
 from pyro_nflows.inference.mark import Mark
+from pyro_nflows.inference.plan import Plan
 from pyro_nflows.layers import LocScale, TriangularAffine
 from pyro_nflows.layers.base import Chain
 from pyro_nflows.nets.steps import step_factors
@@ -220,8 +221,8 @@ def test_a_start_that_fails_does_not_stop_the_others() -> None:
     guide = AutoFlow(model, lambda dim: flows.realnvp(dim, num_layers=2, hidden_dims=(4,)))
     guide()
     trainer = Trainer(log_joint, engine=Engine.EAGER, progress_bar=False)
-    schedule = fit.Schedule.of(100, 8, 0.0)
-    bad, good = fit.fit_all(trainer, guide, ELBO(), Gradient.PATH, schedule, [torch.tensor([60.0]), torch.zeros(1)])
+    plan = Plan.asked("VI", num_steps=100, objective=ELBO(8))
+    bad, good = fit.fit_all(trainer, guide, plan, [torch.tensor([60.0]), torch.zeros(1)])
     assert bad.failed
     assert not good.failed
     assert float(good.elbo.value) == pytest.approx(0.5 * math.log(2 * math.pi), abs=0.05)

@@ -155,8 +155,8 @@ def test_a_search_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Tempering heeds the clock, so what it gave is on file, too."""
     monkeypatch.setattr("pyro_nflows.inference.search.NUM_PARTICLES", (64, 64))
     sizes = {"num_steps": None, "engine": "traced"}
-    monkeypatch.setattr("pyro_nflows.inference.fit.Schedule.of", lambda *sizes: small_schedule())
-    monkeypatch.setattr("pyro_nflows.inference.fit.Schedule.of_modes", small_schedule)
+    monkeypatch.setattr("pyro_nflows.inference.schedule.Schedule.of", lambda *sizes: small_schedule())
+    monkeypatch.setattr("pyro_nflows.inference.schedule.Schedule.of_modes", small_schedule)
     expected = whole(two_modes, **sizes)
     assert any("several modes" in name or "tempered" in name for name in steps_of(tmp_path, **sizes))
     for number in (6, 11):
@@ -167,7 +167,7 @@ def test_a_search_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def small_schedule() -> Any:
     from pyro_nflows.engine import Round
-    from pyro_nflows.inference.fit import Schedule
+    from pyro_nflows.inference.schedule import Schedule
 
     rounds = (Round(100, 16, 5e-3), Round(100, 16, 3e-3))
     return Schedule(end=Round(100, 16, 2e-2), rounds=rounds, num_draws=1000, good_ess=0.999)

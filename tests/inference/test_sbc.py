@@ -18,8 +18,9 @@ from pyro_nflows import ELBO, IWAE, SBC, VI, AutoCIF, AutoFlow, flows
 from pyro_nflows.diagnostics.calibration import Calibration
 from pyro_nflows.engine import EngineWarning, Round, trainer
 from pyro_nflows.inference import replications
-from pyro_nflows.inference.fit import Schedule
-from pyro_nflows.inference.replications import Plan, Replications
+from pyro_nflows.inference.plan import Plan
+from pyro_nflows.inference.replications import Replications
+from pyro_nflows.inference.schedule import Schedule
 from pyro_nflows.layers import LocScale
 from pyro_nflows.layers.base import Chain
 
@@ -98,7 +99,7 @@ def test_every_data_set_has_the_posterior_that_is_its_own() -> None:
     simulated = Replications(small(regression), 12, (X, torch.zeros(4)), {})
     covariance = torch.linalg.inv(X.T @ X + torch.eye(2))
     seen = set()
-    for index, one, _, fit in simulated.fits(Plan(ELBO(), QUICK)):
+    for index, one, _, fit in simulated.fits(Plan(ELBO(), QUICK, search=False)):
         assert torch.equal(one.truth, simulated.latents["b"][index])
         mean = covariance @ X.T @ simulated.data["y"][index]
         assert ((fit.draws.z.mean(0) - mean).abs() < 0.02 + 5 * (covariance.diagonal() / 400).sqrt()).all()
@@ -408,7 +409,7 @@ def test_ctrl_c_keeps_the_fits_that_are_done(
 def test_arguments_are_checked() -> None:
     with pytest.raises(TypeError, match=r"SBC: expected a flow guide, SBC\(AutoFlow\(model\)\), got function"):
         SBC(plain)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"schedule must be a pyro_nflows\.inference\.fit\.Schedule, got int"):
+    with pytest.raises(TypeError, match=r"schedule must be a pyro_nflows\.inference\.schedule\.Schedule, got int"):
         check(small(plain), schedule=5)
     with pytest.raises(ValueError, match="num_draws must be at most the 40 of the schedule, got 99"):
         check(small(plain), schedule=TINY)

@@ -21,7 +21,7 @@ from pyro_nflows.diagnostics.verdict import Outcome
 from pyro_nflows.engine import Engine
 from pyro_nflows.engine.native import build
 from pyro_nflows.guides import AutoFlow as AnyGuide
-from pyro_nflows.inference import fit
+from pyro_nflows.inference import rounds
 from tests.guide_registry import PAIRS, PAIRS_EVIDENCE, Case, cases, pairs
 
 TWO = partial(flows.realnvp, num_layers=2, hidden_dims=(4,))
@@ -152,14 +152,14 @@ def test_a_parameter_that_still_moves_is_told_of(tmp_path: Path) -> None:
     assert VI.load(tmp_path / "vi.pt", small(located), y).diagnostics()["outcome"] is Outcome.UNSETTLED
 
 
-@pytest.mark.parametrize("needle", [0.0, fit.NEEDLE])
+@pytest.mark.parametrize("needle", [0.0, rounds.NEEDLE])
 def test_a_start_as_thin_as_a_needle_is_raced_against_the_plain_one(
     needle: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in the throat of a funnel, where a Gaussian can have the better ELBO, and cannot be widened in time."""
     thin = torch.tensor([1.0, 1.0, 1.0, 1e-8]).diag()
-    monkeypatch.setattr(fit, "best_start", lambda _, init: init._replace(scale_tril=thin))
-    monkeypatch.setattr(fit, "NEEDLE", needle)
+    monkeypatch.setattr(rounds, "best_start", lambda _, init: init._replace(scale_tril=thin))
+    monkeypatch.setattr(rounds, "NEEDLE", needle)
     ess = quick(num_steps=400, engine=None).run(PAIRS).diagnostics()["ess"]
     assert ess > 0.99 if needle else ess < 0.5
 
@@ -192,7 +192,7 @@ def test_an_old_autograd_function_is_no_obstacle() -> None:
     assert vi.diagnostics()["elbo"] == pytest.approx(-0.5 * math.log(3), abs=0.01)
 
 
-@pytest.mark.parametrize("where", ["fit.best_start", "fit.sound", "search.look_elsewhere"])
+@pytest.mark.parametrize("where", ["rounds.best_start", "rounds.sound", "search.look_elsewhere"])
 def test_an_interrupt_between_rounds_keeps_what_there_is(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     def interrupt(*args: Any) -> None:
         raise KeyboardInterrupt

@@ -1,0 +1,105 @@
+r"""``Plan``: how fits are made, as one value that is checked once and handed around."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..checks import check_sizes
+from ..engine import Engine
+from ..guides import AutoFlow
+from ..objectives.base import Gradient
+from .elbo import ELBO
+from .schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is maximised, by which gradient, in which rounds, from how many starts, and by which engine.
+
+    :param objective: what to maximise.
+    :param schedule: the rounds and their sizes.
+    :param engine: what runs the steps; None for the fastest.
+    :param num_starts: independent fits.
+    :param search: whether to look for mass that a fit misses, and to fit again where there is some.
+    :param seed: of the random numbers; None for some that torch's own decide.
+    :param progress_bar: whether to show one.
+    """
+
+    objective: ELBO = field(default_factory=ELBO)
+    schedule: Schedule = field(default_factory=Schedule)
+    engine: Engine | None = None
+    num_starts: int = 1
+    search: bool = True
+    seed: int | None = None
+    progress_bar: bool = True
+
+    @staticmethod
+    def asked(
+        who: str,
+        *,
+        objective: Any = None,
+        engine: Any = None,
+        annealing: Any = 0.0,
+        seed: Any = None,
+        num_steps: int | None = None,
+        num_starts: int = 1,
+        schedule: Schedule | None = None,
+        search: bool = True,
+        progress_bar: bool = True,
+    ) -> "Plan":
+        """A plan from what a user has asked for, checked.
+
+        :param who: takes these arguments, for the messages.
+        :param annealing: share of the steps in which ``log p`` is flattened.
+        :param num_steps: of the flow; None leaves them to the schedule.
+        :param schedule: by default the one for ``num_steps``, ``annealing`` and the objective's number of particles.
+        :raises TypeError: if an argument has the wrong type.
+        :raises ValueError: if it has a value out of range.
+        """
+        if objective is not None and not isinstance(objective, ELBO):
+            raise TypeError(f"{who}: objective must be a pyro_nflows ELBO or IWAE, got {type(objective).__name__}")
+        if engine is not None and engine not in [e.value for e in Engine]:
+            raise ValueError(f"{who}: engine must be one of {[e.value for e in Engine]}, got {engine!r}")
+        if not isinstance(annealing, int | float) or not 0 <= annealing <= 1:
+            raise ValueError(f"{who}: annealing is a share of the steps, from 0 to 1, got {annealing!r}")
+        if seed is not None and not isinstance(seed, int):
+            raise TypeError(f"{who}: expected seed to be an integer or None, got {type(seed).__name__}")
+        check_sizes(who, num_starts=num_starts, **({} if num_steps is None else {"num_steps": num_steps}))
+        objective = objective or ELBO()
+        schedule = schedule or Schedule.of(num_steps, objective.num_particles, annealing)
+        engine = None if engine is None else Engine(engine)
+        return Plan(objective, schedule, engine, num_starts, search, seed, progress_bar)
+
+    @property
+    def gradient(self) -> Gradient:
+        """The objective's estimator, or the best for it."""
+        return self.objective.gradient or self.objective.best_gradient
+
+    def described(self) -> dict[str, Any]:
+        """What decides where a run leads, by name.
+
+        Example::
+
+            >>> Plan.asked("VI", num_steps=100, seed=1, engine="traced").described()["num_steps"]
+            100
+        """
+        rounds, is_default = self.schedule.rounds, self.schedule.is_default
+        return {
+            "objective": f"{type(self.objective).__name__}({self.objective.num_particles}, {self.gradient.value})",
+            "num_steps": None if is_default else sum(part.num_steps for part in rounds),
+            "num_starts": self.num_starts,
+            "seed": self.seed,
+            "annealing": rounds[0].annealing,
+            "engine": None if self.engine is None else self.engine.value,
+        }
+
+
+def check_guide(guide: Any, who: str) -> None:
+    """Refuse what is no flow guide.
+
+    :raises TypeError: if it is none.
+    """
+    if not isinstance(guide, AutoFlow):
+        raise TypeError(
+            f"{who}: expected a flow guide, {who}(AutoFlow(model)), got {type(guide).__name__}; "
+            "other Pyro guides train with pyro.infer.SVI"
+        )

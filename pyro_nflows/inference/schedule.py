@@ -1,0 +1,63 @@
+r"""The sizes of a fit's rounds: how many steps, how many particles, which step sizes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..engine import Round
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Sizes of the schedule's parts.
+
+    :param end: the round that fits the affine end alone.
+    :param rounds: rounds of the whole flow, run until the ESS is good; with one number of particles, they share one
+        compiled step.
+    :param num_draws: fresh draws for the verdict.
+    :param max_ends: rounds of the affine end alone, more than one only while the model's own parameters move.
+    :param good_ess: an ESS at which no further round is run.
+    :param light_tails: whether k-hat must be below its threshold for that, too.
+    """
+
+    end: Round = field(default_factory=lambda: Round(800, 64, 2e-2))
+    rounds: Sequence[Round] = (
+        Round(600, 128, 5e-3),
+        Round(2400, 128, 3e-3),
+        Round(4800, 128, 2e-3, covering=True),
+    )
+    num_draws: int = 22_500
+    max_ends: int = 30
+    good_ess: float = 0.95
+    light_tails: bool = True
+
+    @staticmethod
+    def of_modes() -> "Schedule":
+        """For a flow that starts from modes that were found."""
+        sizes = (1200, 3e-3, False), (1600, 1e-3, True), (4000, 1e-3, True)
+        return Schedule(rounds=[Round(n, 128, rate, covering=late, balanced=True) for n, rate, late in sizes])
+
+    @staticmethod
+    def of(num_steps: int | None, num_particles: int, annealing: float) -> "Schedule":
+        """The default, or so many steps of the flow, whatever they reach.
+
+        The last quarter of these is covering, unless annealed.
+
+        :param num_steps: None for the default, or 4,000 if another argument is not left to it.
+        :param num_particles: 1 for the default.
+        :param annealing: share of the steps.
+        """
+        if num_steps is None and num_particles == 1 and not annealing:
+            return Schedule()
+        num_steps, num_particles = num_steps or 4000, num_particles if num_particles > 1 else 128
+        end = Round(min(800, max(1, num_steps // 2)), 64, 2e-2)
+        last = 0 if annealing else num_steps // 4
+        rounds = [Round(num_steps - last, num_particles, 3e-3, annealing, balanced=annealing > 0)]
+        if last:
+            rounds.append(Round(last, num_particles, 1e-3, covering=True))
+        return Schedule(end, rounds, max_ends=1, good_ess=math.inf)
+
+    @property
+    def is_default(self) -> bool:
+        """Whether sizes are left to the schedule, which may go on until the draws are good."""
+        return self.good_ess < math.inf

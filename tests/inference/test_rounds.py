@@ -1,0 +1,117 @@
+"""A fit asks for its rounds one by one, and what comes next depends on what came of the last."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_nflows import AutoFlow, flows
+from pyro_nflows.engine import Engine, Round, Trainer
+from pyro_nflows.inference.fit import drive, start
+from pyro_nflows.inference.plan import Plan
+from pyro_nflows.inference.rounds import Fitting
+from pyro_nflows.inference.schedule import Schedule
+from pyro_nflows.objectives.base import Gradient
+from pyro_nflows.objectives.covering import Covering
+from tests.guide_registry import PAIRS, pairs
+
+ROUNDS = (Round(5, 8, 5e-3), Round(5, 8, 3e-3), Round(5, 8, 2e-3, covering=True))
+PLAN = Plan(schedule=Schedule(Round(5, 8, 2e-2), ROUNDS, num_draws=500, good_ess=2.0), engine=Engine.EAGER)
+
+
+def log_joint(z: Tensor) -> Tensor:
+    return -0.5 * (z - 1).square().sum(-1)
+
+
+def fitting(plan: Plan = PLAN) -> Fitting:
+    guide = AutoFlow(pairs, lambda dim: flows.realnvp(dim, 2, (4,)))
+    guide(PAIRS)
+    trainer = Trainer(log_joint, engine=Engine.EAGER, progress_bar=False)
+    return start(trainer, guide, plan, torch.zeros(4, dtype=torch.float64))
+
+
+def titles(one: Fitting, wells: dict[str, bool] | None = None) -> list[str]:
+    """Of the rounds that a fit asks for, where those that are named go badly, and none is trained."""
+    found = []
+    while (task := one.next_round()) is not None:
+        found.append(task.title)
+        one.done((wells or {}).get(task.title, True))
+    return found
+
+
+def test_a_fit_begins_with_a_gaussian_and_goes_on_until_its_draws_are_good() -> None:
+    one = fitting()
+    assert titles(one) == ["Gaussian", "flow", "flow, round 2", "flow, round 3"]
+    assert one.fit is not None
+    assert not one.fit.failed
+    assert len(one.fit.draws.z) == 500
+    good = fitting(replace(PLAN, schedule=replace(PLAN.schedule, good_ess=0.5)))
+    assert titles(good) == ["Gaussian", "flow"]  # the start is the posterior itself
+
+
+def test_a_gaussian_that_fails_is_begun_again_at_the_plain_start() -> None:
+    one = fitting()
+    assert titles(one, {"Gaussian": False}) == ["Gaussian", "Gaussian"]
+    assert one.fit is not None
+    assert one.fit.failed
+
+
+def test_a_round_that_fails_is_the_last() -> None:
+    one = fitting()
+    assert titles(one, {"flow, round 2": False}) == ["Gaussian", "flow", "flow, round 2"]
+    assert one.fit is not None
+    assert one.fit.failed
+
+
+def test_after_an_interrupt_there_is_no_further_round() -> None:
+    one = fitting()
+    assert one.next_round() is not None
+    one.trainer.interrupt()
+    one.done(True)
+    assert one.next_round() is None
+    assert one.fit is not None
+
+
+def test_a_flow_that_has_been_trained_has_no_gaussian_round() -> None:
+    one = fitting()
+    with torch.no_grad():
+        for parameter in one.layer.flow.parameters():
+            parameter.add_(0.1)
+    assert titles(one)[0] == "flow"
+
+
+def test_the_last_round_gives_draws_of_large_weight_more_say() -> None:
+    one, shares = fitting(), []
+    while (task := one.next_round()) is not None:
+        assert task.gradient is Gradient.PATH
+        shares.append(task.objective.share if isinstance(task.objective, Covering) else math.nan)
+        one.done(True)
+    assert shares[1:] == [0.0, 0.0, 0.5]
+
+
+def test_done_without_a_round_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="no round is under way; call next_round first"):
+        fitting().done(True)
+
+
+def test_several_fits_are_driven_together_and_few_at_a_time() -> None:
+    begun: list[int] = []
+
+    def fits() -> list[Fitting]:
+        one = fitting()
+        trainer = one.trainer
+        return [Fitting(trainer, PLAN, one.layer, None) for _ in range(3)]
+
+    def counted() -> object:
+        for i, one in enumerate(fits()):
+            begun.append(i)
+            yield one
+
+    complete = 0
+    for one in drive(counted(), width=2):  # type: ignore[arg-type]
+        complete += 1
+        assert one.fit is not None
+        assert len(begun) <= complete + 2
+    assert complete == 3
