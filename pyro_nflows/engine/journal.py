@@ -63,8 +63,19 @@ class Journal:
         :param take: the step; it gives None if it was given up on the way.
         :param put: is told what the step gave before, in place of taking it, where it changes something.
         """
+        value = self.recall(name, put)
+        if value is None:
+            value = take()
+            self.record(name, value)
+        return value
+
+    def recall(self, name: str, put: Callable[[Any], None] | None = None) -> Any:
+        """What a step gave if it was taken before; else None, and the step is under way: take it and :meth:`record` it.
+
+        :param name: see :meth:`step`, as for ``put``.
+        """
         if self._keep is None:
-            return take()
+            return None
         if self._next < len(self._done) and self._done[self._next].name == name:
             done, self._next = self._done[self._next], self._next + 1
             if put is not None:
@@ -75,12 +86,14 @@ class Journal:
         if self._under_way is not None and self._under_way.name != name:
             self._under_way = None
         self._name = name
-        value = take()
-        if value is not None:
+        return None
+
+    def record(self, name: str, value: Any) -> None:
+        """Take note of what a step gave; of None, that it was given up on the way."""
+        if self._keep is not None and value is not None:
             self._done.append(Step(name, value, _random()))
             self._next, self._under_way = self._next + 1, None
             self._look_at_clock()
-        return value
 
     def resumed(self) -> Any:
         """Where the step under way was when the journal was last kept, and random numbers are from now on; or None."""

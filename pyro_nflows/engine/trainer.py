@@ -108,27 +108,13 @@ class Trainer:
         :return: of each, whether it went well; see :meth:`run`.
         """
         members = members or [self] * len(layers)
-        histories = _histories(members)
+        histories, before, name = _histories(members), len(self.history.elbos), f"{title}: {plan}"
         if all(history.interrupted for history in histories):
             return [True] * len(layers)
-        task = functools.partial(self._round, members, layers, objective, gradient, plan, title)
-        recall = functools.partial(self._recall, layers, objective, gradient, plan)
-        found = self.journal.step(f"{title}: {plan}", task, recall)
-        return found["well"] if found else [True] * len(layers)
-
-    def _round(
-        self,
-        members: Sequence["Trainer"],
-        layers: Sequence[Layer],
-        objective: Objective,
-        gradient: Gradient,
-        plan: Round,
-        title: str,
-    ) -> dict[str, Any] | None:
-        """A round, and all that it changed, for the journal; None if it was interrupted."""
-        histories = _histories(members)
-        began, before, programs = time.perf_counter(), len(self.history.elbos), list[Program]()
-        well = [True] * len(layers)
+        recalled = self.journal.recall(name, functools.partial(self._recall, layers, objective, gradient, plan))
+        if recalled is not None:
+            return list(recalled["well"])
+        began, courses = time.perf_counter(), list[Course]()
         try:
             with restored_threads(), tqdm(total=plan.num_steps, disable=not self.progress_bar, unit="step") as bar:
                 bar.set_description(f"{title}: {'compiling' if self.engine is Engine.COMPILED else 'tracing'}")
@@ -137,7 +123,6 @@ class Trainer:
                 programs, runner = [program for program, _ in pairs], pairs[0][1]
                 torch.set_num_threads(runner.num_threads or torch.get_num_threads())
                 courses = self._steps(members, programs, runner, plan, title, bar)
-                well = [not course.failed for course in courses]
         except KeyboardInterrupt:
             for member in members:
                 member.interrupt()
@@ -145,9 +130,10 @@ class Trainer:
             history.rounds.append(history.num_steps)
             history.seconds += (time.perf_counter() - began) / len(histories)
         if any(history.interrupted for history in histories):
-            return None
-        params = [program.params() for program in programs]
-        return {"params": params, "history": self.history.state(before), "well": well}
+            return [True] * len(layers)
+        well, params = [not course.failed for course in courses], [course.program.params() for course in courses]
+        self.journal.record(name, {"params": params, "history": self.history.state(before), "well": well})
+        return well
 
     def _recall(
         self, layers: Sequence[Layer], objective: Objective, gradient: Gradient, plan: Round, found: dict[str, Any]
@@ -212,6 +198,7 @@ class Trainer:
     def _steps(
         self, members: Sequence["Trainer"], programs: list[Program], runner: Runner, plan: Round, title: str, bar: Any
     ) -> list[Course]:
+        """The steps of a round, in blocks, for each fit with its own random numbers and size of steps."""
         runner.expect(plan.num_steps * max(len(programs), self.num_fits))
         streams = [member.stream or _stream(len(members)) for member in members]
         courses = [Course(program, stream) for program, stream in zip(programs, streams)]
@@ -224,7 +211,14 @@ class Trainer:
                 which = [i for i, course in enumerate(courses) if not course.done]
                 if not which:
                     break
-                self._block(ensemble, pace, courses, which, schedule, start, bar)
+                num = min(BLOCK, plan.num_steps - start)
+                inputs = [_own(courses[i], schedule, start, num) for i in which]
+                for part in pace.parts(num):  # an interrupt loses no more than one part
+                    states, given = [courses[i].state for i in which], [_rows(own, part) for own in inputs]
+                    for i, (state, losses) in zip(which, ensemble.run(states, given, which)):
+                        courses[i].advance(state, losses)
+                    bar.update(part.stop - part.start)
+                _look([courses[i] for i in which], schedule, start, num)
                 bar.set_description(title + (", compiling" if runner.is_compiling else ""), refresh=False)
                 elbos = [float(courses[i].elbos[-1].nanmean()) for i in which]
                 bar.set_postfix_str(f"ELBO {max(elbos):.3f}", refresh=False)
@@ -237,28 +231,6 @@ class Trainer:
                 history.note(runner)
         return courses
 
-    def _block(
-        self,
-        ensemble: Ensemble,
-        pace: Pace,
-        courses: Sequence[Course],
-        which: Sequence[int],
-        schedule: Schedule,
-        start: int,
-        bar: Any,
-    ) -> None:
-        """A block of steps for those that are under way, each with its own random numbers and size of steps."""
-        stop = min(start + BLOCK, len(schedule[0]))
-        inputs = [_own(courses[i], schedule, start, stop - start) for i in which]
-        for part in pace.parts(stop - start):  # an interrupt loses no more than one part
-            given = [Inputs(*(rows[part] for rows in own)) for own in inputs]
-            for i, (state, losses) in zip(which, ensemble.run([courses[i].state for i in which], given, which)):
-                courses[i].advance(state, losses)
-            bar.update(part.stop - part.start)
-        comparable = bool((schedule[1][max(0, start - 1) : stop] == 1).all())
-        for i in which:
-            courses[i].look(comparable)
-
     def _resume(self, courses: Sequence[Course]) -> int:
         """Put courses to where an earlier process was in this round; the step to go on with."""
         found = self.journal.resumed()
@@ -267,6 +239,17 @@ class Trainer:
         for course, state in zip(courses, found["courses"]):
             course.take(state)
         return int(found["start"])
+
+
+def _look(courses: Sequence[Course], schedule: Schedule, start: int, num: int) -> None:
+    """Whether a block of steps has led astray; its losses compare with earlier ones where ``log p`` is not annealed."""
+    comparable = bool((schedule[1][max(0, start - 1) : start + num] == 1).all())
+    for course in courses:
+        course.look(comparable)
+
+
+def _rows(inputs: Inputs, part: slice) -> Inputs:
+    return Inputs(*(rows[part] for rows in inputs))
 
 
 def _place(start: int, courses: Sequence[Course]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -26,8 +26,7 @@ from ..objectives.draws import Draws
 from ..system.exclusive import seeded, validation
 from ..system.signals import before_sigterm, imported
 from .blame import on_the_edge, out_of_scale, runs_away
-from .checkpoint import take_fit
-from .fit import fit_all, fit_modes
+from .fit import fit_modes
 from .fitted import Fit
 from .mark import FINE, put
 from .plan import Plan
@@ -54,21 +53,17 @@ class Fitter:
         self.call: Call = ((), {})
         self._form: Any = None
 
-    def run(self, plan: Plan, call: Call, keep: Keep, checkpoint: Checkpoint | None = None) -> None:
-        """Fit the guide to the model at these arguments.
+    @contextlib.contextmanager
+    def ready(self, plan: Plan, call: Call, keep: Keep, checkpoint: Checkpoint | None = None) -> Iterator["Ready"]:
+        """Within it, all is ready to fit the guide to the model at these arguments, and nothing is lost on the way.
 
         :param plan: how.
         :param call: the arguments.
         :param keep: called with each posterior that is better than what was there, or of which more is known.
         :param checkpoint: a file to go on from, and to keep the state of the run in.
-        :raises KeyboardInterrupt: at the second one, or before there was anything to keep.
+        :raises ValueError: if the model cannot be started.
         """
         imported(*NEEDED)
-        if checkpoint is not None and checkpoint.fit is not None:
-            with seeded(0):  # the model is run for its structure
-                found = take_fit(checkpoint.fit, self.guide, call)
-            keep(replace(found, seed=plan.seed or 0))
-            return
         seed = checkpoint.seed if checkpoint is not None and checkpoint.seed is not None else plan.seed
         seed = int(torch.randint(2**31, ())) if seed is None else seed
         journal, began = Journal() if checkpoint is None else checkpoint.journal(seed), time.perf_counter()
@@ -76,16 +71,15 @@ class Fitter:
             at_the_end.callback(journal.write)
             joint, loc = self._joint_at(call)
             leaves = joint.leaves(loc, *call[0], **call[1])
-            with unless_kept(leaves, keep) as keep:
+            with unless_kept(leaves, keep) as kept:
                 loc = begin(journal, joint, leaves, loc, call)
                 with contextlib.closing(self._trainer_at(plan, joint, leaves, call, journal)) as trainer:
-                    fits = fit_all(trainer, self.guide, plan, self._locs(plan, joint, loc))
-                    trainer.close()
-                    found = self._judge(plan, trainer, joint, fits, keep)
-            found.history.seconds = time.perf_counter() - began
-            if checkpoint is not None and not found.history.interrupted:
-                at_the_end.pop_all()
-                checkpoint.finish(seed, found)
+                    yield Ready(trainer, joint, self._locs(plan, joint, loc), kept)
+            if kept.posterior is not None:
+                kept.posterior.history.seconds = time.perf_counter() - began
+                if checkpoint is not None and not kept.posterior.history.interrupted:
+                    at_the_end.pop_all()
+                    checkpoint.finish(seed, kept.posterior)
 
     def _joint_at(self, call: Call) -> tuple[LogJoint, Tensor]:
         """The model as a function of the guide's latents, and a point of finite density."""
@@ -124,8 +118,10 @@ class Fitter:
     def _precise(self, z: Tensor) -> Tensor | None:
         return _in_double(cast(LogJoint, self.joint), z, *self.call)
 
-    def _judge(self, plan: Plan, trainer: Trainer, joint: LogJoint, fits: Sequence[Fit], keep: Keep) -> Posterior:
-        """Keep the best fit, and look for what it misses; what is known in the end."""
+    def judge(self, plan: Plan, ready: "Ready", fits: Sequence[Fit]) -> None:
+        """Keep the best fit, look for what it misses, and say what keeps it from being good."""
+        trainer, joint, keep = ready.trainer, ready.joint, ready.keep
+        trainer.close()
         best = max(fits, key=lambda fit: float(fit.elbo.value))
         posterior = self._posterior(plan, trainer, best, [fit.draws for fit in fits])
         keep(posterior)
@@ -140,7 +136,6 @@ class Fitter:
             if trainer.history.interrupted:
                 raise
             trainer.interrupt()
-        return posterior
 
     def _posterior(self, plan: Plan, trainer: Trainer, fit: Fit, starts: Sequence[Draws]) -> Posterior:
         """A fit, of which nothing else is known yet."""
@@ -185,20 +180,38 @@ class Fitter:
         return replace(faults, improper=improper, scale=out_of_scale(trainer.slope.hessian, guide, draws))
 
 
+class Kept:
+    """Passes posteriors on to where they are kept, and remembers the last.
+
+    :param keep: where to.
+    """
+
+    def __init__(self, keep: Keep):
+        self.keep = keep
+        self.posterior: Posterior | None = None
+
+    def __call__(self, posterior: Posterior) -> None:
+        self.keep(posterior)
+        self.posterior = posterior
+
+
+class Ready(NamedTuple):
+    """What fitting needs: a trainer on the model, the model itself, starting points, and where posteriors go."""
+
+    trainer: Trainer
+    joint: LogJoint
+    locs: list[Tensor]
+    keep: Kept
+
+
 @contextlib.contextmanager
-def unless_kept(leaves: Sequence[Tensor], keep: Keep) -> Iterator[Keep]:
-    """Within it, ``keep`` is watched: the model's own parameters go back to where they were if it is never called."""
-    before, kept = [leaf.detach().clone() for leaf in leaves], False
-
-    def watched(posterior: Posterior) -> None:
-        nonlocal kept
-        keep(posterior)
-        kept = True
-
+def unless_kept(leaves: Sequence[Tensor], keep: Keep) -> Iterator[Kept]:
+    """Within it, the model's own parameters may move: they go back to where they were if no posterior is kept."""
+    before, kept = [leaf.detach().clone() for leaf in leaves], Kept(keep)
     try:
-        yield watched
+        yield kept
     finally:
-        if not kept:
+        if kept.posterior is None:
             with torch.no_grad():
                 put(leaves, before)
 

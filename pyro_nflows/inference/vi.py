@@ -2,6 +2,7 @@ r"""``VI``: shaped like ``MCMC``, one changed line."""
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -13,8 +14,9 @@ from ..guides import AutoFlow
 from ..system.exclusive import exclusive, seeded, usable
 from ..system.files import Path
 from ..system.signals import uninterrupted
-from .checkpoint import load_fit
+from .checkpoint import load_fit, take_fit
 from .elbo import ELBO
+from .fit import fit_all
 from .plan import Plan, check_guide
 from .portable import is_packed, packed, unpacked
 from .posterior import Call, Posterior
@@ -101,9 +103,21 @@ class VI:
         :raises ValueError: if the model cannot be started (the site is named), or is not one this guide can fit; or if
             the checkpoint is damaged, or of other data or settings.
         """
-        self._fitter, call = self._fitter or Fitter(self.guide), usable((args, kwargs))
-        self._fitter.run(self.plan, call, self._keep, self._checkpoint(call))
+        call = usable((args, kwargs))
+        checkpoint = self._checkpoint(call)
+        if checkpoint is not None and checkpoint.fit is not None:
+            self._keep(self._finished(checkpoint.fit, call))
+            return self
+        self._fitter = fitter = self._fitter or Fitter(self.guide)
+        with fitter.ready(self.plan, call, self._keep, checkpoint) as ready:
+            fits = fit_all(ready.trainer, self.guide, self.plan, ready.locs)
+            fitter.judge(self.plan, ready, fits)
         return self
+
+    def _finished(self, fit: dict[str, Any], call: Call) -> Posterior:
+        """The fit of a checkpoint's run that is complete."""
+        with seeded(0):  # the model is run for its structure
+            return replace(take_fit(fit, self.guide, call), seed=self.plan.seed or 0)
 
     def _checkpoint(self, call: Call) -> Checkpoint | None:
         if self.checkpoint is None:

@@ -175,14 +175,14 @@ def small_schedule() -> Any:
 
 def steps_of(folder: Path, **sizes: Any) -> list[str]:
     names: list[str] = []
-    real = Journal.step
+    real = Journal.recall
 
-    def step(self: Journal, name: str, *args: Any) -> Any:
+    def recall(self: Journal, name: str, *args: Any) -> Any:
         names.append(name)
         return real(self, name, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Journal, "step", step)
+        patch.setattr(Journal, "recall", recall)
         line(folder / "steps.pt", two_modes, **sizes).run(Y)
     return names
 
