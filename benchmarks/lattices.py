@@ -33,6 +33,7 @@ from pyro_nflows.diagnostics.bounds import elbo_bounds
 from pyro_nflows.flows import num_params, widened
 from pyro_nflows.layers import LocScale
 from pyro_nflows.layers.base import Chain, Layer
+from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint
 from pyro_nflows.transformers import RationalQuadratic
 
@@ -126,8 +127,8 @@ def fit(name: str, inner: str, base: str, target: Target, annealing: float, seed
     seconds = time.perf_counter() - began
     layer = cast(Layer, guide.layer)
     shares = target.modes({"z": vi.get_samples(20_000, resample=False)["z"]})  # type: ignore[misc]
-    joint = LogJoint(target.model, guide)
-    bounds = elbo_bounds(lambda z: joint(z, *target.args), layer, num_inner=64)
+    joint = LogJoint(BoundModel(target.model, target.args), guide.latents)
+    bounds = elbo_bounds(joint, layer, num_inner=64)
     found = vi.diagnostics()
     return Row(
         len(shares),

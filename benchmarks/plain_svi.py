@@ -31,6 +31,7 @@ import pyro_nflows as nf
 from benchmarks.svi_models import MODELS
 from pyro_nflows.engine import Round, Trainer
 from pyro_nflows.layers.base import Chain
+from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint
 from pyro_nflows.modes.mixtures import place
 from pyro_nflows.modes.pathfinder import Gaussian, best_start
@@ -81,7 +82,7 @@ def best_gaussian(model: Callable[[], None]) -> float:
     pyro.clear_param_store()
     guide = nf.AutoFlow(model)
     guide()
-    joint = LogJoint(model, guide)
+    joint = LogJoint(BoundModel(model), guide.latents)
     joint.prepare()
     trainer, layer = Trainer(joint, progress_bar=False), guide.plain_layer()
     loc = layer.end.loc.detach().clone()

@@ -44,6 +44,7 @@ from benchmarks.models import POSTERIORS, Posterior, add_posteriordb_argument, e
 from pyro_nflows import VI, AutoFlow
 from pyro_nflows.diagnostics import weights as diagnostics
 from pyro_nflows.diagnostics.verdict import Evidence, judge
+from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint
 
 NUM_DRAWS = 22_500
@@ -102,9 +103,9 @@ def peer(make: Callable[..., AutoContinuous]) -> Callable[..., Row]:
         with torch.no_grad():
             q = guide.get_posterior()
             z = q.sample((NUM_DRAWS,))
-            joint = LogJoint(posterior.model, ours)
-            joint.prepare(*args)
-            log_p = torch.cat([joint(rows, *args) for rows in z.split(2000)])
+            joint = LogJoint(BoundModel(posterior.model, args), ours.latents)
+            joint.prepare()
+            log_p = torch.cat([joint(rows) for rows in z.split(2000)])
             log_weight = torch.nan_to_num((log_p - q.log_prob(z)).double(), nan=-math.inf)
         return weighed(posterior, ours, z, log_weight, path) | {"steps": steps, "first": first}
 
@@ -174,7 +175,7 @@ def by_numpyro_bnaf(posterior: Posterior, args: tuple[Any, ...], seed: int, path
 def start(posterior: Posterior, args: tuple[Any, ...]) -> tuple[AutoFlow, dict[str, Tensor]]:
     """A flow guide that knows the sites, and the values at zero in unconstrained space."""
     guide = AutoFlow(posterior.model)
-    guide._setup_prototype(*args)
+    guide.set_up(args, {})
     values = guide.constrain(torch.zeros(1, guide.latent_dim))
     return guide, {name: value[0] for name, value in values.items()}
 

@@ -39,6 +39,7 @@ from torch import Tensor
 from pyro_nflows import ELBO, AutoFlow, AutoIAF
 from pyro_nflows.engine import Engine, Inputs, Program, Round, Trainer, prepare
 from pyro_nflows.inference.elbo import Gradient
+from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint
 
 Args = tuple[Tensor, ...]
@@ -105,11 +106,11 @@ def program_of(
     """The training step of a guide of ours."""
     pyro.clear_param_store()
     guide = make(model)
-    guide._setup_prototype(*args)
-    joint = LogJoint(model, guide)
-    joint.prepare(*args)
+    guide.set_up(args, {})
+    joint = LogJoint(BoundModel(model, args), guide.latents)
+    joint.prepare()
     layer = guide.plain_layer()
-    return Program(lambda z: joint(z, *args), layer, ELBO(num_particles), gradient, num_particles)
+    return Program(joint, layer, ELBO(num_particles), gradient, num_particles)
 
 
 def our_block(program: Program, engine: Engine, num_steps: int) -> Block:

@@ -143,6 +143,39 @@ def test_no_part_imports_the_private_names_of_another(name):
     assert found == []
 
 
+#: Private attributes that are not this package's. Of a named tuple:
+FOREIGN = {"_replace", "_fields"}
+#: Of torch; ``docs/torch_internals.md`` says what each is for.
+FOREIGN |= {"_C", "_functorch", "_get_tracing_state", "_validate_args", "_buffers", "_modules", "_version", "_cdata"}
+FOREIGN |= {"_schema", "_overloadname", "_unsafe_view", "_reshape_alias", "_local_scalar_dense"}
+#: Of Pyro, which has no other way to masks, to the store's raw values, to its handlers and to its stable densities.
+FOREIGN |= {"_mask", "_params", "_PYRO_STACK", "_pyro_dims", "_unsafe_standard_stable", "_unsafe_shift"}
+FOREIGN |= {"_unsafe_alpha_stable_log_prob_at_zero", "_unsafe_stable_log_prob"}
+
+
+def private_attributes(name: str) -> tuple[set[str], set[str]]:
+    """The private names that a module gives its objects, and those that it reads from others than ``self``."""
+    own, read = set(), set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.FunctionDef):
+            own.add(node.name)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            own.add(node.target.id)
+        elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            base = ast.unparse(node.value)
+            (own if base in ("self", "cls", "super()") else read).add(node.attr)
+    return own, read
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_module_reads_the_private_attributes_of_another_ones_objects(name):
+    own, read = private_attributes(name)
+    inherited = {
+        attribute for other in imports(name) if part(other) == part(name) for attribute in private_attributes(other)[0]
+    }
+    assert read - own - inherited - FOREIGN == set()
+
+
 def test_importing_changes_nothing():
     script = """
         import random, sys, warnings

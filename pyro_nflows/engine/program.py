@@ -1,5 +1,6 @@
 r"""Training as a program: one pure step of tensors, which a backend runs eagerly, traced or compiled."""
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -95,6 +96,12 @@ class Program:
         self._names = [name for name, p in self._module.named_parameters() if p.requires_grad]
         self._tensors = [p for p in self._module.parameters() if p.requires_grad]
         self._factors = self._step_factors()
+
+    def at(self, log_joint: LogDensity) -> "Program":
+        """The same step on another log density, such as the model's with other data."""
+        new = copy.copy(self)
+        new.log_joint = log_joint
+        return new
 
     def _step_factors(self) -> Tensor | None:
         """What each parameter's step size is multiplied by; None if that is 1."""

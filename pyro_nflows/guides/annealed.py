@@ -15,7 +15,8 @@ from ..flows.distribution import FlowDistribution
 from ..flows.whitened import Whitened
 from ..layers import Hamiltonian, Rescaled
 from ..layers.base import Layer
-from ..model import log_joint as joints
+from ..model.bound import BoundModel
+from ..model.log_joint import LogJoint
 from . import checks
 from .flow import AutoFlow
 
@@ -83,12 +84,13 @@ class AutoDAIS(AutoFlow):
         super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
         self._full_rank = BASES[base]
         self._call: tuple[Any, Any] | None = None
-        self._joint: joints.LogJoint | None = None
+        self._joint: LogJoint | None = None
 
     # ---- the model's log density ----------------------------------------------------------------------------
 
-    def attend(self, args: Any, kwargs: Any, start: Tensor | None = None) -> None:
+    def receive(self, args: Any, kwargs: Any, start: Tensor | None = None) -> None:
         checks.refuse_tracing(type(self).__name__)
+        self.set_up(args, kwargs)
         if self._call is None or not self._lacks_data(args, kwargs):
             self._call = (args, kwargs)
         if self._joint is None:
@@ -101,27 +103,28 @@ class AutoDAIS(AutoFlow):
         latents = poutine.block(self.bare_model, hide_fn=self._prototype_hide_fn)
         with poutine.block(), torch.random.fork_rng(devices=[]), torch.no_grad():
             found = poutine.trace(latents).get_trace(*args, **kwargs).stochastic_nodes
-        return not set(found) <= set(self._unconstrained_shapes)
+        return not set(found) <= set(self.latents.names)
 
-    def _prepared(self, args: Any, kwargs: Any, start: Tensor | None) -> joints.LogJoint:
+    def _prepared(self, args: Any, kwargs: Any, start: Tensor | None) -> LogJoint:
         name = type(self).__name__
         checks.refuse_lists(name, self.master)
-        joint = joints.LogJoint(self.bare_model, self)
+        joint = LogJoint(BoundModel(self.bare_model, args, kwargs), self.latents)
         joint.start = start
         with poutine.block(), torch.no_grad():
-            near = joint.look(*args, **kwargs)
-            checks.refuse_minibatches(name, joint.run(near[0], *args, **kwargs))
-            joint.prepare(*args, **kwargs)
-            checks.refuse_random(name, *(joint(near, *args, **kwargs) for _ in range(2)))
+            near = joint.look()
+            checks.refuse_minibatches(name, joint.run(near[0]))
+            joint.prepare()
+            checks.refuse_random(name, *(joint(near) for _ in range(2)))
+        self.follow(joint.latents, args, kwargs)
         return joint
 
     def log_joint(self, z: Tensor) -> Tensor:
         """The model's log density at rows of the flat latent, at the arguments of the latest call."""
         args, kwargs = self._call or ((), {})
         if self._joint is None:
-            self.attend(args, kwargs)
+            self.receive(args, kwargs)
         with poutine.block():
-            return self._joint(z, *args, **kwargs)  # type: ignore[misc]
+            return cast(LogJoint, self._joint).on(BoundModel(self.bare_model, args, kwargs))(z)
 
     def _look_at_model(self, *args: Any, **kwargs: Any) -> None:
         super()._look_at_model(*args, **kwargs)
@@ -140,7 +143,7 @@ class AutoDAIS(AutoFlow):
     # ---- the posterior --------------------------------------------------------------------------------------
 
     def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
-        self.attend(args, kwargs)
+        self.receive(args, kwargs)
         latent: Tensor = super().sample_latent()
         return latent
 
@@ -151,7 +154,7 @@ class AutoDAIS(AutoFlow):
         """
         self._need_setup()
         if args or kwargs:
-            self.attend(args, kwargs)
+            self.receive(args, kwargs)
         return super().get_posterior()
 
     # ---- copying --------------------------------------------------------------------------------------------
@@ -168,8 +171,6 @@ class AutoDAIS(AutoFlow):
     def __deepcopy__(self, memo: dict[int, Any]) -> "AutoDAIS":
         new = cast(AutoDAIS, super().__deepcopy__(memo))
         new._call, new._joint = self._call, copy.copy(self._joint)
-        if new._joint is not None:
-            new._joint.guide = new
         return new
 
 
@@ -183,7 +184,7 @@ def _kinds(call: tuple[Any, Any]) -> tuple[Any, list[Any]]:
 class ModelDensity:
     r"""The log density of a guide's model in front of the guide's affine end: of ``x``, where ``z = end(x)``.
 
-    Copies are of the same guide: what it attends to, they do.
+    Copies are of the same guide: the arguments that it is given, they use.
 
     :param guide: holds the model and its arguments.
     :param end: the affine layer.

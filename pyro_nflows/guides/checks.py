@@ -127,6 +127,13 @@ def masked_by_case(name: str, site: str) -> str:
     )
 
 
+def need_setup(name: str) -> RuntimeError:
+    """For what only a guide that has seen its model knows."""
+    return RuntimeError(
+        f"{name} does not know the model's latents yet; call guide(*args) once with the model's arguments"
+    )
+
+
 def need_call(name: str, sites: Iterable[str]) -> RuntimeError:
     """For values on supports that only a run of the model knows, without the arguments for one."""
     return RuntimeError(
@@ -224,7 +231,7 @@ def need_guide() -> RuntimeError:
 
 
 def refuse_replication(name: str) -> None:
-    """Many data sets are fitted side by side, and a guide that needs its model attends to one."""
+    """Many data sets are fitted side by side, and a guide that needs its model knows one."""
     raise ValueError(
         f"SBC: {name} draws with the model's gradient at one data set, and SBC fits many side by side; "
         "use another guide, such as AutoFlow"

@@ -21,9 +21,10 @@ from ..flows.transforms import as_layer, as_transform
 from ..flows.whitened import Whitened
 from ..layers import LocScale, Rescaled, TriangularAffine
 from ..layers.base import Layer
+from ..system.exclusive import validation
 from . import checks, sites
 from .joint import JointGuide
-from .state import decoded, encoded, latents_alone
+from .state import decoded, encoded
 
 #: Above this many dimensions the end of the default guide is diagonal: a full matrix costs D^2 numbers.
 MAX_FULL_RANK = 512
@@ -78,24 +79,41 @@ class AutoFlow(JointGuide):
         checks.check_arguments(type(self).__name__, init_scale, **functions)
         super().__init__(model, init_loc_fn)
         self.create_plates = create_plates
-        self._init_loc_fn: Callable[..., Any] = init_loc_fn
         self.init_scale = float(init_scale)
         self.build: flows.Build | None = build
         #: Components and block size of the mixture that VI put at the flow's base, if it did.
         self.modes: tuple[int, int] | None = None
         self.layer = None
-        self._site_shapes: checks.Shapes | None = None
+        self._loaded_shapes: checks.Shapes | None = None
         self._claims_store = False
 
     # ---- structure ------------------------------------------------------------------------------------------
 
     def _look_at_model(self, *args: Any, **kwargs: Any) -> None:
         super()._look_at_model(*args, **kwargs)
-        loc = self._init_loc()
+        loc = self.init_loc()
         if self.layer is None:
             self.layer = Rescaled(self.make_layer(loc, self.modes), Whitened.END)
-        checks.check_sites(type(self).__name__, self._site_shapes, self._shapes())
-        self._site_shapes = self._shapes()
+        checks.check_sites(type(self).__name__, self._loaded_shapes, self._shapes())
+
+    @property
+    def site_shapes(self) -> checks.Shapes:
+        """The shape of each site's unconstrained value: the model's or, before that is run, the loaded state's.
+
+        :raises RuntimeError: if there has been neither.
+        """
+        if self._latents is None and self._loaded_shapes is not None:
+            return self._loaded_shapes
+        return self._shapes()
+
+    def fresh(self, args: Any, kwargs: Any) -> "AutoFlow":
+        """A guide of the same kind and model that has not been trained, set up at these arguments."""
+        new = copy.deepcopy(self)
+        new.layer, new._loaded_shapes = None, None
+        new._forget_structure()
+        with validation(False):
+            new.set_up(args, kwargs)
+        return new
 
     def make_layer(self, loc: Tensor, modes: tuple[int, int] | None = None) -> Whitened:
         """This guide's flow with its affine end.
@@ -115,7 +133,7 @@ class AutoFlow(JointGuide):
         return Whitened(flow, end).to(loc)
 
     def _shapes(self) -> checks.Shapes:
-        return {name: list(shape) for name, shape in self._unconstrained_shapes.items()}
+        return {name: list(shape) for name, shape in self.latents.shapes.items()}
 
     def _need_setup(self) -> Rescaled:
         """The flow, once the model has been run."""
@@ -180,17 +198,16 @@ class AutoFlow(JointGuide):
         :return: a dict from site to a tensor ``(len(quantiles), *site shape)``: quantiles of a site's own
             values where its constraint is element-wise, else the constrained image of unconstrained ones, as in Pyro.
         """
-        if self.prototype_trace is None:
-            self._setup_prototype(*args, **kwargs)
+        self.set_up(args, kwargs)
         if args or kwargs:
-            self.attend(args, kwargs)
+            self.receive(args, kwargs)
         layer = self._need_setup()
         levels = torch.as_tensor(quantiles).to(next(layer.parameters()))
         checks.check_levels(type(self).__name__, levels)
         draws, _ = layer(*sites.symmetric_normal(layer))
-        found = {site["name"]: sites.site_quantiles(site, value, levels) for site, value in self._unpack_rows(draws)}
-        values = self.constrain(draws, *args, **kwargs) if self.moving else {}
-        return found | {name: values[name].quantile(levels, 0) for name in self.moving}
+        found, moving = sites.quantiles(self.latents, draws, levels), self.latents.moving
+        values = self.constrain(draws, *args, **kwargs) if moving else {}
+        return found | {name: values[name].quantile(levels, 0) for name in moving}
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Marginal medians, a dict from site to a tensor of its shape: ``quantiles(0.5)``."""
@@ -223,7 +240,8 @@ class AutoFlow(JointGuide):
         """All but the model; and ``build``, often a lambda, only while it is needed."""
         forgotten = dict.fromkeys(("_model", "_bare_model", "_call", "master", "_init_loc_fn"))
         build = self.build if self.layer is None else None
-        return {**self.__dict__, **forgotten, "build": build, "prototype_trace": latents_alone(self.prototype_trace)}
+        prototype = None if self._latents is None else self._latents.prototype()
+        return {**self.__dict__, **forgotten, "build": build, "prototype_trace": prototype}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AutoFlow":
         new = type(self).__new__(type(self))
@@ -235,12 +253,13 @@ class AutoFlow(JointGuide):
 
     def get_extra_state(self) -> Tensor:
         """The sites' names and shapes."""
-        return encoded(shapes=self._site_shapes, modes=self.modes)
+        known = self._latents is not None or self._loaded_shapes is not None
+        return encoded(shapes=self.site_shapes if known else None, modes=self.modes)
 
     def set_extra_state(self, state: Tensor) -> None:
         shapes = decoded(state)["shapes"]
         if self.prototype_trace is None:
-            self._site_shapes = shapes
+            self._loaded_shapes = shapes
         elif shapes is not None:
             checks.check_sites(type(self).__name__, shapes, self._shapes())
         self._claims_store = True

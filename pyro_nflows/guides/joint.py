@@ -1,7 +1,7 @@
 r"""Guides over all latents of a model at once: its sites, and one flat vector that holds them unconstrained."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -9,11 +9,15 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.guides import AutoGuide, prototype_hide_fn
+from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 
-from ..model import data_checks, following, latents, supports
-from ..model import log_joint as joints
+from ..model import data_checks
+from ..model.bound import BoundModel
 from ..model.initialization import FlatPriors
+from ..model.latents import Latents
+from ..model.log_joint import LogJoint
+from ..model.values import constrained, unconstrained
 from . import checks, sites
 
 
@@ -26,15 +30,13 @@ class JointGuide(AutoContinuous):
 
     layer: Any
     prototype_trace: Any
-    #: Sites whose support depends on other latents, on parameters or on arguments.
-    moving: frozenset[str] = frozenset()
-    #: Masked sites that count with their prior, and whether their mask depends on an enumerated site.
-    filled: dict[str, bool] = {}
+    _latents: Latents | None = None
     _call: tuple[Any, Any] | None = None
 
     def __init__(self, model: Callable[..., Any], init_loc_fn: Callable[..., Any]):
         super().__init__(model, init_loc_fn=FlatPriors(init_loc_fn))
         self._bare_model: tuple[Callable[..., Any]] | None = (model,)
+        self._init_loc_fn: Callable[..., Any] | None = init_loc_fn
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -46,6 +48,21 @@ class JointGuide(AutoContinuous):
         """The model as it was given."""
         return checks.need_model(type(self).__name__, self._bare_model)
 
+    @property
+    def has_model(self) -> bool:
+        """Whether it still has its model, which is not saved or pickled with it."""
+        return self._bare_model is not None
+
+    @property
+    def init_loc_fn(self) -> Callable[..., Any] | None:
+        """The function that says where to start; None where it was unpickled without its model."""
+        return self._init_loc_fn
+
+    def give_model(self, model: Callable[..., Any], init_loc_fn: Callable[..., Any]) -> None:
+        """Give an unpickled guide its model again, as when it was made."""
+        self._model = (InitMessenger(FlatPriors(init_loc_fn))(model),)
+        self._bare_model, self._init_loc_fn = (model,), init_loc_fn
+
     # ---- structure -------------------------------------------------------------------------------------------
 
     @staticmethod
@@ -53,13 +70,21 @@ class JointGuide(AutoContinuous):
         """Also leave enumerated sites to the objective."""
         return prototype_hide_fn(msg) or msg["infer"].get("enumerate") == "parallel"
 
+    def set_up(self, args: Any, kwargs: Any) -> None:
+        """Run the model for its structure, unless that is known."""
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+
     @torch.inference_mode(False)  # or its parameters could not be trained
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         try:
             self._look_at_model(*args, **kwargs)
         except Exception:
-            self.prototype_trace = None  # so that the next call looks, and complains, again
+            self._forget_structure()  # so that the next call looks, and complains, again
             raise
+
+    def _forget_structure(self) -> None:
+        self.prototype_trace, self._latents = None, None
 
     def _look_at_model(self, *args: Any, **kwargs: Any) -> None:
         name = type(self).__name__
@@ -73,58 +98,63 @@ class JointGuide(AutoContinuous):
                 raise mixed from error
             raise
         checks.refuse_sites(name, self.prototype_trace)
-        nodes = dict(self.prototype_trace.iter_stochastic_nodes())
-        self._unconstrained_shapes = {n: latents.unconstrained_shape(name, site) for n, site in nodes.items()}
-        self._cond_indep_stacks = {n: site["cond_indep_stack"] for n, site in nodes.items()}
-        self.latent_dim = sum(shape.numel() for shape in self._unconstrained_shapes.values())
-        if not self.latent_dim:
+        latents = self._latents = Latents.of(name, self.prototype_trace)
+        self.latent_dim, self._unconstrained_shapes = latents.dim, latents.shapes  # Pyro reads these
+        self._cond_indep_stacks = {site: latent.plates for site, latent in latents.sites.items()}
+        if not latents.dim:
             raise checks.no_latents(name)
         checks.refuse_subsampled(name, self._cond_indep_stacks)
-        if following.needs_look(nodes.values()):
-            with poutine.block(), torch.random.fork_rng(devices=[]):
-                joints.LogJoint(self.bare_model, self).look(*args, **kwargs)
+        if latents.may_move:
+            self.follow(self._joint_at(args, kwargs).latents, args, kwargs)
+
+    @property
+    def latents(self) -> Latents:
+        """The model's latents: their names and shapes, and where the flat latent holds them.
+
+        :raises RuntimeError: before the first call.
+        """
+        if self._latents is None:
+            raise checks.need_setup(type(self).__name__)
+        return self._latents
+
+    def init_loc(self) -> Tensor:
+        """The flat latent that a fresh guide is centered at."""
+        return self.latents.init_loc()
 
     def _init_loc(self) -> Tensor:
-        nodes = [self.prototype_trace.nodes[name] for name in self._unconstrained_shapes]
-        return torch.cat([supports.bijection(s["fn"]).inv(s["value"].detach()).reshape(-1) for s in nodes])
+        """Pyro's name for it."""
+        return self.init_loc()
 
-    def follow(self, moving: frozenset[str], filled: dict[str, bool], args: Any, kwargs: Any) -> None:
-        """Hear which supports move, and which masked sites count with their prior (and whether case by case).
+    def follow(self, latents: Latents, args: Any, kwargs: Any) -> None:
+        """Take what a log joint at these arguments has found about moving supports and masked sites.
 
         The latest arguments are remembered where values cannot be found without a run of the model.
+
+        :param latents: the guide's own, with what was found; see :meth:`.Latents.following`.
         """
-        self.moving, self.filled = moving, filled
-        if moving:
+        self._latents = latents
+        if latents.moving:
             self._call = (args, kwargs)
 
-    def attend(self, args: Any, kwargs: Any, start: Tensor | None = None) -> None:
-        """Receive the model's arguments and a point of finite density, before drawing; for guides that use them."""
-        self._call = (args, kwargs) if self.moving else None
+    def receive(self, args: Any, kwargs: Any, start: Tensor | None = None) -> None:
+        """Be given the model's arguments before draws are made, by guides that need them for drawing.
+
+        :param start: a point of finite density, where one is known.
+        """
+        self.set_up(args, kwargs)
+        self._call = (args, kwargs) if self.latents.moving else None
 
     @property
     def latent_names(self) -> list[str]:
         """Names of the latent sites, in the order in which the flat latent holds them."""
         self._need_setup()
-        return list(self._unconstrained_shapes)
+        return self.latents.names
 
     def _need_setup(self) -> Any:
         if self.layer is None or self.prototype_trace is None:
-            raise RuntimeError(
-                f"{type(self).__name__} does not know the model's latents yet; "
-                "call guide(*args) once with the model's arguments"
-            )
+            raise checks.need_setup(type(self).__name__)
 
     # ---- between the flat latent and the sites ---------------------------------------------------------------
-
-    def _unpack_rows(self, draws: Tensor) -> Iterator[tuple[dict[str, Any], Tensor]]:
-        """Each site with its unconstrained values ``(num_draws, *site shape)``."""
-        sizes = [torch.Size(s).numel() for s in self._unconstrained_shapes.values()]
-        for (name, shape), part in zip(self._unconstrained_shapes.items(), draws.split(sizes, -1)):
-            yield self.prototype_trace.nodes[name], part.reshape(draws.shape[:-1] + shape)
-
-    def parts(self, latent: Tensor) -> dict[str, Tensor]:
-        """Each site's unconstrained value ``(..., *site shape)`` in flat latents."""
-        return {site["name"]: part for site, part in self._unpack_rows(latent)}
 
     def constrain(self, latent: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Flat unconstrained draws ``(num_draws, latent_dim)`` to a dict of site values.
@@ -135,10 +165,9 @@ class JointGuide(AutoContinuous):
         :raises RuntimeError: where they are needed, and there was no call.
         """
         self._need_setup()
-        if self.moving:
-            call = self._latest(args, kwargs)
-            return latents.constrained(self._joint_at(call), latent, *call)
-        return {s["name"]: supports.bijection(s["fn"])(value) for s, value in self._unpack_rows(latent)}
+        if not self.latents.moving:
+            return self.latents.constrain(latent)
+        return constrained(self._joint_at(*self._latest(args, kwargs)), latent)
 
     def unconstrain(self, values: dict[str, Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         r"""The inverse of :meth:`constrain`: flat latents, and the log-determinants of :meth:`constrain` there.
@@ -148,27 +177,23 @@ class JointGuide(AutoContinuous):
         :raises ValueError: if a site is missing, or has another shape.
         """
         self._need_setup()
-        nodes = self.prototype_trace.nodes
-        for name in self._unconstrained_shapes:
-            checks.check_value(type(self).__name__, nodes[name], values)
-        if self.moving:
-            call = self._latest(args, kwargs)
-            return latents.unconstrained(self._joint_at(call), values, *call)
-        shapes = self._unconstrained_shapes.items()
-        rows, log_dets = zip(*(latents.unconstrained_value(nodes[n], values[n], len(shape)) for n, shape in shapes))
-        return torch.cat(rows, -1), sum(log_dets)
+        for latent in self.latents.sites.values():
+            checks.check_value(type(self).__name__, latent.site, values)
+        if not self.latents.moving:
+            return self.latents.unconstrain(values)
+        return unconstrained(self._joint_at(*self._latest(args, kwargs)), values)
 
     def _latest(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         if args or kwargs:
             return args, kwargs
         if self._call is None:
-            raise checks.need_call(type(self).__name__, self.moving)
+            raise checks.need_call(type(self).__name__, self.latents.moving)
         return self._call
 
-    def _joint_at(self, call: tuple[Any, Any]) -> "joints.LogJoint":
-        joint = joints.LogJoint(self.bare_model, self)
+    def _joint_at(self, args: Any, kwargs: Any) -> LogJoint:
+        joint = LogJoint(BoundModel(self.bare_model, args, kwargs), self.latents)
         with poutine.block(), torch.random.fork_rng(devices=[]):
-            joint.look(*call[0], **call[1])
+            joint.look()
         return joint
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -176,9 +201,7 @@ class JointGuide(AutoContinuous):
 
         :return: a dict from site to its value.
         """
-        if self.prototype_trace is None:
-            self._setup_prototype(*args, **kwargs)
-        self.attend(args, kwargs)
+        self.receive(args, kwargs)
         latent, plates, result = self.sample_latent(*args, **kwargs), self._create_plates(*args, **kwargs), {}
         for name, point in sites.points(self, latent, args, kwargs).items():
             with contextlib.ExitStack() as stack:

@@ -1,6 +1,7 @@
 """A guide's sites one by one: their values with log densities, marginal quantiles, locations and widths."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from ..flows.whitened import Whitened
 from ..layers import TriangularAffine
 from ..layers.base import Layer
 from ..model import supports
+from ..model.latents import Latent, Latents
 from ..model.placed import Placed, prior_where_masked
 from ..numerics import quasi_normal
 from ..system.exclusive import validation
@@ -59,9 +61,13 @@ def loc_scale(layer: Whitened) -> tuple[Tensor, Tensor]:
     return end(middle)[0], ((y - middle) @ linear.T).square().mean(0).sqrt()
 
 
-def site_quantiles(site: dict[str, Any], unconstrained: Tensor, levels: Tensor) -> Tensor:
-    """Marginal quantiles of a site from its unconstrained draws."""
-    transform = supports.bijection(site["fn"])
+def quantiles(latents: Latents, draws: Tensor, levels: Tensor) -> dict[str, Tensor]:
+    """Marginal quantiles of each site from flat draws."""
+    return {name: _quantiles(latents.sites[name], part, levels) for name, part in latents.unpack(draws).items()}
+
+
+def _quantiles(latent: Latent, unconstrained: Tensor, levels: Tensor) -> Tensor:
+    transform = latent.transform
     if transform.domain.event_dim == 0:
         return cast(Tensor, transform(unconstrained).quantile(levels, 0))
     return cast(Tensor, transform(unconstrained.quantile(levels, 0)))
@@ -73,26 +79,26 @@ def points(guide: Any, latent: Tensor, args: Any, kwargs: Any) -> dict[str, Poin
     Where a masked latent counts with its prior, Pyro's objectives read a model that lacks it, so the guide takes it
     off its own density: their difference is the same.
     """
-    parts = {site["name"]: part for site, part in guide._unpack_latent(latent)}
-    nodes = guide.prototype_trace.nodes
-    by_case = [name for name, cases in guide.filled.items() if cases]
+    latents = guide.latents
+    parts, nodes = latents.unpack_in_plates(latent), {name: found.site for name, found in latents.sites.items()}
+    by_case = [name for name, cases in latents.filled.items() if cases]
     if by_case and am_i_wrapped() and torch.is_grad_enabled():
         warnings.warn(checks.masked_by_case(type(guide).__name__, by_case[0]), UserWarning, stacklevel=4)
-    if guide.moving or guide.filled:
-        placed = Placed(type(guide).__name__, parts)
+    if latents.moving or latents.filled:
+        placed = Placed(latents.owner, parts)
         with poutine.block(), validation(False):
             nodes = poutine.trace(placed(guide.bare_model)).get_trace(*args, **kwargs).nodes
-    return {name: _point(guide, nodes[name], part) for name, part in parts.items()}
+    return {name: _point(latents, name, nodes[name], part) for name, part in parts.items()}
 
 
-def _point(guide: Any, site: dict[str, Any], part: Tensor) -> PointMass:
-    event_dim = guide.prototype_trace.nodes[site["name"]]["fn"].event_dim
+def _point(latents: Latents, name: str, site: Mapping[str, Any], part: Tensor) -> PointMass:
+    event_dim = latents.sites[name].event_dim
     transform = supports.bijection(site["fn"])
     value = transform(part)
     if poutine.get_mask() is False:
         return PointMass(value, event_dim=event_dim)
     log_det = transform.log_abs_det_jacobian(part, value)
     log_density = -sum_rightmost(log_det, log_det.dim() - value.dim() + event_dim)
-    if guide.filled.get(site["name"]) is False:
+    if latents.filled.get(name) is False:
         log_density = log_density - prior_where_masked(site, value)
     return PointMass(value, log_density=log_density, event_dim=event_dim)

@@ -6,17 +6,15 @@ beside one of trillionths asks too much of step sizes. The weights see that some
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from pyro.distributions import constraints as pyro_constraints
 from torch import Tensor
-from torch.distributions import Transform, constraints
+from torch.distributions import constraints
 
 from ..guides import AutoFlow
-from ..model.supports import bijection
 from ..objectives.draws import Draws, LogDensity
 
 #: How far out, in widths, a density must have fallen: along a coordinate, and across, where a direction has an error.
@@ -106,8 +104,8 @@ def _ways(hessian: Tensor, guide: AutoFlow, z: Tensor) -> tuple[Tensor, Tensor, 
 def on_the_edge(guide: AutoFlow, z: Tensor) -> tuple[str, float] | None:
     """The first site whose draws lie so close to the edge of its support that numbers end there, and their share."""
     for name, at in _columns(guide):
-        transform = _bijection(guide, name)
-        part = z[:NUM_DRAWS, at].reshape(-1, *guide._unconstrained_shapes[name])
+        latent = guide.latents.sites[name]
+        transform, part = latent.transform, z[:NUM_DRAWS, at].reshape(-1, *latent.shape)
         with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
             error = (transform.inv(transform(part)) - part).abs() - 1e-3 * part.abs()
             share = float((error.nan_to_num(torch.inf) > LOST).reshape(len(part), -1).double().mean(0).max())
@@ -132,22 +130,15 @@ def out_of_scale(hessian: Hessian, guide: AutoFlow, draws: Draws) -> tuple[str, 
 
 
 def _columns(guide: AutoFlow) -> Iterator[tuple[str, slice]]:
-    """Every site with its place in the flat latent."""
-    start = 0
-    for name in guide.latent_names:
-        stop = start + math.prod(guide._unconstrained_shapes[name])
-        if stop > start:
-            yield name, slice(start, stop)
-        start = stop
-
-
-def _bijection(guide: AutoFlow, name: str) -> Transform:
-    return bijection(guide.prototype_trace.nodes[name]["fn"])
+    """Every site with its place in the flat latent, less those of no numbers."""
+    for name, latent in guide.latents.sites.items():
+        if latent.shape.numel():
+            yield name, latent.columns
 
 
 def _base(guide: AutoFlow, name: str) -> Any:
     """A site's support, of one number where it is a stack of these."""
-    support = _bijection(guide, name).codomain
+    support = guide.latents.sites[name].transform.codomain
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return support

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..guides import AutoFlow
+from ..model.bound import BoundModel
 from ..model.log_joint import LogJoint
 from ..system.files import Path, kind_of, read
 from .mark import put
@@ -40,9 +41,7 @@ def take_fit(state: dict[str, Any], guide: AutoFlow, call: Call) -> Posterior:
     found = restored(state, guide)
     if state["arguments"] and not (call[0] or call[1]):
         return found
-    if guide.prototype_trace is None:
-        guide._setup_prototype(*call[0], **call[1])
-    guide.attend(*call)
+    guide.receive(*call)
     _take_leaves(guide, found, call)
     _check_model(guide, found, call)
     return replace(found, call=call, values=None)
@@ -66,7 +65,7 @@ def _take_guide(state: dict[str, Any], guide: AutoFlow) -> None:
 def _take_leaves(guide: AutoFlow, found: Posterior, call: Call) -> None:
     """Put the model's own parameters to where they were."""
     values: list[Tensor] = list(found.leaves)
-    leaves = LogJoint(guide.bare_model, guide).leaves(found.draws.z[0], *call[0], **call[1])
+    leaves = LogJoint(BoundModel(guide.bare_model, *call), guide.latents).leaves(found.draws.z[0])
     then, now = [list(value.shape) for value in values], [list(leaf.shape) for leaf in leaves]
     if then != now:
         raise ValueError(
@@ -82,9 +81,9 @@ def _check_model(guide: AutoFlow, found: Posterior, call: Call) -> None:
     """Refuse a model and data whose log density is not that of the file; but a model may be random."""
     draws = found.draws
     index = draws.log_p.topk(min(NUM_CHECKED, len(draws.z))).indices
-    joint = LogJoint(guide.bare_model, guide)
+    joint = LogJoint(BoundModel(guide.bare_model, *call), guide.latents)
     joint.start = draws.z[index[0]]
-    now, again = (joint(draws.z[index], *call[0], **call[1]).double() for _ in range(2))
+    now, again = (joint(draws.z[index]).double() for _ in range(2))
     then = draws.log_p[index].double()
     if torch.equal(now, again) and not torch.allclose(now, then, rtol=1e-3, atol=1e-2):
         raise ValueError(

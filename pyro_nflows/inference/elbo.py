@@ -36,6 +36,7 @@ from ..engine import EngineWarning
 from ..engine.tape import TraceError
 from ..guides import AutoFlow
 from ..layers.base import Exactness, Layer
+from ..model.bound import BoundModel
 from ..model.log_joint import LogJoint
 from ..objectives.base import Gradient, Objective
 from ..objectives.draws import Draws, LogDensity, base_noise
@@ -144,20 +145,17 @@ class ELBO(Objective, elbo.ELBO):
         return loss.item()
 
     def _by_recording(self, model: Any, guide: AutoFlow, args: Any, kwargs: Any) -> float:
-        recorded = self._recorded
-        if recorded is None or not recorded.fits(model, guide, args, kwargs):
-            if guide.prototype_trace is None:
-                guide._setup_prototype(*args, **kwargs)
-            guide.attend(args, kwargs)
+        recorded, bound = self._recorded, BoundModel(model, args, kwargs)
+        if recorded is None or not recorded.fits(bound, guide):
+            guide.receive(args, kwargs)
             layer = guide.registered_layer()
             self.check_layer(layer)
-            joint = LogJoint(model, guide)
-            joint.prepare(*args, **kwargs)
+            joint = _prepared(model, guide, args, kwargs)
             gradient = self.gradient or self.best_gradient
             with torch.random.fork_rng():  # the loop's random numbers stay what they would have been
-                recorded = self._recorded = Recorded(self, gradient, joint, layer, args, kwargs, self._say)
+                recorded = self._recorded = Recorded(self, gradient, joint, guide, self._say)
         guide.registered_layer()  # Pyro's SVI steps the parameters that it saw used
-        return recorded.loss_and_grads(args, kwargs)
+        return recorded.loss_and_grads(bound.tensors)
 
     def _say(self, reason: str) -> None:
         """Once, why nothing is compiled."""
@@ -188,9 +186,7 @@ class ELBO(Objective, elbo.ELBO):
     def _weigh(self, model: Any, guide: Any, args: Any, kwargs: Any, gradient: Gradient) -> Draws:
         if not _is_flow(guide):
             return self._weigh_traces(model, guide, args, kwargs)
-        if guide.prototype_trace is None:
-            guide._setup_prototype(*args, **kwargs)
-        guide.attend(args, kwargs)
+        guide.receive(args, kwargs)
         layer = guide.registered_layer()
         self.check_layer(layer)
         log_joint = self._joint(model, guide, args, kwargs)
@@ -206,10 +202,9 @@ class ELBO(Objective, elbo.ELBO):
 
     def _joint(self, model: Any, guide: AutoFlow, args: Any, kwargs: Any) -> LogDensity:
         joint = self._log_joint
-        if joint is None or joint.model is not model or joint.guide is not guide:
-            joint = self._log_joint = LogJoint(model, guide)
-            joint.prepare(*args, **kwargs)
-        return lambda z: joint(z, *args, **kwargs)
+        if joint is None or joint.bound.model is not model or joint.latents.sites is not guide.latents.sites:
+            joint = self._log_joint = _prepared(model, guide, args, kwargs)
+        return joint.on(joint.bound.with_call(args, kwargs))
 
     def _weigh_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Draws:
         """Particles one after the other, through Pyro's traces."""
@@ -290,6 +285,14 @@ def _why_no_path(error: RuntimeError) -> str | None:
 def _is_flow(guide: Any) -> bool:
     """Whether a guide covers all latents with one flow, so that particles can be vectorised."""
     return isinstance(guide, AutoFlow) and guide.master is None
+
+
+def _prepared(model: Any, guide: AutoFlow, args: Any, kwargs: Any) -> LogJoint:
+    """The model's log density; the guide takes what that shows of its latents."""
+    joint = LogJoint(BoundModel(model, args, kwargs), guide.latents)
+    joint.prepare()
+    guide.follow(joint.latents, args, kwargs)
+    return joint
 
 
 def _name(guide: Any) -> str:

@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from pyro.infer.autoguide import init_to_median
-from pyro.infer.autoguide.initialization import InitMessenger
 
 from ..guides import AutoFlow
-from ..model.initialization import FlatPriors
 
 #: Modules that pickle functions without a name; whoever uses one has imported it.
 STRONGER = ("cloudpickle", "joblib.externals.cloudpickle")
@@ -28,8 +26,8 @@ def packed(guide: AutoFlow, call: Any) -> dict[str, Any]:
             f"this VI cannot be pickled, because its {type(guide).__name__} cannot ({error}); write it to a file with "
             "vi.save(path), and have it again with VI.load(path, guide, *args)"
         ) from error
-    model = guide._bare_model and guide._bare_model[0]
-    return {"_packed": (alone, _bytes((model, call)), _bytes(guide._init_loc_fn))}
+    model = guide.bare_model if guide.has_model else None
+    return {"_packed": (alone, _bytes((model, call)), _bytes(guide.init_loc_fn))}
 
 
 def is_packed(state: dict[str, Any]) -> bool:
@@ -47,16 +45,10 @@ def unpacked(state: dict[str, Any]) -> tuple[AutoFlow, Any, str]:
         return guide, None, f"was unpickled without its model and data, which could not be pickled ({error})"
     if model is None:
         return guide, None, "was unpickled without its model"
-    _give_model(guide, model, _loaded(init_loc_fn))
+    guide.give_model(model, _loaded(init_loc_fn))
     if call is not None:
-        guide.attend(*call)
+        guide.receive(*call)
     return guide, call, "was pickled without its data"
-
-
-def _give_model(guide: AutoFlow, model: Callable[..., Any], init_loc_fn: Callable[..., Any]) -> None:
-    """As at the guide's making."""
-    guide._model = (InitMessenger(FlatPriors(init_loc_fn))(model),)
-    guide._bare_model, guide._init_loc_fn = (model,), init_loc_fn
 
 
 def _bytes(thing: Any) -> bytes:

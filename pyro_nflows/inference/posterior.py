@@ -18,6 +18,7 @@ from ..diagnostics.verdict import Evidence, Outcome, Verdict, choose, chosen, ef
 from ..engine import History, sample
 from ..guides import AutoFlow
 from ..layers import Rescaled
+from ..model.bound import BoundModel
 from ..model.log_joint import LogJoint
 from ..objectives.draws import Draws, LogDensity, concatenate
 from ..system.exclusive import exclusive, seeded
@@ -152,10 +153,10 @@ class Posterior:
         :raises ValueError: if the model's arguments are not at hand.
         """
         args, kwargs = self._need_call()
-        joint = LogJoint(self.guide.bare_model, self.guide)
+        joint = LogJoint(BoundModel(self.guide.bare_model, args, kwargs), self.guide.latents)
         joint.start = self.draws.z[self.draws.log_p.argmax()]
-        self.guide.attend(args, kwargs, joint.start)
-        return lambda z: joint(z, *args, **kwargs)
+        self.guide.receive(args, kwargs, joint.start)
+        return joint
 
     def constrained(self, index: Tensor) -> dict[str, Tensor]:
         """Some of the draws, each site in its own space.
@@ -163,8 +164,13 @@ class Posterior:
         :param index: which draws.
         """
         if self.values is None:
-            return self.guide.constrain(self.draws.z[index])
+            return self._constrained(self.draws.z[index])
         return {name: value[index] for name, value in self.values.items()}
+
+    def _constrained(self, z: Tensor) -> dict[str, Tensor]:
+        """On the supports that sites have at this posterior's data; the guide may have been given others since."""
+        args, kwargs = self.call or ((), {})
+        return self.guide.constrain(z, *args, **kwargs)
 
     @exclusive()
     def refine(
@@ -200,7 +206,7 @@ class Posterior:
         stats = {"lp": draws.log_p, "log_q": draws.log_q, "log_weight": draws.log_weight}
         return to_arviz(
             self.guide.bare_model,
-            {name: value.unflatten(0, (num, -1)) for name, value in self.guide.constrain(draws.z).items()},
+            {name: value.unflatten(0, (num, -1)) for name, value in self._constrained(draws.z).items()},
             args,
             kwargs,
             sample_stats={name: value.view(num, -1) for name, value in stats.items()},
@@ -259,7 +265,7 @@ class Posterior:
         """Every site's values; of one that ``z`` holds as they are, only where and of what shape."""
         found, start, z = dict[str, Tensor | list[int]](), 0, self.draws.z
         for name, value in self.constrained(torch.arange(len(z))).items():
-            size = math.prod((self.guide._site_shapes or {})[name])
+            size = math.prod(self.guide.site_shapes[name])
             held = value.numel() == len(z) * size and torch.equal(value.reshape(len(z), -1), z[:, start : start + size])
             found[name] = [start, *value.shape[1:]] if held else value
             start += size

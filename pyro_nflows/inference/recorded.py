@@ -1,21 +1,22 @@
 r"""An objective's loss and gradient recorded once, for a training loop that is not ours."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..checks import first_line
 from ..engine.compiling import Compiling
 from ..engine.native import Run
 from ..engine.program import Inputs, Program
 from ..engine.tape import Tape, TraceError
+from ..guides import AutoFlow
 from ..layers.base import Layer
-from ..model.log_joint import LogJoint, tensors_of
+from ..model.bound import BoundModel
+from ..model.log_joint import LogJoint
 from ..objectives.base import Gradient, Objective
 from ..objectives.draws import base_noise
 
@@ -25,9 +26,8 @@ class Recorded:
 
     :param objective: what to maximise.
     :param gradient: its estimator.
-    :param joint: the model, prepared.
-    :param layer: the flow.
-    :param args: the model's arguments, with ``kwargs``; later ones must have the same shapes.
+    :param joint: the model at its arguments, prepared; later arguments must have the same shapes.
+    :param guide: whose flow is trained, set up.
     :param tell: is told why the recording is not compiled, if it is not.
     :raises TraceError: if the model cannot be recorded faithfully.
     """
@@ -37,36 +37,29 @@ class Recorded:
         objective: Objective,
         gradient: Gradient,
         joint: LogJoint,
-        layer: Layer,
-        args: Any,
-        kwargs: Any,
+        guide: AutoFlow,
         tell: Callable[[str], None] = lambda _: None,
     ):
-        self.joint, self.layer, self.tell = joint, layer, tell
-        self.names = _param_names(joint, args, kwargs)
-        leaves = joint.leaves(joint.guide._init_loc(), *args, **kwargs)
-        self._call = (args, kwargs)
-        self.program = Program(self._log_joint, layer, objective, gradient, objective.num_particles, leaves)
-        self._form = tensors_of((args, kwargs))[1]
-        self.tensors = [p for p in layer.parameters() if p.requires_grad] + leaves
+        self.joint, self.guide, self.layer, self.tell = joint, guide, cast(Layer, guide.layer), tell
+        self._form = joint.bound.form
+        self.names = _param_names(joint)
+        leaves = joint.leaves(joint.latents.init_loc())
+        self.program = Program(joint, self.layer, objective, gradient, objective.num_particles, leaves)
+        self.tensors = [p for p in self.layer.parameters() if p.requires_grad] + leaves
         self.tape = self._record()
         self.memory: Run | None = None
         self.compiling, self._is_told = Compiling(self.tape, 0, self.program.params()), False
         self.compiling.start()
         self._tell()
 
-    def fits(self, model: Any, guide: Any, args: Any, kwargs: Any) -> bool:
+    def fits(self, bound: BoundModel, guide: Any) -> bool:
         """Whether it was recorded for this model, guide and kind of arguments."""
-        same = self.joint.model is model and self.joint.guide is guide and guide.layer is self.layer
-        return same and tensors_of((args, kwargs))[1] == self._form
-
-    def _log_joint(self, z: Tensor) -> Tensor:
-        args, kwargs = self._call
-        return self.joint(z, *args, **kwargs)
+        same = self.joint.bound.model is bound.model and self.guide is guide and guide.layer is self.layer
+        return same and bound.form == self._form
 
     def _record(self) -> Tape:
         inputs = [self.program.init().params, base_noise(self.layer, self.program.num_particles)]
-        data = tensors_of(self._call)[0]
+        data = self.joint.bound.tensors
         fresh = [inputs[0], 0.5 * inputs[1].flip(0), *data]
         try:
             tape = Tape(self._gradient, [*inputs, *data])
@@ -79,19 +72,16 @@ class Recorded:
 
     def _gradient(self, params: Tensor, noise: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
         """Minus the bound, and the estimator's gradient of it."""
-        before, one = self._call, params.new_ones(())
-        leaves, spec = tree_flatten(before)
-        given = iter(data)
-        self._call = tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
-        self.joint.guide.attend(*self._call)
+        bound, one = self.joint.bound.with_data(data), params.new_ones(())
+        program = self.program.at(self.joint.on(bound))
+        self.guide.receive(*bound.call)
         try:
             with torch.enable_grad():
                 params = params.detach().requires_grad_()
-                surrogate, loss = self.program.loss(params, Inputs(noise, one, one, 0 * one))
+                surrogate, loss = program.loss(params, Inputs(noise, one, one, 0 * one))
                 (gradient,) = torch.autograd.grad(surrogate, params)
         finally:
-            self._call = before
-            self.joint.guide.attend(*before)
+            self.guide.receive(*self.joint.bound.call)
         return loss.detach(), gradient
 
     def _tell(self) -> None:
@@ -100,14 +90,13 @@ class Recorded:
             self._is_told = True
             self.tell(f"{self.compiling.refused}; the recording is replayed, which is slower than compiled code")
 
-    def loss_and_grads(self, args: Any, kwargs: Any) -> float:
-        """Minus the estimated bound; its gradient is added to the parameters' ``.grad``."""
+    def loss_and_grads(self, data: Sequence[Tensor]) -> float:
+        """Minus the estimated bound at such data; its gradient is added to the parameters' ``.grad``."""
         for name in self.names:  # so that Pyro's SVI sees them used
             pyro.param(name)
-        self._call = (args, kwargs)
         params = torch.cat([p.detach().reshape(-1) for p in self.tensors])
         noise = base_noise(self.layer, self.program.num_particles)
-        loss, gradient = self._run([params, noise, *tensors_of(self._call)[0]])
+        loss, gradient = self._run([params, noise, *data])
         for tensor, part in zip(self.tensors, gradient.split([p.numel() for p in self.tensors])):
             part = part.view(tensor.shape)
             tensor.grad = part.clone() if tensor.grad is None else tensor.grad + part
@@ -144,7 +133,7 @@ def _difference(found: Sequence[Tensor], right: Sequence[Tensor]) -> str | None:
     return None
 
 
-def _param_names(joint: LogJoint, args: Any, kwargs: Any) -> list[str]:
+def _param_names(joint: LogJoint) -> list[str]:
     with poutine.trace(param_only=True) as capture, torch.no_grad():
-        joint.single(joint.guide._init_loc(), *args, **kwargs)
+        joint.single(joint.latents.init_loc())
     return [name for name, site in capture.trace.nodes.items() if site["value"] is not None]

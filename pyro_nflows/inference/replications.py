@@ -1,7 +1,6 @@
 """Data sets that a model simulates, and the fit of each: side by side, on one recording of the model."""
 
 import contextlib
-import copy
 import functools
 import warnings
 from collections.abc import Iterator
@@ -14,8 +13,9 @@ from ..engine import EngineWarning, Trainer
 from ..engine.runners import num_cores
 from ..guides import AutoFlow, checks
 from ..layers.base import Layer
+from ..model.bound import BoundModel
 from ..model.feasible import check_start
-from ..model.log_joint import LogJoint
+from ..model.log_joint import LogJoint, Vectorization
 from ..model.simulation import Values, at_data, check_simulable, simulate
 from ..objectives.draws import LogDensity
 from ..system.exclusive import validation
@@ -54,15 +54,15 @@ class Replications:
     def __init__(self, guide: AutoFlow, num: int, args: tuple[Any, ...], kwargs: dict[str, Any]):
         if guide.needs_model:
             checks.refuse_replication(type(guide).__name__)
-        self.guide, self.args, self.kwargs = fresh(guide, args, kwargs), args, kwargs
-        model, loc = self.guide.bare_model, self.guide._init_loc()
+        self.guide, self.args, self.kwargs = guide.fresh(args, kwargs), args, kwargs
+        model, loc, latents = self.guide.bare_model, self.guide.init_loc(), self.guide.latents
         with validation(False):  # the data given need not be possible ones
-            trace = LogJoint(model, self.guide).run(loc, *args, **kwargs)
-        check_simulable(trace, self.guide.latent_names)
+            trace = LogJoint(BoundModel(model, args, kwargs), latents).run(loc)
+        check_simulable(trace, latents.names)
         self.latents, self.data = simulate(model, args, kwargs, num, loc)
         self.truth = flat(self.guide, self.latents)
         self.seeds = torch.randint(2**62, (num,)).tolist()
-        self.joint = LogJoint(at_data(model), self.guide)
+        self.bound, self.how = BoundModel(at_data(model)), cast(Vectorization | None, None)
         self.failed: dict[int, str] = {}
         self.shared: Trainer | None = None
         self._told = False
@@ -74,11 +74,10 @@ class Replications:
         :raises ValueError: if the model cannot be started there.
         """
         data = {name: values[index] for name, values in self.data.items()}
-        args, joint = (data, *self.args), copy.copy(self.joint)
-        loc = check_start(joint, args, self.kwargs)
-        if joint.how is None:
-            self.joint.how = joint.prepare(*args, **self.kwargs)
-        return Replication(lambda z: joint(z, *args, **self.kwargs), [*data.values()], loc, self.truth[index])
+        joint = LogJoint(self.bound.with_call((data, *self.args), self.kwargs), self.guide.latents)
+        loc = check_start(joint)
+        joint.how = self.how = self.how or joint.prepare()
+        return Replication(joint, [*data.values()], loc, self.truth[index])
 
     def fits(self, plan: Plan) -> Iterator[tuple[int, Replication, Trainer, Fit]]:
         """Each data set with its number and its fit, as it is done.
@@ -138,22 +137,13 @@ class Replications:
         self._told = True
 
 
-def fresh(guide: AutoFlow, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AutoFlow:
-    """A guide of the same kind and model that has not been trained, set up."""
-    new = copy.deepcopy(guide)
-    new.layer, new.prototype_trace, new._site_shapes = None, None, None
-    with validation(False):
-        new._setup_prototype(*args, **kwargs)
-    return new
-
-
 def flat(guide: AutoFlow, latents: Values) -> Tensor:
     """Values of the sites ``(num, *site shape)`` as flat unconstrained rows.
 
     :raises ValueError: if one lies on the edge of its support.
     """
     z, _ = guide.unconstrain(latents)
-    for name, part in guide.parts(z).items():
+    for name, part in guide.latents.unpack(z).items():
         bad = ~part.reshape(len(part), -1).isfinite().all(1)
         if bool(bad.any()):
             raise ValueError(

@@ -135,22 +135,21 @@ class _told:
         return True
 
 
-def begin(journal: Journal, joint: LogJoint, leaves: Sequence[Tensor], loc: Tensor, call: Call) -> Tensor:
+def begin(journal: Journal, joint: LogJoint, layer: Layer, leaves: Sequence[Tensor], loc: Tensor) -> Tensor:
     """The first step of a run: where it starts; guide and parameters are put to where they were then.
 
     :param journal: of the run.
-    :param joint: the model, with a guide that has been set up.
+    :param joint: the model at its arguments.
+    :param layer: the guide's.
     :param leaves: the model's own parameters.
     :param loc: where this process would start.
-    :param call: the model's arguments.
     :raises ValueError: if the model, or the guide's flow, is not that of the journal.
     """
-    layer = cast(Layer, joint.guide.layer)
 
     def here() -> dict[str, Any]:
         state = {name: value.clone() for name, value in layer.state_dict().items()}
         parameters = [leaf.detach().clone() for leaf in leaves]
-        return {"layer": state, "leaves": parameters, "loc": loc, "log_p": _log_p(joint, loc, call)}
+        return {"layer": state, "leaves": parameters, "loc": loc, "log_p": _log_p(joint, loc)}
 
     def go_back(found: dict[str, Any]) -> None:
         shapes = [{name: tuple(v.shape) for name, v in state.items()} for state in (found["layer"], layer.state_dict())]
@@ -159,7 +158,7 @@ def begin(journal: Journal, joint: LogJoint, leaves: Sequence[Tensor], loc: Tens
         layer.load_state_dict(found["layer"])
         with torch.no_grad():
             put(leaves, found["leaves"])
-        then, now = found["log_p"], _log_p(joint, found["loc"], call)
+        then, now = found["log_p"], _log_p(joint, found["loc"])
         if not (torch.isnan(then) or torch.isnan(now) or torch.allclose(then, now, rtol=1e-4, atol=1e-4)):
             raise ValueError(
                 f"VI: the checkpoint is of another model: at the start its log density was {float(then):.6g}, and is "
@@ -172,9 +171,9 @@ def begin(journal: Journal, joint: LogJoint, leaves: Sequence[Tensor], loc: Tens
 
 
 @torch.no_grad()
-def _log_p(joint: LogJoint, loc: Tensor, call: Call) -> Tensor:
+def _log_p(joint: LogJoint, loc: Tensor) -> Tensor:
     """The log density at a point; NaN where that is random."""
-    first, second = (joint(loc[None], *call[0], **call[1])[0].double() for _ in range(2))
+    first, second = (joint(loc[None])[0].double() for _ in range(2))
     return first if torch.equal(first, second) else torch.full_like(first, torch.nan)
 
 

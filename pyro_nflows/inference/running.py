@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from ..diagnostics.findings import Faults
 from ..diagnostics.verdict import effective, is_heavy, is_hopeless, starts_disagree
@@ -20,8 +19,10 @@ from ..engine import Journal, Trainer
 from ..flows.whitened import Whitened
 from ..guides import AutoFlow
 from ..layers import Rescaled
+from ..layers.base import Layer
+from ..model.bound import BoundModel
 from ..model.feasible import check_start, dispersed_start, first_bad_site, named_plates, prior_points
-from ..model.log_joint import LogJoint, tensors_of
+from ..model.log_joint import LogJoint
 from ..objectives.draws import Draws
 from ..system.exclusive import seeded, validation
 from ..system.signals import before_sigterm, imported
@@ -49,8 +50,6 @@ class Fitter:
     def __init__(self, guide: AutoFlow):
         self.guide = guide
         self.trainer: Trainer | None = None
-        self.joint: LogJoint | None = None
-        self.call: Call = ((), {})
         self._form: Any = None
 
     @contextlib.contextmanager
@@ -70,10 +69,10 @@ class Fitter:
         with seeded(seed), before_sigterm(journal.write), contextlib.ExitStack() as at_the_end:
             at_the_end.callback(journal.write)
             joint, loc = self._joint_at(call)
-            leaves = joint.leaves(loc, *call[0], **call[1])
+            leaves = joint.leaves(loc)
             with unless_kept(leaves, keep) as kept:
-                loc = begin(journal, joint, leaves, loc, call)
-                with contextlib.closing(self._trainer_at(plan, joint, leaves, call, journal)) as trainer:
+                loc = begin(journal, joint, cast(Layer, self.guide.layer), leaves, loc)
+                with contextlib.closing(self._trainer_at(plan, joint, leaves, journal)) as trainer:
                     yield Ready(trainer, joint, self._locs(plan, joint, loc), kept)
             if kept.posterior is not None:
                 kept.posterior.history.seconds = time.perf_counter() - began
@@ -84,50 +83,40 @@ class Fitter:
     def _joint_at(self, call: Call) -> tuple[LogJoint, Tensor]:
         """The model as a function of the guide's latents, and a point of finite density."""
         guide, (args, kwargs) = self.guide, call
-        if guide.prototype_trace is None:
-            with validation(False), named_plates():  # an infeasible start is dealt with below
-                guide._setup_prototype(*args, **kwargs)
-        joint = LogJoint(guide.bare_model, guide)
-        loc = check_start(joint, args, kwargs)
-        joint.prepare(*args, **kwargs)
-        guide.attend(args, kwargs, loc)
+        with validation(False), named_plates():  # an infeasible start is dealt with below
+            guide.set_up(args, kwargs)
+        joint = LogJoint(BoundModel(guide.bare_model, args, kwargs), guide.latents)
+        loc = check_start(joint)
+        joint.prepare()
+        guide.follow(joint.latents, args, kwargs)
+        guide.receive(args, kwargs, loc)
         return joint, loc
 
     def _locs(self, plan: Plan, joint: LogJoint, loc: Tensor) -> list[Tensor]:
         """Where the fits start."""
         plan.objective.check_layer(self.guide.layer)  # type: ignore[arg-type]
-        args, kwargs = self.call
-        return [loc, *(dispersed_start(joint, loc, args, kwargs) for _ in range(plan.num_starts - 1))]
+        return [loc, *(dispersed_start(joint, loc) for _ in range(plan.num_starts - 1))]
 
-    def _trainer_at(self, plan: Plan, joint: LogJoint, leaves: list[Tensor], call: Call, journal: Journal) -> Trainer:
-        """A trainer; that of an earlier run where only the data have changed."""
-        (data, form), self.call = tensors_of(call), call
-        trainer = self.trainer
+    def _trainer_at(self, plan: Plan, joint: LogJoint, leaves: list[Tensor], journal: Journal) -> Trainer:
+        """A trainer, with the recordings of an earlier run's where only the data have changed."""
+        data, form, trainer = joint.bound.tensors, joint.bound.form, self.trainer
         if trainer is not None and (form, list(map(id, leaves))) == (self._form, list(map(id, trainer.leaves))):
-            trainer.rebind(data)
+            trainer = trainer.again(joint, data)
         else:
-            self.joint, self._form = joint, form
-            trainer = Trainer(self._log_joint, leaves, plan.engine, plan.progress_bar, data)
-        self.trainer, trainer.journal = trainer, journal
+            trainer = Trainer(joint, leaves, plan.engine, plan.progress_bar, data)
+        self.trainer, self._form, trainer.journal = trainer, form, journal
         return trainer
-
-    def _log_joint(self, z: Tensor) -> Tensor:
-        args, kwargs = self.call
-        return cast(LogJoint, self.joint)(z, *args, **kwargs)
-
-    def _precise(self, z: Tensor) -> Tensor | None:
-        return _in_double(cast(LogJoint, self.joint), z, *self.call)
 
     def judge(self, plan: Plan, ready: "Ready", fits: Sequence[Fit]) -> None:
         """Keep the best fit, look for what it misses, and say what keeps it from being good."""
         trainer, joint, keep = ready.trainer, ready.joint, ready.keep
         trainer.close()
         best = max(fits, key=lambda fit: float(fit.elbo.value))
-        posterior = self._posterior(plan, trainer, best, [fit.draws for fit in fits])
+        posterior = self._posterior(plan, trainer, joint, best, [fit.draws for fit in fits])
         keep(posterior)
         try:
             if not (trainer.history.interrupted or best.failed or is_hopeless(best.draws.log_weight)):
-                best, posterior = self._search(plan, trainer, best, posterior)
+                best, posterior = self._search(plan, trainer, joint, best, posterior)
                 keep(posterior)
             trainer.history.failed = best.failed
             posterior = replace(posterior, faults=self._faults(trainer, joint, best))
@@ -137,12 +126,14 @@ class Fitter:
                 raise
             trainer.interrupt()
 
-    def _posterior(self, plan: Plan, trainer: Trainer, fit: Fit, starts: Sequence[Draws]) -> Posterior:
+    def _posterior(
+        self, plan: Plan, trainer: Trainer, joint: LogJoint, fit: Fit, starts: Sequence[Draws]
+    ) -> Posterior:
         """A fit, of which nothing else is known yet."""
         return Posterior(
             self.guide,
             Rescaled(fit.layer, Whitened.END),
-            self.call,
+            joint.bound.call,
             fit.draws,
             starts,
             trainer.history,
@@ -151,15 +142,18 @@ class Fitter:
             seed=plan.seed or 0,
         )
 
-    def _search(self, plan: Plan, trainer: Trainer, best: Fit, posterior: Posterior) -> tuple[Fit, Posterior]:
+    def _search(
+        self, plan: Plan, trainer: Trainer, joint: LogJoint, best: Fit, posterior: Posterior
+    ) -> tuple[Fit, Posterior]:
         """Is anything missing? If so, and the schedule is ours to choose, a second fit."""
         refit = functools.partial(fit_modes, trainer, self.guide, plan)
         ours = plan.schedule.is_default and not trainer.leaves and not self.guide.needs_model
-        prior = functools.partial(prior_points, self.guide, self.call)
+        prior = functools.partial(prior_points, joint.bound, joint.latents)
+        precise = functools.partial(_in_double, joint)
         disagree = starts_disagree(posterior.evidence)
-        found = search(trainer, self.guide, best, disagree, refit if ours else None, prior, self._precise)
+        found = search(trainer, self.guide, best, disagree, refit if ours else None, prior, precise)
         if found.modes is not None:
-            again = self._posterior(plan, trainer, found.fit, [found.fit.draws])
+            again = self._posterior(plan, trainer, joint, found.fit, [found.fit.draws])
             return found.fit, replace(again, missed=found.missed, modes=found.modes.sizes)
         return found.fit, replace(posterior, missed=found.missed)
 
@@ -170,7 +164,7 @@ class Fitter:
         looked = not (history.interrupted or best.failed or hopeless)
         faults = Faults(round_trip=round_trip(best) if looked else 0.0)
         if best.failed or best.undefined.any() or hopeless:
-            faults = replace(faults, not_finite=first_bad_site(joint, best.suspects, *self.call))
+            faults = replace(faults, not_finite=first_bad_site(joint, best.suspects))
         if history.interrupted or hopeless:
             return faults
         faults, ess = replace(faults, edge=on_the_edge(guide, draws.z)), effective(draws.log_weight)
@@ -216,19 +210,15 @@ def unless_kept(leaves: Sequence[Tensor], keep: Keep) -> Iterator[Kept]:
                 put(leaves, before)
 
 
-def _in_double(joint: LogJoint, z: Tensor, args: Any, kwargs: Any) -> Tensor | None:
+def _in_double(joint: LogJoint, z: Tensor) -> Tensor | None:
     """The log density at rows in double precision, with the arguments' data; None where the model cannot."""
     before = torch.get_default_dtype()
-    args, kwargs = tree_map(_doubled, (args, kwargs))
+    data = [value.double() if value.is_floating_point() else value for value in joint.bound.tensors]
     torch.set_default_dtype(torch.float64)
     try:
         with validation(False):
-            return joint(z.double(), *args, **kwargs)
+            return joint.on(joint.bound.with_data(data))(z.double())
     except (RuntimeError, TypeError, ValueError):  # the model's own constants may be of another precision
         return None
     finally:
         torch.set_default_dtype(before)
-
-
-def _doubled(leaf: Any) -> Any:
-    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf

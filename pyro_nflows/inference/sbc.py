@@ -281,7 +281,7 @@ class SBC:
 
 def _names(guide: AutoFlow) -> list[str]:
     """Names of the scalars of all latent sites, constrained."""
-    values = guide.constrain(guide._init_loc()[None])
+    values = guide.constrain(guide.init_loc()[None])
     return [scalar for site, value in values.items() for scalar in scalar_names(site, value.shape[1:])]
 
 

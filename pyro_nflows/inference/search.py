@@ -206,14 +206,12 @@ def _where(guide: AutoFlow, draws: Tensor, regions: list[Missed]) -> tuple[str, 
     index = int(((loc - draws.mean(0)).abs() / draws.std(0)).argmax())
     with torch.no_grad():
         there, here = guide.constrain(loc[None]), guide.constrain(draws)
-    for name in guide.latent_names:
-        size = math.prod(guide._unconstrained_shapes[name])
-        if index < size:
+    for name, latent in guide.latents.sites.items():
+        if index < latent.columns.stop:
             apart = ((there[name][0] - here[name].mean(0)).abs() / here[name].std(0)).reshape(-1)
             at = int(apart.nan_to_num().argmax())
             label = name if apart.numel() == 1 else f"{name}[{', '.join(map(str, _unravel(at, there[name][0])))}]"
             return label, float(there[name][0].reshape(-1)[at])
-        index -= size
     return "", math.nan
 
 

@@ -14,30 +14,31 @@ from pyro.poutine.indep_messenger import IndepMessenger
 from torch import Tensor
 
 from ..system.exclusive import validation
+from .bound import BoundModel
 from .data_checks import is_deterministic
 from .initialization import FlatPriors
-from .latents import unconstrained_value
+from .latents import Latents, unconstrained_value
 from .log_joint import LogJoint
 
 #: Points tried before giving up.
 NUM_TRIES = 100
 
 
-def check_start(joint: LogJoint, args: Any, kwargs: Any) -> Tensor:
-    """A point of finite log density: the guide's own start, or one drawn around zero as Stan does.
+def check_start(joint: LogJoint) -> Tensor:
+    """A point of finite log density: the latents' own start, or one drawn around zero as Stan does.
 
     It becomes ``joint.start``.
 
-    :raises ValueError: if the model's sites are not the guide's; or if there is no such point in :data:`NUM_TRIES`
+    :raises ValueError: if the model's sites are not those; or if there is no such point in :data:`NUM_TRIES`
         tries: it names the first site that is not finite.
     """
-    joint.look(*args, **kwargs)
-    loc = joint.guide._init_loc()
+    joint.look()
+    loc = joint.latents.init_loc()
     for point in (loc, *(_random(loc) for _ in range(NUM_TRIES))):
-        if _finite(joint, point, args, kwargs):
+        if _finite(joint, point):
             joint.start = point
             return point
-    site = first_bad_site(joint, loc[None], args, kwargs)
+    site = first_bad_site(joint, loc[None])
     raise ValueError(
         f"the model's log density is not finite at its start, nor at {NUM_TRIES} random points; at the start, site "
         f"'{site}' is the first with -inf or NaN. Check its distribution's parameters and its data, or give a "
@@ -64,24 +65,20 @@ def named_plates() -> Iterator[None]:
         ) from error
 
 
-def dispersed_start(joint: LogJoint, loc: Tensor, args: Any, kwargs: Any) -> Tensor:
+def dispersed_start(joint: LogJoint, loc: Tensor) -> Tensor:
     """A random point of finite density, uniform on (-2, 2) in unconstrained space; ``loc`` if none is found."""
     points = (_random(loc) for _ in range(NUM_TRIES))
-    return next((point for point in points if _finite(joint, point, args, kwargs)), loc)
+    return next((point for point in points if _finite(joint, point)), loc)
 
 
 @torch.no_grad()
-def prior_points(guide: Any, call: Any, num: int) -> list[Tensor]:
-    """Draws of the latents from their prior, in unconstrained space; as many as can be had.
-
-    :param guide: knows the sites.
-    :param call: the model's arguments.
-    """
-    points, shapes = [], guide._unconstrained_shapes.items()
+def prior_points(bound: BoundModel, latents: Latents, num: int) -> list[Tensor]:
+    """Draws of the latents from their prior, in unconstrained space; as many as can be had."""
+    points, shapes = [], latents.shapes.items()
     with contextlib.suppress(ValueError, RuntimeError), validation(False):
         for _ in range(num):
-            draw = poutine.trace(InitMessenger(FlatPriors(init_to_sample))(guide.bare_model))
-            nodes: Any = draw.get_trace(*call[0], **call[1]).nodes
+            draw = poutine.trace(InitMessenger(FlatPriors(init_to_sample))(bound.model))
+            nodes: Any = draw.get_trace(*bound.args, **bound.kwargs).nodes
             parts = [unconstrained_value(nodes[n], nodes[n]["value"], len(s))[0] for n, s in shapes]
             points.append(torch.cat(parts))
     return [point for point in points if bool(torch.isfinite(point).all())]
@@ -92,19 +89,19 @@ def _random(like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _finite(joint: LogJoint, point: Tensor, args: Any, kwargs: Any) -> bool:
+def _finite(joint: LogJoint, point: Tensor) -> bool:
     try:
-        return bool(torch.isfinite(joint.single(point, *args, **kwargs)))
+        return bool(torch.isfinite(joint.single(point)))
     except (ValueError, RuntimeError):  # a value out of its support, or a Cholesky that failed
         return False
 
 
 @torch.no_grad()
-def first_bad_site(joint: LogJoint, draws: Tensor, args: Any, kwargs: Any) -> str | None:
+def first_bad_site(joint: LogJoint, draws: Tensor) -> str | None:
     """The first site, in the model's order, whose log density is not finite at any of some draws."""
     with validation(False):
         for row in draws[:100]:
-            for name, site in joint.run(row, *args, **kwargs).nodes.items():
+            for name, site in joint.run(row).nodes.items():
                 if site["type"] == "sample" and not _is_finite(site):
                     return str(name)
     return None

@@ -1,4 +1,4 @@
-r"""What a guide has to follow from run to run of its model: supports that move, and latents that are masked.
+r"""What has to be followed from run to run of a model: supports that move, and latents that are masked.
 
 **Supports.** A support moves where it depends on other latents (``Uniform(0, 1 - a)``), on parameters, or on the
 model's arguments. Then values are found from unconstrained latents by running the model.
@@ -13,38 +13,31 @@ Where a term does, such as a ``pyro.factor`` that stands for the prior, the flat
 depends on an enumerated site, as a spike and slab has, is filled in each of its cases.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from . import checks, supports
 from .placed import is_masked, mask_of
 
 
-def needs_look(sites: Iterable[Any]) -> bool:
-    """Whether any latent may have to be followed."""
-    return any(is_masked(site) or supports.has_bounds(site["fn"]) for site in sites)
-
-
-def moving_sites(joint: Any, near: Tensor, traces: list[Any], args: Any, kwargs: Any) -> frozenset[str]:
-    """Sites whose support differs between two runs or from the guide's, or has a gradient.
+def moving_sites(joint: Any, near: Tensor, traces: list[Any]) -> frozenset[str]:
+    """Sites whose support differs between two runs or from the latents' own, or has a gradient.
 
     :param near: two flat latents.
     :param traces: the model's, at these.
     :raises ValueError: if a support is another one in a second run at the same latents.
     """
-    parts, guide = joint.guide.parts(near[0]), joint.guide
-    moved = {n for n, part in parts.items() if not _agree([guide.prototype_trace, *traces], n, part)}
+    parts, prototype = joint.latents.unpack(near[0]), joint.latents.prototype()
+    moved = {n for n, part in parts.items() if not _agree([prototype, *traces], n, part)}
     bounded = {n for n in parts if supports.has_bounds(traces[0].nodes[n]["fn"])}
     if moved | bounded:
-        again = joint.run(near[0], *args, **kwargs)
+        again = joint.run(near[0])
         random = [name for name in moved if not _agree([traces[0], again], name, parts[name])]
         if random:
-            raise checks.random_support(type(guide).__name__, random[0])
-    return frozenset(moved | _with_gradient(joint, near[0], bounded - moved, args, kwargs))
+            raise checks.random_support(joint.latents.owner, random[0])
+    return frozenset(moved | _with_gradient(joint, near[0], bounded - moved))
 
 
 def _agree(traces: list[Any], name: str, part: Tensor) -> bool:
@@ -53,36 +46,37 @@ def _agree(traces: list[Any], name: str, part: Tensor) -> bool:
     return all(torch.allclose(first, other, rtol=1e-5, atol=1e-6, equal_nan=True) for other in others)
 
 
-def _with_gradient(joint: Any, z: Tensor, names: set[str], args: Any, kwargs: Any) -> set[str]:
+def _with_gradient(joint: Any, z: Tensor, names: set[str]) -> set[str]:
     """Sites whose support has a gradient in the latents, the parameters or the model's arguments."""
     if not names:
         return names
     with torch.enable_grad():
         watched = z.clone().requires_grad_()
         try:
-            trace = joint.run(watched, *tree_map(_watched, args), **tree_map(_watched, kwargs))
+            data = [_watched(tensor) for tensor in joint.bound.tensors]
+            trace = joint.on(joint.bound.with_data(data)).run(watched)
         except (RuntimeError, ValueError):  # an argument written to in place, or turned into an array
-            trace = joint.run(watched, *args, **kwargs)
-        parts = joint.guide.parts(z)
+            trace = joint.run(watched)
+        parts = joint.latents.unpack(z)
         return {n for n in names if supports.bijection(trace.nodes[n]["fn"])(parts[n]).requires_grad}
 
 
-def _watched(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.requires_grad:
-        return leaf.detach().clone().requires_grad_()
-    return leaf
+def _watched(data: Tensor) -> Tensor:
+    if data.is_floating_point() and not data.requires_grad:
+        return data.detach().clone().requires_grad_()
+    return data
 
 
-def filled_sites(joint: Any, near: Tensor, args: Any, kwargs: Any) -> dict[str, bool]:
+def filled_sites(joint: Any, near: Tensor) -> dict[str, bool]:
     """Masked sites that are to count with their prior, and whether their mask depends on an enumerated site.
 
     :param near: flat latents at which no term depends on a latent where it is masked.
     """
-    nodes = joint.at(near[0], args, kwargs, filled=())[0].nodes
-    names = [name for name in joint.guide._unconstrained_shapes if is_masked(nodes[name])]
+    nodes = joint.at(near[0], filled=())[0].nodes
+    names = [name for name in joint.latents.sites if is_masked(nodes[name])]
     masked = [name for name in names if not bool(mask_of(nodes[name]).all())]
     by_case = {name: _is_wider(nodes[name], joint) for name in masked}
-    alone = {name for name in masked if by_case[name] or _is_alone(joint, name, near, args, kwargs)}
+    alone = {name for name in masked if by_case[name] or _is_alone(joint, name, near)}
     return {name: by_case[name] for name in masked if name in alone}
 
 
@@ -93,15 +87,15 @@ def _is_wider(site: Any, joint: Any) -> bool:
     return num > 0 and any(size > 1 for size in mask.shape[:num])
 
 
-def _is_alone(joint: Any, name: str, near: Tensor, args: Any, kwargs: Any) -> bool:
+def _is_alone(joint: Any, name: str, near: Tensor) -> bool:
     """Whether the density does not change with a site where it is masked."""
-    return all(not bool(_slope_where_masked(joint, name, row, args, kwargs).any()) for row in near)
+    return all(not bool(_slope_where_masked(joint, name, row).any()) for row in near)
 
 
-def _slope_where_masked(joint: Any, name: str, row: Tensor, args: Any, kwargs: Any) -> Tensor:
+def _slope_where_masked(joint: Any, name: str, row: Tensor) -> Tensor:
     with torch.enable_grad():
         watched = row.clone().requires_grad_()
-        trace, log_p, placed = joint.at(watched, args, kwargs, filled=())
+        trace, log_p, placed = joint.at(watched, filled=())
         value = placed.values[name]
         slope = torch.autograd.grad(log_p, value, allow_unused=True)[0] if log_p.requires_grad else None
     if slope is None:

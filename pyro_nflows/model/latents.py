@@ -1,93 +1,238 @@
-"""A model's latents: values of the sites with and without their constraints, one by one or as one flat vector."""
+"""A model's continuous latents as a value: what each site looks like, and where one flat vector holds it."""
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
-from pyro import poutine
+from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.distributions import Distribution, Transform
 
-from ..system.exclusive import validation
 from . import checks, supports
-from .placed import Lifted
+from .placed import is_masked
 
-#: Rows that go through the model at once where supports are to be followed: it computes all its data's densities too.
-ROWS_AT_ONCE = 500
+#: What is kept of a site of a trace.
+KEPT = ("type", "name", "fn", "value", "is_observed", "scale", "mask", "cond_indep_stack")
 
 
-def unconstrained_value(site: dict[str, Any], value: Tensor, num_dims: int) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, eq=False)
+class Latent:
+    """One latent site of a model.
+
+    :param site: of a trace of the model: the distribution, a value to start from, the mask, the scale and the plates,
+        without gradients, data or arguments.
+    :param shape: of its unconstrained value.
+    :param columns: where flat vectors hold that.
+    """
+
+    site: Mapping[str, Any]
+    shape: torch.Size
+    columns: slice
+
+    @property
+    def name(self) -> str:
+        """The site's name."""
+        return str(self.site["name"])
+
+    @property
+    def event_dim(self) -> int:
+        """How many dimensions of a value belong to one event."""
+        return int(self.site["fn"].event_dim)
+
+    @property
+    def value_shape(self) -> torch.Size:
+        """The shape of a value on the support."""
+        shape: torch.Size = self.site["value"].shape
+        return shape
+
+    @property
+    def transform(self) -> Transform:
+        """The bijection from unconstrained values to the support."""
+        return supports.bijection(self.site["fn"])
+
+    @property
+    def plates(self) -> tuple[Any, ...]:
+        """The plates around the site, as Pyro's frames, the outermost first."""
+        return tuple(self.site["cond_indep_stack"])
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether the site has a mask."""
+        return is_masked(self.site)
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    r"""The continuous latents of a model, one flat unconstrained vector :math:`z`, and the way between the two.
+
+    It does not change: what a later run of the model shows is put into a new one by :meth:`following`.
+
+    :param owner: who asks, usually the name of a guide's class; error messages begin with it.
+    :param sites: the latent sites by name, in the order in which :math:`z` holds them.
+    :param moving: sites whose support depends on other latents, on parameters or on the model's arguments; see
+        :mod:`~pyro_nflows.model.following`.
+    :param filled: masked sites that count with their prior, and whether their mask depends on an enumerated site.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> def model():
+        ...     pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        ...     pyro.sample("weights", dist.Dirichlet(torch.ones(3)))
+        ...
+        >>> latents = Latents.of("demo", pyro.poutine.trace(model).get_trace())
+        >>> latents.dim, latents.shapes["weights"]
+        (3, torch.Size([2]))
+        >>> latents.constrain(torch.zeros(1, 3))["scale"]
+        tensor([1.])
+    """
+
+    owner: str
+    sites: Mapping[str, Latent]
+    moving: frozenset[str] = frozenset()
+    filled: Mapping[str, bool] = field(default_factory=dict)
+
+    @staticmethod
+    def of(owner: str, trace: Any) -> "Latents":
+        """The latents of a trace of a model: its sites that are neither observed nor summed out.
+
+        :raises ValueError: if no bijection from real vectors to the support of a site is known.
+        """
+        sites, start = dict[str, Latent](), 0
+        for node in latent_sites(trace):
+            if is_enumerated(node):
+                continue
+            name, shape = node["name"], unconstrained_shape(owner, node)
+            sites[name] = Latent(_alone(node), shape, slice(start, start + shape.numel()))
+            start += shape.numel()
+        return Latents(owner, sites)
+
+    def following(self, moving: frozenset[str], filled: Mapping[str, bool]) -> "Latents":
+        """The same latents with what is known of moving supports and of masked sites."""
+        known = moving == self.moving and dict(filled) == dict(self.filled)
+        return self if known else replace(self, moving=moving, filled=dict(filled))
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the sites."""
+        return list(self.sites)
+
+    @property
+    def dim(self) -> int:
+        """The length of the flat vector."""
+        return sum(shape.numel() for shape in self.shapes.values())
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shape of each site's unconstrained value."""
+        return {name: latent.shape for name, latent in self.sites.items()}
+
+    @property
+    def value_shapes(self) -> dict[str, torch.Size]:
+        """The shape of each site's value on its support."""
+        return {name: latent.value_shape for name, latent in self.sites.items()}
+
+    @property
+    def masked(self) -> list[str]:
+        """The sites that have a mask."""
+        return [name for name, latent in self.sites.items() if latent.is_masked]
+
+    @property
+    def may_move(self) -> bool:
+        """Whether a run of the model is needed to know which supports move and which masks count."""
+        return bool(self.masked) or any(supports.has_bounds(latent.site["fn"]) for latent in self.sites.values())
+
+    def init_loc(self) -> Tensor:
+        """The flat vector of the values to start from."""
+        values = {name: latent.transform.inv(latent.site["value"]) for name, latent in self.sites.items()}
+        return self.pack(values)
+
+    def pack(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """Unconstrained values ``(..., *site shape)`` to flat vectors ``(..., dim)``: the inverse of :meth:`unpack`."""
+        rows = [_row(parts[name], len(shape)) for name, shape in self.shapes.items()]
+        return torch.cat(rows, -1)
+
+    def unpack(self, z: Tensor) -> dict[str, Tensor]:
+        """Flat vectors ``(..., dim)`` to each site's unconstrained value ``(..., *site shape)``."""
+        batch, shapes = z.shape[:-1], self.shapes
+        parts = z.split([shape.numel() for shape in shapes.values()], -1)
+        return {name: part.reshape(batch + shape) for (name, shape), part in zip(shapes.items(), parts)}
+
+    def unpack_in_plates(self, z: Tensor) -> dict[str, Tensor]:
+        """The same where the leading dimensions of ``z`` are plates, which stand to the left of the sites' own.
+
+        :param z: ``(..., 1, ..., 1, dim)``, with a dimension of one for each plate of the model.
+        """
+        batch, found = z.shape[:-1], dict[str, Tensor]()
+        for name, latent in self.sites.items():
+            event_dim = latent.event_dim + len(latent.shape) - len(latent.value_shape)
+            shape = torch.broadcast_shapes(latent.shape, batch + (1,) * event_dim)
+            found[name] = z[..., latent.columns].reshape(shape)
+        return found
+
+    def constrain(self, z: Tensor) -> dict[str, Tensor]:
+        """Flat vectors to values of the sites, on the supports that these had at first.
+
+        Where a support moves, :func:`pyro_nflows.model.values.constrained` finds the values by running the model.
+        """
+        return {name: self.sites[name].transform(part) for name, part in self.unpack(z).items()}
+
+    def unconstrain(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        r"""Values ``(..., *site shape)`` to flat vectors, and :math:`\log|\det|` of :meth:`constrain` there."""
+        pairs = [unconstrained_value(at.site, values[name], len(at.shape)) for name, at in self.sites.items()]
+        rows, log_dets = zip(*pairs)
+        return torch.cat(rows, -1), sum(log_dets)
+
+    def prototype(self) -> Trace:
+        """The sites as a trace, as Pyro's autoguides keep one."""
+        trace = Trace()
+        for name, latent in self.sites.items():
+            trace.add_node(name, **latent.site)
+        return trace
+
+
+def unconstrained_value(site: Mapping[str, Any], value: Tensor, num_dims: int) -> tuple[Tensor, Tensor]:
     """A site's value in unconstrained space, its last ``num_dims`` dimensions made one, and the log-determinant."""
     transform = supports.bijection(site["fn"])
-    unconstrained = transform.inv(value)
-    return _flat(unconstrained, transform.log_abs_det_jacobian(unconstrained, value), num_dims)
+    part = transform.inv(value)
+    return row_and_log_det(part, transform.log_abs_det_jacobian(part, value), num_dims)
 
 
-def _flat(part: Tensor, log_det: Tensor, num_dims: int) -> tuple[Tensor, Tensor]:
-    batch = part.shape[: part.dim() - num_dims]
-    return part.reshape(*batch, -1), log_det.reshape(*batch, -1).sum(-1)
+def row_and_log_det(part: Tensor, log_det: Tensor, num_dims: int) -> tuple[Tensor, Tensor]:
+    """The last ``num_dims`` dimensions of an unconstrained value made one, and its log-determinants added up."""
+    return _row(part, num_dims), log_det.reshape(*part.shape[: part.dim() - num_dims], -1).sum(-1)
 
 
-def unconstrained_shape(name: str, site: dict[str, Any]) -> torch.Size:
+def _row(part: Tensor, num_dims: int) -> Tensor:
+    return part.reshape(*part.shape[: part.dim() - num_dims], -1)
+
+
+def unconstrained_shape(owner: str, site: Mapping[str, Any]) -> torch.Size:
     """The shape of a site's value in unconstrained space."""
     try:
         return supports.bijection(site["fn"]).inv(site["value"]).shape
-    except AssertionError as error:  # torch's transforms of pieces that change the number of dimensions
-        raise checks.no_bijection(name, site) from error
+    # torch's transforms of pieces that change the number of dimensions have an assertion
+    except (NotImplementedError, AssertionError) as error:
+        raise checks.no_bijection(owner, site) from error
 
 
-def constrained(joint: Any, z: Tensor, args: Any, kwargs: Any) -> dict[str, Tensor]:
-    """Flat latents ``(num, latent_dim)`` as values of the sites, each on the support that it has beside the others."""
-
-    def values_of(row: Tensor) -> dict[str, Tensor]:
-        placed = joint.placed(row)
-        joint.visit(placed, args, kwargs)
-        return placed.values
-
-    return cast(dict[str, Tensor], _mapped(values_of, z))
+def _alone(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A site without the data, parameters and arguments that the model was run with."""
+    return {**{key: _detached(node[key]) for key in KEPT}, "args": (), "kwargs": {}, "infer": {}}
 
 
-def unconstrained(joint: Any, values: Mapping[str, Tensor], args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
-    """The other way: values with leading dimensions to flat latents, and the log-determinants."""
-
-    def parts_of(row: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        lifted = Lifted(row)
-        joint.visit(lifted, args, kwargs)
-        parts = [_flat(lifted.parts[name], lifted.log_dets[name], len(shape)) for name, shape in shapes.items()]
-        return torch.cat([part for part, _ in parts]), torch.stack([log_det for _, log_det in parts]).sum()
-
-    shapes, nodes = joint.guide._unconstrained_shapes, joint.guide.prototype_trace.nodes
-    nums = {name: values[name].dim() - nodes[name]["value"].dim() for name in shapes}
-    batch = torch.broadcast_shapes(*(values[name].shape[:num] for name, num in nums.items()))
-    rows = {
-        n: values[n].expand(batch + values[n].shape[num:]).reshape(-1, *values[n].shape[num:])
-        for n, num in nums.items()
-    }
-    z, log_det = _mapped(parts_of, rows)
-    return z.reshape(*batch, -1), log_det.reshape(batch)
-
-
-def _mapped(one: Callable[[Any], Any], rows: Any) -> Any:
-    """A function of each row, by vmap where that runs and repeats the first row's answer."""
-    length = len(rows if isinstance(rows, Tensor) else next(iter(rows.values())))
-    with validation(False), poutine.block():
-        first = one(tree_map(lambda value: value[0], rows))
-        try:
-            answers = torch.vmap(one, randomness="same", chunk_size=ROWS_AT_ONCE)(rows)
-            if _starts_with(answers, first):
-                return answers
-        except Exception:  # whatever the model cannot do under vmap; its own mistakes come back from the loop
-            pass
-        alone = [one(tree_map(lambda value, i=i: value[i], rows)) for i in range(length)]
-    return tree_map(lambda *values: torch.stack(values), *alone)
-
-
-def _starts_with(answers: Any, first: Any) -> bool:
-    same = tree_map(
-        lambda many, one: torch.allclose(many[0], one, rtol=1e-4, atol=1e-4, equal_nan=True), answers, first
-    )
-    return all(same.values() if isinstance(same, dict) else same)
+def _detached(thing: Any) -> Any:
+    """A tensor, or a distribution's, without the parameters that it was made of: those cannot be copied or pickled."""
+    if isinstance(thing, Tensor):
+        return thing.detach()
+    if not isinstance(thing, Distribution):
+        return thing
+    new = copy(thing)
+    new.__dict__.update({key: _detached(value) for key, value in vars(thing).items()})
+    return new
 
 
 def latent_sites(trace: Any) -> Iterator[dict[str, Any]]:
@@ -97,6 +242,6 @@ def latent_sites(trace: Any) -> Iterator[dict[str, Any]]:
             yield site
 
 
-def is_enumerated(site: dict[str, Any]) -> bool:
+def is_enumerated(site: Mapping[str, Any]) -> bool:
     """Whether a site is to be summed out."""
     return bool(site["infer"].get("enumerate") == "parallel")

@@ -6,6 +6,7 @@ no demands on how the model broadcasts; where it cannot run, by Pyro's particle 
 """
 
 import contextlib
+import copy
 import enum
 import functools
 import warnings
@@ -18,15 +19,15 @@ from pyro import poutine
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from ..checks import first_line
 from ..system.exclusive import validation
 from . import checks, data_checks, enumeration_checks
+from .bound import BoundModel
 from .following import filled_sites, moving_sites
 from .handlers import BRANCHES, Enumerate, cause, restored_dims, summed_out, total
-from .latents import is_enumerated, latent_sites
-from .placed import Lifted, Placed, is_masked
+from .latents import Latents, is_enumerated, latent_sites
+from .placed import Lifted, Placed
 from .transformable import transformable
 
 
@@ -43,11 +44,13 @@ class VectorizationWarning(UserWarning):
 
 
 class LogJoint:
-    r"""Log joint density of a model at rows of a guide's flat latent.
+    r"""Log joint density of a model at rows of a flat vector of its latents.
 
-    :param model: the Pyro model; usually ``guide.model``, perhaps scaled or conditioned.
-    :param guide: a guide that has been called once: it says which sites the latent holds, and where.
-    :raises ValueError: when evaluated, if the model's sites are not those the guide was made for (the site is named).
+    :param bound: the Pyro model with its arguments; the model is usually ``guide.bare_model``, perhaps scaled or
+        conditioned. :meth:`on` gives the log joint of other arguments.
+    :param latents: which sites the flat vector holds, and where; usually ``guide.latents``. What a run of the model
+        shows of moving supports and of masked sites is put into this object's own ``latents``.
+    :raises ValueError: when evaluated, if the model's sites are not these (the site is named).
 
     Example::
 
@@ -58,12 +61,12 @@ class LogJoint:
         ...
         >>> guide = AutoFlow(model)
         >>> _ = guide()
-        >>> LogJoint(model, guide)(torch.zeros(3, 1))
+        >>> LogJoint(BoundModel(model), guide.latents)(torch.zeros(3, 1))
         tensor([-0.9189, -0.9189, -0.9189])
     """
 
-    def __init__(self, model: Callable[..., Any], guide: Any):
-        self.model, self.guide = model, guide
+    def __init__(self, bound: BoundModel, latents: Latents):
+        self.bound, self.latents = bound, latents
         self.how: Vectorization | None = None
         self.start: Tensor | None = None
         self.enumerates = False
@@ -71,34 +74,39 @@ class LogJoint:
         #: Whether shapes are checked: where Pyro's own objectives do, unless the user turned that off.
         self.checks_shapes = is_validation_enabled()
 
-    def __call__(self, z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, z: Tensor) -> Tensor:
         """``z (num_particles, latent_dim)`` to ``(num_particles,)``."""
-        how = self.how or self.prepare(*args, **kwargs)
-        return self._rows(how)(z, args, kwargs)
+        return self._rows(self.how or self.prepare())(z)
+
+    def on(self, bound: BoundModel) -> "LogJoint":
+        """The log joint of a model with other arguments, or of one with handlers around it; what is known is kept."""
+        new = copy.copy(self)
+        new.bound = bound
+        return new
 
     @torch.no_grad()
-    def prepare(self, *args: Any, **kwargs: Any) -> Vectorization:
-        """Run the model near ``start`` (by default the guide's), and choose how to vectorise it."""
-        near = self.look(*args, **kwargs)
-        self.how = self._choose(near, args, kwargs)
+    def prepare(self) -> Vectorization:
+        """Run the model near ``start`` (by default the latents' own), and choose how to vectorise it."""
+        near = self.look()
+        self.how = self._choose(near)
         return self.how
 
     @torch.no_grad()
-    def look(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the model at two points near ``start``: refuse what the guide cannot follow, and learn its structure.
+    def look(self) -> Tensor:
+        """Run the model at two points near ``start``: refuse what cannot be followed, and learn its structure.
 
         :return: the two points, one a row.
         """
-        start = self.guide._init_loc() if self.start is None else self.start
+        start = self.latents.init_loc() if self.start is None else self.start
         near = torch.stack([start, start + 0.01])
         with validation(False):  # a first look: the start may yet prove infeasible
-            traces = [self._look(row, args, kwargs) for row in near]
+            traces = [self._look(row) for row in near]
         frames = [f for s in traces[0].nodes.values() for f in s.get("cond_indep_stack", ())]
         self.max_plate_nesting = -min((f.dim for f in frames if f.vectorized), default=0)
         self.enumerates = any(is_enumerated(site) for site in latent_sites(traces[0]))
-        enumeration_checks.refuse_endless(type(self.guide).__name__, filter(is_enumerated, latent_sites(traces[0])))
+        enumeration_checks.refuse_endless(self.latents.owner, filter(is_enumerated, latent_sites(traces[0])))
         with validation(False):
-            self._learn(near, traces, args, kwargs)
+            self._learn(near, traces)
         self._look_at_shapes(traces[0])
         return near
 
@@ -112,50 +120,47 @@ class LogJoint:
 
     def _check_shapes(self, trace: Any, nesting: float) -> None:
         if self.checks_shapes:
-            data_checks.check_log_prob_shapes(type(self.guide).__name__, trace, nesting)
+            data_checks.check_log_prob_shapes(self.latents.owner, trace, nesting)
 
-    def _look(self, z: Tensor, args: Any, kwargs: Any) -> Any:
-        name, trace = type(self.guide).__name__, self.run(z, *args, **kwargs)
+    def _look(self, z: Tensor) -> Any:
+        name, trace = self.latents.owner, self.run(z)
         checks.refuse_nan(name, trace)
         if self.checks_shapes:
             with validation(True):
                 data_checks.need_tensors(name, trace)
         return trace
 
-    def _learn(self, near: Tensor, traces: list[Any], args: Any, kwargs: Any) -> None:
-        """Tell the guide what it has to follow."""
-        guide = self.guide
-        moving = guide.moving | moving_sites(self, near, traces, args, kwargs)
-        masked = [name for name in guide._unconstrained_shapes if is_masked(guide.prototype_trace.nodes[name])]
-        guide.follow(moving, filled_sites(self, near, args, kwargs) if masked else {}, args, kwargs)
+    def _learn(self, near: Tensor, traces: list[Any]) -> None:
+        """Note which supports move, and which masked sites count with their prior."""
+        moving = self.latents.moving | moving_sites(self, near, traces)
+        filled = filled_sites(self, near) if self.latents.masked else {}
+        self.latents = self.latents.following(moving, filled)
 
-    def run(self, z: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def run(self, z: Tensor) -> Any:
         """A trace of the model at one flat latent, without log densities."""
-        return self._run(self.model, self.placed(z), args, kwargs)
+        return self._run(self.bound.model, self.placed(z))
 
-    def visit(self, handler: Placed | Lifted, args: Any, kwargs: Any) -> Any:
+    def visit(self, handler: Placed | Lifted) -> Any:
         """A trace of the model under a handler of its latents, its discrete sites enumerated rather than drawn."""
         if not self.enumerates:
-            return self._run(self.model, handler, args, kwargs)
+            return self._run(self.bound.model, handler)
         with restored_dims():
-            return self._run(self._enumerate(), handler, args, kwargs)
+            return self._run(self._enumerate(), handler)
 
-    def at(self, z: Tensor, args: Any, kwargs: Any, filled: Collection[str]) -> tuple[Any, Tensor, Placed]:
+    def at(self, z: Tensor, filled: Collection[str]) -> tuple[Any, Tensor, Placed]:
         """A trace of the model at one flat latent, its log density without constraints, and the handler of its latents.
 
         :param filled: masked sites that count with their prior.
         """
         placed = self.placed(z, filled)
-        trace, log_p = self._density(placed, args, kwargs)
+        trace, log_p = self._density(placed)
         return trace, log_p, placed
 
     def placed(self, z: Tensor, filled: Collection[str] | None = None) -> Placed:
         """The handler that puts one flat latent into the model."""
-        guide, nodes = self.guide, self.guide.prototype_trace.nodes
-        parts = guide.parts(z)
-        shapes = {name: nodes[name]["value"].shape for name in parts}
-        filled = guide.filled if filled is None else filled
-        return Placed(type(guide).__name__, parts, shapes, filled, self.enumerates)
+        latents = self.latents
+        filled = latents.filled if filled is None else filled
+        return Placed(latents.owner, latents.unpack(z), latents.value_shapes, filled, self.enumerates)
 
     def _rows(self, how: Vectorization) -> Callable[..., Tensor]:
         return {
@@ -164,13 +169,13 @@ class LogJoint:
             Vectorization.LOOP: self._by_loop,
         }[how]
 
-    def _choose(self, rows: Tensor, args: Any, kwargs: Any) -> Vectorization:
+    def _choose(self, rows: Tensor) -> Vectorization:
         """The best way that runs and agrees with the loop, with a warning unless it is vmap."""
-        loop = self._by_loop(rows, args, kwargs)  # the user's own mistakes surface here
-        reason = self._objection(Vectorization.VMAP, loop, rows, args, kwargs)
+        loop = self._by_loop(rows)  # the user's own mistakes surface here
+        reason = self._objection(Vectorization.VMAP, loop, rows)
         if reason is None:
             return Vectorization.VMAP
-        how = Vectorization.PLATE if self._takes_plate(loop, rows, args, kwargs) else Vectorization.LOOP
+        how = Vectorization.PLATE if self._takes_plate(loop, rows) else Vectorization.LOOP
         warnings.warn(
             f"torch.vmap cannot run this model ({reason[0]}); particles go through {how.value}. Results are right, "
             f"but slower; {reason[1]}",
@@ -179,59 +184,56 @@ class LogJoint:
         )
         return how
 
-    def _objection(
-        self, how: Vectorization, loop: Tensor, rows: Tensor, args: Any, kwargs: Any
-    ) -> tuple[str, str] | None:
+    def _objection(self, how: Vectorization, loop: Tensor, rows: Tensor) -> tuple[str, str] | None:
         """Why a way is not to be taken and whose code that comes from, if there is a reason."""
         try:
-            values = self._rows(how)(rows, args, kwargs)
+            values = self._rows(how)(rows)
         except Exception as error:
             return first_line(error), cause(error)
         close = functools.partial(torch.allclose, rtol=1e-4, atol=1e-4, equal_nan=True)
         # A model that subsamples differs from run to run, and cannot be compared.
-        if close(values, loop) or not all(close(self._by_loop(rows, args, kwargs), loop) for _ in range(4)):
+        if close(values, loop) or not all(close(self._by_loop(rows), loop) for _ in range(4)):
             return None
         apart = float((values - loop).abs().max())
         return f"its values there differ from those of single runs by up to {apart:.2g}", BRANCHES
 
-    def _takes_plate(self, loop: Tensor, rows: Tensor, args: Any, kwargs: Any) -> bool:
+    def _takes_plate(self, loop: Tensor, rows: Tensor) -> bool:
         """Whether a plate gives what the loop gives, and mixes no particles, which shows little where they are near."""
-        if self.enumerates or self._objection(Vectorization.PLATE, loop, rows, args, kwargs) is not None:
+        if self.enumerates or self._objection(Vectorization.PLATE, loop, rows) is not None:
             return False
         try:
             with torch.enable_grad():
                 z = rows.clone().requires_grad_()
-                (slope,) = torch.autograd.grad(self._by_plate(z, args, kwargs)[0], z)
+                (slope,) = torch.autograd.grad(self._by_plate(z)[0], z)
             return not bool(slope[1:].any())
         except RuntimeError:
             return False
 
-    def leaves(self, z: Tensor, *args: Any, **kwargs: Any) -> list[Tensor]:
+    def leaves(self, z: Tensor) -> list[Tensor]:
         """The model's trainable leaf tensors: unconstrained ``pyro.param`` values and module parameters."""
         with poutine.trace(param_only=True) as capture, torch.no_grad():
-            self.single(z, *args, **kwargs)
+            self.single(z)
         values = [site["value"] for site in capture.trace.nodes.values()]
         found = [value.unconstrained() for value in values if value is not None]
         return [leaf for leaf in found if leaf.requires_grad]
 
     # ---- three ways to run rows -----------------------------------------------------------------------------
 
-    def _by_vmap(self, z: Tensor, args: Any, kwargs: Any) -> Tensor:
+    def _by_vmap(self, z: Tensor) -> Tensor:
         # Validation branches on values, which vmap refuses; the first, looped evaluation was validated.
         with validation(False):
-            return torch.vmap(lambda row: self.single(row, *args, **kwargs), randomness="same")(z)
+            return torch.vmap(self.single, randomness="same")(z)
 
-    def _by_loop(self, z: Tensor, args: Any, kwargs: Any) -> Tensor:
-        return torch.stack([self.single(row, *args, **kwargs) for row in z])
+    def _by_loop(self, z: Tensor) -> Tensor:
+        return torch.stack([self.single(row) for row in z])
 
     @transformable()
-    def _by_plate(self, z: Tensor, args: Any, kwargs: Any) -> Tensor:
+    def _by_plate(self, z: Tensor) -> Tensor:
         nesting = self.max_plate_nesting
         latent = z.reshape(len(z), *(1,) * nesting, -1)
-        parts = {site["name"]: part for site, part in self.guide._unpack_latent(latent)}
-        placed = Placed(type(self.guide).__name__, parts, filled=self.guide.filled)
+        placed = Placed(self.latents.owner, self.latents.unpack_in_plates(latent), filled=self.latents.filled)
         plate = pyro.plate("num_particles_vectorized", len(z), dim=-1 - nesting)
-        trace = self._trace(plate(self.model), placed, args, kwargs)
+        trace = self._trace(plate(self.bound.model), placed)
         log_p = z.new_zeros(len(z))
         for log_det in placed.log_dets.values():
             log_p = log_p + log_det.reshape(len(z), -1).sum(-1)
@@ -245,66 +247,53 @@ class LogJoint:
     # ---- one row --------------------------------------------------------------------------------------------
 
     @transformable()
-    def single(self, z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def single(self, z: Tensor) -> Tensor:
         """One flat latent ``(latent_dim,)`` to a scalar."""
         placed = self.placed(z)
-        log_p = self._density(placed, args, kwargs)[1]
+        log_p = self._density(placed)[1]
         log_det = z.new_zeros(())
         for step in placed.log_dets.values():
             log_det = log_det + step.sum()
         return _as(z, log_det + log_p)
 
-    def _density(self, placed: Placed, args: Any, kwargs: Any) -> tuple[Any, Tensor]:
+    def _density(self, placed: Placed) -> tuple[Any, Tensor]:
         """A trace of the model at given latents, and its log density, with enumerated sites summed out."""
         if self.enumerates:
-            return self._enumerated(placed, args, kwargs)
-        trace = self._trace(self.model, placed, args, kwargs)
+            return self._enumerated(placed)
+        trace = self._trace(self.bound.model, placed)
         self._check_shapes(trace, float("inf"))
         return trace, total(trace, next(iter(placed.parts.values())).dtype)
 
     def _enumerate(self) -> Callable[..., Any]:
-        model: Callable[..., Any] = Enumerate(first_available_dim=-1 - self.max_plate_nesting)(self.model)
+        model: Callable[..., Any] = Enumerate(first_available_dim=-1 - self.max_plate_nesting)(self.bound.model)
         return model
 
-    def _trace(self, model: Callable[..., Any], placed: Placed, args: Any, kwargs: Any) -> Any:
-        trace = prune_subsample_sites(self._run(model, placed, args, kwargs))
-        with data_checks.explained(type(self.guide).__name__, args, kwargs):
+    def _trace(self, model: Callable[..., Any], placed: Placed) -> Any:
+        trace = prune_subsample_sites(self._run(model, placed))
+        with data_checks.explained(self.latents.owner, *self.bound.call):
             trace.compute_log_prob()
         return trace
 
-    def _run(self, model: Callable[..., Any], handler: Placed | Lifted, args: Any, kwargs: Any) -> Any:
+    def _run(self, model: Callable[..., Any], handler: Placed | Lifted) -> Any:
         """A trace of the model at given latents, without log densities."""
         hidden = poutine.block(hide_fn=lambda msg: msg["type"] == "sample")
-        with hidden, data_checks.explained(type(self.guide).__name__, args, kwargs):
-            trace = poutine.trace(handler(model)).get_trace(*args, **kwargs)
+        with hidden, data_checks.explained(self.latents.owner, *self.bound.call):
+            trace = poutine.trace(handler(model)).get_trace(*self.bound.args, **self.bound.kwargs)
         unknown = [site["name"] for site in latent_sites(trace) if not is_enumerated(site)]
-        checks.check_run(type(self.guide).__name__, unknown, sorted(handler.names - trace.nodes.keys()))
+        checks.check_run(self.latents.owner, unknown, sorted(handler.names - trace.nodes.keys()))
         return trace
 
     # ---- enumeration ----------------------------------------------------------------------------------------
 
     @restored_dims()
-    def _enumerated(self, placed: Placed, args: Any, kwargs: Any) -> tuple[Any, Tensor]:
+    def _enumerated(self, placed: Placed) -> tuple[Any, Tensor]:
         nesting = self.max_plate_nesting
-        trace = self._trace(self._enumerate(), placed, args, kwargs)
+        trace = self._trace(self._enumerate(), placed)
         self._check_shapes(trace, nesting)
-        with enumeration_checks.explained_scales(type(self.guide).__name__, trace):
+        with enumeration_checks.explained_scales(self.latents.owner, trace):
             return trace, summed_out(trace)
 
 
 def _as(z: Tensor, log_p: Tensor) -> Tensor:
     """In the latents' precision, whatever that of the data."""
     return log_p.to(z.dtype)
-
-
-def tensors_of(call: Any) -> tuple[list[Tensor], Any]:
-    """The tensors among a model's arguments, and all else that a recording of the model depends on."""
-    leaves, spec = tree_flatten(call)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    return tensors, ([_form(leaf) for leaf in leaves], spec)
-
-
-def _form(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return leaf.shape, leaf.dtype, leaf.device
-    return leaf if isinstance(leaf, int | float | str | None) else id(leaf)

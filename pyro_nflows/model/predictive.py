@@ -8,8 +8,9 @@ Answers are keyed by ``(group, site)``, with ArviZ's names for the groups.
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..system.exclusive import validation
+from .bound import BoundModel
 from .data_checks import is_deterministic
 from .transformable import transformable
 
@@ -32,8 +34,9 @@ Answers = dict[tuple[str, str], Tensor]
 ELEMENTS_AT_ONCE = 2**24  # so that thousands of draws of a large model fit in memory
 
 
-class Run(NamedTuple):
-    """A model and its arguments. Each method runs it for one draw.
+@dataclass(frozen=True, eq=False)
+class Run(BoundModel):
+    """A model and its arguments, asked about draws. Each method runs it for one draw.
 
     Example::
 
@@ -44,10 +47,6 @@ class Run(NamedTuple):
         >>> run.log_likelihood({"mu": torch.tensor(0.5)})
         {('log_likelihood', 'y'): tensor(-0.9189)}
     """
-
-    model: Callable[..., Any]
-    args: Sequence[Any] = ()
-    kwargs: Mapping[str, Any] = {}
 
     def sites(self, draw: Draw) -> dict[str, Site]:
         """The sample sites of the model at a draw."""

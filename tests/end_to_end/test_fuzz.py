@@ -22,6 +22,7 @@ from pyro_nflows.engine import Engine, Inputs, Program, Slope, prepare
 from pyro_nflows.engine.native import build
 from pyro_nflows.inference.elbo import Gradient
 from pyro_nflows.layers import LocScale
+from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint, Vectorization
 from tests.random_models import BIJECTIONS, FLAWS, Description, descriptions
 
@@ -107,7 +108,7 @@ def priors_where_masked(description: Description, values: dict[str, Tensor], log
 def by_pyro(description: Description, guide: Any, z: Tensor) -> tuple[Tensor, Tensor]:
     """The log joint at one flat latent by Pyro alone, and its gradient."""
     z = z.detach().requires_grad_()
-    values, log_det = values_at(description, start_of(guide), guide.parts(z))
+    values, log_det = values_at(description, start_of(guide), guide.latents.unpack(z))
     log_p = summed(description, values)
     log_p = log_p + priors_where_masked(description, values, log_p) + log_det
     return log_p.detach(), torch.autograd.grad(log_p, z)[0]
@@ -116,42 +117,43 @@ def by_pyro(description: Description, guide: Any, z: Tensor) -> tuple[Tensor, Te
 # ---- the laws -------------------------------------------------------------------------------------------------
 
 
-def check_by_loop(joint: LogJoint, z: Tensor, description: Description) -> None:
-    same(joint._rows(Vectorization.LOOP)(z, (), {}), joint(z))
+def check_by_loop(guide: AutoFlow, joint: LogJoint, z: Tensor, description: Description) -> None:
+    same(joint._rows(Vectorization.LOOP)(z), joint(z))
 
 
-def check_by_plate(joint: LogJoint, z: Tensor, description: Description) -> None:
+def check_by_plate(guide: AutoFlow, joint: LogJoint, z: Tensor, description: Description) -> None:
     """Where the model can broadcast along a plate outside of it."""
     with torch.no_grad():
         values = joint(z)
-        takes_plate = joint._takes_plate(values, z, (), {})
+        takes_plate = joint._takes_plate(values, z)
     if takes_plate:
-        same(joint._rows(Vectorization.PLATE)(z, (), {}).detach(), values)
+        same(joint._rows(Vectorization.PLATE)(z).detach(), values)
 
 
-def check_values(joint: LogJoint, z: Tensor, description: Description) -> None:
+def check_values(guide: AutoFlow, joint: LogJoint, z: Tensor, description: Description) -> None:
     """Values of the sites, and back; the density of the guide there."""
-    guide = joint.guide
     values = guide.constrain(z)
     back, log_det = guide.unconstrain(values)
     torch.testing.assert_close(back, z, rtol=1e-5, atol=1e-5)
-    right = [values_at(description, start_of(guide), guide.parts(row))[1] for row in z]
+    right = [values_at(description, start_of(guide), guide.latents.unpack(row))[1] for row in z]
     torch.testing.assert_close(log_det, torch.stack(right), rtol=1e-5, atol=1e-5)
 
 
-def check_loss(joint: LogJoint, z: Tensor, description: Description) -> None:
+def check_loss(guide: AutoFlow, joint: LogJoint, z: Tensor, description: Description) -> None:
     """Pyro's own objective, at the same draw; with labels its random numbers are others."""
     if description.labels is None:
         losses = []
         for objective in (ELBO(1), Trace_ELBO()):
             pyro.set_rng_seed(1)
-            losses.append(objective.loss(description.model, joint.guide))
+            losses.append(objective.loss(description.model, guide))
         assert losses[0] == pytest.approx(losses[1], rel=1e-7, abs=1e-7)
 
 
-def check_step(joint: LogJoint, z: Tensor, description: Description, engine: Engine = Engine.TRACED) -> None:
+def check_step(
+    guide: AutoFlow, joint: LogJoint, z: Tensor, description: Description, engine: Engine = Engine.TRACED
+) -> None:
     """A step of training, and its gradient in the model's own parameters too, by an engine and by Python."""
-    dim = joint.guide.latent_dim
+    dim = guide.latent_dim
     program = Program(joint, LocScale(dim), ELBO(), Gradient.TOTAL, 2, joint.leaves(z[0]), max_norm=1e99)
     one = torch.ones(1)
     given = Inputs(torch.randn(1, 2, dim), 0 * one, one, 0 * one)
@@ -169,19 +171,18 @@ def start_of(guide: Any) -> dict[str, Tensor]:
     return {name: guide.prototype_trace.nodes[name]["value"] for name in guide.latent_names}
 
 
-def prepared(description: Description) -> LogJoint:
+def prepared(description: Description) -> tuple[AutoFlow, LogJoint]:
     guide = AutoFlow(description.model, LocScale, init_scale=0.3)
     guide()
-    joint = LogJoint(description.model, guide)
+    joint = LogJoint(BoundModel(description.model), guide.latents)
     joint.prepare()
-    return joint
+    return guide, joint
 
 
 def check(description: Description, ways: list[Callable[..., None]]) -> None:
     """The log joint and its gradient are Pyro's, recorded and as it is; and what is asked for besides."""
-    joint = prepared(description)
-    guide = joint.guide
-    z = guide._init_loc() + 0.7 * torch.randn(2, guide.latent_dim)
+    guide, joint = prepared(description)
+    z = guide.init_loc() + 0.7 * torch.randn(2, guide.latent_dim)
     right, slopes = zip(*(by_pyro(description, guide, row) for row in z))
     slope = Slope(joint)
     for found in (slope._values_and_grads(z), slope.values_and_grads(z, 2)):
@@ -189,7 +190,7 @@ def check(description: Description, ways: list[Callable[..., None]]) -> None:
     assert None not in slope._tapes.values()
     assert joint.how is Vectorization.VMAP
     for way in ways:
-        way(joint, z, description)
+        way(guide, joint, z, description)
 
 
 def start_afresh() -> None:

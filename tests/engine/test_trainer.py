@@ -16,6 +16,7 @@ from pyro_nflows.engine.trainer import BLOCK
 from pyro_nflows.inference.elbo import Gradient
 from pyro_nflows.layers import LocScale, TriangularAffine
 from pyro_nflows.layers.base import Chain
+from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint
 from pyro_nflows.numerics import normal_log_prob
 from pyro_nflows.objectives.covering import Covering
@@ -119,9 +120,9 @@ def test_model_parameters_train_with_the_flow():
 
     guide = AutoFlow(model, lambda d: LocScale(d))
     guide()
-    joint = LogJoint(model, guide)
+    joint = LogJoint(BoundModel(model), guide.latents)
     joint.prepare()
-    leaves = joint.leaves(guide._init_loc())
+    leaves = joint.leaves(guide.init_loc())
     trainer = Trainer(joint, leaves, progress_bar=False)
     trainer.run(guide.plain_layer(), ELBO(), Gradient.PATH, Round(1000, 16, 3e-2), "")
     assert trainer.history.engines[0] is not Engine.EAGER
@@ -135,7 +136,7 @@ def test_a_model_that_branches_on_values_runs_eagerly_with_one_warning():
 
     guide = AutoFlow(model)
     guide()
-    joint = LogJoint(model, guide)
+    joint = LogJoint(BoundModel(model), guide.latents)
     with pytest.warns(UserWarning, match=r"torch\.vmap cannot run this model"):
         joint.prepare()
     program = Program(joint, guide.layer, ELBO(), Gradient.PATH, 2)
@@ -209,7 +210,7 @@ def test_subsampled_data_runs_traced_and_unbiased():
 
     guide = AutoFlow(model, lambda d: LocScale(d))
     guide()
-    joint = LogJoint(model, guide)
+    joint = LogJoint(BoundModel(model), guide.latents)
     joint.prepare()
     trainer = Trainer(joint, progress_bar=False)
     with warnings.catch_warnings():
@@ -226,7 +227,7 @@ def test_indexed_guides_train_on_the_traced_engine():
 
     guide = AutoCIF(model, two_couplings, init_scale=1.0)
     guide()
-    joint = LogJoint(model, guide)
+    joint = LogJoint(BoundModel(model), guide.latents)
     joint.prepare()
     trainer = Trainer(joint, progress_bar=False)
     trainer.run(guide.plain_layer(), ELBO(), Gradient.PATH, Round(400, 32, 2e-2), "")

@@ -17,6 +17,7 @@ from torch import Tensor
 import pyro_nflows as nf
 from pyro_nflows import ELBO, SBC, VI, AutoDAIS
 from pyro_nflows.layers import Hamiltonian, Langevin
+from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint
 from pyro_nflows.numerics import normal_log_prob, standard_normal_log_prob
 from pyro_nflows.testing import perturbed
@@ -150,10 +151,10 @@ def test_a_second_run_follows_the_new_data(engine: str) -> None:
         guide.layer.layer[0].step_size.fill_(0.5 / 0.3)  # type: ignore[index, operator, union-attr]
     found = vi.run(DATA + 3).diagnostics()
     for data in (DATA + 3, DATA):
-        guide.attend((data,), {})
-        log_joint = LogJoint(normal, guide)
+        guide.receive((data,), {})
+        log_joint = LogJoint(BoundModel(normal, (DATA + 3,)), guide.latents)
         z, log_q = drawn(guide, 4000)
-        elbos.append(log_joint(z, DATA + 3) - log_q)
+        elbos.append(log_joint(z) - log_q)
     errors = [elbo.std() / 4000**0.5 + found["elbo_se"] for elbo in elbos]
     assert abs(elbos[0].mean() - found["elbo"]) < 5 * errors[0]
     assert abs(elbos[1].mean() - found["elbo"]) > 10 * errors[1]
@@ -193,7 +194,7 @@ def test_where_data_are_left_out_draws_are_at_the_latest_that_were_there() -> No
     assert not torch.allclose(draws[0], draws[3])
     with torch.random.fork_rng():
         before = torch.get_rng_state()
-        guide.attend((x,), {})
+        guide.receive((x,), {})
         assert torch.equal(torch.get_rng_state(), before)
 
 

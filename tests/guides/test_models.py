@@ -124,7 +124,7 @@ def test_a_fresh_guide_is_a_gaussian_at_init_loc_fn_of_width_init_scale(case: Ca
 def test_init_scale_is_a_width_in_any_unit(init_scale: float) -> None:
     guide = AutoFlow(positive_pair, init_scale=init_scale)
     guide()
-    z = guide.get_posterior().sample((2000,)) - guide._init_loc()
+    z = guide.get_posterior().sample((2000,)) - guide.init_loc()
     assert ((z.std(0) / init_scale - 1).abs() < 5 * (0.5 / 2000) ** 0.5).all()
 
 

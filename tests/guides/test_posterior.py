@@ -94,8 +94,9 @@ def test_log_prob_of_any_point_is_the_transformed_distributions(case: Case) -> N
     torch.testing.assert_close(guide.get_posterior().log_prob(z), reference.log_prob(z))
     values = guide.constrain(z)
     log_det: Any = 0.0
-    for site, part in guide._unpack_rows(z):
-        step = biject_to(site["fn"].support).log_abs_det_jacobian(part, values[site["name"]])
+    for name, part in guide.latents.unpack(z).items():
+        support = guide.prototype_trace.nodes[name]["fn"].support
+        step = biject_to(support).log_abs_det_jacobian(part, values[name])
         log_det = log_det + step.reshape(7, -1).sum(-1)
     torch.testing.assert_close(guide.log_prob(values), reference.log_prob(z) - log_det)
     one = {name: value[3] for name, value in values.items()}

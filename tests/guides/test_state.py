@@ -263,7 +263,7 @@ def test_loaded_parameters_win_over_stored_ones(case: Case) -> None:
 def test_an_adopted_layer_wins_over_stored_parameters(case: Case) -> None:
     trained(case)()
     guide = case(pairs)
-    guide._setup_prototype()
+    guide.set_up((), {})
     layer = moved(copy.deepcopy(guide)).layer
     assert layer is not None
     guide.adopt(layer)

@@ -109,6 +109,17 @@ def test_a_later_run_leaves_an_earlier_posterior_as_it_is(tmp_path: Path) -> Non
     assert again.guide.median()["mu"] == median
 
 
+def test_values_are_on_the_supports_that_the_posteriors_own_data_give() -> None:
+    def up_to(high: Tensor, y: Tensor) -> None:
+        z = pyro.sample("z", dist.Uniform(torch.zeros_like(high), high))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    vi, y = line(up_to), torch.tensor(0.5)
+    narrow, wide = (vi.run(torch.tensor(high), y).posterior for high in (0.1, 40.0))
+    assert 0 < drawn(narrow).max() < 0.1
+    assert float(drawn(wide).max()) > 0.2
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda posterior: pickle.loads(pickle.dumps(posterior))])
 def test_a_copy_does_what_it_does(copied: Callable[[Posterior], Posterior], fitted: VI, tmp_path: Path) -> None:
     again = copied(fitted.posterior)

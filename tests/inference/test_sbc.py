@@ -263,6 +263,17 @@ def test_sites_of_every_kind() -> None:
     assert list(done.ranks) == names  # what is constant in a Cholesky factor is not ranked
 
 
+def test_a_support_that_depends_on_another_latent_is_followed() -> None:
+    def triangle(y: Tensor) -> None:
+        a = pyro.sample("a", dist.Uniform(0.0, 1.0))
+        b = pyro.sample("b", dist.Uniform(0.0, 1.0 - a))
+        pyro.sample("y", dist.Normal(a + b, 0.1), obs=y)
+
+    sbc = tiny(triangle).run(torch.tensor(0.3))
+    assert {name: len(ranks) for name, ranks in sbc.ranks.items()} == {"a": 5, "b": 5, "log_joint": 5}
+    assert not sbc.failed
+
+
 def test_a_conditioned_model_is_simulated_too() -> None:
     def model() -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))

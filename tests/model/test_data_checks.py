@@ -13,6 +13,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 from pyro_nflows import ELBO, IWAE, SBC, VI, AutoDAIS, AutoFlow
+from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint, Vectorization
 
 N = 8
@@ -87,10 +88,10 @@ def test_the_refusal_names_site_shapes_plates_and_remedy() -> None:
 def joint_at(y: Tensor) -> Tensor:
     """Later data of another shape, after the first look."""
     guide = AutoFlow(line)
-    guide._setup_prototype(X, Y)
-    joint = LogJoint(line, guide)
-    joint.prepare(X, Y)
-    return joint(torch.zeros(2, 2), X, y)
+    guide.set_up((X, Y), {})
+    joint = LogJoint(BoundModel(line, (X, Y)), guide.latents)
+    joint.prepare()
+    return joint.on(joint.bound.with_call((X, y), {}))(torch.zeros(2, 2))
 
 
 def masked_and_scaled(x: Tensor, y: Tensor) -> None:
@@ -157,13 +158,13 @@ def test_a_log_joint_has_the_latents_precision_and_the_datas_values(
     joints = []
     for args in (call, [part.to(default) for part in call]):
         guide = AutoFlow(model)
-        guide._setup_prototype(*args)
-        joint = LogJoint(model, guide)
-        assert joint.prepare(*args) is Vectorization.VMAP
+        guide.set_up(args, {})
+        joint = LogJoint(BoundModel(model, args), guide.latents)
+        assert joint.prepare() is Vectorization.VMAP
         z = torch.linspace(-1, 1, 3 * guide.latent_dim).reshape(3, -1).requires_grad_()
         for how in Vectorization:
             if not (joint.enumerates and how is Vectorization.PLATE):
-                value = joint._rows(how)(z, args, {})
+                value = joint._rows(how)(z)
                 joints.append((value, torch.autograd.grad(value.sum(), z)[0]))
     close = {"rtol": 1e-5, "atol": 1e-4} if dtype.itemsize > 2 else {"rtol": 0.03, "atol": 0.03}
     for value, gradient in joints:
@@ -217,4 +218,4 @@ def test_a_matrix_product_of_two_precisions_says_what_to_do(default: torch.dtype
     guide = AutoFlow(matmul)
     guide(X.to(default), Y.to(default))
     with pytest.raises(TypeError, match=words):
-        LogJoint(matmul, guide).prepare(X.to(other), Y.to(other))
+        LogJoint(BoundModel(matmul, (X.to(other), Y.to(other))), guide.latents).prepare()

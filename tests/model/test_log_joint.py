@@ -13,6 +13,7 @@ from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
 from pyro_nflows import ELBO, AutoFlow
+from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint, Vectorization, VectorizationWarning
 from tests.guide_registry import PAIRS, one_of_each, pairs
 
@@ -52,10 +53,10 @@ MODELS = [pairs, one_of_each, observed, random_walk, correlated, made_of_params]
 
 def prepared(model: Callable[..., Any], *args: Any) -> tuple[LogJoint, Tensor]:
     guide = AutoFlow(model)
-    guide._setup_prototype(*args)
-    joint = LogJoint(model, guide)
-    joint.prepare(*args)
-    return joint, guide._init_loc() + torch.randn(5, guide.latent_dim)
+    guide.set_up(args, {})
+    joint = LogJoint(BoundModel(model, args), guide.latents)
+    joint.prepare()
+    return joint, guide.init_loc() + torch.randn(5, guide.latent_dim)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -63,17 +64,17 @@ def test_vmap_equals_the_loop_equals_pyros_potential(model: Callable[[], None]) 
     joint, z = prepared(model)
     assert joint.how is Vectorization.VMAP
     values = joint(z)
-    torch.testing.assert_close(values, joint._by_loop(z, (), {}))
+    torch.testing.assert_close(values, joint._by_loop(z))
     _, potential, _, _ = initialize_model(model)
     for value, row in zip(values, z):
-        unconstrained = {site["name"]: part for site, part in joint.guide._unpack_rows(row)}
+        unconstrained = joint.latents.unpack(row)
         torch.testing.assert_close(value, -potential(unconstrained))
 
 
 @pytest.mark.parametrize("model", [pairs, observed, made_of_params])
 def test_the_particle_plate_equals_the_loop(model: Callable[[], None]) -> None:
     joint, z = prepared(model)
-    torch.testing.assert_close(joint._by_plate(z, (), {}), joint._by_loop(z, (), {}))
+    torch.testing.assert_close(joint._by_plate(z), joint._by_loop(z))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -81,7 +82,7 @@ def test_gradients_of_vmap_are_those_of_the_loop(model: Callable[[], None]) -> N
     joint, z = prepared(model)
     z.requires_grad_()
     for way in (joint._by_vmap, joint._by_loop):
-        (gradient,) = torch.autograd.grad(way(z, (), {}).sum(), z)
+        (gradient,) = torch.autograd.grad(way(z).sum(), z)
         assert gradient.abs().max() > 0
         expected = gradient if way == joint._by_vmap else expected  # type: ignore[has-type]  # noqa: F821
     torch.testing.assert_close(gradient, expected)
@@ -116,8 +117,8 @@ def test_enumerated_latents_are_summed_out_as_by_pyros_elbo(model: Callable[[], 
     assert joint.enumerates
     assert joint.how is Vectorization.VMAP
     for value, row in zip(joint(z), z):
-        point = {name: drawn[0] for name, drawn in joint.guide.constrain(row[None]).items()}
-        log_det = joint.single(row) - joint.at(row, (), {}, filled=())[1]
+        point = {name: drawn[0] for name, drawn in joint.latents.constrain(row[None]).items()}
+        log_det = joint.single(row) - joint.at(row, filled=())[1]
         loss = TraceEnum_ELBO(max_plate_nesting=1).loss(model, at(point))
         torch.testing.assert_close(value, -torch.tensor(loss) + log_det)
 
@@ -134,7 +135,7 @@ def at(point: dict[str, Tensor]) -> Callable[[], None]:
 def test_gradients_pass_through_the_sum(model: Callable[[], None]) -> None:
     joint, z = prepared(model)
     torch.autograd.gradcheck(lambda z: joint(z), z.requires_grad_())
-    assert ELBO(3).loss_and_grads(model, joint.guide) < torch.inf
+    assert ELBO(3).loss_and_grads(model, AutoFlow(model)) < torch.inf
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
@@ -162,11 +163,11 @@ def test_subsampled_likelihoods_are_unbiased() -> None:
     joint, _ = prepared(model, 2)
     assert joint.how is Vectorization.VMAP
     z = torch.full((3, 1), 0.3)
-    rows = torch.stack([joint(z, 2) for _ in range(500)])
+    rows = torch.stack([joint(z) for _ in range(500)])
     assert torch.equal(rows, rows[:, :1].expand(500, 3))  # particles share a step's rows, as in Pyro
     values = rows[:, 0]
     assert len(values.unique()) == 6
-    full = joint(z[:1], None)
+    full = joint.on(joint.bound.with_call((None,), {}))(z[:1])
     assert abs(values.mean() - full) < 5 * values.std() / 500**0.5
 
 
@@ -217,7 +218,7 @@ def test_the_next_best_way_is_taken_with_a_warning(model: Callable[[], None], ho
     assert joint.how is how
     torch.testing.assert_close(joint(z), torch.stack([joint.single(row) for row in z]))
     with pytest.warns(VectorizationWarning):
-        assert ELBO(3).loss_and_grads(model, joint.guide) < torch.inf
+        assert ELBO(3).loss_and_grads(model, AutoFlow(model)) < torch.inf
 
 
 def test_models_that_vmap_gets_wrong_are_found_out() -> None:
@@ -261,9 +262,9 @@ def test_errors_of_the_model_come_through() -> None:
             raise KeyError("mine")
 
     guide = AutoFlow(model)
-    guide._setup_prototype(False)
+    guide.set_up((False,), {})
     with pytest.raises(KeyError, match="mine"):
-        LogJoint(model, guide).prepare(True)
+        LogJoint(BoundModel(model, (True,)), guide.latents).prepare()
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.5, 0.1])
@@ -282,7 +283,7 @@ def test_scales_multiply_the_logarithm_of_the_sum_over_labels(scale: float) -> N
     z = torch.tensor([[0.2], [-1.0]])
     by_label = dist.Normal(z[..., None] + torch.tensor([0.0, 2.0]), 1.0).log_prob(data[:, None])
     right = dist.Normal(0.0, 1.0).log_prob(z[:, 0]) + scale * (by_label + weights.log()).logsumexp(-1).sum(-1)
-    torch.testing.assert_close(LogJoint(model, guide)(z), right)
+    torch.testing.assert_close(LogJoint(BoundModel(model), guide.latents)(z), right)
 
 
 def endless() -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pyro_nflows import SBC, AutoFlow
 from pyro_nflows.arviz import to_arviz
+from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint
 from pyro_nflows.model.simulation import at_data, simulate
 
@@ -96,11 +97,13 @@ def test_at_simulated_data_the_density_depends_on_them_and_on_every_latent(name:
     _, data = simulate(MODELS[name], (Y,), {}, 2, torch.zeros(()))
     one, other = ({key: value[i] for key, value in data.items()} for i in range(2))
     guide = AutoFlow(model)
-    guide._setup_prototype(one, Y)
-    joint = LogJoint(model, guide)
-    joint.prepare(one, Y)
-    z = guide._init_loc()[None].requires_grad_()
-    gradients = [torch.autograd.grad(joint(z, part, Y).sum(), z)[0] for part in (one, other)]
+    guide.set_up((one, Y), {})
+    joint = LogJoint(BoundModel(model, (one, Y)), guide.latents)
+    joint.prepare()
+    z = guide.init_loc()[None].requires_grad_()
+    gradients = [
+        torch.autograd.grad(joint.on(joint.bound.with_call((part, Y), {}))(z).sum(), z)[0] for part in (one, other)
+    ]
     assert not torch.allclose(*gradients)
 
 
@@ -156,7 +159,7 @@ def test_nan_in_what_is_computed_is_no_missing_data() -> None:
         pyro.sample("y", dist.Normal(theta, 1.0).expand([4]).to_event(1), obs=y)
 
     guide = AutoFlow(model)
-    guide._setup_prototype(Y)
-    joint = LogJoint(model, guide)
-    joint.prepare(Y)
-    assert torch.isfinite(joint(torch.zeros(2, 1), Y)).all()
+    guide.set_up((Y,), {})
+    joint = LogJoint(BoundModel(model, (Y,)), guide.latents)
+    joint.prepare()
+    assert torch.isfinite(joint(torch.zeros(2, 1))).all()

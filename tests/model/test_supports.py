@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import transforms
 
 from pyro_nflows import ELBO, IWAE, VI, AutoFlow
+from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint, Vectorization
 from pyro_nflows.model.supports import bijection
 
@@ -44,27 +45,27 @@ def evidence_of_triangle(num: int = 2000) -> float:
 def set_up(model: Callable[..., Any], *args: Any, init_scale: float = 0.7) -> tuple[AutoFlow, LogJoint]:
     guide = AutoFlow(model, init_scale=init_scale)
     guide(*args)
-    joint = LogJoint(model, guide)
-    joint.prepare(*args)
+    joint = LogJoint(BoundModel(model, args), guide.latents)
+    joint.prepare()
     return guide, joint
 
 
 def test_the_density_on_a_support_that_moves_integrates_to_the_evidence() -> None:
     guide, joint = set_up(triangle, Y)
-    assert guide.moving == {"b"}
+    assert guide.latents.moving == {"b"}
     assert joint.how is Vectorization.VMAP
     z, step = grid(160)
     rows = torch.cartesian_prod(z, z)
-    log_evidence = joint(rows, Y).logsumexp(0) + 2 * math.log(step)
+    log_evidence = joint(rows).logsumexp(0) + 2 * math.log(step)
     assert float(log_evidence) == pytest.approx(evidence_of_triangle(), abs=2e-3)
 
 
 def test_vmap_the_particle_plate_and_the_loop_agree_on_a_support_that_moves() -> None:
     _, joint = set_up(triangle, Y)
     z = torch.randn(6, 2)
-    expected = joint._by_loop(z, (Y,), {})
-    torch.testing.assert_close(joint._by_vmap(z, (Y,), {}), expected)
-    torch.testing.assert_close(joint._by_plate(z, (Y,), {}), expected)
+    expected = joint._by_loop(z)
+    torch.testing.assert_close(joint._by_vmap(z), expected)
+    torch.testing.assert_close(joint._by_plate(z), expected)
 
 
 def test_values_on_a_support_that_moves_and_back() -> None:
@@ -115,7 +116,7 @@ def test_a_support_follows_the_arguments() -> None:
         x = torch.randn(9, 1)
         torch.testing.assert_close(guide.constrain(x, torch.tensor(high))["z"], high * x[:, 0].sigmoid())
         expected = (x.sigmoid() * (1 - x.sigmoid())).log()[:, 0]
-        torch.testing.assert_close(joint(x, torch.tensor(high)), expected)
+        torch.testing.assert_close(joint.on(joint.bound.with_call((torch.tensor(high),), {}))(x), expected)
 
 
 def test_values_without_arguments_are_of_the_latest_call() -> None:
@@ -194,9 +195,9 @@ def partly_by_hand(mu: Tensor, x: Tensor) -> Tensor:
 
 def test_masked_entries_count_with_their_prior() -> None:
     guide, joint = set_up(partly)
-    assert guide.filled == {"x_unobserved": False}
+    assert guide.latents.filled == {"x_unobserved": False}
     z = torch.randn(5, guide.latent_dim)
-    parts = guide.parts(z)
+    parts = guide.latents.unpack(z)
     torch.testing.assert_close(joint(z), partly_by_hand(parts["mu"], parts["x_unobserved"]))
 
 
@@ -221,7 +222,7 @@ def test_a_factor_that_stands_for_the_prior_keeps_the_density_as_it_is() -> None
         pyro.factor("prior", dist.StudentT(3.0).log_prob(z))
 
     guide, joint = set_up(model)
-    assert guide.filled == {}
+    assert guide.latents.filled == {}
     z = torch.randn(5, 1)
     torch.testing.assert_close(joint(z), dist.StudentT(3.0).log_prob(z[:, 0]))
 
@@ -249,7 +250,7 @@ def test_a_scale_leaves_the_masked_entries_of_an_event_alone() -> None:
 
     guide, joint = set_up(model)
     z = torch.randn(5, 4)
-    parts = guide.parts(z)
+    parts = guide.latents.unpack(z)
     log_p = dist.Normal(0.0, parts["width"].exp()[:, None]).log_prob(parts["z"])
     right = dist.Normal(0.0, 1.0).log_prob(parts["width"]) + log_p @ torch.tensor([3.0, 1.0, 3.0])
     torch.testing.assert_close(joint(z), right)
@@ -266,12 +267,12 @@ def slab(y: Tensor) -> None:
 def test_a_spike_and_slab_integrates_to_its_evidence() -> None:
     y = torch.tensor(2.6)
     guide, joint = set_up(slab, y)
-    assert guide.filled == {"h": True}
+    assert guide.latents.filled == {"h": True}
     z, step = grid(4000)
     h, width = grid(NUM, 0.0, 40.0)
     wide = float((dist.HalfNormal(4.0).log_prob(h) + dist.Normal(h, 0.5).log_prob(y)).exp().sum()) * width
     spike = float(dist.Normal(0.0, 0.5).log_prob(y).exp())
-    found = float(joint(z[:, None], y).logsumexp(0)) + math.log(step)
+    found = float(joint(z[:, None]).logsumexp(0)) + math.log(step)
     assert found == pytest.approx(math.log(0.4 * wide + 0.6 * spike), abs=1e-3)
     with pytest.warns(UserWarning, match=r"site 'h' is masked where an enumerated site says so.*pyro_nflows.ELBO"):
         poutine.trace(guide).get_trace(y)
@@ -316,7 +317,7 @@ class Logistic(dist.TorchDistribution):
 
 def test_a_prior_that_cannot_be_drawn_from_starts_at_a_feasible_point() -> None:
     guide, joint = set_up(lambda: pyro.sample("z", Logistic(validate_args=False)))
-    assert float(guide._init_loc()) == 0.0
+    assert float(guide.init_loc()) == 0.0
     z = torch.randn(4, 1)
     torch.testing.assert_close(joint(z), dist.Normal(0.0, 1.0).log_prob(z[:, 0]))
 

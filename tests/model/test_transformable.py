@@ -25,6 +25,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_nflows import AutoFlow
 from pyro_nflows.model import transformable as ops
+from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint, Vectorization, VectorizationWarning
 
 Y = torch.tensor([0.3, -0.2, 0.9, 1.4, 0.8, 1.1], dtype=torch.float64)
@@ -115,10 +116,10 @@ def by_pyro(guide: AutoFlow, model: Callable[[], Any], z: Tensor) -> Tensor:
     """Pyro's own trace, without any of our operations, and the Jacobians."""
     total = z.new_zeros(())
     values = {}
-    for site, part in guide._unpack_rows(z):
-        transform = torch.distributions.biject_to(site["fn"].support)
-        values[site["name"]] = transform(part)
-        total = total + transform.log_abs_det_jacobian(part, values[site["name"]]).sum()
+    for name, part in guide.latents.unpack(z).items():
+        transform = torch.distributions.biject_to(guide.prototype_trace.nodes[name]["fn"].support)
+        values[name] = transform(part)
+        total = total + transform.log_abs_det_jacobian(part, values[name]).sum()
     return total + poutine.trace(poutine.condition(model, values)).get_trace().log_prob_sum()
 
 
@@ -126,12 +127,12 @@ def by_pyro(guide: AutoFlow, model: Callable[[], Any], z: Tensor) -> Tensor:
 def test_pyros_own_operations_run_under_vmap_as_pyro_has_them(name: str) -> None:
     model = MODELS[name]
     guide = AutoFlow(model)
-    guide._setup_prototype()
-    joint = LogJoint(model, guide)
+    guide.set_up((), {})
+    joint = LogJoint(BoundModel(model), guide.latents)
     with warnings.catch_warnings():
         warnings.simplefilter("error", VectorizationWarning)
         assert joint.prepare() is Vectorization.VMAP
-    z = (guide._init_loc() + 0.3 * torch.randn(5, guide.latent_dim)).requires_grad_()
+    z = (guide.init_loc() + 0.3 * torch.randn(5, guide.latent_dim)).requires_grad_()
     values = joint(z)
     right = torch.stack([by_pyro(guide, model, row) for row in z])
     torch.testing.assert_close(values, right, rtol=1e-8, atol=1e-8)
@@ -143,10 +144,10 @@ def test_pyros_own_operations_run_under_vmap_as_pyro_has_them(name: str) -> None
 def test_they_can_be_recorded(name: str) -> None:
     model = MODELS[name]
     guide = AutoFlow(model)
-    guide._setup_prototype()
-    joint = LogJoint(model, guide)
+    guide.set_up((), {})
+    joint = LogJoint(BoundModel(model), guide.latents)
     joint.prepare()
-    z = guide._init_loc() + 0.1 * torch.randn(3, guide.latent_dim)
+    z = guide.init_loc() + 0.1 * torch.randn(3, guide.latent_dim)
     gradient = torch.func.grad(lambda z: joint(z).sum())
     torch.testing.assert_close(make_fx(gradient)(z)(z + 0.1), gradient(z + 0.1))
 
@@ -235,6 +236,6 @@ def branches() -> None:
 @pytest.mark.parametrize(("model", "words"), [(two_angles, "Pyro's own"), (branches, "Python branches")])
 def test_what_cannot_run_says_whose_code_it_is(model: Callable[[], None], words: str) -> None:
     guide = AutoFlow(model)
-    guide._setup_prototype()
+    guide.set_up((), {})
     with pytest.warns(VectorizationWarning, match=words):
-        LogJoint(model, guide).prepare()
+        LogJoint(BoundModel(model), guide.latents).prepare()

@@ -12,6 +12,7 @@ from pyro_nflows import VI, AutoFlow, flows
 from pyro_nflows.diagnostics.verdict import Outcome
 from pyro_nflows.inference.search import NUM_LOOKS
 from pyro_nflows.layers import LocScale, Planar
+from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.feasible import prior_points
 from pyro_nflows.model.log_joint import LogJoint
 from pyro_nflows.modes.missed import frame_of, look_elsewhere, scattered
@@ -104,7 +105,7 @@ def test_points_are_drawn_from_the_prior_as_far_as_it_has_one() -> None:
     guide = AutoFlow(hierarchy)
     guide(torch.tensor(5.0))
     torch.manual_seed(0)
-    points = torch.stack(prior_points(guide, ((torch.tensor(5.0),), {}), 1000))
+    points = torch.stack(prior_points(BoundModel(hierarchy, (torch.tensor(5.0),)), guide.latents, 1000))
     assert points.shape == (1000, 5)
     assert points[:, 0].mean() == pytest.approx(1.0, abs=5 * 0.5 / 1000**0.5)
     assert points[:, 0].std() == pytest.approx(0.5, rel=0.15)
@@ -121,9 +122,9 @@ def test_two_modes_ninety_standard_deviations_apart_are_both_found_where_the_pri
     guide, locs = AutoFlow(wide), torch.tensor([-30.0, 60.0])
     guide(locs)
     layer = LocScale(2, init_loc=-30.0)
-    points = prior_points(guide, ((locs,), {}), NUM_LOOKS // 4)
-    joint = LogJoint(wide, guide)
-    missed = look_elsewhere(lambda z: joint(z, locs), layer, 0.0, points)
+    points = prior_points(BoundModel(wide, (locs,)), guide.latents, NUM_LOOKS // 4)
+    joint = LogJoint(BoundModel(wide, (locs,)), guide.latents)
+    missed = look_elsewhere(joint, layer, 0.0, points)
     torch.testing.assert_close(missed[0].gaussian.loc, torch.tensor([60.0, 60.0]), atol=0.1, rtol=0)
 
 

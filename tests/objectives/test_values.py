@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from pyro_nflows import ELBO, IWAE, AutoFlow, AutoIAF
+from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint
 from pyro_nflows.objectives.base import Objective
 from pyro_nflows.objectives.covering import Balanced, Covering
@@ -156,7 +157,7 @@ def test_bounds_are_in_order(case: Case) -> None:
     moved(guide, 0.1)
     with torch.no_grad():
         layer = guide.get_posterior().layer
-        log_weight = draw(LogJoint(pairs, guide), layer, base_noise(layer, 16_000)).log_weight
+        log_weight = draw(LogJoint(BoundModel(pairs), guide.latents), layer, base_noise(layer, 16_000)).log_weight
     bounds = []
     for objective in (ELBO(16), IWAE(2), IWAE(16)):
         values = vmap(objective.bound)(log_weight.reshape(-1, objective.num_particles))
