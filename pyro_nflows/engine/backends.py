@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import first_line
+from ..objectives.draws import LogDensity
 from .compiling import Compiling, compile_seconds
 from .program import Inputs, Program, State
 from .runners import Compiled, Eager, Engine, Runner, Traced
@@ -29,9 +30,6 @@ class Best(Runner):
 
     def __init__(self, program: Program, tape: Tape, inputs: Inputs):
         self.program, self.inputs, self._seconds = program, inputs, float("inf")
-        self._set(tape)
-
-    def _set(self, tape: Tape) -> None:
         self.tape, self.runner = tape, cast(Runner, Traced(tape))
         self.compiling = Compiling(tape, len(State._fields), self.program.params())
 
@@ -84,17 +82,16 @@ class Best(Runner):
     def bound(self, program: Program, data: Sequence[Tensor] | None) -> Runner:
         return self.runner.bound(program, data)
 
-    def rebind(self, data: Sequence[Tensor]) -> bool:
-        """Go on with other data; nothing is compiled again, since the code does not depend on it."""
-        was_compiled, refused = self.engine is Engine.COMPILED, self.compiling.refused
-        self._set(self.tape.bound(data))
-        self.compiling.refused = refused
-        eager, state = Eager(self.program), self.program.init()
-        if was_compiled:
-            self.compiling.start()
-            self._take(eager, state)
-            return self.engine is Engine.COMPILED
-        return difference(eager, self, state, self.inputs) is None
+    def rebound(self, log_joint: LogDensity, data: Sequence[Tensor]) -> "Best | None":
+        """With other data; nothing is compiled again, since the code does not depend on it."""
+        program = self.program.at(log_joint)
+        new, eager, state = Best(program, self.tape.bound(data), self.inputs), Eager(program), program.init()
+        new.num_threads, new._seconds, new.compiling.refused = self.num_threads, self._seconds, self.compiling.refused
+        if self.engine is Engine.COMPILED:
+            new.compiling.start()
+            new._take(eager, state)
+            return new if new.engine is Engine.COMPILED else None
+        return new if difference(eager, new, state, new.inputs) is None else None
 
     def cancel(self) -> None:
         """Stop compiling what will not be used; what is compiled is on disk for another time."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..objectives.draws import LogDensity
 from .native import Run
 from .program import Inputs, Program, State
 from .tape import Tape
@@ -59,9 +60,9 @@ class Runner(ABC):
         """Be told that so many steps are to come."""
         return
 
-    def rebind(self, data: Sequence[Tensor]) -> bool:
-        """Go on with other data of the same shapes; whether that can be done."""
-        return False
+    def rebound(self, log_joint: LogDensity, data: Sequence[Tensor]) -> "Runner | None":
+        """A runner for the model with other data of the same shapes; None where its step has to be prepared anew."""
+        return None
 
     def cancel(self) -> None:
         """Give up what is under way and will not be used."""

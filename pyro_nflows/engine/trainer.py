@@ -41,7 +41,7 @@ class Trainer:
     :param leaves: the model's trainable leaf tensors.
     :param engine: the engine asked for, or None for the fastest.
     :param progress_bar: whether to show a bar.
-    :param data: the tensors among the model's arguments; see :meth:`rebind`.
+    :param data: the tensors among the model's arguments; see :meth:`again`.
     :param num_fits: how many fits are to come: whether compiling pays depends on it.
     """
 
@@ -167,12 +167,18 @@ class Trainer:
         named = self.engine is not None
         return Sampler(self.log_joint, self.leaves, self.engine in (None, Engine.COMPILED), steady=named)
 
-    def rebind(self, data: Sequence[Tensor]) -> None:
-        """Go on with other data of the same shapes, without tracing the model again where that reproduces it."""
-        self.data, self.history, self._slope = data, History(), None
-        self.sampler = self._sampler()
-        runners, self._runners = self._runners, {}
-        self._runners.update((key, runner) for key, runner in runners.items() if runner.rebind(data))
+    def again(self, log_joint: LogDensity, data: Sequence[Tensor]) -> "Trainer":
+        """A trainer on the same model with other data of the same shapes.
+
+        It has this one's recordings and compiled code where they reproduce the model with these data.
+
+        :param log_joint: the model with these data.
+        :param data: as this trainer's.
+        """
+        new = Trainer(log_joint, self.leaves, self.engine, self.progress_bar, data, self.num_fits)
+        runners = {key: runner.rebound(log_joint, data) for key, runner in self._runners.items()}
+        new._runners.update((key, runner) for key, runner in runners.items() if runner is not None)
+        return new
 
     @property
     def slope(self) -> Slope:

@@ -126,9 +126,7 @@ class Fitter:
                 raise
             trainer.interrupt()
 
-    def _posterior(
-        self, plan: Plan, trainer: Trainer, joint: LogJoint, fit: Fit, starts: Sequence[Draws]
-    ) -> Posterior:
+    def _posterior(self, plan: Plan, trainer: Trainer, joint: LogJoint, fit: Fit, starts: Sequence[Draws]) -> Posterior:
         """A fit, of which nothing else is known yet."""
         return Posterior(
             self.guide,

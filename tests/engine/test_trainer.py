@@ -442,40 +442,42 @@ def test_a_member_of_an_ensemble_goes_its_own_way(engine):
 
 @pytest.mark.parametrize("engine", available([Engine.TRACED, Engine.COMPILED]))
 def test_new_data_are_taken_without_recording_the_model_again(engine):
-    calls, data = [0], [torch.tensor([1.0, 3.0])]
+    calls = [0]
 
-    def log_joint(z):
-        calls[0] += 1
-        center = data[0].exp().log() + data[0].mean() * 0  # computed from the data once
-        return -0.5 * (z - center).square().sum(-1)
+    def at(data):
+        def log_joint(z):
+            calls[0] += 1
+            center = data.exp().log() + data.mean() * 0  # computed from the data once
+            return -0.5 * (z - center).square().sum(-1)
 
-    layer = Chain(LocScale(2, init_scale=0.5))
-    plan = Round(400, 16, 5e-2)
-    trainer = Trainer(log_joint, engine=engine if engine is Engine.COMPILED else None, progress_bar=False, data=data)
+        return log_joint
+
+    layer, plan = Chain(LocScale(2, init_scale=0.5)), Round(400, 16, 5e-2)
+    first, second = torch.tensor([1.0, 3.0]), torch.tensor([-2.0, 0.5])
+    engine = engine if engine is Engine.COMPILED else None
+    trainer = Trainer(at(first), engine=engine, progress_bar=False, data=[first])
     trainer.run(layer, ELBO(), Gradient.PATH, plan, "")
-    assert torch.allclose(layer[0].loc, data[0], atol=1e-3)
-    recorded = list(trainer._runners.values())
-    data[0] = torch.tensor([-2.0, 0.5])
-    trainer.rebind(data)
-    assert list(trainer._runners.values()) == recorded
+    assert torch.allclose(layer[0].loc, first, atol=1e-3)
+    later = trainer.again(at(second), [second])
+    assert list(later._runners) == list(trainer._runners)
     before = calls[0]
-    trainer.run(layer, ELBO(), Gradient.PATH, plan, "")
+    later.run(layer, ELBO(), Gradient.PATH, plan, "")
     assert calls[0] == before
-    assert torch.allclose(layer[0].loc, data[0], atol=1e-3)
+    assert torch.allclose(layer[0].loc, second, atol=1e-3)
+    trainer.run(layer, ELBO(), Gradient.PATH, plan, "")  # has its own data still
+    assert calls[0] == before
+    assert torch.allclose(layer[0].loc, first, atol=1e-3)
 
 
 def test_data_that_a_recording_cannot_follow_are_recorded_anew():
-    data = [torch.tensor([1.0, 3.0])]
+    def at(data):
+        return lambda z: -0.5 * (z - float(data.sum())).square().sum(-1)  # a Python number made of data
 
-    def log_joint(z):
-        return -0.5 * (z - float(data[0].sum())).square().sum(-1)  # a Python number made of data
-
-    trainer = Trainer(log_joint, progress_bar=False, data=data)
-    layer = Chain(LocScale(2, init_scale=0.5))
-    trainer.run(layer, ELBO(), Gradient.PATH, Round(20, 16, 5e-2), "")
-    data[0] = torch.tensor([-2.0, 0.5])
-    trainer.rebind(data)
-    assert not trainer._runners
+    first, second = torch.tensor([1.0, 3.0]), torch.tensor([-2.0, 0.5])
+    trainer = Trainer(at(first), progress_bar=False, data=[first])
+    trainer.run(Chain(LocScale(2, init_scale=0.5)), ELBO(), Gradient.PATH, Round(20, 16, 5e-2), "")
+    assert trainer._runners
+    assert not trainer.again(at(second), [second])._runners
 
 
 def test_equal_rounds_share_a_recording():
