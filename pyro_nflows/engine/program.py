@@ -97,10 +97,15 @@ class Program:
         self._tensors = [p for p in self._module.parameters() if p.requires_grad]
         self._factors = self._step_factors()
 
-    def at(self, log_joint: LogDensity) -> "Program":
-        """The same step on another log density, such as the model's with other data."""
+    def at(self, log_joint: LogDensity, layer: Layer | None = None) -> "Program":
+        """The same step on another log density, such as the model's with other data.
+
+        :param layer: modules of the same parameters to draw with, where those depend on the data too.
+        """
         new = copy.copy(self)
         new.log_joint = log_joint
+        if layer is not None and layer is not self.layer:
+            new.layer, new._module = layer, _Draw(layer)
         return new
 
     def _step_factors(self) -> Tensor | None:

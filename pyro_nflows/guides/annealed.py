@@ -83,7 +83,6 @@ class AutoDAIS(AutoFlow):
         build = functools.partial(Hamiltonian, num_steps=num_steps, num_leapfrog=num_leapfrog, damping=damping)
         super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
         self._full_rank = BASES[base]
-        self._call: tuple[Any, Any] | None = None
         self._joint: LogJoint | None = None
 
     # ---- the model's log density ----------------------------------------------------------------------------
@@ -91,44 +90,55 @@ class AutoDAIS(AutoFlow):
     def receive(self, args: Any, kwargs: Any, start: Tensor | None = None) -> None:
         checks.refuse_tracing(type(self).__name__)
         self.set_up(args, kwargs)
-        if self._call is None or not self._lacks_data(args, kwargs):
-            self._call = (args, kwargs)
+        if self._bound is None or not self._lacks_data(self._bound, args, kwargs):
+            self._bound = BoundModel(self.bare_model, args, kwargs)
         if self._joint is None:
-            self._joint = self._prepared(*self._call, start)
+            self._joint = self._prepared(self._bound, start)
 
-    def _lacks_data(self, args: Any, kwargs: Any) -> bool:
+    def _lacks_data(self, latest: BoundModel, args: Any, kwargs: Any) -> bool:
         """Whether a run at arguments of another kind than the latest draws sites that the guide does not know."""
-        if self._call is None or _kinds((args, kwargs)) == _kinds(self._call):
+        if _kinds((args, kwargs)) == _kinds(latest.call):
             return False
         latents = poutine.block(self.bare_model, hide_fn=self._prototype_hide_fn)
         with poutine.block(), torch.random.fork_rng(devices=[]), torch.no_grad():
             found = poutine.trace(latents).get_trace(*args, **kwargs).stochastic_nodes
         return not set(found) <= set(self.latents.names)
 
-    def _prepared(self, args: Any, kwargs: Any, start: Tensor | None) -> LogJoint:
+    def _prepared(self, bound: BoundModel, start: Tensor | None) -> LogJoint:
         name = type(self).__name__
         checks.refuse_lists(name, self.master)
-        joint = LogJoint(BoundModel(self.bare_model, args, kwargs), self.latents)
+        joint = LogJoint(bound, self.latents)
         joint.start = start
         with poutine.block(), torch.no_grad():
             near = joint.look()
             checks.refuse_minibatches(name, joint.run(near[0]))
             joint.prepare()
             checks.refuse_random(name, *(joint(near) for _ in range(2)))
-        self.follow(joint.latents, args, kwargs)
+        self.follow(joint)
         return joint
 
     def log_joint(self, z: Tensor) -> Tensor:
         """The model's log density at rows of the flat latent, at the arguments of the latest call."""
-        args, kwargs = self._call or ((), {})
-        if self._joint is None:
-            self.receive(args, kwargs)
         with poutine.block():
-            return cast(LogJoint, self._joint).on(BoundModel(self.bare_model, args, kwargs))(z)
+            return self._joint_at(self._bound or BoundModel(self.bare_model))(z)
+
+    def _joint_at(self, bound: BoundModel) -> LogJoint:
+        if self._joint is None:
+            self.receive(*bound.call)
+        return cast(LogJoint, self._joint).on(bound)
+
+    def layer_on(self, joint: LogJoint) -> Layer:
+        layer, own_joint = self._need_setup(), self._joint_at(BoundModel(self.bare_model, *joint.bound.call))
+        own: dict[int, Any] = {id(tensor): tensor for tensor in [*layer.parameters(), *layer.buffers()]}
+        view = copy.deepcopy(layer, own)  # other modules of the same parameters
+        for part in view.modules():
+            if isinstance(part, Hamiltonian):
+                part.log_density = cast(ModelDensity, part.log_density).on(own_joint)
+        return view
 
     def _look_at_model(self, *args: Any, **kwargs: Any) -> None:
         super()._look_at_model(*args, **kwargs)
-        self._call, self._joint = (args, kwargs), None
+        self._bound, self._joint = BoundModel(self.bare_model, args, kwargs), None
 
     def make_layer(self, loc: Tensor, modes: tuple[int, int] | None = None) -> Whitened:
         return self._connected(super().make_layer(loc, modes))
@@ -160,7 +170,7 @@ class AutoDAIS(AutoFlow):
     # ---- copying --------------------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, Any]:
-        return {**super()._state(), "_call": None, "_joint": None}
+        return {**super()._state(), "_joint": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -170,7 +180,7 @@ class AutoDAIS(AutoFlow):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AutoDAIS":
         new = cast(AutoDAIS, super().__deepcopy__(memo))
-        new._call, new._joint = self._call, copy.copy(self._joint)
+        new._joint = copy.copy(self._joint)
         return new
 
 
@@ -188,14 +198,24 @@ class ModelDensity:
 
     :param guide: holds the model and its arguments.
     :param end: the affine layer.
+    :param joint: the model at arguments that stay the same, in place of the guide's latest.
     """
 
-    def __init__(self, guide: AutoDAIS, end: Layer):
+    def __init__(self, guide: AutoDAIS, end: Layer, joint: LogJoint | None = None):
         self.guide: AutoDAIS | None = guide
-        self.end = end
+        self.end, self.joint = end, joint
+
+    def on(self, joint: LogJoint) -> "ModelDensity":
+        """That of the model at the arguments of a log joint, whatever the guide's are."""
+        new = copy.copy(self)
+        new.joint = joint
+        return new
 
     def __call__(self, x: Tensor) -> Tensor:
         z, log_weight = self.end(x)
+        if self.joint is not None:
+            with poutine.block():
+                return self.joint(z) + log_weight
         if self.guide is None:
             raise checks.need_guide()
         return self.guide.log_joint(z) + log_weight
@@ -207,4 +227,4 @@ class ModelDensity:
         return new
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"guide": None, "end": self.end}
+        return {"guide": None, "end": self.end, "joint": None}

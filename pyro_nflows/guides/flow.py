@@ -21,6 +21,7 @@ from ..flows.transforms import as_layer, as_transform
 from ..flows.whitened import Whitened
 from ..layers import LocScale, Rescaled, TriangularAffine
 from ..layers.base import Layer
+from ..model.log_joint import LogJoint
 from ..system.exclusive import validation
 from . import checks, sites
 from .joint import JointGuide
@@ -181,6 +182,13 @@ class AutoFlow(JointGuide):
             pyro.module(name, layer, update_module_params=True)
         return layer
 
+    def layer_on(self, joint: LogJoint) -> Layer:
+        """The flow, with its own parameters, for draws by the model at the arguments of a log joint.
+
+        It is the guide's ``layer`` itself but where draws are made with the model (:class:`~pyro_nflows.AutoDAIS`).
+        """
+        return self._need_setup()
+
     def adopt(self, layer: Whitened | Rescaled) -> None:
         """Take a layer trained elsewhere; the next call puts it into the param store, over any of its name."""
         self.layer = layer if isinstance(layer, Rescaled) else Rescaled(layer, Whitened.END)
@@ -238,7 +246,7 @@ class AutoFlow(JointGuide):
 
     def _state(self) -> dict[str, Any]:
         """All but the model; and ``build``, often a lambda, only while it is needed."""
-        forgotten = dict.fromkeys(("_model", "_bare_model", "_call", "master", "_init_loc_fn"))
+        forgotten = dict.fromkeys(("_model", "_bare_model", "_bound", "master", "_init_loc_fn"))
         build = self.build if self.layer is None else None
         prototype = None if self._latents is None else self._latents.prototype()
         return {**self.__dict__, **forgotten, "build": build, "prototype_trace": prototype}
@@ -247,7 +255,7 @@ class AutoFlow(JointGuide):
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self._state(), memo))
-        new._model, new._bare_model, new._call, new.build = self._model, self._bare_model, self._call, self.build
+        new._model, new._bare_model, new._bound, new.build = self._model, self._bare_model, self._bound, self.build
         new._init_loc_fn = self._init_loc_fn
         return new
 

@@ -31,7 +31,7 @@ class JointGuide(AutoContinuous):
     layer: Any
     prototype_trace: Any
     _latents: Latents | None = None
-    _call: tuple[Any, Any] | None = None
+    _bound: BoundModel | None = None
 
     def __init__(self, model: Callable[..., Any], init_loc_fn: Callable[..., Any]):
         super().__init__(model, init_loc_fn=FlatPriors(init_loc_fn))
@@ -105,7 +105,7 @@ class JointGuide(AutoContinuous):
             raise checks.no_latents(name)
         checks.refuse_subsampled(name, self._cond_indep_stacks)
         if latents.may_move:
-            self.follow(self._joint_at(args, kwargs).latents, args, kwargs)
+            self.follow(self._joint_on(BoundModel(self.bare_model, args, kwargs)))
 
     @property
     def latents(self) -> Latents:
@@ -125,16 +125,16 @@ class JointGuide(AutoContinuous):
         """Pyro's name for it."""
         return self.init_loc()
 
-    def follow(self, latents: Latents, args: Any, kwargs: Any) -> None:
-        """Take what a log joint at these arguments has found about moving supports and masked sites.
+    def follow(self, joint: LogJoint) -> None:
+        """Take what a log joint of the model has found about moving supports and masked sites.
 
-        The latest arguments are remembered where values cannot be found without a run of the model.
+        Its arguments are remembered where values cannot be found without a run of the model.
 
-        :param latents: the guide's own, with what was found; see :meth:`.Latents.following`.
+        :param joint: it was made with this guide's latents.
         """
-        self._latents = latents
-        if latents.moving:
-            self._call = (args, kwargs)
+        self._latents = joint.latents
+        if joint.latents.moving:
+            self._bound = BoundModel(self.bare_model, *joint.bound.call)
 
     def receive(self, args: Any, kwargs: Any, start: Tensor | None = None) -> None:
         """Be given the model's arguments before draws are made, by guides that need them for drawing.
@@ -142,7 +142,7 @@ class JointGuide(AutoContinuous):
         :param start: a point of finite density, where one is known.
         """
         self.set_up(args, kwargs)
-        self._call = (args, kwargs) if self.latents.moving else None
+        self._bound = BoundModel(self.bare_model, args, kwargs) if self.latents.moving else None
 
     @property
     def latent_names(self) -> list[str]:
@@ -167,7 +167,7 @@ class JointGuide(AutoContinuous):
         self._need_setup()
         if not self.latents.moving:
             return self.latents.constrain(latent)
-        return constrained(self._joint_at(*self._latest(args, kwargs)), latent)
+        return constrained(self._joint_on(self._latest(args, kwargs)), latent)
 
     def unconstrain(self, values: dict[str, Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         r"""The inverse of :meth:`constrain`: flat latents, and the log-determinants of :meth:`constrain` there.
@@ -181,17 +181,17 @@ class JointGuide(AutoContinuous):
             checks.check_value(type(self).__name__, latent.site, values)
         if not self.latents.moving:
             return self.latents.unconstrain(values)
-        return unconstrained(self._joint_at(*self._latest(args, kwargs)), values)
+        return unconstrained(self._joint_on(self._latest(args, kwargs)), values)
 
-    def _latest(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def _latest(self, args: Any, kwargs: Any) -> BoundModel:
         if args or kwargs:
-            return args, kwargs
-        if self._call is None:
+            return BoundModel(self.bare_model, args, kwargs)
+        if self._bound is None:
             raise checks.need_call(type(self).__name__, self.latents.moving)
-        return self._call
+        return self._bound
 
-    def _joint_at(self, args: Any, kwargs: Any) -> LogJoint:
-        joint = LogJoint(BoundModel(self.bare_model, args, kwargs), self.latents)
+    def _joint_on(self, bound: BoundModel) -> LogJoint:
+        joint = LogJoint(bound, self.latents)
         with poutine.block(), torch.random.fork_rng(devices=[]):
             joint.look()
         return joint

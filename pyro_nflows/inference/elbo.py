@@ -291,7 +291,7 @@ def _prepared(model: Any, guide: AutoFlow, args: Any, kwargs: Any) -> LogJoint:
     """The model's log density; the guide takes what that shows of its latents."""
     joint = LogJoint(BoundModel(model, args, kwargs), guide.latents)
     joint.prepare()
-    guide.follow(joint.latents, args, kwargs)
+    guide.follow(joint)
     return joint
 
 

@@ -72,16 +72,12 @@ class Recorded:
 
     def _gradient(self, params: Tensor, noise: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
         """Minus the bound, and the estimator's gradient of it."""
-        bound, one = self.joint.bound.with_data(data), params.new_ones(())
-        program = self.program.at(self.joint.on(bound))
-        self.guide.receive(*bound.call)
-        try:
-            with torch.enable_grad():
-                params = params.detach().requires_grad_()
-                surrogate, loss = program.loss(params, Inputs(noise, one, one, 0 * one))
-                (gradient,) = torch.autograd.grad(surrogate, params)
-        finally:
-            self.guide.receive(*self.joint.bound.call)
+        joint, one = self.joint.on(self.joint.bound.with_data(data)), params.new_ones(())
+        program = self.program.at(joint, self.guide.layer_on(joint))
+        with torch.enable_grad():
+            params = params.detach().requires_grad_()
+            surrogate, loss = program.loss(params, Inputs(noise, one, one, 0 * one))
+            (gradient,) = torch.autograd.grad(surrogate, params)
         return loss.detach(), gradient
 
     def _tell(self) -> None:

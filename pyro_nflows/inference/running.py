@@ -88,7 +88,7 @@ class Fitter:
         joint = LogJoint(BoundModel(guide.bare_model, args, kwargs), guide.latents)
         loc = check_start(joint)
         joint.prepare()
-        guide.follow(joint.latents, args, kwargs)
+        guide.follow(joint)
         guide.receive(args, kwargs, loc)
         return joint, loc
 

@@ -275,10 +275,30 @@ def test_copies_attend_to_their_own_data() -> None:
     guide(DATA)
     twin = copy.deepcopy(moved(guide))
     twin(DATA + 3)
-    assert guide._call == ((DATA,), {})
+    assert guide._bound is not None
+    assert guide._bound.call == ((DATA,), {})
     density = twin.layer.layer[0].log_density  # type: ignore[index]
     assert density.guide is twin
     assert density.end is twin.layer.layer[1]  # type: ignore[index]
+
+
+def test_a_layer_on_other_data_draws_by_them_and_leaves_the_guides_own_alone() -> None:
+    guide = AutoDAIS(normal, num_steps=2)
+    guide(DATA)
+    moved(guide)
+    layer = guide.layer
+    assert layer is not None
+    joint = LogJoint(BoundModel(normal, (DATA + 3,)), guide.latents)
+    other = guide.layer_on(joint)
+    assert all(a is b for a, b in zip(other.parameters(), layer.parameters(), strict=True))
+    x, noise = torch.randn(50, layer.input_dim), torch.randn(50, layer.noise_dim)
+    here, there = layer(x, noise)[0], other(x, noise)[0]
+    assert not torch.allclose(here, there)
+    guide.receive((DATA + 3,), {})
+    torch.testing.assert_close(layer(x, noise)[0], there)
+    guide.receive((DATA,), {})
+    torch.testing.assert_close(layer(x, noise)[0], here)
+    torch.testing.assert_close(other(x, noise)[0], there)
 
 
 def test_an_unpickled_guide_keeps_its_state_for_a_new_one() -> None:

@@ -122,7 +122,7 @@ def test_a_support_follows_the_arguments() -> None:
 def test_values_without_arguments_are_of_the_latest_call() -> None:
     guide, _ = set_up(triangle, Y)
     assert set(guide.constrain(torch.zeros(1, 2))) == {"a", "b"}
-    guide._call = None
+    guide._bound = None
     with pytest.raises(RuntimeError, match=r"support of latent site 'b' depends.*pass the arguments"):
         guide.constrain(torch.zeros(1, 2))
 
