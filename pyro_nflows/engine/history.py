@@ -1,6 +1,6 @@
 """What training has seen."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -70,10 +70,8 @@ class History:
             >>> again == history
             True
         """
-        plain = {part.name: getattr(self, part.name) for part in fields(self)}
-        engines = [engine.value for engine in self.engines]
         elbos = [torch.cat(self.elbos[since:])] if self.elbos[since:] else []
-        return {**plain, "elbos": elbos, "engines": engines, "engine_notes": list(self.engine_notes)}
+        return {**asdict(replace(self, elbos=elbos)), "engines": [engine.value for engine in self.engines]}
 
     def take(self, state: dict[str, Any]) -> None:
         """Go on from a :meth:`state`: its ELBOs come after those that there are, all else is as it was then."""

@@ -2,17 +2,22 @@ r"""A fit from a file: its flow into a fresh guide, its draws and evidence, and 
 
 import os
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from ..diagnostics.findings import Faults, MissedMass
+from ..engine import History
 from ..guides import AutoFlow
+from ..layers import Rescaled
 from ..model.bound import BoundModel
 from ..model.log_joint import LogJoint
+from ..objectives.draws import Draws
 from ..system.files import Path, kind_of, read
+from .columns import expanded
 from .mark import put
-from .posterior import KIND, Call, Posterior, restored
+from .posterior import KIND, Call, Posterior
 
 #: What the file of an unfinished run is.
 UNFINISHED = "checkpoint"
@@ -45,6 +50,28 @@ def take_fit(state: dict[str, Any], guide: AutoFlow, call: Call) -> Posterior:
     _take_leaves(guide, found, call)
     _check_model(guide, found, call)
     return replace(found, call=call, values=None)
+
+
+def restored(state: dict[str, Any], guide: AutoFlow) -> Posterior:
+    """What ``Posterior.state`` was made of, with the values of all sites, and without the model's arguments.
+
+    :param guide: has the flow of the file.
+    """
+    history, draws = History(), Draws(*state["draws"])
+    history.take(state["history"])
+    return Posterior(
+        guide,
+        cast(Rescaled, guide.layer),
+        None,
+        draws,
+        [Draws(*part) for part in state["starts"]],
+        history,
+        MissedMass(**state["missed"]),
+        Faults(**state["faults"]),
+        guide.modes,
+        state["leaves"],
+        expanded(state["values"], draws.z),
+    )
 
 
 def _take_guide(state: dict[str, Any], guide: AutoFlow) -> None:

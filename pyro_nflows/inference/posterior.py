@@ -1,8 +1,8 @@
 r"""``Posterior``: what a run of :class:`~pyro_nflows.VI` leaves behind, and all that can be asked of it."""
 
+import contextlib
 import copy
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -23,7 +23,9 @@ from ..model.log_joint import LogJoint
 from ..objectives.draws import Draws, LogDensity, concatenate
 from ..system.exclusive import exclusive, seeded
 from ..system.files import Path, write
+from .columns import columns, compact
 from .fitted import bound_of, evidence_of, sound
+from .mark import put
 from .portable import packed, unpacked
 from .refine import Refined, refine
 
@@ -144,7 +146,8 @@ class Posterior:
         missing = num_samples - len(self.draws.z)
         if missing <= 0:
             return self
-        more = sound(sample(self.log_joint(), self.layer, missing))
+        with self._own_parameters():
+            more = sound(sample(self.log_joint(), self.layer, missing))
         return replace(self, draws=concatenate([self.draws, more]), values=None)
 
     def log_joint(self) -> LogDensity:
@@ -170,7 +173,8 @@ class Posterior:
     def _constrained(self, z: Tensor) -> dict[str, Tensor]:
         """On the supports that sites have at this posterior's data; the guide may have been given others since."""
         args, kwargs = self.call or ((), {})
-        return self.guide.constrain(z, *args, **kwargs)
+        with self._own_parameters() if self.guide.latents.moving else contextlib.nullcontext():
+            return self.guide.constrain(z, *args, **kwargs)
 
     @exclusive()
     def refine(
@@ -186,7 +190,7 @@ class Posterior:
         :param progress_bar: whether to show one, for NUTS.
         """
         sizes = num_samples, warmup_steps, num_chains
-        with seeded(self.seed):
+        with seeded(self.seed), self._own_parameters():
             return refine(self.log_joint(), self.guide, self.layer, self.draws, method, *sizes, progress_bar)
 
     @exclusive()
@@ -204,17 +208,36 @@ class Posterior:
         parts = [choose(draws, each) for draws in self.starts] if num > 1 else []
         draws = concatenate(parts) if parts else choose(self.with_draws(num_samples).draws, num_samples)
         stats = {"lp": draws.log_p, "log_q": draws.log_q, "log_weight": draws.log_weight}
-        return to_arviz(
-            self.guide.bare_model,
-            {name: value.unflatten(0, (num, -1)) for name, value in self._constrained(draws.z).items()},
-            args,
-            kwargs,
-            sample_stats={name: value.view(num, -1) for name, value in stats.items()},
-            group_by_chain=True,
-            coords=coords,
-            dims=dims,
-            seed=self.seed,
-        )
+        with self._own_parameters():
+            return to_arviz(
+                self.guide.bare_model,
+                {name: value.unflatten(0, (num, -1)) for name, value in self._constrained(draws.z).items()},
+                args,
+                kwargs,
+                sample_stats={name: value.view(num, -1) for name, value in stats.items()},
+                group_by_chain=True,
+                coords=coords,
+                dims=dims,
+                seed=self.seed,
+            )
+
+    @contextlib.contextmanager
+    def _own_parameters(self) -> Iterator[None]:
+        """Within it, the model's own parameters are as this run left them; a later one may have moved them."""
+        if self.call is None or not self.leaves:
+            yield
+            return
+        joint = LogJoint(BoundModel(self.guide.bare_model, *self.call), self.guide.latents)
+        with torch.random.fork_rng(devices=[]):
+            leaves = joint.leaves(self.draws.z[0])
+        before = [leaf.detach().clone() for leaf in leaves]
+        with torch.no_grad():
+            put(leaves, self.leaves)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                put(leaves, before)
 
     def _need_call(self) -> Call:
         if self.call is None:
@@ -229,26 +252,28 @@ class Posterior:
     def save(self, path: Path) -> None:
         """Write all but the model and its arguments to a file; :meth:`pyro_nflows.VI.load` reads it.
 
-        The model is not run. A file that is there already stays as it was until the new one is complete.
+        The model is run only where supports depend on other latents, on parameters or on arguments. A file that is
+        there already stays as it was until the new one is complete.
 
         :raises OSError: if the file cannot be written.
         """
         write(path, KIND, self.state())
 
+    @torch.no_grad()
     def state(self) -> dict[str, Any]:
         """All but the model and its arguments, as tensors and plain values, for a file."""
-        guide = self._own_guide()
+        guide, z = self._own_guide(), self.draws.z
         return {
             "guide": type(guide).__name__,
             "state_dict": dict(guide.state_dict()),
             "arguments": self.call is None or bool(self.call[0] or self.call[1]),
             "leaves": list(self.leaves),
-            "draws": _columns(self.draws),
-            "starts": [_columns(draws) for draws in self.starts],
+            "draws": columns(self.draws),
+            "starts": [columns(draws) for draws in self.starts],
             "history": self.history.state(),
             "missed": asdict(self.missed),
             "faults": asdict(self.faults),
-            "values": self._values(),
+            "values": compact(self.constrained(torch.arange(len(z))), z, guide.site_shapes),
         }
 
     def _own_guide(self) -> AutoFlow:
@@ -259,17 +284,6 @@ class Posterior:
         own.modes = self.modes
         own.adopt(self.layer)
         return own
-
-    @torch.no_grad()
-    def _values(self) -> dict[str, Tensor | list[int]]:
-        """Every site's values; of one that ``z`` holds as they are, only where and of what shape."""
-        found, start, z = dict[str, Tensor | list[int]](), 0, self.draws.z
-        for name, value in self.constrained(torch.arange(len(z))).items():
-            size = math.prod(self.guide.site_shapes[name])
-            held = value.numel() == len(z) * size and torch.equal(value.reshape(len(z), -1), z[:, start : start + size])
-            found[name] = [start, *value.shape[1:]] if held else value
-            start += size
-        return found
 
     def __getstate__(self) -> dict[str, Any]:
         layer = None if self.guide.layer is self.layer else copy.deepcopy(self.layer)
@@ -284,36 +298,3 @@ class Posterior:
         kept = {part.name: getattr(self, part.name) for part in fields(self)}
         call = kept.pop("call")  # data are only read
         return Posterior(call=call, **copy.deepcopy(kept, memo))
-
-
-def restored(state: dict[str, Any], guide: AutoFlow) -> Posterior:
-    """What :meth:`Posterior.state` was made of, with the values of all sites, and without the model's arguments.
-
-    :param guide: has the flow of the file.
-    """
-    history, draws = History(), Draws(*state["draws"])
-    history.take(state["history"])
-    return Posterior(
-        guide,
-        guide.layer,  # type: ignore[arg-type]
-        None,
-        draws,
-        [Draws(*part) for part in state["starts"]],
-        history,
-        MissedMass(**state["missed"]),
-        Faults(**state["faults"]),
-        guide.modes,
-        state["leaves"],
-        {name: _value(draws.z, value) for name, value in state["values"].items()},
-    )
-
-
-def _value(z: Tensor, value: Tensor | list[int]) -> Tensor:
-    if isinstance(value, Tensor):
-        return value
-    start, *shape = value
-    return z[:, start : start + math.prod(shape)].reshape(len(z), *shape)
-
-
-def _columns(draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
-    return draws.z, draws.log_p, draws.log_q

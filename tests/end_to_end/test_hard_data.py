@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_nflows import VI, AutoFlow, flows
 from pyro_nflows.diagnostics.verdict import Outcome
+from pyro_nflows.engine import Engine
 from pyro_nflows.engine.slope import Slope
 from pyro_nflows.inference.blame import on_the_edge, out_of_scale, runs_away
 from pyro_nflows.model.feasible import named_plates
@@ -319,3 +320,26 @@ def test_two_hundred_sites() -> None:
     evidence = 200 * (-0.5 * math.log(4 * math.pi) - 0.25)
     assert vi.diagnostics()["iwae"] == pytest.approx(evidence, abs=5 * vi.diagnostics()["iwae_se"] + 0.05)
     assert len(vi.get_samples(3)) == 200
+
+
+@pytest.mark.slow
+def test_four_hundred_groups_are_compiled() -> None:
+    """Slopes and intercepts of 400 groups: 805 latents, and a step that is in C for as long as nothing stops it."""
+    num = 400
+    group, x = torch.arange(num).repeat_interleave(10), torch.randn(10 * num)
+    intercepts, slopes = 1 + 0.5 * torch.randn(num), -0.5 + 0.3 * torch.randn(num)
+    y = intercepts[group] + slopes[group] * x + 0.7 * torch.randn(10 * num)
+
+    def model(y: Tensor) -> None:
+        means = pyro.sample("means", dist.Normal(torch.zeros(2), 5.0).to_event(1))
+        widths = pyro.sample("widths", dist.HalfNormal(2.0 * torch.ones(3)).to_event(1))
+        with pyro.plate("groups", num):
+            a = pyro.sample("a", dist.Normal(means[0], widths[0]))
+            b = pyro.sample("b", dist.Normal(means[1], widths[1]))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(a[group] + b[group] * x, widths[2]), obs=y)
+
+    vi = VI(AutoFlow(model), num_steps=40, engine="compiled", seed=0, progress_bar=False).run(y)
+    assert set(vi.history.engines) == {Engine.COMPILED}
+    assert vi.history.engine_notes == []
+    assert vi.history.num_steps >= 60

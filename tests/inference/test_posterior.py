@@ -160,6 +160,21 @@ def test_a_fit_loaded_without_data_is_saved_with_the_models_own_parameters(tmp_p
     assert pyro.param("loc").item() == loc
 
 
+def test_a_later_run_that_moves_the_models_own_parameters_does_not_move_an_earlier_posterior() -> None:
+    pyro.clear_param_store()
+    vi = line(located)
+    first = vi.run(Y).posterior
+    num, loc = len(first.draws.z) + 500, pyro.param("loc").item()
+    pyro.set_rng_seed(3)
+    before = first.with_draws(num).draws
+    vi.run(Y + 10)
+    now = pyro.param("loc").item()
+    assert now != loc
+    pyro.set_rng_seed(3)
+    assert torch.equal(first.with_draws(num).draws.log_p, before.log_p)
+    assert pyro.param("loc").item() == now
+
+
 def test_further_draws_without_a_weight_count_for_nothing() -> None:
     def cliff() -> None:
         z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
