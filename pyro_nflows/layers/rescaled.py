@@ -57,6 +57,9 @@ class Rescaled(Layer):
         sizes = dict(self.layer.named_parameters())
         parts = [sizes[name].new_full((sizes[name].numel(),), factor) for name, factor in self.factors.items()]
         self.register_buffer("steps", torch.cat(parts) if parts else torch.ones(0), persistent=False)
+        self._know_methods()
+
+    def _know_methods(self) -> None:
         # Not a submodule, which would register the layer twice.
         self.__dict__["methods"] = Methods(self.layer)
 
@@ -100,6 +103,8 @@ class Rescaled(Layer):
 
     def _run(self, method: str, *args: Any) -> Any:
         """A method of the layer, at its parameters in their own units."""
+        if self.methods.layer is not self.layer:  # in a view that is bound to a context
+            self._know_methods()
         if torch.jit.is_tracing():  # which functional_call refuses
             with _reparametrize_module(self.methods, self._parameters_now()):
                 return self.methods.forward(method, *args)

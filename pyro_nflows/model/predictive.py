@@ -91,7 +91,7 @@ class Run(BoundModel):
 
     def _enumerated(self, draw: Draw, sites: dict[str, Site]) -> dict[str, Site]:
         """The same sites with discrete latents enumerated, to the left of all plates."""
-        if not any(is_enumerated(s) for s in sites.values()):
+        if not any(is_marked(s) for s in sites.values()):
             return sites
         with poutine.enum(first_available_dim=_left_of_plates(sites)), _Substitute(draw):
             return self._trace()
@@ -145,15 +145,15 @@ class _Substitute(Messenger):
             return
         if msg["name"] in self.draw:
             msg["value"], msg["done"] = self.draw[msg["name"]], True
-        elif not is_enumerated(msg):
+        elif not is_marked(msg):
             raise ValueError(
                 f"samples: got {sorted(self.draw)}, expected the latent site {msg['name']!r} too. "
                 "Pass draws of every latent site of the model."
             )
 
 
-def is_enumerated(site: Any) -> bool:
-    """Whether the site is a discrete latent marked for enumeration."""
+def is_marked(site: Any) -> bool:
+    """Whether the site is a discrete latent marked for enumeration, in parallel or one value after the other."""
     return site["infer"].get("enumerate") is not None and is_latent(site)
 
 
@@ -274,7 +274,7 @@ def _sum_out_enumerated(sites: Mapping[str, Site], name: str, num_observed: int)
     It has where every discrete latent that ``y`` depends on is in the same plates as ``y`` and touches no other site:
     a mixture has it; a label shared between observations, or a hidden Markov model, does not.
     """
-    own_dim = {n: s["infer"].get("_enumerate_dim") for n, s in sites.items() if is_enumerated(s)}
+    own_dim = {n: s["infer"].get("_enumerate_dim") for n, s in sites.items() if is_marked(s)}
     if None in own_dim.values():  # enumerated sequentially
         return None
     terms = {n: _masked_log_prob(s) for n, s in sites.items() if not is_deterministic(s)}

@@ -68,7 +68,7 @@ def test_a_site_out_of_all_proportion_is_named() -> None:
     guide, z = made(model), torch.randn(10, 2)
     draws = Draws(z, -0.5 * (z[:, 0].square() + (z[:, 1] / 1e9).square()), torch.zeros(10))
     hessian = Slope(lambda z: -0.5 * (z[:, 0].square() + (z[:, 1] / 1e9).square())).hessian
-    assert out_of_scale(hessian, guide, draws) == "site 'huge' varies on a scale of about 1e+09"
+    assert out_of_scale(hessian, guide, draws) == ("huge", pytest.approx(1e9))
 
 
 def made(model: Callable[..., Any]) -> AutoFlow:
@@ -200,7 +200,7 @@ def test_a_proper_prior_is_never_called_improper(name: str) -> None:
     for width in (0.01, 1.0):
         z = width * torch.randn(200, guide.latent_dim)
         draws = Draws(z, log_joint(z), torch.zeros(200))
-        assert runs_away(log_joint, Slope(log_joint).hessian, guide, draws) == ""
+        assert runs_away(log_joint, Slope(log_joint).hessian, guide, draws) == ()
 
 
 # ---- the edge of a support ----------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def test_a_latent_near_an_edge_that_data_keep_it_from_is_right() -> None:
 @pytest.mark.parametrize("name", ["normal", "half_cauchy", "beta", "lkj"])
 def test_ordinary_draws_are_on_no_edge(name: str) -> None:
     guide = made(lambda: pyro.sample("z", PROPER[name]))
-    assert on_the_edge(guide, torch.randn(500, guide.latent_dim)) == ""
+    assert on_the_edge(guide, torch.randn(500, guide.latent_dim)) is None
 
 
 # ---- few rows, or none --------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from pyro_nflows.layers import (
     Permutation,
     Planar,
     Radial,
+    Rescaled,
     TriangularAffine,
 )
 from pyro_nflows.layers.base import Chain, Inverse
@@ -35,6 +36,7 @@ MAKERS = {
     "Conditional(Coupling)": lambda: Conditional(Coupling(3, RationalQuadratic(4)), 2),
     "Conditional(Autoregressive)": lambda: Conditional(Autoregressive(3), 2),
     "Conditional(Indexed)": lambda: Conditional(Indexed(Coupling(3)), 2),
+    "Rescaled": lambda: Rescaled(Conditional(Planar(3), 2)),
     "Coupling": lambda: Coupling(3, flip=True, context_dim=2),
     "Coupling(1)": lambda: Coupling(1, context_dim=2),
     "Autoregressive": lambda: Autoregressive(3, context_dim=2),
