@@ -375,7 +375,7 @@ def test_predictive_has_every_site(make: Maker) -> None:
 def test_importance_sampling_at_the_exact_posterior_has_equal_weights(make: Maker) -> None:
     guide = make(pairs, init_loc_fn=lambda site: PAIRS / 2, init_scale=0.5**0.5)
     guide(PAIRS)
-    weights = torch.stack(Importance(pairs, guide, 5).run(PAIRS).log_weight)
+    weights = torch.stack(Importance(pairs, guide, 5).run(PAIRS).log_weights)
     torch.testing.assert_close(weights, torch.full_like(weights, PAIRS_EVIDENCE))
 
 

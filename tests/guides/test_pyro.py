@@ -157,7 +157,7 @@ def test_weighed_predictive(case: Case) -> None:
     guide = exact_pairs(case)
     guide()
     result = pyro.infer.WeighedPredictive(pairs, guide=guide, num_samples=5, parallel=True)(model_guide=pairs)
-    torch.testing.assert_close(result.log_weight, torch.full((5,), PAIRS_EVIDENCE))
+    torch.testing.assert_close(result.log_weights, torch.full((5,), PAIRS_EVIDENCE))
 
 
 # ---- guides of guides ---------------------------------------------------------------------------------------
