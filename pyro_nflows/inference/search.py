@@ -1,11 +1,11 @@
 r"""After a fit: is anything missing, how much, where, and can a second fit have it?
 
-1. Look from elsewhere (:mod:`~pyro_nflows.modes.missed`). Where nothing is found, all is well.
-2. Otherwise let particles cool from a Gaussian wide enough for all that was found
-   (:mod:`~pyro_nflows.modes.tempering`), and count those that lie where the guide's density is far too small: the share
-   of the posterior that is missing.
-3. If that is more than a trifle, or the fit is poor, fit again from the modes of those particles
-   (:mod:`~pyro_nflows.modes.mixtures`), look again, and keep what is better.
+1. Search for missed mass by ascents (:mod:`~pyro_nflows.modes.missed`). Where nothing is found, the fit stays as it is.
+2. Otherwise run sequential Monte Carlo from a Gaussian wide enough for all that was found
+   (:mod:`~pyro_nflows.modes.tempering`), and count the particles that lie where the guide's density is far too small:
+   the share of the posterior that is missing.
+3. If that share is above a threshold, or the fit is poor, fit again from the modes of those particles
+   (:mod:`~pyro_nflows.modes.mixtures`), search again, and keep the fit that misses less.
 """
 
 import math
@@ -22,7 +22,7 @@ from ..diagnostics.invertibility import round_trip_errors
 from ..diagnostics.verdict import MISSED, WORTHLESS, effective, is_heavy
 from ..engine import ROWS, Trainer
 from ..guides import AutoFlow
-from ..modes.missed import TOO_THIN, Missed, excess, frame_of, look_elsewhere, scattered
+from ..modes.missed import TOO_THIN, Missed, excess, frame_of, missed_regions, scattered
 from ..modes.mixtures import Modes, find_modes, hull
 from ..modes.tempering import Tempered, temper
 from ..objectives.draws import base_noise
@@ -30,9 +30,9 @@ from .fitted import Fit
 
 #: Fits after the first.
 MAX_REFITS = 3
-#: Points from which missed modes are looked for, and how many more once one is found: there may be others.
-NUM_LOOKS, NUM_MORE = 32, 64
-#: A region's mass, as a share of what was found, from which on it is looked into: one among many may be small.
+#: Ascents by which missed modes are searched for, and how many more once one is found: there may be others.
+NUM_ASCENTS, NUM_FURTHER = 32, 64
+#: A region's mass, as a share of what was found, from which on its share is measured: one among many may be small.
 NOTABLE = 1e-4
 #: An ESS below which a fit is tried again.
 POOR = 0.9
@@ -40,7 +40,7 @@ POOR = 0.9
 NUM_PARTICLES, BUDGET = (512, 2048), 30.0
 #: Draws that are taken back to the base.
 NUM_TRIPS = 200
-#: Nats by which the tempered draws' evidence may be below the fit's.
+#: Nats by which the particles' evidence may be below the fit's.
 CREDIBLE = 0.25
 #: Evaluations a particle takes, about.
 NUM_EVALUATIONS = 800
@@ -67,26 +67,26 @@ def search(
 ) -> Found:
     """What the best fit misses; or a further fit, if that misses less.
 
-    :param trainer: its slope is the model's.
+    :param trainer: has the model, with its gradient.
     :param guide: for the names of its sites.
     :param best: the fit.
-    :param disagree: whether fits from several starts did, which is a reason to look further.
+    :param disagree: whether fits from several starts did, which is a reason to search further.
     :param refit: fits again from modes; None if that is not wanted.
-    :param prior: so many points drawn from it, to look from.
+    :param prior: gives so many points drawn from the prior, where ascents begin.
     :param precise: the log density in double precision, where it can be had.
     """
     ess = effective(best.draws.log_weight)
     if refit is None and ess < WORTHLESS and is_heavy(best.draws.log_weight, ess):
         return Found(best)  # the weights already show a bad fit and no refit is possible
-    seer, found = _Seer(trainer, guide, prior, precise), Found(best)
+    ascents, found = _Ascents(trainer, guide, prior, precise), Found(best)
     try:
-        found = seer.look(found, disagree)
+        found = ascents.search(found, disagree)
         for _ in range(MAX_REFITS):
             if refit is None or trainer.history.interrupted or found.fit.failed:
                 break
             if not (found.missed.share > MISSED or _is_poor(found.fit)):
                 break
-            other = _again(seer, found, refit)
+            other = _again(ascents, found, refit)
             if other is None or not _is_better(other, found):
                 break
             found = other
@@ -107,9 +107,9 @@ def _is_better(other: Found, found: Found) -> bool:
     return float(other.fit.elbo.value - found.fit.elbo.value) > 2 * float(other.fit.elbo.se)
 
 
-def _again(seer: "_Seer", found: Found, refit: Callable[[Modes], Fit]) -> Found | None:
-    """A fit from the modes of tempered draws."""
-    tempered = found.tempered or _temper(seer.trainer, _weighty(found.fit), [])
+def _again(ascents: "_Ascents", found: Found, refit: Callable[[Modes], Fit]) -> Found | None:
+    """A fit from the modes of particles of sequential Monte Carlo."""
+    tempered = found.tempered or _temper(ascents.trainer, _weighty(found.fit), [])
     if tempered is None:
         return None
     try:
@@ -119,7 +119,7 @@ def _again(seer: "_Seer", found: Found, refit: Callable[[Modes], Fit]) -> Found 
         return None
     if not bool(torch.isfinite(fit.elbo.value)):
         return None
-    return seer.look(Found(fit, modes), False)
+    return ascents.search(Found(fit, modes), False)
 
 
 def _weighty(fit: Fit) -> Tensor:
@@ -127,21 +127,24 @@ def _weighty(fit: Fit) -> Tensor:
 
 
 @dataclass
-class _Seer:
-    """Looks from elsewhere at the fits of a model."""
+class _Ascents:
+    """Ascents from many points of a model, which find mass that a fit misses."""
 
     trainer: Trainer
     guide: AutoFlow
     prior: Callable[[int], list[Tensor]]
     precise: Callable[[Tensor], Tensor | None] = lambda z: None
 
-    def look(self, found: Found, disagree: bool) -> Found:
-        """Fill in what a fit misses."""
+    def search(self, found: Found, disagree: bool) -> Found:
+        """The fit with what it misses.
+
+        :param disagree: whether to search further even where the first ascents find nothing.
+        """
         fit, draws = found.fit, _weighty(found.fit)
-        regions = self._regions(fit, draws, NUM_LOOKS)
+        regions = self._regions(fit, draws, NUM_ASCENTS)
         if not (disagree or any(region.mass > NOTABLE for region in regions)) or not fit.layer.has_inverse:
             return found
-        regions = sorted(regions + self._regions(fit, draws, NUM_MORE), key=lambda missed: -missed.mass)
+        regions = sorted(regions + self._regions(fit, draws, NUM_FURTHER), key=lambda missed: -missed.mass)
         tempered = _temper(self.trainer, draws, regions)
         missed = MissedMass(_missing(tempered, regions, fit), *_where(self.guide, draws, regions))
         return Found(fit, found.modes, missed, tempered)
@@ -151,7 +154,7 @@ class _Seer:
         num_prior = num // 4
         points = [*scattered(draws, num - num_prior), *(point.to(draws) for point in self.prior(num_prior))]
         log_evidence = float(fit.log_evidence.value)
-        return look_elsewhere(self.trainer.slope, fit.layer, log_evidence, points, frame_of(draws), self.precise)
+        return missed_regions(self.trainer.slope, fit.layer, log_evidence, points, frame_of(draws), self.precise)
 
 
 def round_trip(fit: Fit) -> float:
@@ -163,7 +166,7 @@ def round_trip(fit: Fit) -> float:
 
 
 def _temper(trainer: Trainer, draws: Tensor, regions: list[Missed]) -> Tempered | None:
-    """Tempered particles, as many as there is time for; none where the model refuses."""
+    """Particles of sequential Monte Carlo, as many as there is time for; none where the model refuses."""
 
     def run() -> tuple[Any, ...]:
         try:
@@ -177,7 +180,7 @@ def _temper(trainer: Trainer, draws: Tensor, regions: list[Missed]) -> Tempered 
 
 
 def _affordable(trainer: Trainer, draws: Tensor) -> int:
-    """As many particles as the time allows, by the pace of the model's slope."""
+    """As many particles as the time allows, by how long the model's gradient takes."""
     trainer.slope.values_and_grads(draws[:ROWS])
     began = time.perf_counter()
     trainer.slope.values_and_grads(draws[:ROWS])
@@ -186,9 +189,9 @@ def _affordable(trainer: Trainer, draws: Tensor) -> int:
 
 
 def _missing(tempered: Tempered | None, regions: list[Missed], fit: Fit) -> float:
-    """The share of tempered draws that lie where the fit's density is far too small, and at least the regions'.
+    """The share of particles that lie where the fit's density is far too small, and at least the regions'.
 
-    Tempered draws whose evidence is well below the fit's are themselves the ones that miss something.
+    Particles whose evidence is well below the fit's are themselves the ones that miss something.
     """
     mass = min(regions[0].mass, 1e6) if regions else 0.0
     log_evidence = float(fit.log_evidence.value)

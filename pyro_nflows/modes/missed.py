@@ -1,4 +1,4 @@
-r"""Is there mass that the guide never visits? Draws of the guide cannot say; a look from elsewhere can.
+r"""Is there mass that the guide never visits? Draws of the guide cannot say; ascents from other points can.
 
 From points scattered around the posterior that was found, around the origin, and over the prior, L-BFGS ascents end
 in some mode, and the best Gaussian :math:`g` on its way bounds that mode's mass from below: its ELBO is at most
@@ -53,14 +53,14 @@ def frame_of(draws: Tensor) -> Gaussian:
 
 
 def scattered(draws: Tensor, num: int) -> list[Tensor]:
-    """Points to look from: two in three far around the draws, and the rest around the origin as Stan does."""
+    """Points where ascents begin: two in three far around the draws, and the rest around the origin as Stan does."""
     mean, sd = draws.mean(0), draws.std(0, correction=0)
     num_far = num - num // 3
     far = [mean + FAR_OUT[i % len(FAR_OUT)] * sd * torch.randn_like(mean) for i in range(num_far)]
     return [*far, *(4 * torch.rand_like(mean) - 2 for _ in range(num // 3))]
 
 
-def look_elsewhere(
+def missed_regions(
     log_joint: LogDensity | Slope,
     layer: Layer,
     log_evidence: float,
@@ -84,7 +84,7 @@ def look_elsewhere(
     frame = frame or Gaussian(torch.zeros_like(points[0]), torch.eye(len(points[0])).to(points[0]))
     for path in _distinct(ascend(slope, torch.stack(list(points)), frame), frame):
         with contextlib.suppress(ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
-            found.append(_look(slope, layer, log_evidence, path, precise))
+            found.append(_region_of(slope, layer, log_evidence, path, precise))
     return sorted((missed for missed in found if missed), key=lambda missed: -missed.mass)
 
 
@@ -104,7 +104,7 @@ def _distinct(paths: Sequence[Tensor], frame: Gaussian) -> list[Tensor]:
     return [path for i, path in enumerate(paths) if bool(apart[i, :i].all())]
 
 
-def _look(
+def _region_of(
     log_joint: Slope, layer: Layer, log_evidence: float, path: Tensor, precise: Callable[[Tensor], Tensor | None]
 ) -> Missed | None:
     point = path[0]

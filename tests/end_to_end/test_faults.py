@@ -174,7 +174,7 @@ def totals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     line().run(Y)
     found = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyro_nflows.inference.search.NUM_LOOKS", 4)
+        patch.setattr("pyro_nflows.inference.search.NUM_ASCENTS", 4)
         for place, watched in PLACES.items():
             pyro.clear_param_store()
             path = tmp_path_factory.mktemp("counted") / "fit.pt"
@@ -186,7 +186,7 @@ def totals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
 
 @pytest.fixture(autouse=True)
 def short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyro_nflows.inference.search.NUM_LOOKS", 4)
+    monkeypatch.setattr("pyro_nflows.inference.search.NUM_ASCENTS", 4)
 
 
 def slow(cases: list[Any]) -> list[Any]:

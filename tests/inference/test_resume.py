@@ -59,7 +59,7 @@ def line(path: Path | None, model: Callable[..., Any] = counts, **options: Any) 
 
 @pytest.fixture(autouse=True)
 def short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyro_nflows.inference.search.NUM_LOOKS", 4)
+    monkeypatch.setattr("pyro_nflows.inference.search.NUM_ASCENTS", 4)
 
 
 class Killed(BaseException):

@@ -10,12 +10,12 @@ import torch
 
 from pyro_nflows import VI, AutoFlow, flows
 from pyro_nflows.diagnostics.verdict import Outcome
-from pyro_nflows.inference.search import NUM_LOOKS
+from pyro_nflows.inference.search import NUM_ASCENTS
 from pyro_nflows.layers import LocScale, Planar
 from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.feasible import prior_points
 from pyro_nflows.model.log_joint import LogJoint
-from pyro_nflows.modes.missed import frame_of, look_elsewhere, scattered
+from pyro_nflows.modes.missed import frame_of, missed_regions, scattered
 
 
 def two_modes(share: float) -> dist.MixtureSameFamily:
@@ -34,7 +34,7 @@ def model(share: float) -> None:
 def test_a_missed_mode_is_found_with_its_mass(share: float) -> None:
     first = LocScale(2).double()  # the first mode, exactly
     points = [torch.tensor([5.0, -4.0], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)]
-    missed = look_elsewhere(two_modes(share).log_prob, first, math.log(1 - share), points)[0]
+    missed = missed_regions(two_modes(share).log_prob, first, math.log(1 - share), points)[0]
     torch.testing.assert_close(missed.gaussian.loc, torch.tensor([6.0, -6.0], dtype=torch.float64), atol=0.01, rtol=0)
     assert missed.mass == pytest.approx(share / (1 - share), rel=1e-3)
 
@@ -43,7 +43,7 @@ def test_nothing_is_missed_by_the_exact_guide() -> None:
     layer = LocScale(2).double()
     normal = dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1)
     draws = torch.randn(1000, 2, dtype=torch.float64)
-    assert look_elsewhere(normal.log_prob, layer, 0.0, scattered(draws, 6)) == []
+    assert missed_regions(normal.log_prob, layer, 0.0, scattered(draws, 6)) == []
 
 
 def test_points_are_scattered_around_the_draws_and_the_origin() -> None:
@@ -61,8 +61,8 @@ def test_a_mode_far_off_is_found_in_five_dimensions() -> None:
     away = torch.full((5,), 20 / 5**0.5, dtype=torch.float64)
     parts = dist.Normal(torch.stack([0 * away, away]), 1.0).to_event(1)
     both = dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.5, 0.5], dtype=torch.float64)), parts)
-    points = scattered(torch.randn(1000, 5, dtype=torch.float64), NUM_LOOKS)
-    missed = look_elsewhere(both.log_prob, LocScale(5).double(), math.log(0.5), points)
+    points = scattered(torch.randn(1000, 5, dtype=torch.float64), NUM_ASCENTS)
+    missed = missed_regions(both.log_prob, LocScale(5).double(), math.log(0.5), points)
     torch.testing.assert_close(missed[0].gaussian.loc, away, atol=0.01, rtol=0)
 
 
@@ -71,8 +71,8 @@ def test_a_flow_without_an_inverse_or_evidence_is_left_alone() -> None:
         has_inverse = False  # type: ignore[assignment]
 
     points = [torch.zeros(2, dtype=torch.float64)]
-    assert look_elsewhere(two_modes(0.5).log_prob, OneWay(2).double(), 0.0, points) == []
-    assert look_elsewhere(two_modes(0.5).log_prob, LocScale(2).double(), -math.inf, points) == []
+    assert missed_regions(two_modes(0.5).log_prob, OneWay(2).double(), 0.0, points) == []
+    assert missed_regions(two_modes(0.5).log_prob, LocScale(2).double(), -math.inf, points) == []
 
 
 def test_a_model_that_refuses_points_far_out_is_no_obstacle() -> None:
@@ -82,7 +82,7 @@ def test_a_model_that_refuses_points_far_out_is_no_obstacle() -> None:
         return dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1).log_prob(z)
 
     points = [torch.full((2,), 20.0, dtype=torch.float64), torch.full((2,), 4.9, dtype=torch.float64)]
-    assert look_elsewhere(refuses, LocScale(2).double(), 0.0, points) == []
+    assert missed_regions(refuses, LocScale(2).double(), 0.0, points) == []
 
 
 def test_the_verdict_names_a_missed_mode(tmp_path: Path) -> None:
@@ -122,9 +122,9 @@ def test_two_modes_ninety_standard_deviations_apart_are_both_found_where_the_pri
     guide, locs = AutoFlow(wide), torch.tensor([-30.0, 60.0])
     guide(locs)
     layer = LocScale(2, init_loc=-30.0)
-    points = prior_points(BoundModel(wide, (locs,)), guide.latents, NUM_LOOKS // 4)
+    points = prior_points(BoundModel(wide, (locs,)), guide.latents, NUM_ASCENTS // 4)
     joint = LogJoint(BoundModel(wide, (locs,)), guide.latents)
-    missed = look_elsewhere(joint, layer, 0.0, points)
+    missed = missed_regions(joint, layer, 0.0, points)
     torch.testing.assert_close(missed[0].gaussian.loc, torch.tensor([60.0, 60.0]), atol=0.1, rtol=0)
 
 
@@ -146,15 +146,15 @@ def rounded(z: torch.Tensor) -> torch.Tensor:
 
 def test_a_region_that_double_precision_does_not_know_is_not_missed() -> None:
     points, layer = [torch.tensor([5.0, -4.0], dtype=torch.float32)], LocScale(2).float()
-    assert look_elsewhere(rounded, layer, math.log(0.5), points) != []
-    assert look_elsewhere(rounded, layer, math.log(0.5), points, precise=lambda z: rounded(z.double())) == []
+    assert missed_regions(rounded, layer, math.log(0.5), points) != []
+    assert missed_regions(rounded, layer, math.log(0.5), points, precise=lambda z: rounded(z.double())) == []
 
 
 def test_a_real_mode_is_missed_in_double_precision_too() -> None:
     points, layer = [torch.tensor([5.0, -4.0], dtype=torch.float32)], LocScale(2).float()
     real = two_modes(0.5).log_prob
     single, double = (lambda z: real(z.double()).to(z)), (lambda z: real(z.double()))
-    precise = look_elsewhere(single, layer, math.log(0.5), points, precise=double)
+    precise = missed_regions(single, layer, math.log(0.5), points, precise=double)
     assert precise[0].mass == pytest.approx(1.0, rel=1e-3)
 
 
@@ -163,4 +163,4 @@ def test_a_density_that_overflows_is_not_believed() -> None:
         return torch.where(z[:, 0] > 4.9, torch.inf, two_modes(0.5).log_prob(z))
 
     points = [torch.tensor([5.0, -4.0], dtype=torch.float64)]
-    assert look_elsewhere(overflows, LocScale(2).double(), math.log(0.5), points) == []
+    assert missed_regions(overflows, LocScale(2).double(), math.log(0.5), points) == []
