@@ -19,6 +19,7 @@ from pyro.infer.reparam import projected_normal as projected_reparam
 from pyro.infer.reparam import stable as stable_reparam
 from pyro.ops import gaussian, special, tensor_utils
 from torch import Tensor
+from torch.distributions import lowrank_multivariate_normal
 from torch.distributions.utils import broadcast_all
 
 
@@ -204,6 +205,12 @@ def multinomial_log_prob(self: Any, value: Tensor) -> Tensor:
     return ways + (logits * value).sum(-1)
 
 
+def capacitance_tril(W: Tensor, D: Tensor) -> Tensor:
+    """torch's Cholesky factor for ``LowRankMultivariateNormal``, the identity added rather than written into a view."""
+    K = (W.mT / D.unsqueeze(-2)) @ W
+    return torch.linalg.cholesky(K + torch.eye(W.shape[-1]).to(K))
+
+
 class _Patch(NamedTuple):
     owner: Any
     name: str
@@ -225,6 +232,7 @@ PATCHES = [
     _Patch(stable, "_stable_log_prob", stable_log_prob),
     _Patch(dist.SineSkewed, "__init__", sine_skewed),
     _Patch(dist.OrderedLogistic, "__init__", ordered_logistic),
+    _Patch(lowrank_multivariate_normal, "_batch_capacitance_tril", capacitance_tril),
     _Patch(torch.distributions.Multinomial, "log_prob", multinomial_log_prob),
 ]
 

@@ -97,6 +97,12 @@ def multinomial() -> None:
         pyro.sample("y", dist.Multinomial(6, p, validate_args=False), obs=counts)
 
 
+def low_rank() -> None:
+    width = pyro.sample("width", dist.LogNormal(0.0, 1.0))
+    factor = width * torch.tensor([[1.0, 0.2], [0.3, -1.0], [0.5, 0.5]])
+    pyro.sample("z", dist.LowRankMultivariateNormal(torch.zeros(3), factor, torch.ones(3)))
+
+
 MODELS = {
     "GaussianHMM": trend,
     "DiscreteHMM": switching,
@@ -109,6 +115,7 @@ MODELS = {
     "SineSkewed": skewed,
     "OrderedLogistic": ordinal,
     "Multinomial": multinomial,
+    "LowRankMultivariateNormal": low_rank,
 }
 
 
