@@ -1,6 +1,6 @@
 r"""What flow guides refuse, each with what was found and what to do instead."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -252,3 +252,25 @@ def need_model(name: str, model: tuple[Callable[..., Any]] | None) -> Callable[.
             "Make a new guide of the model and load_state_dict() into it"
         )
     return model[0]
+
+
+def check_centering(name: str, chosen: Mapping[str, float | Tensor], sites: Sequence[str]) -> None:
+    """Refuse a centering that is not between 0 and 1, or of a site whose prior depends on no other latent."""
+    for site, value in chosen.items():
+        if site not in sites:
+            raise ValueError(
+                f"{name}: centering: got site '{site}', expected some of {list(sites)}, the latents whose prior has a "
+                "location or a scale that depends on other latents"
+            )
+        number = torch.as_tensor(value)
+        if not bool(((number >= 0) & (number <= 1)).all()):
+            raise ValueError(f"{name}: centering of '{site}' must be between 0 and 1, got {value}")
+
+
+def refuse_centered(name: str, sites: Iterable[str]) -> None:
+    """A transform of the flat latent alone does not know where the model's priors are."""
+    for site in sites:
+        raise ValueError(
+            f"{name}: with centering=..., site '{site}' is found by running the model, so there is no transform for "
+            "NeuTraReparam; make the guide without centering, or sample with vi.refine()"
+        )

@@ -15,6 +15,7 @@ class AutoNICE(NamedGuide, flow=flows.nice):
     :param init_loc_fn: where to start, as for Pyro's autoguides.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
+    :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -42,6 +43,7 @@ class AutoRealNVP(NamedGuide, flow=flows.realnvp):
     :param init_loc_fn: where to start, as for Pyro's autoguides.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
+    :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -71,6 +73,7 @@ class AutoSpline(NamedGuide, flow=flows.spline):
     :param init_loc_fn: where to start, as for Pyro's autoguides.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
+    :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -100,6 +103,7 @@ class AutoGlow(NamedGuide, flow=flows.glow):
     :param init_loc_fn: where to start, as for Pyro's autoguides.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
+    :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 

@@ -15,6 +15,7 @@ class AutoPlanar(NamedGuide, flow=flows.planar):
     :param init_loc_fn: where to start, as for Pyro's autoguides.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
+    :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -40,6 +41,7 @@ class AutoRadial(NamedGuide, flow=flows.radial):
     :param init_loc_fn: where to start, as for Pyro's autoguides.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
+    :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -66,6 +68,7 @@ class AutoIAF(NamedGuide, flow=flows.iaf):
     :param init_loc_fn: where to start, as for Pyro's autoguides.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
+    :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -96,6 +99,7 @@ class AutoMAF(NamedGuide, flow=flows.maf):
     :param init_loc_fn: where to start, as for Pyro's autoguides.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
+    :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -125,6 +129,7 @@ class AutoResidual(NamedGuide, flow=flows.residual):
     :param init_loc_fn: where to start, as for Pyro's autoguides.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
+    :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -158,6 +163,7 @@ class AutoCNF(NamedGuide, flow=flows.cnf, num_steps=4):
     :param init_loc_fn: where to start, as for Pyro's autoguides.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
+    :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -194,6 +200,7 @@ class AutoCIF(NamedGuide, flow=flows.cif):
     :param init_loc_fn: where to start, as for Pyro's autoguides.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
+    :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 

@@ -6,7 +6,7 @@ identity, the affine end at :math:`N(\mathrm{init\_loc}, \mathrm{init\_scale}^2)
 
 import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import pyro
@@ -24,8 +24,8 @@ from ..layers.base import Layer
 from ..model.log_joint import LogJoint
 from ..system.exclusive import validation
 from . import checks, sites
-from .joint import JointGuide
-from .state import decoded, encoded
+from .joint import Centers, JointGuide
+from .state import decoded, encoded, listed, unlisted
 
 #: Above this many dimensions the end of the default guide is diagonal: a full matrix costs D^2 numbers.
 MAX_FULL_RANK = 512
@@ -46,6 +46,12 @@ class AutoFlow(JointGuide):
     :param init_loc_fn: where to start, as for Pyro's autoguides; flat priors start at a feasible point.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
+    :param centering: :math:`c`, for latents whose prior has a location :math:`f` or a scale :math:`g` that depends on
+        other latents, as in every hierarchy: the guide works in coordinates :math:`v` with
+        :math:`z = f + g^{1 - c} (v - c f)`, all in unconstrained space. 0 is non-centered, 1 is centered; a dict has a
+        number, or a tensor in the site's shape, for each site that is to have one; with ``"auto"``, they are
+        non-centered until :class:`~pyro_nflows.VI` gives each entry one by how much the data say of it
+        (:mod:`pyro_nflows.inference.centered`). The model is not rewritten, and the sites keep their names and values.
     :raises ValueError: if ``init_scale <= 0``; at the first call, if the model has no continuous latents, a
         discrete latent that is not enumerated, or a latent in a subsampled plate.
 
@@ -73,12 +79,14 @@ class AutoFlow(JointGuide):
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
+        centering: Centers | None = None,
     ):
         functions = {"model": model, "build": build, "init_loc_fn": init_loc_fn}
         if create_plates is not None:
             functions["create_plates"] = create_plates
         checks.check_arguments(type(self).__name__, init_scale, **functions)
         super().__init__(model, init_loc_fn)
+        self.centering = centering
         self.create_plates = create_plates
         self.init_scale = float(init_scale)
         self.build: flows.Build | None = build
@@ -133,6 +141,23 @@ class AutoFlow(JointGuide):
         end = (TriangularAffine if full_rank else LocScale)(latent_dim, loc, self.init_scale)
         return Whitened(flow, end).to(loc)
 
+    def recenter(self, centering: Mapping[str, Tensor]) -> None:
+        """Take other coordinates for the sites of a hierarchy, and a fresh flow in them."""
+        self.centering = dict(centering)
+        self._take_centering()
+        self.layer = Rescaled(self.make_layer(self.init_loc(), self.modes), Whitened.END)
+
+    @property
+    def coordinates(self) -> tuple[Any, ...]:
+        """Its centering and its flow; :meth:`restore` goes back to them."""
+        return self.centering, self._latents, self._modules.get("layer")
+
+    def restore(self, coordinates: tuple[Any, ...]) -> None:
+        """Be as it was."""
+        self.centering, self._latents, layer = coordinates
+        if layer is not self._modules.get("layer"):
+            self.layer = layer
+
     def _shapes(self) -> checks.Shapes:
         return {name: list(shape) for name, shape in self.latents.shapes.items()}
 
@@ -152,9 +177,11 @@ class AutoFlow(JointGuide):
         """The flow as a torch ``Transform`` from the base to unconstrained space.
 
         :raises NotImplementedError: for flows with auxiliary variables (``AutoCIF``).
-        :raises ValueError: if ``NeuTraReparam`` asks for it inside a plate: it would be silently wrong there.
+        :raises ValueError: with ``centering``; and if ``NeuTraReparam`` asks for it inside a plate. It would be
+            silently wrong.
         """
         self._need_setup()
+        checks.refuse_centered(type(self).__name__, self.latents.centering)
         checks.refuse_plates(type(self).__name__, self._prototype_frames)
         return as_transform(self._current_layer(), type(self).__name__)
 
@@ -260,12 +287,15 @@ class AutoFlow(JointGuide):
         return new
 
     def get_extra_state(self) -> Tensor:
-        """The sites' names and shapes."""
+        """The sites' names and shapes, and their centering."""
         known = self._latents is not None or self._loaded_shapes is not None
-        return encoded(shapes=self.site_shapes if known else None, modes=self.modes)
+        shapes = self.site_shapes if known else None
+        return encoded(shapes=shapes, modes=self.modes, centering=listed(self.centering, self._latents))
 
     def set_extra_state(self, state: Tensor) -> None:
-        shapes = decoded(state)["shapes"]
+        shapes, self.centering = decoded(state)["shapes"], unlisted(decoded(state)["centering"])
+        if self._latents is not None:
+            self._take_centering()
         if self.prototype_trace is None:
             self._loaded_shapes = shapes
         elif shapes is not None:

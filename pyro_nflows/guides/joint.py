@@ -1,8 +1,8 @@
 r"""Guides over all latents of a model at once: its sites, and one flat vector that holds them unconstrained."""
 
 import contextlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -14,11 +14,16 @@ from torch import Tensor
 
 from ..model import data_checks
 from ..model.bound import BoundModel
+from ..model.following import hierarchical_sites
 from ..model.initialization import FlatPriors
 from ..model.latents import Latents
 from ..model.log_joint import LogJoint
 from ..model.values import constrained, unconstrained
+from ..system.exclusive import validation
 from . import checks, sites
+
+#: One centering for all sites that can have one, one for each that is named, or ``"auto"``.
+Centers = float | Mapping[str, float | Tensor] | Literal["auto"]
 
 
 class JointGuide(AutoContinuous):
@@ -30,6 +35,8 @@ class JointGuide(AutoContinuous):
 
     layer: Any
     prototype_trace: Any
+    #: As given: how centered sites are whose prior depends on other latents. See :class:`~pyro_nflows.AutoFlow`.
+    centering: Centers | None = None
     _latents: Latents | None = None
     _bound: BoundModel | None = None
 
@@ -104,8 +111,27 @@ class JointGuide(AutoContinuous):
         if not latents.dim:
             raise checks.no_latents(name)
         checks.refuse_subsampled(name, self._cond_indep_stacks)
+        if self.centering is not None:
+            self._latents = latents = self._centered(latents, self.centering, args, kwargs)
         if latents.may_move:
             self.follow(self._joint_on(BoundModel(self.bare_model, args, kwargs)))
+
+    def _centered(self, latents: Latents, centering: Centers, args: Any, kwargs: Any) -> Latents:
+        """The latents, those with a prior that depends on others in coordinates informed by it."""
+        joint = LogJoint(BoundModel(self.bare_model, args, kwargs), latents)
+        loc = latents.init_loc()
+        with poutine.block(), torch.random.fork_rng(devices=[]), validation(False):
+            names = hierarchical_sites(joint, loc)
+        number = 0.0 if centering == "auto" else centering
+        chosen = number if isinstance(number, Mapping) else dict.fromkeys(names, number)
+        checks.check_centering(type(self).__name__, chosen, names)
+        return latents.centered({name: torch.as_tensor(chosen[name]).to(loc) for name in names if name in chosen})
+
+    def _take_centering(self) -> None:
+        like = self.latents.init_loc()
+        chosen = 0.0 if self.centering == "auto" else self.centering or {}
+        sites = chosen if isinstance(chosen, Mapping) else dict.fromkeys(self.latents.centering, chosen)
+        self._latents = self.latents.centered({name: torch.as_tensor(c).to(like) for name, c in sites.items()})
 
     @property
     def latents(self) -> Latents:

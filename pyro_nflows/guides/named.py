@@ -9,6 +9,7 @@ from pyro.infer.autoguide import init_to_median
 
 from ..layers.base import Layer
 from .flow import AutoFlow
+from .joint import Centers
 
 #: Options of flows that mean nothing for a guide: it has no context, and its base comes first.
 NOT_FOR_GUIDES = {"context_dim", "inverted"}
@@ -22,6 +23,7 @@ class NamedGuide(AutoFlow):
     :param init_loc_fn: where to start, as for Pyro's autoguides.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
+    :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
     :raises TypeError: if the flow has no such option.
 
     Example::
@@ -35,7 +37,7 @@ class NamedGuide(AutoFlow):
         >>> guide()["z"].shape
         torch.Size([3])
         >>> list(inspect.signature(AutoSmallPlanar).parameters)
-        ['model', 'num_layers', 'init_loc_fn', 'init_scale', 'create_plates']
+        ['model', 'num_layers', 'init_loc_fn', 'init_scale', 'create_plates', 'centering']
     """
 
     _flow: ClassVar[Callable[..., Layer]]
@@ -66,6 +68,7 @@ class NamedGuide(AutoFlow):
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
+        centering: Centers | None = None,
         **options: Any,
     ):
         try:
@@ -74,4 +77,11 @@ class NamedGuide(AutoFlow):
             raise TypeError(f"{type(self).__name__}: {error}; it takes {inspect.signature(type(self))}") from None
         bound.apply_defaults()
         build = functools.partial(type(self)._flow, **bound.arguments)
-        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
+        super().__init__(
+            model,
+            build,
+            init_loc_fn=init_loc_fn,
+            init_scale=init_scale,
+            create_plates=create_plates,
+            centering=centering,
+        )

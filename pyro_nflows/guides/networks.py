@@ -17,6 +17,7 @@ class AutoFlowified(NamedGuide, flow=flows.flowified):
     :param init_loc_fn: where to start, as for Pyro's autoguides.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
+    :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 

@@ -15,7 +15,7 @@ from torch.distributions import kl
 from ..flows.whitened import Whitened
 from ..layers import TriangularAffine
 from ..layers.base import Layer
-from ..model import supports
+from ..model.centering import bijection
 from ..model.latents import Latent, Latents
 from ..model.placed import Placed, prior_where_masked
 from ..numerics import quasi_normal
@@ -85,7 +85,7 @@ def points(guide: Any, latent: Tensor, args: Any, kwargs: Any) -> dict[str, Poin
     if by_case and am_i_wrapped() and torch.is_grad_enabled():
         warnings.warn(checks.masked_by_case(type(guide).__name__, by_case[0]), UserWarning, stacklevel=4)
     if latents.moving or latents.filled:
-        placed = Placed(latents.owner, parts)
+        placed = Placed(latents.owner, parts, centering=latents.centering)
         with poutine.block(), validation(False):
             nodes = poutine.trace(placed(guide.bare_model)).get_trace(*args, **kwargs).nodes
     return {name: _point(latents, name, nodes[name], part) for name, part in parts.items()}
@@ -93,7 +93,7 @@ def points(guide: Any, latent: Tensor, args: Any, kwargs: Any) -> dict[str, Poin
 
 def _point(latents: Latents, name: str, site: Mapping[str, Any], part: Tensor) -> PointMass:
     event_dim = latents.sites[name].event_dim
-    transform = supports.bijection(site["fn"])
+    transform = bijection(site["fn"], latents.sites[name].centering)
     value = transform(part)
     if poutine.get_mask() is False:
         return PointMass(value, event_dim=event_dim)

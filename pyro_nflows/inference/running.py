@@ -27,6 +27,7 @@ from ..objectives.draws import Draws
 from ..system.exclusive import seeded, validation
 from ..system.signals import before_sigterm, imported
 from .blame import on_the_edge, out_of_scale, runs_away
+from .centered import measured_centering
 from .fit import fit_modes
 from .fitted import Fit
 from .mark import FINE, put
@@ -70,8 +71,9 @@ class Fitter:
             at_the_end.callback(journal.write)
             joint, loc = self._joint_at(call)
             leaves = joint.leaves(loc)
-            with unless_kept(leaves, keep) as kept:
+            with unless_kept(self.guide, leaves, keep) as kept:
                 loc = begin(journal, joint, cast(Layer, self.guide.layer), leaves, loc)
+                joint, loc = self._centered(plan, call, journal, joint, leaves, loc)
                 with contextlib.closing(self._trainer_at(plan, joint, leaves, journal)) as trainer:
                     yield Ready(trainer, joint, self._locs(plan, joint, loc), kept)
             if kept.posterior is not None:
@@ -91,6 +93,17 @@ class Fitter:
         guide.follow(joint)
         guide.receive(args, kwargs, loc)
         return joint, loc
+
+    def _centered(
+        self, plan: Plan, call: Call, journal: Journal, joint: LogJoint, leaves: list[Tensor], loc: Tensor
+    ) -> tuple[LogJoint, Tensor]:
+        """The same in coordinates that suit the data, where the guide leaves them to be found."""
+        guide = self.guide
+        is_fresh = torch.equal(guide.plain_layer().end.loc, guide.init_loc())
+        if guide.centering != "auto" or not joint.latents.centering or not is_fresh:
+            return joint, loc
+        guide.recenter(journal.step("centering", lambda: measured_centering(joint, guide, plan, leaves, loc)))
+        return self._joint_at(call)
 
     def _locs(self, plan: Plan, joint: LogJoint, loc: Tensor) -> list[Tensor]:
         """Where the fits start."""
@@ -197,13 +210,17 @@ class Ready(NamedTuple):
 
 
 @contextlib.contextmanager
-def unless_kept(leaves: Sequence[Tensor], keep: Keep) -> Iterator[Kept]:
-    """Within it, the model's own parameters may move: they go back to where they were if no posterior is kept."""
-    before, kept = [leaf.detach().clone() for leaf in leaves], Kept(keep)
+def unless_kept(guide: AutoFlow, leaves: Sequence[Tensor], keep: Keep) -> Iterator[Kept]:
+    """Within it, the model's own parameters and the guide's coordinates may change.
+
+    They go back to what they were if no posterior is kept.
+    """
+    before, kept, coordinates = [leaf.detach().clone() for leaf in leaves], Kept(keep), guide.coordinates
     try:
         yield kept
     finally:
         if kept.posterior is None:
+            guide.restore(coordinates)
             with torch.no_grad():
                 put(leaves, before)
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from . import checks, supports
+from .centering import prior_of
 from .placed import is_masked, mask_of
 
 
@@ -102,3 +103,21 @@ def _slope_where_masked(joint: Any, name: str, row: Tensor) -> Tensor:
         return torch.zeros(())
     mask = mask_of(trace.nodes[name])
     return torch.where(mask.reshape(mask.shape + (1,) * (slope.dim() - mask.dim())), 0.0, slope)
+
+
+def hierarchical_sites(joint: Any, near: Tensor) -> list[str]:
+    """Sites whose prior has a location or a scale that depends on other latents.
+
+    :param near: a flat latent.
+    """
+    found = []
+    with torch.enable_grad():
+        watched = near.clone().requires_grad_()
+        trace = joint.run(watched)
+        for name in joint.latents.sites:
+            prior = prior_of(trace.nodes[name]["fn"])
+            parts = [] if prior is None else [part.sum() for part in (prior.loc, prior.scale) if part.requires_grad]
+            grads = [torch.autograd.grad(p, watched, retain_graph=True, allow_unused=True)[0] for p in parts]
+            if any(grad is not None for grad in grads):
+                found.append(name)
+    return found

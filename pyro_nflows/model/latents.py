@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Transform
 
 from . import checks, supports
+from .centering import bijection
 from .placed import is_masked
 
 #: What is kept of a site of a trace.
@@ -26,11 +27,13 @@ class Latent:
         without gradients, data or arguments.
     :param shape: of its unconstrained value.
     :param columns: where flat vectors hold that.
+    :param centering: :math:`c` of a site in prior-informed coordinates (:mod:`~pyro_nflows.model.centering`), or None.
     """
 
     site: Mapping[str, Any]
     shape: torch.Size
     columns: slice
+    centering: Tensor | None = None
 
     @property
     def name(self) -> str:
@@ -50,8 +53,8 @@ class Latent:
 
     @property
     def transform(self) -> Transform:
-        """The bijection from unconstrained values to the support."""
-        return supports.bijection(self.site["fn"])
+        """The bijection from unconstrained values to the support, as the site was at first."""
+        return bijection(self.site["fn"], self.centering)
 
     @property
     def plates(self) -> tuple[Any, ...]:
@@ -114,6 +117,16 @@ class Latents:
         """The same latents with what is known of moving supports and of masked sites."""
         known = moving == self.moving and dict(filled) == dict(self.filled)
         return self if known else replace(self, moving=moving, filled=dict(filled))
+
+    def centered(self, centering: Mapping[str, Tensor]) -> "Latents":
+        """The same latents, some of them in prior-informed coordinates: their values are found by running the model."""
+        sites = {name: replace(latent, centering=centering.get(name)) for name, latent in self.sites.items()}
+        return replace(self, sites=sites, moving=(self.moving - self.centering.keys()) | centering.keys())
+
+    @property
+    def centering(self) -> dict[str, Tensor]:
+        """The centering of each site that is in prior-informed coordinates."""
+        return {name: latent.centering for name, latent in self.sites.items() if latent.centering is not None}
 
     @property
     def names(self) -> list[str]:

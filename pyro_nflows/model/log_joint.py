@@ -160,7 +160,8 @@ class LogJoint:
         """The handler that puts one flat latent into the model."""
         latents = self.latents
         filled = latents.filled if filled is None else filled
-        return Placed(latents.owner, latents.unpack(z), latents.value_shapes, filled, self.enumerates)
+        shapes = latents.value_shapes
+        return Placed(latents.owner, latents.unpack(z), shapes, filled, self.enumerates, latents.centering)
 
     def _rows(self, how: Vectorization) -> Callable[..., Tensor]:
         return {
@@ -231,7 +232,8 @@ class LogJoint:
     def _by_plate(self, z: Tensor) -> Tensor:
         nesting = self.max_plate_nesting
         latent = z.reshape(len(z), *(1,) * nesting, -1)
-        placed = Placed(self.latents.owner, self.latents.unpack_in_plates(latent), filled=self.latents.filled)
+        parts, known = self.latents.unpack_in_plates(latent), self.latents
+        placed = Placed(known.owner, parts, filled=known.filled, centering=known.centering)
         plate = pyro.plate("num_particles_vectorized", len(z), dim=-1 - nesting)
         trace = self._trace(plate(self.bound.model), placed)
         log_p = z.new_zeros(len(z))

@@ -1,6 +1,7 @@
 r"""Handlers that give latents their values, or take them off again, on the supports and with the masks of this run."""
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -8,7 +9,8 @@ from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from . import checks, enumeration_checks, supports
+from . import checks, enumeration_checks
+from .centering import bijection
 
 
 class Placed(Messenger):
@@ -23,6 +25,7 @@ class Placed(Messenger):
     :param filled: masked sites that count with their prior where they are masked; see
         :mod:`~pyro_nflows.model.following`.
     :param enumerates: whether discrete sites are enumerated in this run, so that distributions may be wider.
+    :param centering: of sites in prior-informed coordinates.
     """
 
     def __init__(
@@ -32,8 +35,10 @@ class Placed(Messenger):
         shapes: Mapping[str, torch.Size] | None = None,
         filled: Collection[str] = (),
         enumerates: bool = False,
+        centering: Mapping[str, Tensor] = MappingProxyType({}),
     ):
         super().__init__()
+        self.centering = centering
         self.name, self.parts, self.shapes, self.filled, self.enumerates = name, parts, shapes, filled, enumerates
         self.names = parts.keys()
         self.values: dict[str, Tensor] = {}
@@ -45,7 +50,7 @@ class Placed(Messenger):
             return
         if self.shapes is not None and not self.enumerates:
             checks.check_shape(self.name, msg, self.shapes[name])
-        part, transform = self.parts[name], supports.bijection(msg["fn"])
+        part, transform = self.parts[name], bijection(msg["fn"], self.centering.get(name))
         self.values[name] = value = transform(part)
         if self.shapes is not None and value.shape != self.shapes[name]:
             raise checks.enumerated_support(self.name, name)
@@ -65,18 +70,19 @@ class Lifted(Messenger):
     """Latent sites take given values, and what these are without constraint on this run's supports is noted.
 
     :param values: site to value.
+    :param centering: of sites in prior-informed coordinates.
     """
 
-    def __init__(self, values: Mapping[str, Tensor]):
+    def __init__(self, values: Mapping[str, Tensor], centering: Mapping[str, Tensor] = MappingProxyType({})):
         super().__init__()
-        self.values, self.names = values, values.keys()
+        self.values, self.names, self.centering = values, values.keys(), centering
         self.parts: dict[str, Tensor] = {}
         self.log_dets: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
         if name in self.values:
-            value, transform = self.values[name], supports.bijection(msg["fn"])
+            value, transform = self.values[name], bijection(msg["fn"], self.centering.get(name))
             self.parts[name] = part = transform.inv(value)
             self.log_dets[name] = transform.log_abs_det_jacobian(part, value)
             msg["value"], msg["is_observed"] = value, True

@@ -1,0 +1,150 @@
+r"""Coordinates in which a latent does not depend on its prior's location and scale: partly non-centered ones [1, 2].
+
+A latent :math:`z` whose prior has location :math:`f` and scale :math:`g` that depend on other latents is the image of a
+coordinate :math:`v`, for a centering :math:`c` in :math:`[0, 1]`:
+
+.. math:: z = f + g^{1 - c} (v - c f), \qquad \log\left|\frac{dz}{dv}\right| = (1 - c) \log g .
+
+At :math:`c = 1` it is the latent itself; at :math:`c = 0`, the non-centered parameterisation :math:`z = f + g v`. Both
+are in unconstrained space: a log-normal, half-normal, half-Cauchy or gamma prior has a location there, and some a
+scale. A vector with scale matrix :math:`L` takes :math:`(1 - c) L + c I` in place of :math:`g^{1 - c}`.
+
+**References**
+
+[1] M. Gorinova, D. Moore, M. Hoffman (2020). Automatic Reparameterisation of Probabilistic Programs.
+
+[2] O. Papaspiliopoulos, G. Roberts, M. Sköld (2007). A General Framework for the Parametrization of Hierarchical
+Models.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import torch
+from pyro import distributions as dist
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.transforms import ComposeTransform, Transform
+
+from . import supports
+
+
+class Prior(NamedTuple):
+    """The location and the scale of a distribution in unconstrained space.
+
+    ``scale`` is of each coordinate, or, where ``is_matrix``, a lower triangular matrix for the last dimension.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    is_matrix: bool = False
+
+
+def _log_scaled(scale: Tensor, power: float = 1.0) -> Prior:
+    """Of a positive variable with a scale parameter: its logarithm is only shifted by it."""
+    return Prior(power * scale.log(), torch.ones_like(scale))
+
+
+#: What the prior of each kind of distribution is, found by its class.
+KINDS: dict[type, Callable[[Any], Prior]] = {
+    dist.Normal: lambda fn: Prior(fn.loc, fn.scale),
+    dist.StudentT: lambda fn: Prior(fn.loc, fn.scale),
+    dist.Cauchy: lambda fn: Prior(fn.loc, fn.scale),
+    dist.Laplace: lambda fn: Prior(fn.loc, fn.scale),
+    dist.Logistic: lambda fn: Prior(fn.loc, fn.scale),
+    dist.Gumbel: lambda fn: Prior(fn.loc, fn.scale),
+    dist.LogNormal: lambda fn: Prior(fn.loc, fn.scale),
+    dist.HalfNormal: lambda fn: _log_scaled(fn.scale),
+    dist.HalfCauchy: lambda fn: _log_scaled(fn.scale),
+    dist.Exponential: lambda fn: _log_scaled(fn.rate, -1.0),
+    dist.Gamma: lambda fn: _log_scaled(fn.rate, -1.0),
+    dist.InverseGamma: lambda fn: _log_scaled(fn.rate),
+    dist.Weibull: lambda fn: Prior(fn.scale.log(), fn.concentration.reciprocal()),
+    dist.MultivariateNormal: lambda fn: Prior(fn.loc, fn.scale_tril, is_matrix=True),
+}
+
+
+def prior_of(fn: Any) -> Prior | None:
+    """The location and scale of a distribution in unconstrained space; None where they are not known.
+
+    :param fn: a distribution; what is masked, expanded or reinterpreted is unwrapped.
+
+    Example::
+
+        >>> prior_of(dist.LogNormal(torch.tensor(1.0), torch.tensor(0.5)).expand([3]).to_event(1)).scale
+        tensor([0.5000, 0.5000, 0.5000])
+        >>> float(prior_of(dist.HalfNormal(1.0)).loc)
+        0.0
+    """
+    while isinstance(fn, torch.distributions.Independent | MaskedDistribution | ExpandedDistribution):
+        fn = fn.base_dist
+    kind = next((kind for kind in KINDS if type(fn) is kind or isinstance(fn, kind)), None)
+    return None if kind is None else KINDS[kind](fn)
+
+
+class Centering(Transform):
+    r"""From coordinates to unconstrained values, given the prior: :math:`z = f + g^{1 - c} (v - c f)`.
+
+    :param prior: location and scale, broadcastable to the value.
+    :param centering: :math:`c`, in the shape of the value or of less.
+
+    Example::
+
+        >>> prior = Prior(torch.tensor(3.0), torch.tensor(0.1))
+        >>> v = torch.tensor([0.0, 1.0])
+        >>> Centering(prior, torch.tensor(0.0))(v), Centering(prior, torch.tensor(1.0))(v)
+        (tensor([3.0000, 3.1000]), tensor([0., 1.]))
+    """
+
+    bijective = True
+
+    def __init__(self, prior: Prior, centering: Tensor):
+        super().__init__()
+        self.prior, self.centering = prior, centering
+        self.domain = self.codomain = constraints.real_vector if prior.is_matrix else constraints.real
+
+    def _call(self, x: Tensor) -> Tensor:
+        y = x - self.centering * self.prior.loc
+        if self.prior.is_matrix:
+            return (self.prior.loc + (self._matrix() @ y[..., None])[..., 0]).to(x.dtype)
+        return (self.prior.loc + self._log_factor().exp() * y).to(x.dtype)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        x = y - self.prior.loc
+        if self.prior.is_matrix:
+            matrix = self._matrix().expand(*x.shape[:-1], -1, -1)
+            x = torch.linalg.solve_triangular(matrix, x[..., None], upper=False)[..., 0]
+        else:
+            x = x * (-self._log_factor()).exp()
+        return (x + self.centering * self.prior.loc).to(y.dtype)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Of each coordinate, or of the whole vector where the scale is a matrix."""
+        if self.prior.is_matrix:
+            return self._matrix().diagonal(dim1=-2, dim2=-1).log().sum(-1).expand(x.shape[:-1]).to(x.dtype)
+        return self._log_factor().expand_as(x).to(x.dtype)
+
+    def _log_factor(self) -> Tensor:
+        return (1 - self.centering) * self.prior.scale.log()
+
+    def _matrix(self) -> Tensor:
+        """The rows of :math:`(1 - c) L + c I`."""
+        scale = self.prior.scale
+        rows = torch.as_tensor(self.centering)[..., None]
+        return (1 - rows) * scale + rows * torch.eye(scale.shape[-1]).to(scale)
+
+
+def bijection(fn: Any, centering: Tensor | None) -> Transform:
+    """From coordinates, or without a centering from unconstrained values, to the support of a distribution.
+
+    Example::
+
+        >>> to_value = bijection(dist.LogNormal(torch.tensor(1.0), torch.tensor(0.5)), torch.tensor(0.0))
+        >>> to_value(torch.tensor(2.0))  # exp(1 + 0.5 * 2)
+        tensor(7.3891)
+    """
+    to_support = supports.bijection(fn)
+    if centering is None:
+        return to_support
+    return ComposeTransform([Centering(cast(Prior, prior_of(fn)), centering), to_support])

@@ -1,0 +1,308 @@
+"""Prior-informed coordinates: the same posterior, whichever centering, and a hierarchy without its funnel."""
+
+import copy
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.reparam import NeuTraReparam
+from pyro.optim import ClippedAdam
+from torch import Tensor
+
+from pyro_nflows import ELBO, VI, AutoCIF, AutoFlow, AutoSpline
+from pyro_nflows.engine import Trainer
+from pyro_nflows.layers import LocScale, Planar
+from pyro_nflows.model.bound import BoundModel
+from pyro_nflows.model.log_joint import LogJoint, Vectorization
+
+Y = torch.tensor(0.7, dtype=torch.float64)
+CENTERINGS = [None, 0.0, 0.4, 1.0]
+each_centering = pytest.mark.parametrize("centering", CENTERINGS)
+
+
+def pair(y: Tensor = Y) -> None:
+    """The smallest hierarchy."""
+    tau = pyro.sample("tau", dist.LogNormal(0.0, 0.5))
+    z = pyro.sample("z", dist.Normal(0.3, tau))
+    pyro.sample("y", dist.Normal(z, 0.5), obs=y)
+
+
+def schools(y: Tensor, sigma: Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("school", len(y)):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
+SCHOOLS = (
+    torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0], dtype=torch.float64),
+    torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0], dtype=torch.float64),
+)
+
+
+def grid(num: int = 241, far: float = 9.0) -> tuple[Tensor, float]:
+    """Points of the plane, and the area that each stands for."""
+    side = torch.linspace(-far, far, num)
+    return torch.cartesian_prod(side, side), float((side[1] - side[0]) ** 2)
+
+
+def flow(latent_dim: int) -> Planar:
+    return Planar(latent_dim)
+
+
+def joint_of(guide: AutoFlow, model: Callable[..., Any], *args: Any) -> LogJoint:
+    guide(*args)
+    return LogJoint(BoundModel(model, args), guide.latents)
+
+
+@each_centering
+def test_the_evidence_is_the_same(centering: Any) -> None:
+    points, area = grid()
+    joint = joint_of(AutoFlow(pair, flow, centering=centering), pair, Y)
+    tau = (0.5 * torch.linspace(-9, 9, 20_001)).exp()  # z is summed out: y is normal given tau
+    density = dist.Normal(0.3, (tau**2 + 0.25).sqrt()).log_prob(Y).exp() * dist.LogNormal(0.0, 0.5).log_prob(tau).exp()
+    assert float(joint(points).exp().sum()) * area == pytest.approx(float(torch.trapezoid(density, tau)), rel=1e-5)
+
+
+@each_centering
+def test_the_guides_density_of_values_integrates_to_one(centering: Any) -> None:
+    guide = AutoFlow(pair, lambda dim: LocScale(dim), centering=centering, init_scale=0.5)
+    guide(Y)
+    points, area = grid()
+    log_tau, z = points.T
+    log_density = guide.log_prob({"tau": log_tau.exp(), "z": z}, 1, Y) + log_tau
+    assert float(log_density.detach().exp().sum()) * area == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("centering", [0.0, 0.4, {"theta": torch.linspace(0.0, 1.0, 8)}])
+def test_values_and_coordinates_are_each_others_inverses(centering: Any) -> None:
+    guide = AutoFlow(schools, centering=centering)
+    guide(*SCHOOLS)
+    v = torch.randn(5, guide.latent_dim)
+    values = guide.constrain(v, *SCHOOLS)
+    back, _ = guide.unconstrain(values, *SCHOOLS)
+    torch.testing.assert_close(back, v)
+    if centering == 0.0:
+        theta = values["mu"][:, None] + values["tau"][:, None] * v[:, 2:]
+        torch.testing.assert_close(values["theta"], theta)
+
+
+@pytest.mark.parametrize("how", list(Vectorization))
+def test_every_way_to_run_rows_gives_the_same(how: Vectorization) -> None:
+    joint = joint_of(AutoFlow(schools, centering=0.3), schools, *SCHOOLS)
+    joint.prepare()
+    z = torch.randn(4, 10)
+    expected = torch.stack([joint.single(row) for row in z])
+    joint.how = how
+    torch.testing.assert_close(joint(z), expected)
+
+
+@pytest.mark.parametrize("loss", [Trace_ELBO, TraceMeanField_ELBO])
+def test_pyros_bounds_are_ours(loss: Any) -> None:
+    guide = AutoFlow(schools, flow, centering=0.0, init_scale=0.5)
+    ours = torch.tensor([ELBO(1).loss(schools, guide, *SCHOOLS) for _ in range(300)])
+    theirs = torch.tensor([loss().loss(schools, guide, *SCHOOLS) for _ in range(300)])
+    error = (ours.var() / 300 + theirs.var() / 300).sqrt()
+    assert abs(float(ours.mean() - theirs.mean())) < 5 * float(error)
+
+
+@pytest.mark.parametrize("centering", [0.0, "auto"])
+def test_eight_schools_are_fitted_without_the_funnel(centering: Any) -> None:
+    found = VI(AutoFlow(schools, centering=centering), seed=0, progress_bar=False).run(*SCHOOLS)
+    d = found.diagnostics()
+    assert d["outcome"].name == "TRUST"
+    assert d["ess"] > 0.95
+    assert d["num_steps"] < 5000
+    assert d["iwae"] == pytest.approx(-31.311, abs=0.01)  # the evidence, as without centering
+    draws = found.get_samples(20_000)
+    assert float(draws["tau"].mean()) == pytest.approx(3.6, abs=0.15)
+    assert float(draws["mu"].mean()) == pytest.approx(4.4, abs=0.15)
+    assert draws["theta"].shape == (20_000, 8)
+
+
+def groups(y: Tensor, counts: Tensor) -> None:
+    """Group means of some observations each."""
+    tau = pyro.sample("tau", dist.HalfNormal(1.0))
+    with pyro.plate("group", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, tau))
+        pyro.sample("y", dist.Normal(z, counts.rsqrt()), obs=y)
+
+
+def test_measured_centering_grows_with_the_data_of_a_group() -> None:
+    counts = torch.tensor([0.01, 1.0, 10.0, 1000.0])
+    y = torch.tensor([0.3, -1.0, 1.2, -0.8])
+    guide = AutoFlow(groups, flow, centering="auto")
+    VI(guide, num_steps=20, seed=0, progress_bar=False).run(y, counts)
+    found = guide.latents.centering["z"]
+    variance = 0.9**2  # of a group, about
+    expected = counts / (counts + 1 / variance)
+    torch.testing.assert_close(found, expected.to(found), atol=0.12, rtol=0)
+    assert (found.diff() > 0).all()
+
+
+def test_the_centering_of_a_trained_guide_stays(tmp_path: Path) -> None:
+    guide = AutoFlow(schools, flow, centering="auto")
+    vi = VI(guide, num_steps=20, seed=0, progress_bar=False).run(*SCHOOLS)
+    found = guide.latents.centering["theta"]
+    vi.run(*SCHOOLS)
+    assert torch.equal(guide.latents.centering["theta"], found)
+    vi.save(tmp_path / "fit.pt")
+    loaded = VI.load(tmp_path / "fit.pt", AutoFlow(schools, flow, centering="auto"), *SCHOOLS)
+    torch.testing.assert_close(loaded.guide.latents.centering["theta"], found)
+    values = {name: value[:3] for name, value in vi.get_samples(10, resample=False).items()}
+    expected = guide.log_prob(values, 1, *SCHOOLS)
+    torch.testing.assert_close(loaded.guide.log_prob(values, 1, *SCHOOLS), expected)
+
+
+def test_a_run_that_fails_leaves_the_guide_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise OSError("no")
+
+    guide = AutoFlow(schools, flow, centering="auto")
+    guide(*SCHOOLS)
+    layer, latents = guide.layer, guide.latents
+    monkeypatch.setattr(Trainer, "run_many", fails)
+    with pytest.raises(OSError, match="no"):
+        VI(guide, num_steps=20, seed=0, progress_bar=False).run(*SCHOOLS)
+    assert guide.centering == "auto"
+    assert guide.layer is layer
+    assert guide.latents.centering.keys() == latents.centering.keys()
+    assert float(guide.latents.centering["theta"]) == 0.0
+
+
+def test_a_killed_run_goes_on_in_the_same_coordinates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def line(path: Path | None) -> VI:
+        guide = AutoFlow(schools, flow, centering="auto")
+        return VI(guide, num_steps=60, seed=0, engine="traced", checkpoint=path, progress_bar=False)
+
+    expected = line(None).run(*SCHOOLS)
+    path, run_many, calls = tmp_path / "run.pt", Trainer.run_many, [0]
+
+    def breaks_off(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:
+            self.journal.write()
+            raise OSError("killed")
+        return run_many(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "run_many", breaks_off)
+    with pytest.raises(OSError, match="killed"):
+        line(path).run(*SCHOOLS)
+    monkeypatch.undo()
+    found = line(path).run(*SCHOOLS)
+    torch.testing.assert_close(found.log_weight, expected.log_weight)
+
+
+def test_svi_and_predictive() -> None:
+    guide = AutoSpline(schools, 2, (8,), centering=0.0)
+    svi = SVI(schools, guide, ClippedAdam({"lr": 0.01}), Trace_ELBO(8, vectorize_particles=True))
+    losses = torch.tensor([svi.step(*SCHOOLS) for _ in range(300)])
+    assert losses[-50:].mean() < losses[:50].mean()
+    draws = Predictive(schools, guide=guide, num_samples=7)(*SCHOOLS)
+    assert draws["theta"].shape == (7, 8)
+    guide.median(*SCHOOLS)
+
+
+def chain(y: Tensor) -> None:
+    """A random walk whose step size is unknown; each site's prior is around the last one."""
+    step = pyro.sample("step", dist.HalfNormal(1.0))
+    x: Any = 0.0
+    for t in pyro.markov(range(len(y))):
+        x = pyro.sample(f"x_{t}", dist.Normal(x, step))
+        pyro.sample(f"y_{t}", dist.Normal(x, 1.0), obs=y[t])
+
+
+def vectors(y: Tensor) -> None:
+    """Rows of a matrix normal around an unknown mean with an unknown Cholesky factor, in two plates."""
+    scale = pyro.sample("scale", dist.HalfNormal(torch.ones(2)).to_event(1))
+    cholesky = pyro.sample("cholesky", dist.LKJCholesky(2, 1.0))
+    with pyro.plate("a", 2, dim=-2), pyro.plate("b", 3, dim=-1):
+        z = pyro.sample("z", dist.MultivariateNormal(torch.zeros(2), scale_tril=scale[..., None] * cholesky))
+        log_rate = pyro.sample("rate", dist.LogNormal(z.sum(-1), scale[0]))
+        pyro.sample("y", dist.Normal(log_rate, 1.0), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("model", "y", "sites"),
+    [
+        (chain, torch.tensor([0.1, 0.5, -0.2]), ["x_0", "x_1", "x_2"]),
+        (vectors, torch.ones(2, 3), ["rate", "z"]),
+    ],
+)
+def test_chains_of_sites_and_vectors_have_the_density_of_the_jacobian(model: Any, y: Any, sites: list[str]) -> None:
+    plain, guide = AutoFlow(model), AutoFlow(model, centering=0.3)
+    y = y.double()
+    joint, own = joint_of(plain, model, y), joint_of(guide, model, y)
+    assert sorted(guide.latents.centering) == sites
+    v = 0.5 * torch.randn(own.latents.dim)
+
+    def unconstrained(v: Tensor) -> Tensor:
+        values = {name: value[0] for name, value in guide.constrain(v[None], y).items()}
+        return plain.unconstrain(values, y)[0]
+
+    jacobian = torch.autograd.functional.jacobian(unconstrained, v)
+    expected = joint(unconstrained(v)[None]) + torch.linalg.slogdet(jacobian)[1]
+    torch.testing.assert_close(own(v[None]), expected)
+
+
+def test_copies_pickles_and_files_keep_it(tmp_path: Path) -> None:
+    vi = VI(AutoFlow(schools, flow, centering=0.2), num_steps=20, seed=0, progress_bar=False).run(*SCHOOLS)
+    values = {name: value[:3] for name, value in vi.get_samples(10, resample=False).items()}
+    expected = vi.guide.log_prob(values, 1, *SCHOOLS)
+    vi.save(tmp_path / "fit.pt")
+    loaded = VI.load(tmp_path / "fit.pt", AutoFlow(schools, flow, centering=0.2), *SCHOOLS)
+    twin = copy.deepcopy(vi.guide)
+    for guide in (loaded.guide, twin):
+        torch.testing.assert_close(guide.log_prob(values, 1, *SCHOOLS), expected)
+    file = io.BytesIO()
+    torch.save(vi.guide.state_dict(), file)
+    file.seek(0)
+    fresh = AutoFlow(schools, flow, centering=0.2)
+    fresh.load_state_dict(torch.load(file))
+    fresh(*SCHOOLS)
+    torch.testing.assert_close(fresh.log_prob(values, 1, *SCHOOLS), expected)
+
+
+def test_the_file_says_how_centered_the_guide_is(tmp_path: Path) -> None:
+    for then, now in ((0.2, None), (None, 0.2), ({"theta": torch.rand(8)}, 0.0)):
+        vi = VI(AutoFlow(schools, flow, centering=then), num_steps=20, seed=0, progress_bar=False).run(*SCHOOLS)
+        vi.save(tmp_path / "fit.pt")
+        loaded = VI.load(tmp_path / "fit.pt", AutoFlow(schools, flow, centering=now), *SCHOOLS)
+        v = torch.randn(3, 10)
+        for name, value in vi.guide.constrain(v, *SCHOOLS).items():
+            torch.testing.assert_close(loaded.guide.constrain(v, *SCHOOLS)[name], value)
+
+
+def flat(y: Tensor) -> None:
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def test_without_a_hierarchy_it_changes_nothing() -> None:
+    guide = AutoFlow(flat, centering=0.0)
+    guide(Y)
+    assert guide.latents.centering == {}
+    assert not guide.latents.moving
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(ValueError, match=r"site 'mu', expected some of \['theta'\]"):
+        AutoFlow(schools, centering={"mu": 0.0})(*SCHOOLS)
+    with pytest.raises(ValueError, match=r"centering of 'theta' must be between 0 and 1, got 1\.5"):
+        AutoFlow(schools, centering=1.5)(*SCHOOLS)
+    guide = AutoFlow(schools, centering=0.0)
+    guide(*SCHOOLS)
+    with pytest.raises(ValueError, match="site 'theta' is found by running the model"):
+        NeuTraReparam(guide).reparam(schools)(*SCHOOLS)
+
+
+def test_indexed_guides_take_it_too() -> None:
+    vi = VI(AutoCIF(schools, centering=0.0), num_steps=200, seed=0, progress_bar=False).run(*SCHOOLS)
+    assert vi.diagnostics()["ess"] > 0.5
