@@ -70,8 +70,8 @@ def uniformity(ranks: Tensor, num_samples: int) -> float:
 
     .. math:: \gamma = \min_j\, 2 \min\{ P(C_j \le c_j),\, P(C_j \ge c_j) \} ,
 
-    and its law is computed exactly, from one :math:`j` to the next. So the p-value is below 5% just where the ECDF
-    leaves the 95% band of :func:`ecdf_band`.
+    and its distribution is computed exactly, from one :math:`j` to the next. So the p-value is below 5% just where the
+    ECDF leaves the 95% band of :func:`ecdf_band`.
 
     :param ranks: integers, shape ``(num_simulations,)``.
     :param num_samples: :math:`L`.

@@ -13,7 +13,7 @@ __all__ = ["Tail", "check_log_weight", "fit_tail", "gpd_fit", "smooth", "tail_le
 
 
 class Tail(NamedTuple):
-    """The largest weights of a sample, and the generalized Pareto law fitted to how far they exceed the cutoff.
+    """The largest weights of a sample, and the generalized Pareto distribution fitted to their exceedances.
 
     Weights are relative to the largest, which is 1.
     """
@@ -39,7 +39,7 @@ def tail_length(num_samples: int, r_eff: float = 1.0) -> int:
 
 
 def gpd_fit(exceedances: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Fit a generalized Pareto law, :math:`P(X > x) = (1 + k x / \sigma)^{-1/k}`.
+    r"""Fit a generalized Pareto distribution, :math:`P(X > x) = (1 + k x / \sigma)^{-1/k}`.
 
     The profile likelihood is averaged over a grid (Zhang and Stephens 2009), and :math:`k` is shrunk to 0.5 with the
     weight of ten observations, as in ArviZ.
@@ -72,7 +72,7 @@ def gpd_fit(exceedances: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fit_tail(log_weight: Tensor, r_eff: float = 1.0, *, num_tail: int | None = None) -> Tail:
-    r"""The tail of the weights and the Pareto law fitted to it: what PSIS smooths with, and the plot shows.
+    r"""The tail of the weights and the Pareto distribution fitted to it: what PSIS smooths with, and the plot shows.
 
     :param log_weight: log-weights, shape ``(num_samples,)``.
 

@@ -241,18 +241,18 @@ def starts_disagree(evidence: Evidence) -> bool:
     return False
 
 
-def choose(draws: Draws, num_draws: int, resample: bool | None = None) -> Draws:
+def choose(draws: Draws, num_samples: int, resample: bool | None = None) -> Draws:
     """Some of the draws: resampled by their smoothed importance weights, or as they come.
 
-    :param num_draws: how many; without resampling, at most as many as there are.
+    :param num_samples: how many; without resampling, at most as many as there are.
     :param resample: by default, where k-hat allows it.
     """
-    index = chosen(draws.log_weight, num_draws, resample)
+    index = chosen(draws.log_weight, num_samples, resample)
     return Draws(draws.z[index], draws.log_p[index], draws.log_q[index])
 
 
-def chosen(log_weight: Tensor, num_draws: int, resample: bool | None = None) -> Tensor:
+def chosen(log_weight: Tensor, num_samples: int, resample: bool | None = None) -> Tensor:
     """The indices that :func:`choose` takes."""
     if has_light_tail(log_weight) if resample is None else resample:
-        return diagnostics.psis_resample(log_weight, num_draws)
-    return torch.arange(min(num_draws, len(log_weight)))  # draws are independent, the first as good as any
+        return diagnostics.psis_resample(log_weight, num_samples)
+    return torch.arange(min(num_samples, len(log_weight)))  # draws are independent, the first as good as any

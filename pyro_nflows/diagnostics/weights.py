@@ -118,8 +118,8 @@ def pareto_k(log_weight: Tensor, r_eff: float = 1.0, *, num_tail: int | None = N
 def psis(log_weight: Tensor, r_eff: float = 1.0, *, num_tail: int | None = None) -> tuple[Tensor, Tensor]:
     r"""Pareto-smoothed importance sampling [1].
 
-    The largest weights are replaced by the expected order statistics of the generalized Pareto law fitted to them
-    [2], truncated at the largest weight; then the weights are normalised. If the tail has fewer than five distinct
+    The largest weights are replaced by the expected order statistics of the generalized Pareto distribution fitted to
+    them [2], truncated at the largest weight; then the weights are normalised. If the tail has fewer than five distinct
     members, so if all weights are equal, nothing is smoothed and :math:`\hat k = \infty`, as in ArviZ.
 
     Equal to ``arviz.psislw`` of ArviZ 0.2x. ArviZ 1.x rounds the length of the tail down, so there pass

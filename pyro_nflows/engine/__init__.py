@@ -1,6 +1,7 @@
 """How training is run: a pure step, and backends that run it."""
 
 from .backends import EngineWarning, prepare
+from .density_gradient import ROWS, DensityGradient
 from .history import History
 from .journal import Journal
 from .native import CacheWarning
@@ -8,12 +9,12 @@ from .program import Inputs, Program, State
 from .round import Round
 from .runners import Engine, Runner
 from .sampler import Sampler, sample
-from .slope import ROWS, Slope
 from .trainer import Trainer
 
 __all__ = [
     "ROWS",
     "CacheWarning",
+    "DensityGradient",
     "Engine",
     "EngineWarning",
     "History",
@@ -23,7 +24,6 @@ __all__ = [
     "Round",
     "Runner",
     "Sampler",
-    "Slope",
     "State",
     "Trainer",
     "prepare",

@@ -32,7 +32,7 @@ class Inputs(NamedTuple):
     objective's share (see :meth:`~pyro_nflows.ELBO.mixed`)."""
 
     noise: Tensor
-    rate: Tensor
+    step_size: Tensor
     power: Tensor
     share: Tensor
 
@@ -180,8 +180,8 @@ class Program:
         steps = state.steps + 1
         mean = 0.9 * state.mean + 0.1 * gradient
         square = 0.999 * state.square + 0.001 * gradient.square()
-        rate = inputs.rate * (1 - 0.999**steps).sqrt() / (1 - 0.9**steps)
-        rate = rate if self._factors is None else rate * self._factors
-        moved = State(state.params - rate * mean / (square.sqrt() + 1e-8), mean, square, steps, state.skipped)
+        step_size = inputs.step_size * (1 - 0.999**steps).sqrt() / (1 - 0.9**steps)
+        step_size = step_size if self._factors is None else step_size * self._factors
+        moved = State(state.params - step_size * mean / (square.sqrt() + 1e-8), mean, square, steps, state.skipped)
         stayed = state._replace(skipped=state.skipped + 1)
         return State(*(torch.where(good, a, b) for a, b in zip(moved, stayed))), loss

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Round:
-    """One run of the schedule: the step size falls from ``rate`` to zero along a cosine.
+    """One run of the schedule: the step size falls from ``step_size`` to zero along a cosine.
 
     For the first ``annealing`` share of the steps, ``log p`` is multiplied by a power that grows from 0.01 to 1.
     ``balanced`` is for several modes (:class:`~pyro_nflows.objectives.covering.Balanced`); ``covering`` gives draws of
@@ -18,15 +18,15 @@ class Round:
 
     num_steps: int
     num_particles: int
-    rate: float
+    step_size: float
     annealing: float = 0.0
     covering: bool = False
     balanced: bool = False
 
-    def rates(self, like: Tensor) -> Tensor:
+    def step_sizes(self, like: Tensor) -> Tensor:
         """Step sizes, one a step."""
         turn = torch.arange(self.num_steps).to(like) / self.num_steps * math.pi
-        return 0.5 * self.rate * (1 + turn.cos())
+        return 0.5 * self.step_size * (1 + turn.cos())
 
     def powers(self, like: Tensor) -> Tensor:
         """Powers of ``log p``, one a step."""

@@ -15,6 +15,7 @@ from ..objectives.base import Gradient, Objective
 from ..objectives.draws import LogDensity
 from .backends import prepare
 from .course import Course
+from .density_gradient import DensityGradient
 from .ensemble import Data, Ensemble, Stream
 from .history import History
 from .journal import Journal
@@ -23,7 +24,6 @@ from .program import Inputs, Program
 from .round import Round
 from .runners import Engine, Runner
 from .sampler import Sampler
-from .slope import Slope
 from .threads import fastest_threads, restored_threads
 
 #: Steps between looks at the losses, whatever the engine: what is done about them does not depend on it.
@@ -60,7 +60,7 @@ class Trainer:
         self.stream: Stream | None = None
         self._bound: Data = None
         self._runners: dict[Any, Runner] = {}
-        self._slope: Slope | None = None
+        self._density: DensityGradient | None = None
         self.sampler = self._sampler()
         self.journal = Journal()
 
@@ -76,9 +76,9 @@ class Trainer:
         :param seed: of its random numbers.
         """
         new = Trainer(log_joint, (), self.engine, False, data, self.num_fits)
-        slope = self.slope.at(log_joint, data)
-        if self.engine is Engine.EAGER or slope.agrees(near):
-            new._slope, new._bound, new._runners = slope, data, self._runners
+        density = self.density.at(log_joint, data)
+        if self.engine is Engine.EAGER or density.agrees(near):
+            new._density, new._bound, new._runners = density, data, self._runners
         new.stream = Stream(seed)
         return new
 
@@ -181,11 +181,11 @@ class Trainer:
         return new
 
     @property
-    def slope(self) -> Slope:
-        """The log joint's slope, with the model's own parameters as they are now."""
-        if self._slope is None or self.leaves:
-            self._slope = Slope(self.log_joint, self.data)
-        return self._slope
+    def density(self) -> DensityGradient:
+        """The log joint's gradient, with the model's own parameters as they are now."""
+        if self._density is None or self.leaves:
+            self._density = DensityGradient(self.log_joint, self.data)
+        return self._density
 
     def _get(self, layer: Layer, objective: Objective, gradient: Gradient, plan: Round) -> tuple[Program, Runner]:
         """The program of a round and its runner; equal rounds have the same."""
@@ -269,7 +269,7 @@ def _finish(courses: Sequence[Course]) -> None:
 
 
 def _schedule(plan: Round, share: float | Tensor, like: Tensor) -> Schedule:
-    return plan.rates(like), plan.powers(like), like.new_full((plan.num_steps,), float(share))
+    return plan.step_sizes(like), plan.powers(like), like.new_full((plan.num_steps,), float(share))
 
 
 def _inputs(program: Program, schedule: Schedule, start: int, num: int) -> Inputs:
@@ -284,7 +284,7 @@ def _own(course: Course, schedule: Schedule, start: int, num: int) -> Inputs:
     """A member's inputs, by its own random numbers and with steps of its own size."""
     with course.stream:
         inputs = _inputs(course.program, schedule, start, num)
-    return inputs._replace(rate=course.factor * inputs.rate)
+    return inputs._replace(step_size=course.factor * inputs.step_size)
 
 
 def _stream(num_members: int) -> Any:

@@ -183,7 +183,7 @@ class JointGuide(AutoContinuous):
     # ---- between the flat latent and the sites ---------------------------------------------------------------
 
     def constrain(self, latent: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Flat unconstrained draws ``(num_draws, latent_dim)`` to a dict of site values.
+        """Flat unconstrained draws ``(num_samples, latent_dim)`` to a dict of site values.
 
         :param latent: the draws.
         :param args: the model's arguments, with ``kwargs``; read where a support depends on other latents or on them,

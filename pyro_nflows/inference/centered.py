@@ -55,7 +55,7 @@ def measured_centering(
     names, layer = list(joint.latents.centering), guide.plain_layer()
     trainer = Trainer(joint, leaves, plan.engine, plan.progress_bar, joint.bound.tensors)
     with contextlib.closing(trainer):
-        place(layer, best_start(trainer.slope, Gaussian(loc, guide.init_scale * torch.eye(len(loc)).to(loc))))
+        place(layer, best_start(trainer.density, Gaussian(loc, guide.init_scale * torch.eye(len(loc)).to(loc))))
         end = Chain(layer.end)
         trainer.run(end, Objective(), Gradient.PATH, FIRST, "centering")
         if trainer.history.interrupted:

@@ -32,7 +32,7 @@ from ..checks import check_sizes
 from ..diagnostics.table import summary_table
 from ..diagnostics.verdict import Verdict
 from ..diagnostics.weights import psis_resample
-from ..engine import Slope
+from ..engine import DensityGradient
 from ..guides import AutoFlow
 from ..layers.base import Exactness, Layer
 from ..modes.hamiltonian import Points, move
@@ -128,11 +128,11 @@ def refine(
         )
     with torch.no_grad():
         starts, _ = layer.inverse(draws.z[psis_resample(draws.log_weight, num_chains)])
-    slope = Slope(lambda x: _log_density(log_joint, layer, x))
+    density = DensityGradient(lambda x: _log_density(log_joint, layer, x))
     if method == "hmc":
-        x, accepted = _hmc(slope, starts, num_samples, warmup_steps)
+        x, accepted = _hmc(density, starts, num_samples, warmup_steps)
     else:
-        chains = [_nuts(slope, x, num_samples, warmup_steps, progress_bar) for x in starts]
+        chains = [_nuts(density, x, num_samples, warmup_steps, progress_bar) for x in starts]
         x, accepted = torch.stack([x for x, _ in chains]), sum(share for _, share in chains) / num_chains
     with torch.no_grad():
         return Refined(guide, layer(x)[0], accepted)
@@ -144,24 +144,31 @@ def _log_density(log_joint: LogDensity, layer: Layer, x: Tensor) -> Tensor:
     return log_joint(z) + log_weight
 
 
-def _hmc(slope: Slope, starts: Tensor, num_samples: int, warmup_steps: int) -> tuple[Tensor, float]:
+def _hmc(density: DensityGradient, starts: Tensor, num_samples: int, warmup_steps: int) -> tuple[Tensor, float]:
     """Chains ``(num_chains, num_samples, D)`` side by side, and their mean acceptance."""
-    points = Points(starts, *finite(*slope.values_and_grads(starts, len(starts))))
-    rate, shares, kept = starts.shape[1] ** -0.25, [], []
+
+    def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
+        return finite(*density.values_and_grads(x, len(x)))
+
+    points, step_size, shares, kept = Points(starts, *evaluate(starts)), starts.shape[1] ** -0.25, [], []
     for step in range(warmup_steps + num_samples):
-        num_leapfrogs = min(MAX_LEAPFROGS, max(1, round(0.5 * math.pi / rate)))
-        points, accepted = move(lambda x: finite(*slope.values_and_grads(x, len(x))), points, rate, num_leapfrogs)
+        num_leapfrogs = min(MAX_LEAPFROGS, max(1, round(0.5 * math.pi / step_size)))
+        points, accepted = move(evaluate, points, step_size, num_leapfrogs)
         if step < warmup_steps:
-            rate *= math.exp((accepted - ACCEPTANCE) / (1 + step) ** 0.6)
+            step_size *= math.exp((accepted - ACCEPTANCE) / (1 + step) ** 0.6)
         else:
             shares.append(accepted)
             kept.append(points.x)
     return torch.stack(kept, 1), sum(shares) / num_samples
 
 
-def _nuts(slope: Slope, start: Tensor, num_samples: int, warmup_steps: int, progress_bar: bool) -> tuple[Tensor, float]:
+def _nuts(
+    density: DensityGradient, start: Tensor, num_samples: int, warmup_steps: int, progress_bar: bool
+) -> tuple[Tensor, float]:
     """One chain in the flow's coordinates, and its mean acceptance."""
-    kernel = NUTS(potential_fn=lambda values: -_Sloped.apply(values["x"], slope.value_and_grad), target_accept_prob=0.8)
+    kernel = NUTS(
+        potential_fn=lambda values: -_Sloped.apply(values["x"], density.value_and_grad), target_accept_prob=0.8
+    )
     mcmc = MCMC(
         kernel,
         num_samples=num_samples,

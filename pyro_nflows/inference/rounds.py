@@ -106,7 +106,7 @@ class Fitting:
 
     def drawn(self, failed: bool = False) -> Fit:
         """The layer as it is, with draws of it."""
-        return weighed(self.layer, self.trainer.sampler.sample(self.layer, self.plan.schedule.num_draws), failed)
+        return weighed(self.layer, self.trainer.sampler.sample(self.layer, self.plan.schedule.num_samples), failed)
 
     def _begin(self) -> Stage | None:
         """A fresh layer's start is the best Gaussian on the way to a mode."""
@@ -114,7 +114,7 @@ class Fitting:
         first = schedule.rounds[0]
         num_steps = sum(part.num_steps for part in schedule.rounds if part.num_particles == first.num_particles)
         trainer.expect(self.layer, _objective(self.layer, plan, first, 0.0), plan.gradient, first, num_steps)
-        trainer.sampler.expect(self.layer, schedule.num_draws)
+        trainer.sampler.expect(self.layer, schedule.num_samples)
         if self.init is None or not is_fresh(self.layer):
             return self._flow()
         if any(part.annealing for part in schedule.rounds):
@@ -122,7 +122,7 @@ class Fitting:
             place(self.layer, self.init)
             return self._flow()
         init = self.init
-        best = Gaussian(*trainer.journal.step("start", lambda: tuple(best_start(trainer.slope, init))))
+        best = Gaussian(*trainer.journal.step("start", lambda: tuple(best_start(trainer.density, init))))
         place(self.layer, best)
         widths = best.scale_tril.diagonal()
         self._is_narrow = bool(widths.min() < NEEDLE * widths.max())
@@ -217,7 +217,7 @@ class FlowRounds:
         chosen = plan.schedule.rounds[self._num_done]
         objective = _objective(self.layer, plan, chosen, self._ess)
         title = "flow" if number == 1 else f"flow, round {number}"
-        chosen = replace(chosen, rate=self._pace * chosen.rate)
+        chosen = replace(chosen, step_size=self._pace * chosen.step_size)
         return Task(self.trainer, self.layer, objective, plan.gradient, chosen, title)
 
     def done(self, well: bool) -> None:
@@ -227,7 +227,7 @@ class FlowRounds:
         self._is_complete = not well or trainer.history.interrupted or self._num_done == len(schedule.rounds)
         if self._is_complete:
             return
-        draws = trainer.sampler.sample(self.layer, min(2000, schedule.num_draws))
+        draws = trainer.sampler.sample(self.layer, min(2000, schedule.num_samples))
         self._ess = effective(sound(draws).log_weight)
         if self._begun.was_better(draws):
             self._begun.go_back()
@@ -238,8 +238,8 @@ class FlowRounds:
     def _look_closer(self, draws: Draws) -> None:
         """Whether all the draws that a verdict needs are as good as the first ones."""
         schedule = self.plan.schedule
-        if len(draws.z) < schedule.num_draws:
-            draws = self.trainer.sampler.sample(self.layer, schedule.num_draws)
+        if len(draws.z) < schedule.num_samples:
+            draws = self.trainer.sampler.sample(self.layer, schedule.num_samples)
         log_weight = sound(draws).log_weight
         self._ess = effective(log_weight)
         if self._ess > schedule.good_ess and (has_light_tail(log_weight) or not schedule.light_tails):
@@ -249,7 +249,7 @@ class FlowRounds:
         """The fit: a flow that is worse than the Gaussian it began from gives way to it."""
         if self._good is not None:
             return weighed(self.layer, self._good)
-        sampler, num = self.trainer.sampler, self.plan.schedule.num_draws
+        sampler, num = self.trainer.sampler, self.plan.schedule.num_samples
         draws = sampler.sample(self.layer, num)
         if not self.trainer.history.interrupted and self._begun.was_better(draws):  # or somebody would be waiting
             self._begun.go_back()

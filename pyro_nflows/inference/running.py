@@ -181,8 +181,8 @@ class Fitter:
         faults, ess = replace(faults, edge=on_the_edge(guide, draws.z)), effective(draws.log_weight)
         if ess >= FINE and not is_heavy(draws.log_weight, ess):
             return faults
-        improper = runs_away(trainer.log_joint, trainer.slope.hessian, guide, draws)
-        return replace(faults, improper=improper, scale=out_of_scale(trainer.slope.hessian, guide, draws))
+        improper = runs_away(trainer.log_joint, trainer.density.hessian, guide, draws)
+        return replace(faults, improper=improper, scale=out_of_scale(trainer.density.hessian, guide, draws))
 
 
 class Kept:

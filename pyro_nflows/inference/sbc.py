@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 QUICK = Schedule(
     end=Round(200, 32, 5e-2),
     rounds=(Round(400, 32, 5e-3), Round(800, 32, 3e-3), Round(1600, 32, 2e-3, covering=True)),
-    num_draws=1000,
+    num_samples=1000,
     max_ends=1,
     good_ess=0.9,
     light_tails=False,
@@ -74,7 +74,8 @@ class SBC:
 
     :param guide: a flow guide such as ``AutoFlow(model)``; it is left alone, and fits start afresh.
     :param num_simulations: data sets.
-    :param num_draws: draws :math:`L` among which a parameter is ranked; one less than a round number suits histograms.
+    :param num_samples: draws :math:`L` among which a parameter is ranked; one less than a round number
+        suits histograms.
     :param resample: whether ranks are among draws resampled by their importance weights; by default where the fit's
         k-hat allows it, as in ``VI.get_samples``. VSBC is always about the guide itself.
     :param objective: as for ``VI``.
@@ -94,7 +95,7 @@ class SBC:
         ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
         ...     pyro.sample("y", dist.Normal(z, 1.0), obs=y)
         ...
-        >>> check = SBC(AutoFlow(model), num_simulations=10, num_draws=9, seed=0, progress_bar=False)
+        >>> check = SBC(AutoFlow(model), num_simulations=10, num_samples=9, seed=0, progress_bar=False)
         >>> check.run(torch.tensor(0.0)).verdict().outcome.name
         'CALIBRATED'
         >>> check.ranks["z"].shape
@@ -106,7 +107,7 @@ class SBC:
         guide: AutoFlow,
         *,
         num_simulations: int = 200,
-        num_draws: int = 99,
+        num_samples: int = 99,
         resample: bool | None = None,
         objective: ELBO | None = None,
         schedule: Schedule | None = None,
@@ -130,12 +131,12 @@ class SBC:
             search=search,
             progress_bar=progress_bar,
         )
-        check_sizes("SBC", num_simulations=num_simulations, num_draws=num_draws)
-        if num_draws > schedule.num_draws:
+        check_sizes("SBC", num_simulations=num_simulations, num_samples=num_samples)
+        if num_samples > schedule.num_samples:
             raise ValueError(
-                f"SBC: num_draws must be at most the {schedule.num_draws} of the schedule, got {num_draws}"
+                f"SBC: num_samples must be at most the {schedule.num_samples} of the schedule, got {num_samples}"
             )
-        self.guide, self.num_simulations, self.num_draws = guide, num_simulations, num_draws
+        self.guide, self.num_simulations, self.num_samples = guide, num_simulations, num_samples
         self.resample = resample
         self.interrupted = False
         self.failed: dict[int, str] = {}
@@ -198,7 +199,7 @@ class SBC:
 
     def _chosen(self, draws: Draws) -> Tensor:
         """Indices of the draws among which to rank."""
-        return chosen(draws.log_weight, self.num_draws, False if is_hopeless(draws.log_weight) else self.resample)
+        return chosen(draws.log_weight, self.num_samples, False if is_hopeless(draws.log_weight) else self.resample)
 
     # ---- what was found -------------------------------------------------------------------------------------
 
@@ -215,7 +216,7 @@ class SBC:
 
     @property
     def ranks(self) -> dict[str, Tensor]:
-        """Ranks from 0 to ``num_draws`` of each scalar parameter and of the log joint, ``(num_fits,)`` each."""
+        """Ranks from 0 to ``num_samples`` of each scalar parameter and of the log joint, ``(num_fits,)`` each."""
         return self._by_name("ranks")
 
     @property
@@ -241,11 +242,11 @@ class SBC:
     def p_values(self) -> dict[str, PValues]:
         """Of each parameter: uniform ranks (SBC), and a center of the guide without bias (VSBC)."""
         pairs = zip(self.ranks.items(), self.shares.values())
-        return {name: PValues(uniformity(ranks, self.num_draws), symmetry(s)) for (name, ranks), s in pairs}
+        return {name: PValues(uniformity(ranks, self.num_samples), symmetry(s)) for (name, ranks), s in pairs}
 
     def verdict(self) -> Verdict[Calibration]:
         """What the p-values say together: an outcome and one sentence."""
-        return judge_ranks(self.p_values(), self.ranks, self.num_draws, len(self._bad()) / len(self._checked))
+        return judge_ranks(self.p_values(), self.ranks, self.num_samples, len(self._bad()) / len(self._checked))
 
     def _bad(self) -> list[str]:
         """Outcomes of the fits whose draws are not to be trusted."""
@@ -253,7 +254,7 @@ class SBC:
 
     def summary(self) -> None:
         """Print each parameter's ranks and p-values, how good the fits were, and one sentence."""
-        print(calibration_table(self.ranks, self.p_values(), self.num_draws))
+        print(calibration_table(self.ranks, self.p_values(), self.num_samples))
         print(f"\n{self._fits()}\n{self.verdict().sentence}")
 
     def plot(self, *names: str, prob: float = 0.95) -> "Figure":
@@ -268,7 +269,7 @@ class SBC:
         if unknown:
             raise ValueError(f"SBC.plot: no parameter is named {unknown[0]!r}; expected some of {list(ranks)}")
         chosen = names or sorted(ranks, key=lambda name: min(p_values[name]))[:6]
-        return plot_calibration({name: ranks[name] for name in chosen}, self.num_draws, prob=prob)
+        return plot_calibration({name: ranks[name] for name in chosen}, self.num_samples, prob=prob)
 
     def _fits(self) -> str:
         bad = self._bad()

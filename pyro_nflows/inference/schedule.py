@@ -14,7 +14,7 @@ class Schedule:
     :param end: the round that fits the affine end alone.
     :param rounds: rounds of the whole flow, run until the ESS is good; with one number of particles, they share one
         compiled step.
-    :param num_draws: fresh draws for the verdict.
+    :param num_samples: fresh draws for the verdict.
     :param max_ends: rounds of the affine end alone, more than one only while the model's own parameters move.
     :param good_ess: an ESS at which no further round is run.
     :param light_tails: whether k-hat must be below its threshold for that, too.
@@ -26,7 +26,7 @@ class Schedule:
         Round(2400, 128, 3e-3),
         Round(4800, 128, 2e-3, covering=True),
     )
-    num_draws: int = 22_500
+    num_samples: int = 22_500
     max_ends: int = 30
     good_ess: float = 0.95
     light_tails: bool = True
@@ -35,7 +35,7 @@ class Schedule:
     def of_modes() -> "Schedule":
         """For a flow that starts from modes that were found."""
         sizes = (1200, 3e-3, False), (1600, 1e-3, True), (4000, 1e-3, True)
-        return Schedule(rounds=[Round(n, 128, rate, covering=late, balanced=True) for n, rate, late in sizes])
+        return Schedule(rounds=[Round(n, 128, step_size, covering=late, balanced=True) for n, step_size, late in sizes])
 
     @staticmethod
     def of(num_steps: int | None, num_particles: int, annealing: float) -> "Schedule":

@@ -154,7 +154,7 @@ class _Ascents:
         num_prior = num // 4
         points = [*scattered(draws, num - num_prior), *(point.to(draws) for point in self.prior(num_prior))]
         log_evidence = float(fit.log_evidence.value)
-        return missed_regions(self.trainer.slope, fit.layer, log_evidence, points, frame_of(draws), self.precise)
+        return missed_regions(self.trainer.density, fit.layer, log_evidence, points, frame_of(draws), self.precise)
 
 
 def round_trip(fit: Fit) -> float:
@@ -171,7 +171,7 @@ def _temper(trainer: Trainer, draws: Tensor, regions: list[Missed]) -> Tempered 
     def run() -> tuple[Any, ...]:
         try:
             num = _affordable(trainer, draws)
-            return tuple(temper(trainer.slope, hull(draws, [r.gaussian for r in regions]), num, 2 * BUDGET) or ())
+            return tuple(temper(trainer.density, hull(draws, [r.gaussian for r in regions]), num, 2 * BUDGET) or ())
         except (ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
             return ()
 
@@ -181,9 +181,9 @@ def _temper(trainer: Trainer, draws: Tensor, regions: list[Missed]) -> Tempered 
 
 def _affordable(trainer: Trainer, draws: Tensor) -> int:
     """As many particles as the time allows, by how long the model's gradient takes."""
-    trainer.slope.values_and_grads(draws[:ROWS])
+    trainer.density.values_and_grads(draws[:ROWS])
     began = time.perf_counter()
-    trainer.slope.values_and_grads(draws[:ROWS])
+    trainer.density.values_and_grads(draws[:ROWS])
     pace = (time.perf_counter() - began) / ROWS
     return max(NUM_PARTICLES[0], int(min(NUM_PARTICLES[1], BUDGET / (pace * NUM_EVALUATIONS))))
 

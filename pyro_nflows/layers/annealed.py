@@ -97,7 +97,7 @@ class Hamiltonian(Layer):
         sizes = self.log_scale if self.log_step is None else self.log_step[:, None] + self.log_scale
         return (self.step_size * sizes.exp()).reshape(self.num_steps, -1)
 
-    def _slope(self, x: Tensor) -> Tensor:
+    def _gradient(self, x: Tensor) -> Tensor:
         """The gradient of the target's log density."""
         rows = x.reshape(-1, self.input_dim)
         value, pull, *_ = torch.func.vjp(self.log_density, rows)
@@ -108,14 +108,14 @@ class Hamiltonian(Layer):
             )
         return cast(Tensor, pull(torch.ones_like(value))[0]).reshape(x.shape)
 
-    def _leap(self, x: Tensor, v: Tensor, slope: Tensor, step: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A leapfrog trajectory, and the slope at its end; minus the step takes it back."""
+    def _leap(self, x: Tensor, v: Tensor, grad: Tensor, step: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A leapfrog trajectory, and the grad at its end; minus the step takes it back."""
         for _ in range(self.num_leapfrog):
-            v = v + 0.5 * step * (beta * slope - (1 - beta) * x)
+            v = v + 0.5 * step * (beta * grad - (1 - beta) * x)
             x = x + step * v
-            slope = self._slope(x)
-            v = v + 0.5 * step * (beta * slope - (1 - beta) * x)
-        return x, v, slope
+            grad = self._gradient(x)
+            v = v + 0.5 * step * (beta * grad - (1 - beta) * x)
+        return x, v, grad
 
     def _turn(self, v: Tensor, eps: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The renewed momentum and what is left of the old. The map is its own inverse."""
@@ -127,9 +127,9 @@ class Hamiltonian(Layer):
     def _advance(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """``(y, u)``."""
         v, *rest = noise.split(self.input_dim, -1)
-        steps, betas, slope, left = self._steps(), self.betas(), self._slope(x), []
+        steps, betas, grad, left = self._steps(), self.betas(), self._gradient(x), []
         for k in range(self.num_steps):
-            x, v, slope = self._leap(x, v, slope, steps[k], betas[k])
+            x, v, grad = self._leap(x, v, grad, steps[k], betas[k])
             if rest[k:]:
                 v, old = self._turn(v, rest[k], k)
                 left.append(old)
@@ -138,9 +138,9 @@ class Hamiltonian(Layer):
     def _retreat(self, y: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """``(x, noise)``: the same steps back."""
         *left, v = u.split(self.input_dim, -1)
-        steps, betas, slope, rest = self._steps(), self.betas(), self._slope(y), list[Tensor]()
+        steps, betas, grad, rest = self._steps(), self.betas(), self._gradient(y), list[Tensor]()
         for k in reversed(range(self.num_steps)):
-            y, v, slope = self._leap(y, v, slope, -steps[k], betas[k])
+            y, v, grad = self._leap(y, v, grad, -steps[k], betas[k])
             if k:
                 v, eps = self._turn(v, left[k - 1], k - 1)
                 rest.insert(0, eps)

@@ -173,9 +173,9 @@ class Layer(nn.Module):
         return pull((score, torch.full_like(log_weight, -weight)))[0]
 
     def _transport_by_jacobian(self, x: Tensor, score: Tensor, weight: float) -> Tensor:
-        jacobian, slope = self.jacobian(x)
+        jacobian, gradient = self.jacobian(x)
         # solve_ex leaves a singular row without a finite result, rather than stop training with an error.
-        return torch.linalg.solve_ex(jacobian.mT, (score - weight * slope)[..., None])[0][..., 0]
+        return torch.linalg.solve_ex(jacobian.mT, (score - weight * gradient)[..., None])[0][..., 0]
 
     def jacobian(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``dy/dx``, ``(..., output_dim, input_dim)``, rows in one batch, and the gradient of the log-weight."""
@@ -183,8 +183,8 @@ class Layer(nn.Module):
         rows = torch.eye(self.output_dim, dtype=x.dtype, device=x.device)
         rows = rows[(...,) + (None,) * (y.dim() - 1) + (slice(None),)].expand(-1, *y.shape)
         jacobian = torch.func.vmap(lambda row: pull((row, torch.zeros_like(log_weight)))[0])(rows)
-        slope = pull((torch.zeros_like(y), torch.ones_like(log_weight)))[0]
-        return jacobian.movedim(0, -2), slope
+        gradient = pull((torch.zeros_like(y), torch.ones_like(log_weight)))[0]
+        return jacobian.movedim(0, -2), gradient
 
     def scored(self, x: Tensor, noise: Tensor | None, score: Tensor, reverse: Tensor) -> Scored:
         """A forward pass with the gradients of :class:`Scored`; see there."""

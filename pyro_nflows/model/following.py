@@ -90,19 +90,19 @@ def _is_wider(site: Any, joint: Any) -> bool:
 
 def _is_alone(joint: Any, name: str, near: Tensor) -> bool:
     """Whether the density does not change with a site where it is masked."""
-    return all(not bool(_slope_where_masked(joint, name, row).any()) for row in near)
+    return all(not bool(_gradient_where_masked(joint, name, row).any()) for row in near)
 
 
-def _slope_where_masked(joint: Any, name: str, row: Tensor) -> Tensor:
+def _gradient_where_masked(joint: Any, name: str, row: Tensor) -> Tensor:
     with torch.enable_grad():
         watched = row.clone().requires_grad_()
         trace, log_p, placed = joint.at(watched, filled=())
         value = placed.values[name]
-        slope = torch.autograd.grad(log_p, value, allow_unused=True)[0] if log_p.requires_grad else None
-    if slope is None:
+        gradient = torch.autograd.grad(log_p, value, allow_unused=True)[0] if log_p.requires_grad else None
+    if gradient is None:
         return torch.zeros(())
     mask = mask_of(trace.nodes[name])
-    return torch.where(mask.reshape(mask.shape + (1,) * (slope.dim() - mask.dim())), 0.0, slope)
+    return torch.where(mask.reshape(mask.shape + (1,) * (gradient.dim() - mask.dim())), 0.0, gradient)
 
 
 def hierarchical_sites(joint: Any, near: Tensor) -> list[str]:

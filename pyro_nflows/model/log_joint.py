@@ -205,8 +205,8 @@ class LogJoint:
         try:
             with torch.enable_grad():
                 z = rows.clone().requires_grad_()
-                (slope,) = torch.autograd.grad(self._by_plate(z)[0], z)
-            return not bool(slope[1:].any())
+                (gradient,) = torch.autograd.grad(self._by_plate(z)[0], z)
+            return not bool(gradient[1:].any())
         except RuntimeError:
             return False
 

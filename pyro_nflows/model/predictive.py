@@ -244,8 +244,8 @@ def _vectorised(ask: Callable[[Draw], Answers], draws: Draw, chunk_size: int) ->
 
 
 def _one_by_one(ask: Callable[[Draw], Answers], draws: Draw) -> Answers:
-    num_draws = len(next(iter(draws.values())))
-    answers = [ask({name: values[i] for name, values in draws.items()}) for i in range(num_draws)]
+    num_samples = len(next(iter(draws.values())))
+    answers = [ask({name: values[i] for name, values in draws.items()}) for i in range(num_samples)]
     return {key: torch.stack([answer[key] for answer in answers]) for key in answers[0]}
 
 

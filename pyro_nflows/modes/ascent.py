@@ -12,15 +12,15 @@ longest of them.
 import torch
 from torch import Tensor
 
-from ..engine.slope import Slope
+from ..engine.density_gradient import DensityGradient
 from ..numerics import finite
 from .pathfinder import Gaussian
 
-#: Pairs of steps and changes of slope that a row remembers.
+#: Pairs of steps and changes of gradient that a row remembers.
 MEMORY = 10
-#: Share of the rise that the slope promises which a step must bring.
+#: Share of the rise that the gradient promises which a step must bring.
 ARMIJO = 1e-4
-#: A row has arrived where its slope, or the rise of a step for each nat of its height, is below these.
+#: A row has arrived where its gradient, or the rise of a step for each nat of its height, is below these.
 FLAT, LEVEL = 1e-3, 1e-7
 #: A step so much shortened leads nowhere.
 SHORTEST = 1e-8
@@ -28,10 +28,10 @@ SHORTEST = 1e-8
 NUM_NEARER = 6
 
 
-def ascend(slope: Slope, starts: Tensor, frame: Gaussian, num_evaluations: int = 120) -> list[Tensor]:
+def ascend(density: DensityGradient, starts: Tensor, frame: Gaussian, num_evaluations: int = 120) -> list[Tensor]:
     """The path up from each point, its start first.
 
-    :param slope: of the log density.
+    :param density: the log density.
     :param starts: ``(K, D)``.
     :param frame: coordinates to climb in; best those in which the density is round.
     :param num_evaluations: of the batch.
@@ -40,11 +40,11 @@ def ascend(slope: Slope, starts: Tensor, frame: Gaussian, num_evaluations: int =
     Example::
 
         >>> frame = Gaussian(torch.zeros(2), torch.eye(2))
-        >>> path = ascend(Slope(lambda z: -z.square().sum(-1)), torch.ones(3, 2), frame)[0]
+        >>> path = ascend(DensityGradient(lambda z: -z.square().sum(-1)), torch.ones(3, 2), frame)[0]
         >>> path[-1].abs().max() < 1e-3
         tensor(True)
     """
-    climb = _Climb(slope, starts, frame)
+    climb = _Climb(density, starts, frame)
     for _ in range(num_evaluations):
         if bool(climb.done.all()):
             break
@@ -55,8 +55,8 @@ def ascend(slope: Slope, starts: Tensor, frame: Gaussian, num_evaluations: int =
 class _Climb:
     """Rows in the frame's coordinates ``x``, going down ``-log p``."""
 
-    def __init__(self, slope: Slope, starts: Tensor, frame: Gaussian):
-        self.slope, self.frame = slope, frame
+    def __init__(self, density: DensityGradient, starts: Tensor, frame: Gaussian):
+        self.density, self.frame = density, frame
         self.x = frame.whitened(starts)
         self.value, self.grad = self._evaluate(self.x)
         for _ in range(NUM_NEARER):
@@ -74,7 +74,7 @@ class _Climb:
         """``-log p``, infinite where it or its gradient is not finite."""
         z = self.frame.points(x)
         try:
-            log_p, grad = self.slope.values_and_grads(z, len(z))
+            log_p, grad = self.density.values_and_grads(z, len(z))
         except (ValueError, RuntimeError):  # of one row, perhaps
             log_p, grad = (torch.stack(parts) for parts in zip(*map(self._alone, z)))
         log_p, grad = finite(log_p, grad)
@@ -82,7 +82,7 @@ class _Climb:
 
     def _alone(self, point: Tensor) -> tuple[Tensor, Tensor]:
         try:
-            return self.slope.value_and_grad(point)
+            return self.density.value_and_grad(point)
         except (ValueError, RuntimeError):  # the model refuses to be evaluated there
             return torch.full_like(point[0], -torch.inf), torch.zeros_like(point)
 

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: A log density and its slope at rows ``(N, D)``: ``(N,)`` and ``(N, D)``.
+#: A log density and its gradient at rows ``(N, D)``: ``(N,)`` and ``(N, D)``.
 Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Points(NamedTuple):
-    """Rows ``(N, D)`` with their log density ``(N,)`` and its slope."""
+    """Rows ``(N, D)`` with their log density ``(N,)`` and its gradient."""
 
     x: Tensor
     log_p: Tensor
@@ -29,7 +29,7 @@ def move(
 ) -> tuple[Points, float]:
     r"""A trajectory of every point, taken or not, for the density :math:`N(x; 0, I)^{1 - \beta}\, p(x)^\beta`.
 
-    :param evaluate: :math:`\log p` and its slope.
+    :param evaluate: :math:`\log p` and its gradient.
     :param points: where the trajectories begin.
     :param step_size: leapfrog step; each row's is random, within half of it to either side.
     :param num_leapfrogs: steps.

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..engine import Slope
+from ..engine import DensityGradient
 from ..layers.base import Layer
 from ..numerics import standard_normal_log_prob
 from ..objectives.draws import LogDensity
@@ -61,7 +61,7 @@ def scattered(draws: Tensor, num: int) -> list[Tensor]:
 
 
 def missed_regions(
-    log_joint: LogDensity | Slope,
+    log_joint: LogDensity | DensityGradient,
     layer: Layer,
     log_evidence: float,
     points: Sequence[Tensor],
@@ -80,11 +80,11 @@ def missed_regions(
     """
     if not layer.has_inverse or not math.isfinite(log_evidence) or not points:
         return []
-    found, slope = [], log_joint if isinstance(log_joint, Slope) else Slope(log_joint)
+    found, density = [], log_joint if isinstance(log_joint, DensityGradient) else DensityGradient(log_joint)
     frame = frame or Gaussian(torch.zeros_like(points[0]), torch.eye(len(points[0])).to(points[0]))
-    for path in _distinct(ascend(slope, torch.stack(list(points)), frame), frame):
+    for path in _distinct(ascend(density, torch.stack(list(points)), frame), frame):
         with contextlib.suppress(ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
-            found.append(_region_of(slope, layer, log_evidence, path, precise))
+            found.append(_region_of(density, layer, log_evidence, path, precise))
     return sorted((missed for missed in found if missed), key=lambda missed: -missed.mass)
 
 
@@ -105,7 +105,11 @@ def _distinct(paths: Sequence[Tensor], frame: Gaussian) -> list[Tensor]:
 
 
 def _region_of(
-    log_joint: Slope, layer: Layer, log_evidence: float, path: Tensor, precise: Callable[[Tensor], Tensor | None]
+    log_joint: DensityGradient,
+    layer: Layer,
+    log_evidence: float,
+    path: Tensor,
+    precise: Callable[[Tensor], Tensor | None],
 ) -> Missed | None:
     point = path[0]
     tiny = Gaussian(point, 0.1 * torch.eye(len(point)).to(point))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..engine.slope import Slope
+from ..engine.density_gradient import DensityGradient
 from ..objectives.draws import LogDensity
 
 #: Stands for a loss that is not finite: the line search then turns back.
@@ -47,18 +47,18 @@ class Gaussian(NamedTuple):
 
 def best_start(log_joint: LogDensity, init: Gaussian, num_iterations: int = 150, num_candidates: int = 8) -> Gaussian:
     """The best Gaussian along an L-BFGS path from ``init.loc``, or ``init`` itself."""
-    slope = log_joint if isinstance(log_joint, Slope) else Slope(log_joint)
-    return best_of(slope, lbfgs_path(slope, init.loc, num_iterations), init, num_candidates)
+    density = log_joint if isinstance(log_joint, DensityGradient) else DensityGradient(log_joint)
+    return best_of(density, lbfgs_path(density, init.loc, num_iterations), init, num_candidates)
 
 
-def best_of(slope: Slope, path: Sequence[Tensor], init: Gaussian, num_candidates: int) -> Gaussian:
+def best_of(density: DensityGradient, path: Sequence[Tensor], init: Gaussian, num_candidates: int) -> Gaussian:
     """The best Gaussian of the curvature at some points of a path, or ``init``."""
     noise = torch.randn(64, len(init.loc), dtype=init.loc.dtype, device=init.loc.device)
-    best, best_elbo = init, _elbo(slope, init, noise)
+    best, best_elbo = init, _elbo(density, init, noise)
     for point in _spread(path, num_candidates):
         try:
-            candidate = _laplace(slope, point, init)
-            elbo = _elbo(slope, candidate, noise)
+            candidate = _laplace(density, point, init)
+            elbo = _elbo(density, candidate, noise)
         except (ValueError, RuntimeError):  # the model cannot be evaluated there, or not differentiated twice
             continue
         if elbo > best_elbo:
@@ -71,18 +71,18 @@ def _elbo(log_joint: LogDensity, gaussian: Gaussian, noise: Tensor) -> Tensor:
         return gaussian.elbo(log_joint, noise)
 
 
-def lbfgs_path(slope: Slope, start: Tensor, num_iterations: int) -> list[Tensor]:
+def lbfgs_path(density: DensityGradient, start: Tensor, num_iterations: int) -> list[Tensor]:
     """Points of an L-BFGS ascent of the log joint, the start first."""
     from scipy.optimize import minimize  # type: ignore[import-untyped]  # its import adds a filter of warnings
 
-    path, units = [start], _units(slope, start)
+    path, units = [start], _units(density, start)
 
     def point(x: Any) -> Tensor:
         return (torch.as_tensor(x) * units).to(start)
 
     def loss(x: Any) -> tuple[float, Any]:
         try:
-            value, grad = slope.value_and_grad(point(x))
+            value, grad = density.value_and_grad(point(x))
         except (ValueError, RuntimeError):  # a distribution refused an overshooting point
             return FAR, 0.0 * x
         if not torch.isfinite(value) or not torch.isfinite(grad).all():
@@ -97,10 +97,10 @@ def lbfgs_path(slope: Slope, start: Tensor, num_iterations: int) -> list[Tensor]
     return path
 
 
-def _units(slope: Slope, start: Tensor) -> Tensor:
+def _units(density: DensityGradient, start: Tensor) -> Tensor:
     """Widths of the density by its curvature at a point, where some are out of all proportion; else ones."""
     try:
-        return _odd_widths(slope.hessian(start)).double().cpu()
+        return _odd_widths(density.hessian(start)).double().cpu()
     except (ValueError, RuntimeError):  # the model cannot be evaluated there, or not differentiated twice
         return torch.ones(len(start), dtype=torch.float64)
 
@@ -117,9 +117,9 @@ def _spread(path: Sequence[Tensor], num: int) -> list[Tensor]:
     return [path[i] for i in sorted(back) if i >= 0]
 
 
-def _laplace(slope: Slope, point: Tensor, init: Gaussian) -> Gaussian:
+def _laplace(density: DensityGradient, point: Tensor, init: Gaussian) -> Gaussian:
     """The Gaussian of the curvature at a point; unit width along directions that are not convex."""
-    precision = -slope.hessian(point)
+    precision = -density.hessian(point)
     if not torch.isfinite(precision).all():
         return init
     units = _odd_widths(precision)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..engine import Slope
+from ..engine import DensityGradient
 from ..numerics import finite, standard_normal_log_prob
 from .hamiltonian import Points, move
 from .pathfinder import Gaussian
@@ -45,8 +45,8 @@ class Tempered(NamedTuple):
 class _Particles:
     """Particles in the coordinates of the start, where it is standard normal."""
 
-    def __init__(self, slope: Slope, start: Gaussian, num_particles: int):
-        self.slope, self.start = slope, start
+    def __init__(self, density: DensityGradient, start: Gaussian, num_particles: int):
+        self.density, self.start = density, start
         self.log_det = start.scale_tril.diagonal().log().sum()
         x = torch.randn(num_particles, len(start.loc)).to(start.loc)
         self.points = Points(x, *self.evaluate(x))
@@ -54,7 +54,7 @@ class _Particles:
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Log density and gradient; minus infinity and zero where they are not finite."""
-        log_p, grad = self.slope.values_and_grads(self.start.points(x))
+        log_p, grad = self.density.values_and_grads(self.start.points(x))
         return finite(log_p + self.log_det, grad @ self.start.scale_tril)
 
     def log_ratio(self) -> Tensor:
@@ -77,16 +77,18 @@ class _Particles:
         return Tempered(self.start.points(x), log_p - self.log_det, log_evidence)
 
 
-def temper(slope: Slope, start: Gaussian, num_particles: int = 2048, max_seconds: float = math.inf) -> Tempered | None:
+def temper(
+    density: DensityGradient, start: Gaussian, num_particles: int = 2048, max_seconds: float = math.inf
+) -> Tempered | None:
     """Particles distributed as the posterior; None if that temperature was not reached.
 
-    :param slope: the model's log density.
+    :param density: the model's log density.
     :param start: wide enough to hold all of the posterior.
     :param num_particles: how many.
     :param max_seconds: when to give up.
     """
     began = time.perf_counter()
-    particles, beta, log_evidence = _Particles(slope, start, num_particles), 0.0, 0.0
+    particles, beta, log_evidence = _Particles(density, start, num_particles), 0.0, 0.0
     for _ in range(MAX_TEMPERATURES):
         ratio = particles.log_ratio()
         step = _next_step(ratio, 1 - beta)

@@ -67,7 +67,7 @@ def plot_elbo(
 
 
 def plot_weights(log_weight: Tensor, *, r_eff: float = 1.0, ax: "Axes | None" = None) -> "Axes":
-    r"""How heavy the tail of the importance weights is: the share of draws beyond each weight, and the fitted law.
+    r"""How heavy the tail of the importance weights is: the share of draws beyond each weight, and the Pareto fit.
 
     Both axes are logarithmic, so a tail of shape :math:`k` ends in a line of slope :math:`-1/k`: the flatter, the less
     the draws are to be trusted.
@@ -185,7 +185,7 @@ def _settled(values: Tensor) -> tuple[float, float]:
 
 
 def _fitted_tail(tail: Tail, num_samples: int) -> tuple[Tensor, Tensor]:
-    """Weights relative to the largest, and the share of draws that the fitted law puts beyond them."""
+    """Weights relative to the largest, and the share of draws that the fitted distribution puts beyond them."""
     x = torch.linspace(0, 1, 200, dtype=torch.float64) ** 2 * tail.exceedances[-1].cpu()
     k, sigma = tail.k_hat.cpu(), tail.sigma.cpu()
     log_beyond = -torch.log1p((k * x / sigma).clamp(min=-1)) / k

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_nflows import VI, AutoFlow, flows
 from pyro_nflows.diagnostics.verdict import Outcome
 from pyro_nflows.engine import Engine
-from pyro_nflows.engine.slope import Slope
+from pyro_nflows.engine.density_gradient import DensityGradient
 from pyro_nflows.inference.blame import on_the_edge, out_of_scale, runs_away
 from pyro_nflows.model.feasible import named_plates
 from pyro_nflows.modes.pathfinder import Gaussian, best_start
@@ -67,7 +67,7 @@ def test_a_site_out_of_all_proportion_is_named() -> None:
 
     guide, z = made(model), torch.randn(10, 2)
     draws = Draws(z, -0.5 * (z[:, 0].square() + (z[:, 1] / 1e9).square()), torch.zeros(10))
-    hessian = Slope(lambda z: -0.5 * (z[:, 0].square() + (z[:, 1] / 1e9).square())).hessian
+    hessian = DensityGradient(lambda z: -0.5 * (z[:, 0].square() + (z[:, 1] / 1e9).square())).hessian
     assert out_of_scale(hessian, guide, draws) == ("huge", pytest.approx(1e9))
 
 
@@ -200,7 +200,7 @@ def test_a_proper_prior_is_never_called_improper(name: str) -> None:
     for width in (0.01, 1.0):
         z = width * torch.randn(200, guide.latent_dim)
         draws = Draws(z, log_joint(z), torch.zeros(200))
-        assert runs_away(log_joint, Slope(log_joint).hessian, guide, draws) == ()
+        assert runs_away(log_joint, DensityGradient(log_joint).hessian, guide, draws) == ()
 
 
 # ---- the edge of a support ----------------------------------------------------------------------------------

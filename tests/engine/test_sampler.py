@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pyro_nflows import flows
-from pyro_nflows.engine import Engine, Sampler, Slope, Trainer, sample
+from pyro_nflows.engine import DensityGradient, Engine, Sampler, Trainer, sample
 from pyro_nflows.engine import sampler as sampler_module
 from pyro_nflows.engine.native import build
 from pyro_nflows.engine.sampler import BATCH
@@ -130,12 +130,12 @@ def test_slopes_and_curvatures_are_autograds():
         calls[0] += 1
         return log_joint(z)
 
-    slope = Slope(counted)
+    density = DensityGradient(counted)
     for z in torch.randn(4, 3):
-        value, grad = slope.value_and_grad(z)
+        value, grad = density.value_and_grad(z)
         assert torch.allclose(value, log_joint(z[None])[0])
         assert torch.allclose(grad, torch.func.grad(lambda t: log_joint(t[None])[0])(z))
-        assert torch.allclose(slope.hessian(z), torch.autograd.functional.hessian(lambda t: log_joint(t[None])[0], z))
+        assert torch.allclose(density.hessian(z), torch.autograd.functional.hessian(lambda t: log_joint(t[None])[0], z))
     assert calls[0] == 5  # recorded and compared, for either; twice where a batch of pulls writes into a view
 
 
@@ -143,10 +143,10 @@ def test_slopes_of_models_that_cannot_be_recorded_are_right_too():
     def branching(z):
         return log_joint(z) if float(z[0, 0]) > 0 else 2 * log_joint(z)
 
-    slope = Slope(branching)
+    density = DensityGradient(branching)
     for sign in (1.0, -1.0):
         z = torch.tensor([sign, 0.5, 0.2])
-        assert torch.allclose(slope.value_and_grad(z)[0], branching(z[None])[0])
+        assert torch.allclose(density.value_and_grad(z)[0], branching(z[None])[0])
 
 
 def test_means_of_draws_are_closer_than_those_of_independent_ones_and_any_part_is_a_fair_sample():

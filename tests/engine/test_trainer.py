@@ -157,7 +157,7 @@ def test_python_randomness_is_found_out_and_runs_eagerly():
 def test_the_schedule_falls_to_zero_and_the_power_grows_to_one():
     plan = Round(100, 8, 0.3, annealing=0.5)
     like = torch.zeros(())
-    rates, powers = plan.rates(like), plan.powers(like)
+    rates, powers = plan.step_sizes(like), plan.powers(like)
     assert rates[0] == pytest.approx(0.3)
     assert rates[-1] < 1e-3
     assert rates.diff().max() < 0

@@ -60,16 +60,16 @@ def test_quantiles_are_those_of_draws(case: Case) -> None:
     guide = case(two_supports, init_scale=0.5)
     guide()
     moved(guide)
-    levels, num_draws = torch.tensor([0.05, 0.3, 0.5, 0.7, 0.95]), 20_000
+    levels, num_samples = torch.tensor([0.05, 0.3, 0.5, 0.7, 0.95]), 20_000
     quantiles = guide.quantiles(levels)
     with torch.no_grad():
-        draws = guide.constrain(guide.get_posterior().sample((num_draws,)))
+        draws = guide.constrain(guide.get_posterior().sample((num_samples,)))
     for name in ("real", "positive"):
         assert (quantiles[name].diff(dim=0) > 0).all()
         below = (draws[name] < quantiles[name].unsqueeze(1)).double().mean(1)
         level = levels.reshape(-1, *(1,) * (below.dim() - 1))
         # The 8,193 quasi-random points are no better than as many random ones where the flow is steep.
-        error = (level * (1 - level) * (1 / num_draws + 1 / 8193)).sqrt()
+        error = (level * (1 - level) * (1 / num_samples + 1 / 8193)).sqrt()
         assert ((below - level).abs() < 5 * error).all()
     assert guide.prototype_trace.nodes["simplex"]["fn"].support.check(quantiles["simplex"]).all()
 

@@ -296,7 +296,7 @@ def test_objectives_can_be_copied_after_use(objective: ELBO) -> None:
 
 
 def test_calibrations_and_chains_can_be_copied(fitted: VI) -> None:
-    check = SBC(AutoFlow(located_prior), num_simulations=4, num_draws=9, seed=0, progress_bar=False).run(Y)
+    check = SBC(AutoFlow(located_prior), num_simulations=4, num_samples=9, seed=0, progress_bar=False).run(Y)
     chains = fitted.refine(num_samples=10, method="independence")
     for copied in (copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))):
         assert copied(check).verdict() == check.verdict()

@@ -170,7 +170,7 @@ def small_schedule() -> Any:
     from pyro_nflows.inference.schedule import Schedule
 
     rounds = (Round(100, 16, 5e-3), Round(100, 16, 3e-3))
-    return Schedule(end=Round(100, 16, 2e-2), rounds=rounds, num_draws=1000, good_ess=0.999)
+    return Schedule(end=Round(100, 16, 2e-2), rounds=rounds, num_samples=1000, good_ess=0.999)
 
 
 def steps_of(folder: Path, **sizes: Any) -> list[str]:

@@ -18,7 +18,7 @@ from pyro_nflows.objectives.covering import Covering
 from tests.guide_registry import PAIRS, pairs
 
 ROUNDS = (Round(5, 8, 5e-3), Round(5, 8, 3e-3), Round(5, 8, 2e-3, covering=True))
-PLAN = Plan(schedule=Schedule(Round(5, 8, 2e-2), ROUNDS, num_draws=500, good_ess=2.0), engine=Engine.EAGER)
+PLAN = Plan(schedule=Schedule(Round(5, 8, 2e-2), ROUNDS, num_samples=500, good_ess=2.0), engine=Engine.EAGER)
 
 
 def log_joint(z: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ from pyro_nflows.layers import LocScale
 from pyro_nflows.layers.base import Chain
 
 TWO = partial(flows.realnvp, num_layers=2, hidden_dims=(4,))
-QUICK = Schedule(end=Round(200, 16, 5e-2), rounds=(Round(50, 16, 1e-3),), num_draws=400, max_ends=1)
-TINY = Schedule(end=Round(5, 4, 5e-2), rounds=(Round(5, 4, 1e-3),), num_draws=40, max_ends=1)
+QUICK = Schedule(end=Round(200, 16, 5e-2), rounds=(Round(50, 16, 1e-3),), num_samples=400, max_ends=1)
+TINY = Schedule(end=Round(5, 4, 5e-2), rounds=(Round(5, 4, 1e-3),), num_samples=40, max_ends=1)
 X = torch.tensor([[1.0, 1.2], [0.5, 0.4], [-1.0, -0.8], [2.0, 2.1]], dtype=torch.float64)
 
 
@@ -40,7 +40,7 @@ def check(guide: AutoFlow, num: int = 60, **kwargs: Any) -> SBC:
 
 
 def tiny(model: Callable[..., Any], num: int = 5, **kwargs: Any) -> SBC:
-    return check(small(model), num, schedule=TINY, num_draws=9, engine="eager", **kwargs)
+    return check(small(model), num, schedule=TINY, num_samples=9, engine="eager", **kwargs)
 
 
 def regression(x: Tensor, y: Tensor) -> None:
@@ -121,7 +121,7 @@ def test_draws_that_are_too_narrow_are_named() -> None:
 
 def test_resampling_mends_what_it_can() -> None:
     x, y = X * torch.tensor([1.0, 0.4]), torch.zeros(4)  # less correlated
-    more = replace(QUICK, num_draws=4000)
+    more = replace(QUICK, num_samples=4000)
     plain, mended = (
         check(Diagonal(regression, LocScale), 120, resample=resample, schedule=more).run(x, y)
         for resample in (False, True)
@@ -165,7 +165,7 @@ def test_a_posterior_that_is_the_prior_is_found_out_by_the_log_joint(monkeypatch
         return original(self, guide, one, type(fit)(fit.layer, draws, fit.undefined))
 
     monkeypatch.setattr(SBC, "_check", from_the_prior)
-    wrong = check(small(regression), 100, schedule=TINY, num_draws=39).run(X, torch.zeros(4))
+    wrong = check(small(regression), 100, schedule=TINY, num_samples=39).run(X, torch.zeros(4))
     p_values = wrong.p_values()
     assert min(*p_values["b[0]"], *p_values["b[1]"]) > 0.01
     assert p_values["log_joint"].uniformity < 1e-10
@@ -196,7 +196,7 @@ def test_all_data_sets_share_one_recording_and_few_are_open_at_a_time(monkeypatc
     monkeypatch.setattr(replications, "start", started)
     monkeypatch.setattr(replications, "MIN_WIDTH", 3)
     monkeypatch.setattr(replications, "num_cores", lambda: 1)
-    done = check(small(regression), 20, schedule=TINY, num_draws=9).run(X, torch.zeros(4))
+    done = check(small(regression), 20, schedule=TINY, num_samples=9).run(X, torch.zeros(4))
     assert len(done.ess) == 20
     assert len(prepared) == 2  # the Gaussian end, and the flow
     assert most <= 2 * 3  # those that are done, and those that take their place
@@ -206,31 +206,31 @@ def test_all_data_sets_share_one_recording_and_few_are_open_at_a_time(monkeypatc
 
 def test_a_run_is_reproducible_and_leaves_the_random_state_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_rng_state()
-    first = check(small(regression), 6, schedule=TINY, num_draws=9).run(X, torch.zeros(4))
+    first = check(small(regression), 6, schedule=TINY, num_samples=9).run(X, torch.zeros(4))
     assert torch.equal(torch.get_rng_state(), before)
     monkeypatch.setattr(replications, "MIN_WIDTH", 2)
     monkeypatch.setattr(replications, "num_cores", lambda: 1)
-    again = check(small(regression), 6, schedule=TINY, num_draws=9).run(
+    again = check(small(regression), 6, schedule=TINY, num_samples=9).run(
         X, torch.full((4,), 7.0)
     )  # values do not matter
-    other = check(small(regression), 6, schedule=TINY, num_draws=9, seed=1).run(X, torch.zeros(4))
+    other = check(small(regression), 6, schedule=TINY, num_samples=9, seed=1).run(X, torch.zeros(4))
     for name in first.ranks:
         assert torch.equal(first.ranks[name], again.ranks[name])
         assert torch.equal(first.shares[name], again.shares[name])
     assert not torch.equal(first.shares["b[0]"], other.shares["b[0]"])
-    check(small(regression), 2, schedule=TINY, num_draws=9, seed=None).run(X, torch.zeros(4))
+    check(small(regression), 2, schedule=TINY, num_samples=9, seed=None).run(X, torch.zeros(4))
     assert not torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_guide_and_the_param_store_are_left_alone() -> None:
     guide = small(regression)
-    check(guide, 3, schedule=TINY, num_draws=9).run(X, torch.zeros(4))
+    check(guide, 3, schedule=TINY, num_samples=9).run(X, torch.zeros(4))
     assert guide.layer is None
     assert guide.prototype_trace is None
     assert not list(pyro.get_param_store().keys())
     trained = VI(small(regression), num_steps=50, seed=0, progress_bar=False).run(X[:3], torch.ones(3)).guide
     before = {name: p.clone() for name, p in trained.named_parameters()}
-    check(trained, 3, schedule=TINY, num_draws=9).run(X, torch.zeros(4))  # data of another size, from the start
+    check(trained, 3, schedule=TINY, num_samples=9).run(X, torch.zeros(4))  # data of another size, from the start
     assert all(torch.equal(p, before[name]) for name, p in trained.named_parameters())
 
 
@@ -241,7 +241,7 @@ def test_what_python_makes_of_data_is_not_shared() -> None:
         pyro.sample("w", dist.Normal(z, 0.5 if value > 0 else 5.0), obs=y)
 
     with pytest.warns(EngineWarning, match="Python branches on data"):
-        done = check(small(model), 12, schedule=TINY, num_draws=9, engine="traced").run(torch.tensor(0.0))
+        done = check(small(model), 12, schedule=TINY, num_samples=9, engine="traced").run(torch.tensor(0.0))
     assert len(done.ess) == 12
 
 
@@ -280,14 +280,14 @@ def test_a_conditioned_model_is_simulated_too() -> None:
         pyro.sample("y", dist.Normal(z, 1.0))
 
     conditioned = poutine.condition(model, {"y": torch.tensor(50.0)})
-    done = check(small(conditioned), 20, schedule=QUICK, num_draws=9).run()
+    done = check(small(conditioned), 20, schedule=QUICK, num_samples=9).run()
     assert list(done.ranks) == ["z", "log_joint"]
     assert done.ranks["z"].min() < 5 < done.ranks["z"].max()
 
 
 def test_other_objectives_and_guides() -> None:
     guide = AutoCIF(regression, inner=TWO, hidden_dims=(4,))
-    done = check(guide, 4, schedule=TINY, num_draws=9, objective=IWAE(4)).run(X, torch.zeros(4))
+    done = check(guide, 4, schedule=TINY, num_samples=9, objective=IWAE(4)).run(X, torch.zeros(4))
     assert len(done.ranks["b[1]"]) == 4
 
 
@@ -422,7 +422,7 @@ def test_arguments_are_checked() -> None:
         SBC(plain)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"schedule must be a pyro_nflows\.inference\.schedule\.Schedule, got int"):
         check(small(plain), schedule=5)
-    with pytest.raises(ValueError, match="num_draws must be at most the 40 of the schedule, got 99"):
+    with pytest.raises(ValueError, match="num_samples must be at most the 40 of the schedule, got 99"):
         check(small(plain), schedule=TINY)
     with pytest.raises(ValueError, match="num_simulations"):
         check(small(plain), 0)

@@ -87,11 +87,11 @@ MODELS = [hierarchical, multivariate, masked_and_scaled, branching, circular, co
 EAGER_ONLY = {branching, mixture}
 
 
-def draws_of(model: Callable[..., Any], num_draws: int = NUM_DRAWS) -> dict[str, Tensor]:
+def draws_of(model: Callable[..., Any], num_samples: int = NUM_DRAWS) -> dict[str, Tensor]:
     """Draws from the prior."""
     pyro.set_rng_seed(1)
     names = [name for name, site in Run(model, (DATA,)).prior({}).items() if name[0] == "prior"]
-    answers = [Run(model, (DATA,)).prior({}) for _ in range(num_draws)]
+    answers = [Run(model, (DATA,)).prior({}) for _ in range(num_samples)]
     derived = {"shift", "above", "mean", "center", "label"} | ({"share"} if model is multivariate else set())
     return {n: torch.stack([a["prior", n] for a in answers]) for _, n in names if n not in derived}
 
@@ -154,8 +154,8 @@ def test_predictive_draws_have_the_right_law(make_loop: bool, monkeypatch: pytes
 
     if make_loop:
         monkeypatch.setattr(predictive, "_vectorised", None)
-    num_draws = 1500
-    z = torch.linspace(-3, 3, num_draws)
+    num_samples = 1500
+    z = torch.linspace(-3, 3, num_samples)
     noise = each_draw(Run(model).posterior_predictive, {"z": z})["posterior_predictive", "y"] - z[:, None]
     prior = each_draw(Run(model).prior, {"": z})
     variance = 2 * 0.5**2
@@ -164,10 +164,10 @@ def test_predictive_draws_have_the_right_law(make_loop: bool, monkeypatch: pytes
         (prior["prior", "z"][:, None], 1.0, 4.0),
         (prior["prior_predictive", "y"], 1.0, 4.0 + variance),
     ]:
-        assert ((values.mean(0) - mean).abs() < 5 * (var / num_draws) ** 0.5).all()
+        assert ((values.mean(0) - mean).abs() < 5 * (var / num_samples) ** 0.5).all()
         # The fourth moment of these laws is at most six times the squared variance.
-        assert ((values.var(0) - var).abs() < 5 * var * (5 / num_draws) ** 0.5).all()
-    assert abs(torch.corrcoef(noise.T)[0, 1]) < 5 / num_draws**0.5
+        assert ((values.var(0) - var).abs() < 5 * var * (5 / num_samples) ** 0.5).all()
+    assert abs(torch.corrcoef(noise.T)[0, 1]) < 5 / num_samples**0.5
 
 
 def test_a_sampler_that_fills_in_place_is_found_out(loops: list[str]) -> None:

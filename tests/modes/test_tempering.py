@@ -12,7 +12,7 @@ import torch
 from benchmarks.targets import lattice
 from pyro_nflows import VI, AutoFlow
 from pyro_nflows.diagnostics.verdict import Outcome
-from pyro_nflows.engine import Engine, Slope, Trainer
+from pyro_nflows.engine import DensityGradient, Engine, Trainer
 from pyro_nflows.flows.whitened import Whitened
 from pyro_nflows.inference.fitted import Fit
 from pyro_nflows.inference.search import search
@@ -45,7 +45,7 @@ def test_particles_find_the_evidence_and_the_moments_of_a_gaussian() -> None:
     torch.manual_seed(0)
     scale = torch.tensor([[0.1, 0.0], [0.3, 2.0]], dtype=torch.float64)
     normal = torch.distributions.MultivariateNormal(torch.tensor([5.0, -3.0], dtype=torch.float64), scale_tril=scale)
-    tempered = temper(Slope(normal.log_prob), wide(2, 5.0), 4000)
+    tempered = temper(DensityGradient(normal.log_prob), wide(2, 5.0), 4000)
     assert tempered is not None
     assert abs(tempered.log_evidence) < 0.15
     torch.testing.assert_close(tempered.draws.mean(0), normal.loc, atol=0.3, rtol=0)
@@ -54,21 +54,21 @@ def test_particles_find_the_evidence_and_the_moments_of_a_gaussian() -> None:
 
 def test_particles_find_every_mode_by_its_share() -> None:
     torch.manual_seed(0)
-    tempered = temper(Slope(three_modes), wide(2), 4000)
+    tempered = temper(DensityGradient(three_modes), wide(2), 4000)
     assert tempered is not None
     assert tempered.log_evidence == pytest.approx(math.log(5.0), abs=0.15)
     torch.testing.assert_close(shares(tempered.draws), torch.tensor([0.6, 0.3, 0.1]), atol=0.08, rtol=0)
 
 
 def test_particles_give_up_where_there_is_no_density_and_when_time_is_up() -> None:
-    nowhere = Slope(lambda z: torch.full_like(z[:, 0], -torch.inf) + 0 * z.sum(-1))
+    nowhere = DensityGradient(lambda z: torch.full_like(z[:, 0], -torch.inf) + 0 * z.sum(-1))
     assert temper(nowhere, wide(2), 100) is None
-    assert temper(Slope(three_modes), wide(2), 100, max_seconds=0.0) is None
+    assert temper(DensityGradient(three_modes), wide(2), 100, max_seconds=0.0) is None
 
 
 def test_particles_keep_away_from_where_the_density_is_not_finite() -> None:
     torch.manual_seed(0)
-    half = Slope(lambda z: torch.where(z[:, 0] > 0, torch.nan, -0.5 * z.square().sum(-1)))
+    half = DensityGradient(lambda z: torch.where(z[:, 0] > 0, torch.nan, -0.5 * z.square().sum(-1)))
     tempered = temper(half, wide(2, 2.0), 2000)
     assert tempered is not None
     assert (tempered.draws[:, 0] <= 0).all()

@@ -1,4 +1,4 @@
-r"""A log density's slope and curvature at single points, recorded: an ascent needs hundreds of them."""
+r"""A log density's gradient and curvature at single points, recorded: an ascent needs hundreds of them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -15,7 +15,7 @@ MAX_HESSIAN = 200
 ROWS = 256
 
 
-class Slope:
+class DensityGradient:
     r"""A log density that also gives its gradient and Hessian at a point.
 
     :param log_joint: ``(K, D) -> (K,)``.
@@ -23,19 +23,19 @@ class Slope:
 
     Example::
 
-        >>> slope = Slope(lambda z: -z.square().sum(-1))
-        >>> slope.value_and_grad(torch.tensor([1.0, 2.0]))
+        >>> density = DensityGradient(lambda z: -z.square().sum(-1))
+        >>> density.value_and_grad(torch.tensor([1.0, 2.0]))
         (tensor(-5.0000), tensor([-2.0000, -4.0000]))
     """
 
     def __init__(self, log_joint: LogDensity, data: Sequence[Tensor] = ()):
         self.log_joint, self.data = log_joint, data
         self._tapes: dict[Any, Tape | None] = {}
-        self._source: Slope | None = None
+        self._source: DensityGradient | None = None
 
-    def at(self, log_joint: LogDensity, data: Sequence[Tensor]) -> "Slope":
+    def at(self, log_joint: LogDensity, data: Sequence[Tensor]) -> "DensityGradient":
         """That of the same density with other data, by the same recordings."""
-        new = Slope(log_joint, data)
+        new = DensityGradient(log_joint, data)
         new._source = self
         return new
 
@@ -80,7 +80,7 @@ class Slope:
         if key not in self._tapes and self._source is None:
             self._tapes[key] = self._record(getattr(self, name), z)
         elif key not in self._tapes:
-            shared = cast(Slope, self._source)._tape(name, z)
+            shared = cast(DensityGradient, self._source)._tape(name, z)
             self._tapes[key] = shared and shared.bound(self.data)
         return self._tapes[key]
 
@@ -112,19 +112,19 @@ class Slope:
     def _hessian(self, z: Tensor) -> list[Tensor]:
         with torch.enable_grad():
             z = z.detach().clone().requires_grad_()
-            (slope,) = torch.autograd.grad(self.log_joint(z[None])[0], z, create_graph=True)
+            (gradient,) = torch.autograd.grad(self.log_joint(z[None])[0], z, create_graph=True)
             if len(z) <= MAX_HESSIAN:
-                return [_pulled(slope, z, torch.eye(len(z)).to(z))]
+                return [_pulled(gradient, z, torch.eye(len(z)).to(z))]
             probes = torch.randint(0, 2, (32, len(z)), device=z.device).to(z) * 2 - 1
-            return [torch.diag((_pulled(slope, z, probes) * probes).mean(0))]
+            return [torch.diag((_pulled(gradient, z, probes) * probes).mean(0))]
 
 
-def _pulled(slope: Tensor, z: Tensor, rows: Tensor) -> Tensor:
-    """Rows times the slope's Jacobian: in one batch, where every operation of the model has a rule for that."""
+def _pulled(gradient: Tensor, z: Tensor, rows: Tensor) -> Tensor:
+    """Rows times the gradient's Jacobian: in one batch, where every operation of the model has a rule for that."""
     try:
-        return torch.autograd.grad(slope, z, rows, retain_graph=True, is_grads_batched=True)[0]
+        return torch.autograd.grad(gradient, z, rows, retain_graph=True, is_grads_batched=True)[0]
     except RuntimeError:
-        return torch.stack([torch.autograd.grad(slope, z, row, retain_graph=True)[0] for row in rows])
+        return torch.stack([torch.autograd.grad(gradient, z, row, retain_graph=True)[0] for row in rows])
 
 
 def _key(name: str, z: Tensor) -> Any:
