@@ -1,19 +1,16 @@
-"""Every flow guide that ships, one line each, and the models the Pyro-compatibility suite runs them on."""
+"""Every flow guide that ships, one line each, with sizes that are quick to test."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
 
 import pyro_nflows as nf
 from pyro_nflows.guides import AutoFlow
+from tests.models import PAIRS, pairs
 
 Model = Callable[..., Any]
 
@@ -103,35 +100,6 @@ def moved(guide: AutoFlow, size: float = 0.15, seed: int = 1) -> AutoFlow:
     return guide
 
 
-#: The pairs' log evidence is -6.567, and their posterior N(data / 2, 1 / 2).
-PAIRS = torch.tensor([1.0, -1.0, 2.0, 0.14], dtype=torch.float64)
-PAIRS_EVIDENCE = -PAIRS.square().sum().item() / 4 - 2 * math.log(4 * math.pi)
-
-
-def pairs(x: Tensor = PAIRS) -> None:
-    with pyro.plate("unit", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
-def pairs_without_plate(x: Tensor = PAIRS) -> None:
-    z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0).to_event(1))
-    pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
-
-
 def exact_pairs(case: Case, model: Model = pairs, **kwargs: Any) -> AutoFlow:
     """A guide of the pairs that starts at their posterior."""
     return case(model, init_loc_fn=lambda site: PAIRS / 2, init_scale=0.5**0.5, **kwargs)
-
-
-def one_of_each(y: Tensor | None = None) -> None:
-    """Latents of many shapes and supports."""
-    pyro.sample("real", dist.Normal(0.0, 1.0))
-    pyro.sample("vector", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-    tau = pyro.sample("positive", dist.HalfCauchy(1.0))
-    pyro.sample("interval", dist.Uniform(-1.0, 3.0))
-    weights = pyro.sample("simplex", dist.Dirichlet(torch.ones(3)))
-    pyro.sample("cholesky", dist.LKJCholesky(3, 2.0))
-    with pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 3, dim=-1):
-        z = pyro.sample("nested", dist.Normal(0.0, tau))
-        pyro.sample("y", dist.Normal(z + weights[0], 1.0), obs=torch.ones(2, 3) if y is None else y)

@@ -12,7 +12,7 @@ import pytest
 import pyro_nflows
 from pyro_nflows import VI, AutoFlow, flows
 from pyro_nflows.engine.program import Program
-from tests.guide_registry import PAIRS, pairs
+from tests.models import PAIRS, pairs
 
 ROOT = Path(pyro_nflows.__file__).parent
 MAX_FUNCTIONS = 8

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from pyro_nflows import ELBO, IWAE, VI, AutoFlow, AutoIAF, AutoRealNVP, flows
 from pyro_nflows.layers import LocScale
 from pyro_nflows.layers.base import Exactness
-from tests.guide_registry import PAIRS, Case, Model, cases, pairs
+from tests.guide_registry import Case, Model, cases
+from tests.models import PAIRS, pairs
 
 TWO = partial(flows.realnvp, num_layers=2, hidden_dims=(4,))
 

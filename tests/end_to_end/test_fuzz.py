@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_nflows import ELBO, AutoFlow
-from pyro_nflows.engine import Engine, Inputs, Program, Slope, prepare
+from pyro_nflows.engine import DensityGradient, Engine, Inputs, Program, prepare
 from pyro_nflows.engine.native import build
 from pyro_nflows.inference.elbo import Gradient
 from pyro_nflows.layers import LocScale
@@ -184,7 +184,7 @@ def check(description: Description, ways: list[Callable[..., None]]) -> None:
     guide, joint = prepared(description)
     z = guide.init_loc() + 0.7 * torch.randn(2, guide.latent_dim)
     right, slopes = zip(*(by_pyro(description, guide, row) for row in z))
-    slope = Slope(joint)
+    slope = DensityGradient(joint)
     for found in (slope._values_and_grads(z), slope.values_and_grads(z, 2)):
         same(found, (torch.stack(right), torch.stack(slopes)))
     assert None not in slope._tapes.values()

@@ -16,7 +16,8 @@ from benchmarks.svi_models import MODELS
 from pyro_nflows.layers import Coupling, Planar, Rescaled, TriangularAffine
 from pyro_nflows.objectives.base import Gradient
 from pyro_nflows.objectives.draws import Draws, base_noise
-from tests.guide_registry import Case, cases, exact_pairs, pairs
+from tests.guide_registry import Case, cases, exact_pairs
+from tests.models import pairs
 
 
 def train(model: Callable[..., Any], guide: Any, optimiser: Any, loss: Any, num_steps: int) -> list[float]:

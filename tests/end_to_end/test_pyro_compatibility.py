@@ -33,7 +33,8 @@ from pyro.infer.reparam import LocScaleReparam
 from pyro.optim import Adam
 from torch import Tensor
 
-from tests.guide_registry import CASES, PAIRS, PAIRS_EVIDENCE, Case, Model, pairs
+from tests.guide_registry import CASES, Case, Model
+from tests.models import PAIRS, PAIRS_EVIDENCE, pairs
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pyro_nflows.layers import LocScale, TriangularAffine
 from pyro_nflows.layers.base import Chain
 from pyro_nflows.nets.steps import step_factors
 from pyro_nflows.objectives.base import Gradient
-from tests.guide_registry import PAIRS, PAIRS_EVIDENCE, pairs
+from tests.models import PAIRS, PAIRS_EVIDENCE, pairs
 
 # ---- steps that know the dimension --------------------------------------------------------------------------
 

@@ -21,7 +21,8 @@ from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint
 from pyro_nflows.numerics import normal_log_prob, standard_normal_log_prob
 from pyro_nflows.testing import perturbed
-from tests.guide_registry import PAIRS, PAIRS_EVIDENCE, moved, one_of_each, pairs
+from tests.guide_registry import moved
+from tests.models import PAIRS, PAIRS_EVIDENCE, one_of_each, pairs
 from tests.registry import banana
 
 LAYERS = {

@@ -26,7 +26,8 @@ from torch.distributions import biject_to
 
 from pyro_nflows import ELBO, IWAE, AutoFlow
 from pyro_nflows.layers import LocScale
-from tests.guide_registry import PAIRS, Case, Model, cases, moved, one_of_each, pairs
+from tests.guide_registry import Case, Model, cases, moved
+from tests.models import PAIRS, one_of_each, pairs
 
 # ---- supports -----------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import torch
 from pyro_nflows import AutoCNF, AutoFlow, AutoIAF, AutoPlanar, AutoResidual, AutoSpline, flows, guides
 from pyro_nflows.layers import Planar
 from pyro_nflows.transformers import RationalQuadratic
-from tests.guide_registry import PAIRS, pairs
+from tests.models import PAIRS, pairs
 
 NAMED = [kind for kind in vars(guides).values() if isinstance(kind, type) and "_flow" in vars(kind)]
 

@@ -14,7 +14,8 @@ from torch.distributions import TransformedDistribution, biject_to
 import pyro_nflows
 from pyro_nflows import AutoCIF, FlowDistribution, flows
 from pyro_nflows.layers.base import Exactness
-from tests.guide_registry import CASES, Case, cases, moved, one_of_each, pairs
+from tests.guide_registry import CASES, Case, cases, moved
+from tests.models import one_of_each, pairs
 
 
 def two_supports() -> None:

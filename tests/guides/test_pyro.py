@@ -27,17 +27,8 @@ from pyro.ops.indexing import Vindex
 from pyro.optim import Adam
 from torch import Tensor
 
-from tests.guide_registry import (
-    PAIRS,
-    PAIRS_EVIDENCE,
-    Case,
-    cases,
-    exact_pairs,
-    moved,
-    one_of_each,
-    pairs,
-    pairs_without_plate,
-)
+from tests.guide_registry import Case, cases, exact_pairs, moved
+from tests.models import PAIRS, PAIRS_EVIDENCE, one_of_each, pairs, pairs_without_plate
 
 STOCK = [
     Trace_ELBO,

@@ -19,7 +19,8 @@ from torch import Tensor
 from pyro_nflows import ELBO, AutoFlow
 from pyro_nflows.guides import AutoFlow as AnyGuide
 from pyro_nflows.layers import Planar
-from tests.guide_registry import PAIRS, Case, cases, moved, one_of_each, pairs
+from tests.guide_registry import Case, cases, moved
+from tests.models import PAIRS, one_of_each, pairs
 
 
 def draws(guide: AnyGuide) -> Tensor:

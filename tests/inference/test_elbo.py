@@ -18,7 +18,8 @@ from pyro_nflows import ELBO, IWAE, AutoFlow, AutoIAF, AutoNICE
 from pyro_nflows.inference.elbo import Gradient, GradientWarning
 from pyro_nflows.layers import LocScale
 from pyro_nflows.layers.base import Exactness, Layer
-from tests.guide_registry import PAIRS, PAIRS_EVIDENCE, Case, cases, exact_pairs, pairs
+from tests.guide_registry import Case, cases, exact_pairs
+from tests.models import PAIRS, PAIRS_EVIDENCE, pairs
 
 # ---- any guide of Pyro's ------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import torch
 
 from pyro_nflows import VI, AutoCIF, AutoFlow, flows
 from pyro_nflows.inference.refine import Refined
-from tests.guide_registry import PAIRS, pairs
+from tests.models import PAIRS, pairs
 
 
 def rough(seed=0, num_steps=3):

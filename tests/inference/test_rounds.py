@@ -15,7 +15,7 @@ from pyro_nflows.inference.rounds import Fitting
 from pyro_nflows.inference.schedule import Schedule
 from pyro_nflows.objectives.base import Gradient
 from pyro_nflows.objectives.covering import Covering
-from tests.guide_registry import PAIRS, pairs
+from tests.models import PAIRS, pairs
 
 ROUNDS = (Round(5, 8, 5e-3), Round(5, 8, 3e-3), Round(5, 8, 2e-3, covering=True))
 PLAN = Plan(schedule=Schedule(Round(5, 8, 2e-2), ROUNDS, num_samples=500, good_ess=2.0), engine=Engine.EAGER)

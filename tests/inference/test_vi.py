@@ -22,7 +22,8 @@ from pyro_nflows.engine import Engine
 from pyro_nflows.engine.native import build
 from pyro_nflows.guides import AutoFlow as AnyGuide
 from pyro_nflows.inference import rounds
-from tests.guide_registry import PAIRS, PAIRS_EVIDENCE, Case, cases, pairs
+from tests.guide_registry import Case, cases
+from tests.models import PAIRS, PAIRS_EVIDENCE, pairs
 
 TWO = partial(flows.realnvp, num_layers=2, hidden_dims=(4,))
 

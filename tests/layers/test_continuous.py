@@ -13,7 +13,7 @@ from pyro_nflows.layers import Continuous, Solver, Trace
 from pyro_nflows.layers.base import Exactness, Layer
 from pyro_nflows.nets.field import Dynamics
 from pyro_nflows.testing import perturbed
-from tests.guide_registry import PAIRS_EVIDENCE, pairs
+from tests.models import PAIRS_EVIDENCE, pairs
 
 
 def adaptive(**kwargs: Any) -> Continuous:

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_nflows import ELBO, AutoFlow
 from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint, Vectorization, VectorizationWarning
-from tests.guide_registry import PAIRS, one_of_each, pairs
+from tests.models import PAIRS, one_of_each, pairs
 
 
 def observed() -> None:

@@ -19,7 +19,8 @@ from pyro_nflows.inference.elbo import Gradient
 from pyro_nflows.layers.base import Layer
 from pyro_nflows.objectives.covering import Balanced, Covering
 from pyro_nflows.objectives.draws import Draws, base_noise, draw
-from tests.guide_registry import PAIRS, moved, pairs
+from tests.guide_registry import moved
+from tests.models import PAIRS, pairs
 
 
 def banana(z: Tensor) -> Tensor:

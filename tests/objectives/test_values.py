@@ -19,7 +19,8 @@ from pyro_nflows.model.log_joint import LogJoint
 from pyro_nflows.objectives.base import Objective
 from pyro_nflows.objectives.covering import Balanced, Covering
 from pyro_nflows.objectives.draws import base_noise, draw
-from tests.guide_registry import PAIRS, PAIRS_EVIDENCE, Case, Model, cases, exact_pairs, moved, pairs
+from tests.guide_registry import Case, Model, cases, exact_pairs, moved
+from tests.models import PAIRS, PAIRS_EVIDENCE, pairs
 
 OBJECTIVES: dict[str, Callable[[int], ELBO]] = {
     f"{kind.__name__}-{gradient}": partial(kind, gradient=gradient)
