@@ -51,7 +51,7 @@ class Shift:
 class Affine:
     r""":math:`y = e^s (x + t)` with the log-scale bounded softly: :math:`s = b \tanh(s' / b)`.
 
-    The shift is in units of ``x``, so that an error in it shrinks with the scale: the narrow neck of a hierarchical
+    The shift is in units of ``x``, so that an error in it shrinks with the scale: the narrow part of a hierarchical
     posterior asks for that.
 
     :param bound: :math:`b`.

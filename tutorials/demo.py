@@ -95,7 +95,7 @@ def pictures(vi: VI, stem: str, posterior: Callable[[Any], None]) -> str:
 
 
 def funnel(vi: VI, ax: Any) -> None:
-    """One school's effect against the spread of all: the neck is where Gaussians fail."""
+    """One school's effect against the spread of all: the narrow part is where Gaussians fail."""
     draws = vi.get_samples(4000)
     ax.plot(draws["theta"][:, 0], draws["tau"].log(), ".", color=BLUE, ms=3, alpha=0.4)
     ax.set(xlabel="theta of school A", ylabel="log tau", title="posterior draws")

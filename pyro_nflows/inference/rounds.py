@@ -29,9 +29,9 @@ from .schedule import Schedule
 
 #: Below this ESS a few draws would have all the say in a covering round, and the plain ELBO is trained on.
 COVERING_ESS = 0.3
-#: A start so much narrower in one direction than in another may be stuck in the throat of a funnel: the plain start is
+#: A start so much narrower in one direction than in another may be stuck in a funnel: the plain start is
 #: trained too.
-NEEDLE = 1e-3
+NARROW = 1e-3
 #: What the step sizes are multiplied by where a round ended below the Gaussian that it began from.
 CAREFUL = 0.25
 
@@ -125,7 +125,7 @@ class Fitting:
         best = Gaussian(*trainer.journal.step("start", lambda: tuple(best_start(trainer.density, init))))
         place(self.layer, best)
         widths = best.scale_tril.diagonal()
-        self._is_narrow = bool(widths.min() < NEEDLE * widths.max())
+        self._is_narrow = bool(widths.min() < NARROW * widths.max())
         self._gaussian = GaussianRounds(trainer, self.layer, schedule)
         return self._gaussian
 
