@@ -1,4 +1,4 @@
-"""Particles that cool reach the posterior: its evidence, its moments, and every mode by its share."""
+"""Sequential Monte Carlo reaches the posterior: its evidence, its moments, and every mode by its share."""
 
 import copy
 import math
