@@ -154,6 +154,8 @@ class Sampler:
         """Stop compiling; what is compiled is kept."""
         if self.compiling is not None:
             self.compiling.cancel()
+            if self.compiling.scan is None:
+                self.compiling = None
 
 
 def _difference(draws: Draws, right: Draws) -> str | None:

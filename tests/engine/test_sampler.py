@@ -117,6 +117,19 @@ def test_any_part_of_compiled_draws_that_differs_is_noticed(which):
     assert " where they should be " in sampler_module._difference(Draws(*parts), right)
 
 
+@needs_compiler
+def test_a_compiler_that_was_stopped_may_be_started_again(monkeypatch):
+    layer = flow()
+    sampler = ready(log_joint, layer)
+    monkeypatch.setattr(sampler.compiling.scan, "finish", lambda: False)  # not done when the first fit was
+    sampler.cancel()
+    assert sampler.note is None
+    sampler.expect(layer, 10**9)
+    assert sampler.compiling is not None
+    assert sampler.compiling.scan is not None
+    sampler.cancel()
+
+
 def test_few_and_quick_draws_are_not_compiled():
     sampler = Sampler(log_joint)
     sampler.expect(flow(), 1000)
