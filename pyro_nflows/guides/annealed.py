@@ -19,6 +19,7 @@ from ..model.bound import BoundModel
 from ..model.log_joint import LogJoint
 from . import checks
 from .flow import AutoFlow
+from .joint import Centers
 
 #: What the base may be, and whether it has a full matrix.
 BASES = {"full_rank": True, "diagonal": False}
@@ -46,6 +47,7 @@ class AutoDAIS(AutoFlow):
     :param init_loc_fn: where to start, as for Pyro's autoguides.
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
+    :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
     :raises ValueError: if ``base`` is another; when called, if the model is random given its latents.
 
     Example::
@@ -76,12 +78,20 @@ class AutoDAIS(AutoFlow):
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
+        centering: Centers | None = None,
     ):
         if base not in BASES:
             raise ValueError(f"{type(self).__name__}: base must be one of {list(BASES)}, got {base!r}")
         Hamiltonian(1, num_steps=num_steps, num_leapfrog=num_leapfrog, damping=damping)  # a mistake is told here
         build = functools.partial(Hamiltonian, num_steps=num_steps, num_leapfrog=num_leapfrog, damping=damping)
-        super().__init__(model, build, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates)
+        super().__init__(
+            model,
+            build,
+            init_loc_fn=init_loc_fn,
+            init_scale=init_scale,
+            create_plates=create_plates,
+            centering=centering,
+        )
         self._full_rank = BASES[base]
         self._joint: LogJoint | None = None
 
@@ -139,6 +149,14 @@ class AutoDAIS(AutoFlow):
     def _look_at_model(self, *args: Any, **kwargs: Any) -> None:
         super()._look_at_model(*args, **kwargs)
         self._bound, self._joint = BoundModel(self.bare_model, args, kwargs), None
+
+    def _take_centering(self) -> None:
+        super()._take_centering()
+        self._joint = None
+
+    def restore(self, coordinates: tuple[Any, ...]) -> None:
+        super().restore(coordinates)
+        self._joint = None
 
     def make_layer(self, loc: Tensor, modes: tuple[int, int] | None = None) -> Whitened:
         return self._connected(super().make_layer(loc, modes))

@@ -265,12 +265,3 @@ def check_centering(name: str, chosen: Mapping[str, float | Tensor], sites: Sequ
         number = torch.as_tensor(value)
         if not bool(((number >= 0) & (number <= 1)).all()):
             raise ValueError(f"{name}: centering of '{site}' must be between 0 and 1, got {value}")
-
-
-def refuse_centered(name: str, sites: Iterable[str]) -> None:
-    """A transform of the flat latent alone does not know where the model's priors are."""
-    for site in sites:
-        raise ValueError(
-            f"{name}: with centering=..., site '{site}' is found by running the model, so there is no transform for "
-            "NeuTraReparam; make the guide without centering, or sample with vi.refine()"
-        )

@@ -21,6 +21,7 @@ from ..flows.transforms import as_layer, as_transform
 from ..flows.whitened import Whitened
 from ..layers import LocScale, Rescaled, TriangularAffine
 from ..layers.base import Layer
+from ..model.coordinates import Coordinates
 from ..model.log_joint import LogJoint
 from ..system.exclusive import validation
 from . import checks, sites
@@ -176,14 +177,15 @@ class AutoFlow(JointGuide):
     def get_transform(self, *args: Any, **kwargs: Any) -> torch.distributions.Transform:
         """The flow as a torch ``Transform`` from the base to unconstrained space.
 
+        :param args: as for :meth:`constrain`, with ``kwargs``.
         :raises NotImplementedError: for flows with auxiliary variables (``AutoCIF``).
-        :raises ValueError: with ``centering``; and if ``NeuTraReparam`` asks for it inside a plate. It would be
-            silently wrong.
+        :raises ValueError: if ``NeuTraReparam`` asks for it inside a plate. It would be silently wrong.
         """
         self._need_setup()
-        checks.refuse_centered(type(self).__name__, self.latents.centering)
         checks.refuse_plates(type(self).__name__, self._prototype_frames)
-        return as_transform(self._current_layer(), type(self).__name__)
+        flow = as_transform(self._current_layer(), type(self).__name__)
+        centered = self.latents.centering
+        return Coordinates(self._joint_on(self._latest(args, kwargs)), flow) if centered else flow
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
         """A fresh :class:`~pyro_nflows.FlowDistribution` over the flat unconstrained latent."""

@@ -28,7 +28,7 @@ def constrained(joint: LogJoint, z: Tensor) -> dict[str, Tensor]:
         joint.visit(placed)
         return placed.values
 
-    return cast(dict[str, Tensor], _mapped(values_of, z))
+    return cast(dict[str, Tensor], mapped(values_of, z))
 
 
 def unconstrained(joint: LogJoint, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -47,15 +47,17 @@ def unconstrained(joint: LogJoint, values: Mapping[str, Tensor]) -> tuple[Tensor
         n: values[n].expand(batch + values[n].shape[num:]).reshape(-1, *values[n].shape[num:])
         for n, num in nums.items()
     }
-    z, log_det = _mapped(parts_of, rows)
+    z, log_det = mapped(parts_of, rows)
     return z.reshape(*batch, -1), log_det.reshape(batch)
 
 
-def _mapped(one: Callable[[Any], Any], rows: Any) -> Any:
+def mapped(one: Callable[[Any], Any], rows: Any) -> Any:
     """A function of each row, by vmap where that runs and repeats the first row's answer."""
     length = len(rows if isinstance(rows, Tensor) else next(iter(rows.values())))
     with validation(False), poutine.block():
         first = one(tree_map(lambda value: value[0], rows))
+        if length == 1:
+            return tree_map(lambda value: value[None], first)
         try:
             answers = torch.vmap(one, randomness="same", chunk_size=ROWS_AT_ONCE)(rows)
             if _starts_with(answers, first):
