@@ -33,8 +33,8 @@ from pyro_nflows.engine import Round, Trainer
 from pyro_nflows.layers.base import Chain
 from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint
-from pyro_nflows.modes.mixtures import place
-from pyro_nflows.modes.pathfinder import Gaussian, best_start
+from pyro_nflows.modes.gaussians import Gaussian
+from pyro_nflows.modes.pathfinder import best_start
 from pyro_nflows.objectives.base import Gradient
 
 GUIDES: dict[str, Callable[..., Any]] = {
@@ -89,7 +89,7 @@ def best_gaussian(model: Callable[[], None]) -> float:
     own = Gaussian(loc, guide.init_scale * torch.eye(len(loc)))
     found = []
     for start in (own, best_start(joint, own)):
-        place(layer, start)
+        start.place(layer)
         end = Chain(layer.end)
         for rate in (2e-2, 5e-3):
             trainer.run(end, nf.ELBO(), Gradient.PATH, Round(4000, 64, rate), "")

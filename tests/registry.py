@@ -28,6 +28,8 @@ from pyro_nflows.layers import (
     Mixture,
     Permutation,
     Planar,
+    PlateAffine,
+    PlateCoupling,
     Radial,
     Rescaled,
     Residual,
@@ -37,10 +39,19 @@ from pyro_nflows.layers import (
     TriangularAffine,
 )
 from pyro_nflows.layers.base import Chain, Inverse, Layer
+from pyro_nflows.model.hierarchy import Hierarchy, Outline
 from pyro_nflows.transformers import Affine, RationalQuadratic, Shift
 
 #: A random context, the same for all layers.
 CONTEXT = torch.randn(2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+#: Two rows of one coordinate in a plate; a plate alone; and a plate within another one, its outer one last in order.
+GROUPS = Hierarchy.of_outlines({"mu": Outline((), {}), "z": Outline((2,), {"groups": 0})})
+ROWS = Hierarchy.of_outlines({"z": Outline((1, 2), {"groups": 0})})
+NESTED = Hierarchy.of_outlines(
+    {"inner": Outline((2, 1), {"inner": 0, "outer": 1}), "outer": Outline((1, 1), {"outer": 0}), "mu": Outline((), {})}
+)
 
 
 def banana(z: Tensor) -> Tensor:
@@ -93,6 +104,16 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "Split(Coupling)": lambda: Split(Coupling(2), 3),
     "Split(Indexed)": lambda: Split(Indexed(Coupling(2)), 3),
     "Split(Planar, all)": lambda: Split(Planar(2), 2),
+    "PlateAffine(groups)": lambda: PlateAffine(GROUPS),
+    "PlateAffine(rows)": lambda: PlateAffine(ROWS),
+    "PlateCoupling(groups)": lambda: PlateCoupling(GROUPS, hidden_dims=(4,)),
+    "PlateCoupling(rows)": lambda: PlateCoupling(ROWS),
+    "PlateCoupling(nested)": lambda: PlateCoupling(NESTED, num_features=2, hidden_dims=(4,)),
+    "PlateCoupling(groups, RationalQuadratic)": lambda: PlateCoupling(
+        GROUPS, RationalQuadratic(4, 3.0), num_features=1, hidden_dims=(3,)
+    ),
+    "Indexed(PlateAffine)": lambda: Indexed(PlateAffine(GROUPS)),
+    "Indexed(PlateCoupling)": lambda: Indexed(PlateCoupling(GROUPS, num_features=2, hidden_dims=(3,))),
     "Coupling(1)": lambda: Coupling(1),
     "Coupling(2)": lambda: Coupling(2),
     "Coupling(3, flip)": lambda: Coupling(3, flip=True),
@@ -235,6 +256,7 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
 #: Layers that do not, or need not.
 ELSEWHERE: dict[str, Callable[[], Layer]] = {
     "LocScale(init)": lambda: LocScale(3, torch.arange(3.0), 0.1),
+    "PlateAffine(nested)": lambda: PlateAffine(NESTED, torch.arange(4.0), 0.5),
     "TriangularAffine(init)": lambda: TriangularAffine(3, torch.arange(3.0), 0.1),
     "LULinear(3, permutation)": lambda: LULinear(3, [2, 0, 1]),
     "LULinear(image, permutation)": lambda: LULinear((2, 1, 2), [1, 0]),

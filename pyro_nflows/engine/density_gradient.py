@@ -11,6 +11,8 @@ from .tape import Tape
 
 #: Above this dimension the curvature's diagonal stands for all of it.
 MAX_HESSIAN = 200
+#: Random signs by which that is found.
+NUM_SIGNS = 32
 #: Points at once.
 ROWS = 256
 
@@ -64,32 +66,43 @@ class DensityGradient:
         return torch.cat(values)[: len(z)], torch.cat(grads)[: len(z)]
 
     def hessian(self, z: Tensor) -> Tensor:
-        """At one point, ``(D, D)``."""
-        return self._run(self._hessian, z)[0]
+        """At one point, ``(D, D)``; of many dimensions only its diagonal, the rest zero."""
+        return self._run(self._hessian, z)[0] if len(z) <= MAX_HESSIAN else self.hessian_diagonal(z).diag()
 
-    def _run(self, function: Callable[[Tensor], list[Tensor]], z: Tensor) -> list[Tensor]:
-        z = z.detach()
-        tape = self._tape(function.__name__, z)
+    def hessian_diagonal(self, z: Tensor) -> Tensor:
+        r"""At one point, ``(D,)``; of many dimensions by random signs :math:`r`, as the mean of :math:`r \odot H r`."""
+        if len(z) <= MAX_HESSIAN:
+            return self.hessian(z).diagonal()
+        signs = torch.randint(0, 2, (NUM_SIGNS, len(z)), device=z.device).to(z) * 2 - 1
+        return (self.products(z, signs) * signs).mean(0)
+
+    def products(self, z: Tensor, rows: Tensor) -> Tensor:
+        """Rows ``(N, D)`` times the Hessian at one point, ``(N, D)``."""
+        return self._run(self._products, z, rows)[0]
+
+    def _run(self, function: Callable[..., list[Tensor]], *inputs: Tensor) -> list[Tensor]:
+        inputs = tuple(tensor.detach() for tensor in inputs)
+        tape = self._tape(function.__name__, *inputs)
         if tape is None:
-            return function(z)
+            return function(*inputs)
         with torch.no_grad():
-            return tape.run([z])
+            return tape.run(list(inputs))
 
-    def _tape(self, name: str, z: Tensor) -> Tape | None:
-        key = _key(name, z)
+    def _tape(self, name: str, *inputs: Tensor) -> Tape | None:
+        key = _key(name, *inputs)
         if key not in self._tapes and self._source is None:
-            self._tapes[key] = self._record(getattr(self, name), z)
+            self._tapes[key] = self._record(getattr(self, name), *inputs)
         elif key not in self._tapes:
-            shared = cast(DensityGradient, self._source)._tape(name, z)
+            shared = cast(DensityGradient, self._source)._tape(name, *inputs)
             self._tapes[key] = shared and shared.bound(self.data)
         return self._tapes[key]
 
-    def _record(self, function: Callable[[Tensor], list[Tensor]], z: Tensor) -> Tape | None:
+    def _record(self, function: Callable[..., list[Tensor]], *inputs: Tensor) -> Tape | None:
         """A recording that is right at another point too; none of a model that has random numbers of its own."""
         try:
-            tape = Tape(function, [z], self.data)
-            other = z + 0.01
-            pairs = zip(tape.run([other]), function(other))
+            tape = Tape(function, list(inputs), self.data)
+            other = [tensor + 0.01 for tensor in inputs]
+            pairs = zip(tape.run(other), function(*other))
             same = all(torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True) for a, b in pairs)
             return tape if same and not tape.is_random else None
         except Exception:
@@ -110,13 +123,15 @@ class DensityGradient:
         return [value.detach(), grad]
 
     def _hessian(self, z: Tensor) -> list[Tensor]:
+        return self._products(z, torch.eye(len(z)).to(z))
+
+    def _products(self, z: Tensor, rows: Tensor) -> list[Tensor]:
         with torch.enable_grad():
             z = z.detach().clone().requires_grad_()
             (gradient,) = torch.autograd.grad(self.log_joint(z[None])[0], z, create_graph=True)
-            if len(z) <= MAX_HESSIAN:
-                return [_pulled(gradient, z, torch.eye(len(z)).to(z))]
-            probes = torch.randint(0, 2, (32, len(z)), device=z.device).to(z) * 2 - 1
-            return [torch.diag((_pulled(gradient, z, probes) * probes).mean(0))]
+            if not gradient.requires_grad:  # a density that is linear
+                return [torch.zeros_like(rows)]
+            return [_pulled(gradient, z, rows)]
 
 
 def _pulled(gradient: Tensor, z: Tensor, rows: Tensor) -> Tensor:
@@ -127,5 +142,5 @@ def _pulled(gradient: Tensor, z: Tensor, rows: Tensor) -> Tensor:
         return torch.stack([torch.autograd.grad(gradient, z, row, retain_graph=True)[0] for row in rows])
 
 
-def _key(name: str, z: Tensor) -> Any:
-    return name, z.shape, z.dtype
+def _key(name: str, *inputs: Tensor) -> Any:
+    return name, *((tensor.shape, tensor.dtype) for tensor in inputs)

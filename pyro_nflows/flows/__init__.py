@@ -7,6 +7,7 @@ A flow here is only a composition; write your own and hand it to ``AutoFlow(mode
 from .flowified import flowified, flowify
 from .images import glow_image
 from .matching import num_params, widened
+from .plates import on_plates
 from .vectors import (
     Build,
     cnf,
@@ -42,6 +43,7 @@ __all__ = [
     "num_params",
     "on_mixture",
     "on_modes",
+    "on_plates",
     "planar",
     "radial",
     "realnvp",

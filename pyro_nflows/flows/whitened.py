@@ -2,7 +2,7 @@
 
 from typing import cast
 
-from ..layers import LocScale, Mixture, TriangularAffine
+from ..layers import LocScale, Mixture, PlateAffine, TriangularAffine
 from ..layers.base import Chain, Layer
 
 
@@ -26,7 +26,7 @@ class Whitened(Chain):
     #: What the names of the affine layer's parameters begin with.
     END = "layers.1"
 
-    def __init__(self, flow: Layer, end: LocScale | TriangularAffine):
+    def __init__(self, flow: Layer, end: LocScale | TriangularAffine | PlateAffine):
         super().__init__(flow, end)
 
     @property
@@ -35,9 +35,9 @@ class Whitened(Chain):
         return self[0]
 
     @property
-    def end(self) -> LocScale | TriangularAffine:
+    def end(self) -> LocScale | TriangularAffine | PlateAffine:
         """From whitened coordinates to the posterior."""
-        return cast(LocScale | TriangularAffine, self[1])
+        return cast(LocScale | TriangularAffine | PlateAffine, self[1])
 
     @property
     def is_full_rank(self) -> bool:

@@ -91,6 +91,7 @@ class AutoDAIS(AutoFlow):
             init_scale=init_scale,
             create_plates=create_plates,
             centering=centering,
+            structure="joint",
         )
         self._full_rank = BASES[base]
         self._joint: LogJoint | None = None

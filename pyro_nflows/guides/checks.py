@@ -153,6 +153,20 @@ def check_sites(name: str, expected: Shapes | None, found: Shapes) -> None:
             )
 
 
+def check_structure(name: str, structure: Any) -> None:
+    """What a guide is asked to be over."""
+    if structure not in ("auto", "joint", "plates"):
+        raise ValueError(f'{name}: structure must be "auto", "joint" or "plates", got {structure!r}')
+
+
+def no_plates(name: str) -> ValueError:
+    """For a model without latents in plates."""
+    return ValueError(
+        f'{name}: structure="plates" follows the plates of a model, but none of its latents is in a pyro.plate; put '
+        'the rows that are independent given the rest into one, or take structure="joint"'
+    )
+
+
 def check_build(name: str, flow: Any, latent_dim: int) -> None:
     """The dimensions of what ``build`` made."""
     if (flow.input_dim, flow.output_dim) != (latent_dim, latent_dim):

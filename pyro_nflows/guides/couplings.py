@@ -16,6 +16,7 @@ class AutoNICE(NamedGuide, flow=flows.nice):
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
+    :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -44,6 +45,7 @@ class AutoRealNVP(NamedGuide, flow=flows.realnvp):
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
+    :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -74,6 +76,7 @@ class AutoSpline(NamedGuide, flow=flows.spline):
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
+    :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -104,6 +107,7 @@ class AutoGlow(NamedGuide, flow=flows.glow):
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
+    :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 

@@ -16,6 +16,7 @@ class AutoPlanar(NamedGuide, flow=flows.planar):
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
+    :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -42,6 +43,7 @@ class AutoRadial(NamedGuide, flow=flows.radial):
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
+    :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -69,6 +71,7 @@ class AutoIAF(NamedGuide, flow=flows.iaf):
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
+    :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -100,6 +103,7 @@ class AutoMAF(NamedGuide, flow=flows.maf):
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
+    :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -130,6 +134,7 @@ class AutoResidual(NamedGuide, flow=flows.residual):
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
+    :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -164,6 +169,7 @@ class AutoCNF(NamedGuide, flow=flows.cnf, num_steps=4):
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
+    :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -201,6 +207,7 @@ class AutoCIF(NamedGuide, flow=flows.cif):
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
+    :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 

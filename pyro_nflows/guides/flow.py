@@ -5,7 +5,6 @@ identity, the affine end at :math:`N(\mathrm{init\_loc}, \mathrm{init\_scale}^2)
 """
 
 import copy
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -17,22 +16,21 @@ from torch import Tensor
 
 from .. import flows
 from ..flows.distribution import FlowDistribution
-from ..flows.transforms import as_layer, as_transform
+from ..flows.transforms import as_transform
 from ..flows.whitened import Whitened
-from ..layers import LocScale, Rescaled, TriangularAffine
+from ..layers import Rescaled
 from ..layers.base import Layer
 from ..model.coordinates import Coordinates
+from ..model.hierarchy import Hierarchy
 from ..model.log_joint import LogJoint
 from ..system.exclusive import validation
 from . import checks, sites
-from .joint import Centers, JointGuide
-from .state import decoded, encoded, listed, unlisted
-
-#: Above this many dimensions the end of the default guide is diagonal: a full matrix costs D^2 numbers.
-MAX_FULL_RANK = 512
+from .joint import Centers
+from .saved import SavedGuide
+from .structure import Structure, chosen, described, whitened
 
 
-class AutoFlow(JointGuide):
+class AutoFlow(SavedGuide):
     r"""A normalizing-flow guide over all continuous latents of a model; the recommended default.
 
     By default, affine couplings in front of a full-rank affine layer. ``build`` takes any other flow.
@@ -53,6 +51,9 @@ class AutoFlow(JointGuide):
         number, or a tensor in the site's shape, for each site that is to have one; with ``"auto"``, they are
         non-centered until :class:`~pyro_nflows.VI` gives each entry one by how much the data say of it
         (:mod:`pyro_nflows.inference.centered`). The model is not rewritten, and the sites keep their names and values.
+    :param structure: ``"joint"``: a flow over all latents at once. ``"plates"``: rows of plates are independent
+        given what they are within; ``build`` is the flow of the latents outside of plates. By default joint up to 48
+        latents, or where few of them are in plates.
     :raises ValueError: if ``init_scale <= 0``; at the first call, if the model has no continuous latents, a
         discrete latent that is not enumerated, or a latent in a subsampled plate.
 
@@ -81,19 +82,22 @@ class AutoFlow(JointGuide):
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
         centering: Centers | None = None,
+        structure: Structure = "auto",
     ):
         functions = {"model": model, "build": build, "init_loc_fn": init_loc_fn}
         if create_plates is not None:
             functions["create_plates"] = create_plates
         checks.check_arguments(type(self).__name__, init_scale, **functions)
+        checks.check_structure(type(self).__name__, structure)
         super().__init__(model, init_loc_fn)
-        self.centering = centering
+        self.centering, self.structure = centering, structure
         self.create_plates = create_plates
         self.init_scale = float(init_scale)
         self.build: flows.Build | None = build
         #: Components and block size of the mixture that VI put at the flow's base, if it did.
         self.modes: tuple[int, int] | None = None
         self.layer = None
+        self._hierarchy: Hierarchy | None = None
         self._loaded_shapes: checks.Shapes | None = None
         self._claims_store = False
 
@@ -102,19 +106,10 @@ class AutoFlow(JointGuide):
     def _look_at_model(self, *args: Any, **kwargs: Any) -> None:
         super()._look_at_model(*args, **kwargs)
         loc = self.init_loc()
+        self._hierarchy = chosen(type(self).__name__, self.structure, self.latents)
         if self.layer is None:
             self.layer = Rescaled(self.make_layer(loc, self.modes), Whitened.END)
         checks.check_sites(type(self).__name__, self._loaded_shapes, self._shapes())
-
-    @property
-    def site_shapes(self) -> checks.Shapes:
-        """The shape of each site's unconstrained value: the model's or, before that is run, the loaded state's.
-
-        :raises RuntimeError: if there has been neither.
-        """
-        if self._latents is None and self._loaded_shapes is not None:
-            return self._loaded_shapes
-        return self._shapes()
 
     def fresh(self, args: Any, kwargs: Any) -> "AutoFlow":
         """A guide of the same kind and model that has not been trained, set up at these arguments."""
@@ -132,15 +127,8 @@ class AutoFlow(JointGuide):
         :param modes: components and block size of a mixture to put the flow on; see
             :func:`~pyro_nflows.flows.on_modes`.
         """
-        latent_dim, build = loc.numel(), cast(flows.Build, self.build)
-        if modes is not None:
-            inner = build if build is flows.default else functools.partial(_flow, build=build)
-            build = functools.partial(flows.on_modes, inner=inner, num_components=modes[0], block_dim=modes[1])
-        flow = as_layer(build(latent_dim), latent_dim)
-        checks.check_build(type(self).__name__, flow, latent_dim)
-        full_rank = self._full_rank and latent_dim <= MAX_FULL_RANK
-        end = (TriangularAffine if full_rank else LocScale)(latent_dim, loc, self.init_scale)
-        return Whitened(flow, end).to(loc)
+        build = cast(flows.Build, self.build)
+        return whitened(type(self).__name__, build, loc, self.init_scale, self._hierarchy, modes, self._full_rank)
 
     def recenter(self, centering: Mapping[str, Tensor]) -> None:
         """Take other coordinates for the sites of a hierarchy, and a fresh flow in them."""
@@ -159,8 +147,13 @@ class AutoFlow(JointGuide):
         if layer is not self._modules.get("layer"):
             self.layer = layer
 
-    def _shapes(self) -> checks.Shapes:
-        return {name: list(shape) for name, shape in self.latents.shapes.items()}
+    @property
+    def follows_plates(self) -> bool:
+        """Whether its rows are independent given what they are within, rather than joint."""
+        return self._hierarchy is not None
+
+    def extra_repr(self) -> str:
+        return described(self._hierarchy, self.latents.dim) if self._latents is not None else ""
 
     def _need_setup(self) -> Rescaled:
         """The flow, once the model has been run."""
@@ -266,54 +259,3 @@ class AutoFlow(JointGuide):
         """
         latent, log_det = self.unconstrain(values, *args, **kwargs)
         return self.get_posterior().log_prob(latent, num_samples) - log_det
-
-    # ---- copying and saving ---------------------------------------------------------------------------------
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The param store hangs weak references, which cannot be pickled, on parameters; copies have none.
-        return {**self._state(), "_modules": copy.deepcopy(self._modules), "_claims_store": True}
-
-    def _state(self) -> dict[str, Any]:
-        """All but the model; and ``build``, often a lambda, only while it is needed."""
-        forgotten = dict.fromkeys(("_model", "_bare_model", "_bound", "master", "_init_loc_fn"))
-        build = self.build if self.layer is None else None
-        prototype = None if self._latents is None else self._latents.prototype()
-        return {**self.__dict__, **forgotten, "build": build, "prototype_trace": prototype}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "AutoFlow":
-        new = type(self).__new__(type(self))
-        memo[id(self)] = new
-        new.__setstate__(copy.deepcopy(self._state(), memo))
-        new._model, new._bare_model, new._bound, new.build = self._model, self._bare_model, self._bound, self.build
-        new._init_loc_fn = self._init_loc_fn
-        return new
-
-    def get_extra_state(self) -> Tensor:
-        """The sites' names and shapes, and their centering."""
-        known = self._latents is not None or self._loaded_shapes is not None
-        shapes = self.site_shapes if known else None
-        return encoded(shapes=shapes, modes=self.modes, centering=listed(self.centering, self._latents))
-
-    def set_extra_state(self, state: Tensor) -> None:
-        shapes, self.centering = decoded(state)["shapes"], unlisted(decoded(state)["centering"])
-        if self._latents is not None:
-            self._take_centering()
-        if self.prototype_trace is None:
-            self._loaded_shapes = shapes
-        elif shapes is not None:
-            checks.check_sites(type(self).__name__, shapes, self._shapes())
-        self._claims_store = True
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        loc, extra = state_dict.get(f"{prefix}layer.layer.{Whitened.END}.loc"), state_dict.get(f"{prefix}_extra_state")
-        if extra is not None and self.build is not None:
-            modes = decoded(extra)["modes"]
-            if (modes and tuple(modes)) != self.modes:
-                self.modes, self.layer = modes and tuple(modes), None
-        if self.layer is None and loc is not None:
-            self.layer = Rescaled(self.make_layer(loc, self.modes), Whitened.END)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _flow(latent_dim: int, build: flows.Build) -> Layer:
-    return as_layer(build(latent_dim), latent_dim)

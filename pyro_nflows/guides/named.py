@@ -10,6 +10,7 @@ from pyro.infer.autoguide import init_to_median
 from ..layers.base import Layer
 from .flow import AutoFlow
 from .joint import Centers
+from .structure import Structure
 
 #: Options of flows that mean nothing for a guide: it has no context, and its base comes first.
 NOT_FOR_GUIDES = {"context_dim", "inverted"}
@@ -24,6 +25,7 @@ class NamedGuide(AutoFlow):
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
+    :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
     :raises TypeError: if the flow has no such option.
 
     Example::
@@ -37,7 +39,7 @@ class NamedGuide(AutoFlow):
         >>> guide()["z"].shape
         torch.Size([3])
         >>> list(inspect.signature(AutoSmallPlanar).parameters)
-        ['model', 'num_layers', 'init_loc_fn', 'init_scale', 'create_plates', 'centering']
+        ['model', 'num_layers', 'init_loc_fn', 'init_scale', 'create_plates', 'centering', 'structure']
     """
 
     _flow: ClassVar[Callable[..., Layer]]
@@ -69,6 +71,7 @@ class NamedGuide(AutoFlow):
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
         centering: Centers | None = None,
+        structure: Structure = "auto",
         **options: Any,
     ):
         try:
@@ -84,4 +87,5 @@ class NamedGuide(AutoFlow):
             init_scale=init_scale,
             create_plates=create_plates,
             centering=centering,
+            structure=structure,
         )

@@ -18,6 +18,7 @@ class AutoFlowified(NamedGuide, flow=flows.flowified):
     :param init_scale: standard deviation of the fresh guide in unconstrained space.
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
+    :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 

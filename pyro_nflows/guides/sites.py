@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import kl
 
 from ..flows.whitened import Whitened
-from ..layers import TriangularAffine
+from ..layers import LocScale, TriangularAffine
 from ..layers.base import Layer
 from ..model.centering import bijection
 from ..model.latents import Latent, Latents
@@ -57,8 +57,11 @@ def loc_scale(layer: Whitened) -> tuple[Tensor, Tensor]:
     x, noise = symmetric_normal(layer)
     y, _ = flow(x / x.square().mean(0).sqrt(), noise)
     middle = y.mean(0)
-    linear = end.scale_tril() if isinstance(end, TriangularAffine) else end.log_scale.exp().diag()
-    return end(middle)[0], ((y - middle) @ linear.T).square().mean(0).sqrt()
+    if isinstance(end, LocScale):
+        spread = (y - middle) * end.log_scale.exp()
+    else:
+        spread = (y - middle) @ end.scale_tril().T if isinstance(end, TriangularAffine) else end.scaled(y - middle)
+    return end(middle)[0], spread.square().mean(0).sqrt()
 
 
 def quantiles(latents: Latents, draws: Tensor, levels: Tensor) -> dict[str, Tensor]:

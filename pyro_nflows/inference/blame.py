@@ -44,6 +44,8 @@ BOUNDED = (
     type(pyro_constraints.corr_matrix),
     type(pyro_constraints.sphere),
 )
+#: More coordinates than these are not tried one by one.
+MAX_WAYS = 2500
 #: Points at once.
 ROWS = 250
 #: The matrix of second derivatives at a point.
@@ -61,6 +63,8 @@ def runs_away(log_joint: LogDensity, hessian: Hessian, guide: AutoFlow, draws: D
     :param guide: knows the sites.
     :param draws: of the fit.
     """
+    if guide.latents.dim > MAX_WAYS:
+        return ()
     z, top, height = draws.z[torch.isfinite(draws.log_p)], draws.z[draws.log_p.argmax()], float(draws.log_p.max())
     try:
         directions, distances, widths = _ways(hessian(top), guide, z)

@@ -28,8 +28,8 @@ from ..layers.base import Chain
 from ..model.centering import Prior, prior_of
 from ..model.log_joint import LogJoint
 from ..model.values import constrained
-from ..modes.mixtures import place
-from ..modes.pathfinder import Gaussian, best_start
+from ..modes.gaussians import gaussian_at
+from ..modes.pathfinder import best_start
 from ..objectives.base import Gradient, Objective
 from .plan import Plan
 
@@ -55,7 +55,7 @@ def measured_centering(
     names, layer = list(joint.latents.centering), guide.plain_layer()
     trainer = Trainer(joint, leaves, plan.engine, plan.progress_bar, joint.bound.tensors)
     with contextlib.closing(trainer):
-        place(layer, best_start(trainer.density, Gaussian(loc, guide.init_scale * torch.eye(len(loc)).to(loc))))
+        best_start(trainer.density, gaussian_at(layer, loc, guide.init_scale)).place(layer)
         end = Chain(layer.end)
         trainer.run(end, Objective(), Gradient.PATH, FIRST, "centering")
         if trainer.history.interrupted:

@@ -23,8 +23,8 @@ from torch import Tensor
 from ..engine import Trainer
 from ..flows.whitened import Whitened
 from ..guides import AutoFlow
+from ..modes.gaussians import gaussian_at
 from ..modes.mixtures import Modes
-from ..modes.pathfinder import Gaussian
 from .fitted import Fit
 from .plan import Plan
 from .rounds import Fitting, Task
@@ -63,8 +63,8 @@ def fit_all(trainer: Trainer, guide: AutoFlow, plan: Plan, locs: Sequence[Tensor
 
 def start(trainer: Trainer, guide: AutoFlow, plan: Plan, loc: Tensor) -> Fitting:
     """A fit of a copy of the guide's layer, from a point; for :func:`drive`."""
-    init = Gaussian(loc, guide.init_scale * torch.eye(len(loc)).to(loc))
-    return Fitting(trainer, plan, guide.plain_layer(), init)
+    layer = guide.plain_layer()
+    return Fitting(trainer, plan, layer, gaussian_at(layer, loc, guide.init_scale))
 
 
 def fit_modes(trainer: Trainer, guide: AutoFlow, plan: Plan, modes: Modes) -> Fit:

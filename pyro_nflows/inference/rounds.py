@@ -16,8 +16,8 @@ from ..diagnostics.verdict import SETTLED, effective, has_light_tail
 from ..engine import Round, Trainer
 from ..flows.whitened import Whitened
 from ..layers.base import Chain, Exactness, Layer
-from ..modes.mixtures import place
-from ..modes.pathfinder import Gaussian, best_start
+from ..modes.gaussians import Frame
+from ..modes.pathfinder import best_start
 from ..objectives.base import Gradient, Objective
 from ..objectives.covering import Balanced, Covering
 from ..objectives.draws import Draws, base_noise
@@ -70,7 +70,7 @@ class Fitting:
     :param init: where a fresh layer starts; None for one that is at its start already.
     """
 
-    def __init__(self, trainer: Trainer, plan: Plan, layer: Whitened, init: Gaussian | None):
+    def __init__(self, trainer: Trainer, plan: Plan, layer: Whitened, init: Frame | None):
         self.trainer, self.plan, self.layer, self.init = trainer, plan, layer, init
         self.fit: Fit | None = None
         self._stage: Stage | None = None
@@ -119,12 +119,17 @@ class Fitting:
             return self._flow()
         if any(part.annealing for part in schedule.rounds):
             # An annealed fit begins on a flattened density, where a mode's Gaussian would be a bad place to be.
-            place(self.layer, self.init)
+            self.init.place(self.layer)
             return self._flow()
         init = self.init
-        best = Gaussian(*trainer.journal.step("start", lambda: tuple(best_start(trainer.density, init))))
-        place(self.layer, best)
-        widths = best.scale_tril.diagonal()
+
+        def begin() -> tuple[Tensor, ...]:
+            best_start(trainer.density, init).place(self.layer)
+            return tuple(self.layer.end.parameters())
+
+        with torch.no_grad():
+            put(list(self.layer.end.parameters()), trainer.journal.step("start", begin))
+        widths = self.layer.end.log_scale.exp()
         self._is_narrow = bool(widths.min() < NARROW * widths.max())
         self._gaussian = GaussianRounds(trainer, self.layer, schedule)
         return self._gaussian
@@ -139,7 +144,7 @@ class Fitting:
         if other is None and (failed or self._is_narrow) and not self.trainer.history.interrupted:
             layer = copy.deepcopy(self.layer)
             if self.init is not None:
-                place(layer, self.init)
+                self.init.place(layer)
             self._other = GaussianRounds(self.trainer, layer, self.plan.schedule)
             return self._other
         if other is not None and not _elbo(self.trainer, self.layer) > _elbo(self.trainer, other.layer):

@@ -159,6 +159,7 @@ class Fitter:
         """Is anything missing? If so, and the schedule is ours to choose, a second fit."""
         refit = functools.partial(fit_modes, trainer, self.guide, plan)
         ours = plan.schedule.is_default and not trainer.leaves and not self.guide.needs_model
+        ours = ours and not self.guide.follows_plates
         prior = functools.partial(prior_points, joint.bound, joint.latents)
         precise = functools.partial(_in_double, joint)
         disagree = starts_disagree(posterior.evidence)

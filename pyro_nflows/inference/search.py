@@ -22,6 +22,8 @@ from ..diagnostics.invertibility import round_trip_errors
 from ..diagnostics.verdict import MISSED, WORTHLESS, effective, is_heavy
 from ..engine import ROWS, Trainer
 from ..guides import AutoFlow
+from ..layers import PlateAffine
+from ..modes.gaussians import Gaussian, PlateGaussian
 from ..modes.missed import TOO_THIN, Missed, excess, frame_of, missed_regions, scattered
 from ..modes.mixtures import Modes, find_modes, hull
 from ..modes.tempering import Tempered, temper
@@ -145,7 +147,8 @@ class _Ascents:
         if not (disagree or any(region.mass > NOTABLE for region in regions)) or not fit.layer.has_inverse:
             return found
         regions = sorted(regions + self._regions(fit, draws, NUM_FURTHER), key=lambda missed: -missed.mass)
-        tempered = _temper(self.trainer, draws, regions)
+        follows_plates = isinstance(fit.layer.end, PlateAffine)  # too many dimensions for particles
+        tempered = None if follows_plates else _temper(self.trainer, draws, regions)
         missed = MissedMass(_missing(tempered, regions, fit), *_where(self.guide, draws, regions))
         return Found(fit, found.modes, missed, tempered)
 
@@ -154,7 +157,9 @@ class _Ascents:
         num_prior = num // 4
         points = [*scattered(draws, num - num_prior), *(point.to(draws) for point in self.prior(num_prior))]
         log_evidence = float(fit.log_evidence.value)
-        return missed_regions(self.trainer.density, fit.layer, log_evidence, points, frame_of(draws), self.precise)
+        end = fit.layer.end
+        frame = PlateGaussian(end) if isinstance(end, PlateAffine) else frame_of(draws)
+        return missed_regions(self.trainer.density, fit.layer, log_evidence, points, frame, self.precise)
 
 
 def round_trip(fit: Fit) -> float:
@@ -168,10 +173,12 @@ def round_trip(fit: Fit) -> float:
 def _temper(trainer: Trainer, draws: Tensor, regions: list[Missed]) -> Tempered | None:
     """Particles of sequential Monte Carlo, as many as there is time for; none where the model refuses."""
 
+    modes = [region.gaussian for region in regions if isinstance(region.gaussian, Gaussian)]
+
     def run() -> tuple[Any, ...]:
         try:
             num = _affordable(trainer, draws)
-            return tuple(temper(trainer.density, hull(draws, [r.gaussian for r in regions]), num, 2 * BUDGET) or ())
+            return tuple(temper(trainer.density, hull(draws, modes), num, 2 * BUDGET) or ())
         except (ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
             return ()
 

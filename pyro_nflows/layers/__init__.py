@@ -17,6 +17,8 @@ from .lu_linear import LULinear
 from .mixture import Mixture
 from .permutation import Permutation
 from .planar import Planar
+from .plate_affine import PlateAffine
+from .plate_coupling import PlateCoupling
 from .radial import Radial
 from .rescaled import Rescaled
 from .residual import LogDet, Residual
@@ -47,6 +49,8 @@ __all__ = [
     "Mixture",
     "Permutation",
     "Planar",
+    "PlateAffine",
+    "PlateCoupling",
     "Radial",
     "Rescaled",
     "Residual",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..engine.density_gradient import DensityGradient
 from ..numerics import finite
-from .pathfinder import Gaussian
+from .gaussians import Frame
 
 #: Pairs of steps and changes of gradient that a row remembers.
 MEMORY = 10
@@ -28,7 +28,7 @@ SHORTEST = 1e-8
 NUM_NEARER = 6
 
 
-def ascend(density: DensityGradient, starts: Tensor, frame: Gaussian, num_evaluations: int = 120) -> list[Tensor]:
+def ascend(density: DensityGradient, starts: Tensor, frame: Frame, num_evaluations: int = 120) -> list[Tensor]:
     """The path up from each point, its start first.
 
     :param density: the log density.
@@ -39,6 +39,7 @@ def ascend(density: DensityGradient, starts: Tensor, frame: Gaussian, num_evalua
 
     Example::
 
+        >>> from pyro_nflows.modes.gaussians import Gaussian
         >>> frame = Gaussian(torch.zeros(2), torch.eye(2))
         >>> path = ascend(DensityGradient(lambda z: -z.square().sum(-1)), torch.ones(3, 2), frame)[0]
         >>> path[-1].abs().max() < 1e-3
@@ -55,7 +56,7 @@ def ascend(density: DensityGradient, starts: Tensor, frame: Gaussian, num_evalua
 class _Climb:
     """Rows in the frame's coordinates ``x``, going down ``-log p``."""
 
-    def __init__(self, density: DensityGradient, starts: Tensor, frame: Gaussian):
+    def __init__(self, density: DensityGradient, starts: Tensor, frame: Frame):
         self.density, self.frame = density, frame
         self.x = frame.whitened(starts)
         self.value, self.grad = self._evaluate(self.x)
@@ -78,7 +79,7 @@ class _Climb:
         except (ValueError, RuntimeError):  # of one row, perhaps
             log_p, grad = (torch.stack(parts) for parts in zip(*map(self._alone, z)))
         log_p, grad = finite(log_p, grad)
-        return -log_p, -grad @ self.frame.scale_tril
+        return -log_p, -self.frame.pulled(grad)
 
     def _alone(self, point: Tensor) -> tuple[Tensor, Tensor]:
         try:

@@ -22,7 +22,8 @@ from ..layers.base import Layer
 from ..numerics import standard_normal_log_prob
 from ..objectives.draws import LogDensity
 from .ascent import ascend
-from .pathfinder import Gaussian, best_of
+from .gaussians import Frame, Gaussian
+from .pathfinder import best_of
 
 #: How many nats too small the guide's density has to be before a region counts as missed.
 TOO_THIN = 4.0
@@ -37,7 +38,7 @@ NUM_DRAWS = 200
 class Missed(NamedTuple):
     """A region that the guide misses: a Gaussian there, and a lower bound of its mass as a share of what was found."""
 
-    gaussian: Gaussian
+    gaussian: Frame
     mass: float
 
 
@@ -65,7 +66,7 @@ def missed_regions(
     layer: Layer,
     log_evidence: float,
     points: Sequence[Tensor],
-    frame: Gaussian | None = None,
+    frame: Frame | None = None,
     precise: Callable[[Tensor], Tensor | None] = lambda z: None,
 ) -> list[Missed]:
     """The missed regions that are found from these points, the heaviest first.
@@ -84,7 +85,7 @@ def missed_regions(
     frame = frame or Gaussian(torch.zeros_like(points[0]), torch.eye(len(points[0])).to(points[0]))
     for path in _distinct(ascend(density, torch.stack(list(points)), frame), frame):
         with contextlib.suppress(ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
-            found.append(_region_of(density, layer, log_evidence, path, precise))
+            found.append(_region_of(density, layer, log_evidence, path, precise, frame))
     return sorted((missed for missed in found if missed), key=lambda missed: -missed.mass)
 
 
@@ -96,7 +97,7 @@ def excess(layer: Layer, z: Tensor, log_p: Tensor, log_evidence: float) -> Tenso
     return torch.where(torch.isfinite(log_p), nats.nan_to_num(nan=torch.inf), -torch.inf)
 
 
-def _distinct(paths: Sequence[Tensor], frame: Gaussian) -> list[Tensor]:
+def _distinct(paths: Sequence[Tensor], frame: Frame) -> list[Tensor]:
     """One path of those that end in the same place."""
     ends = torch.stack([path[-1] for path in paths])
     x = frame.whitened(ends)
@@ -110,14 +111,14 @@ def _region_of(
     log_evidence: float,
     path: Tensor,
     precise: Callable[[Tensor], Tensor | None],
+    frame: Frame,
 ) -> Missed | None:
     point = path[0]
-    tiny = Gaussian(point, 0.1 * torch.eye(len(point)).to(point))
-    mode = best_of(log_joint, list(path), tiny, num_candidates=4)
+    mode = best_of(log_joint, list(path), frame.around(point, 0.1), num_candidates=4)
     noise = torch.randn(NUM_DRAWS, len(point)).to(point)
     with torch.no_grad():
         z = mode.points(noise)
-        log_g = standard_normal_log_prob(noise) - mode.scale_tril.diagonal().log().sum()
+        log_g = standard_normal_log_prob(noise) - mode.log_det
         log_p = log_joint(z)
         if not float(excess(layer, z, log_p, log_evidence).median()) > TOO_THIN:
             return None

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.linalg import solve_triangular
 
 from ..flows.whitened import Whitened
-from ..layers import Mixture, TriangularAffine
+from ..layers import Mixture
 from ..numerics import log_scale_and_lower
+from .gaussians import Gaussian
 from .mixture_em import Clusters, criterion, fit_clusters
-from .pathfinder import Gaussian
 
 #: How much wider than the modes that were found the tempered start is.
 INFLATION = 1.5
@@ -65,7 +65,7 @@ class Modes(NamedTuple):
         """Put the base of such a flow at the mixtures, and its end at the frame."""
         if self.num_components > 1:
             place_mixture(cast(Mixture, layer.base), self.blocks)
-        place(layer, self.frame)
+        self.frame.place(layer)
 
 
 def find_modes(draws: Tensor, is_full_rank: bool = True) -> Modes:
@@ -118,16 +118,3 @@ def place_mixture(layer: Mixture, blocks: Clusters) -> None:
     layer.loc.copy_(blocks.locs)
     layer.log_scale.copy_(log_scale)
     layer.lower.copy_(lower)
-
-
-@torch.no_grad()
-def place(layer: Whitened, gaussian: Gaussian) -> None:
-    """Put a guide's affine end at a Gaussian; a diagonal end takes its conditional widths."""
-    end = layer.end
-    end.loc.copy_(gaussian.loc)
-    log_scale, lower = log_scale_and_lower(gaussian.scale_tril)
-    if isinstance(end, TriangularAffine):
-        end.lower.copy_(lower)
-    else:
-        log_scale = -0.5 * torch.cholesky_inverse(gaussian.scale_tril).diagonal().log()
-    end.log_scale.copy_(log_scale)

@@ -10,54 +10,32 @@ the highest ELBO wins, the guide's own start included.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..engine.density_gradient import DensityGradient
 from ..objectives.draws import LogDensity
+from .gaussians import Frame, odd_widths
 
 #: Stands for a loss that is not finite: the line search then turns back.
 FAR = 1e30
-#: A width, or one over it, from which on a coordinate climbs in units of its own.
-ODD = 1e5
 
 
-class Gaussian(NamedTuple):
-    """A Gaussian by its mean and lower Cholesky factor."""
-
-    loc: Tensor
-    scale_tril: Tensor
-
-    def points(self, x: Tensor) -> Tensor:
-        """Standard normal rows ``(N, D)`` as draws."""
-        return self.loc + x @ self.scale_tril.T
-
-    def whitened(self, z: Tensor) -> Tensor:
-        """The inverse of :meth:`points`."""
-        return torch.linalg.solve_triangular(self.scale_tril, (z - self.loc).T, upper=False).T
-
-    def elbo(self, log_joint: LogDensity, noise: Tensor) -> Tensor:
-        """Its ELBO without the entropy's constant; ``-inf`` where a draw has no density."""
-        value = log_joint(self.points(noise)).mean()
-        value = value + self.scale_tril.diagonal().log().sum()
-        return torch.where(torch.isfinite(value), value, -torch.inf)
-
-
-def best_start(log_joint: LogDensity, init: Gaussian, num_iterations: int = 150, num_candidates: int = 8) -> Gaussian:
+def best_start(log_joint: LogDensity, init: Frame, num_iterations: int = 150, num_candidates: int = 8) -> Frame:
     """The best Gaussian along an L-BFGS path from ``init.loc``, or ``init`` itself."""
     density = log_joint if isinstance(log_joint, DensityGradient) else DensityGradient(log_joint)
     return best_of(density, lbfgs_path(density, init.loc, num_iterations), init, num_candidates)
 
 
-def best_of(density: DensityGradient, path: Sequence[Tensor], init: Gaussian, num_candidates: int) -> Gaussian:
+def best_of(density: DensityGradient, path: Sequence[Tensor], init: Frame, num_candidates: int) -> Frame:
     """The best Gaussian of the curvature at some points of a path, or ``init``."""
     noise = torch.randn(64, len(init.loc), dtype=init.loc.dtype, device=init.loc.device)
     best, best_elbo = init, _elbo(density, init, noise)
     for point in _spread(path, num_candidates):
         try:
-            candidate = _laplace(density, point, init)
+            candidate = init.laplace(density, point)
             elbo = _elbo(density, candidate, noise)
         except (ValueError, RuntimeError):  # the model cannot be evaluated there, or not differentiated twice
             continue
@@ -66,7 +44,7 @@ def best_of(density: DensityGradient, path: Sequence[Tensor], init: Gaussian, nu
     return best
 
 
-def _elbo(log_joint: LogDensity, gaussian: Gaussian, noise: Tensor) -> Tensor:
+def _elbo(log_joint: LogDensity, gaussian: Frame, noise: Tensor) -> Tensor:
     with torch.no_grad():
         return gaussian.elbo(log_joint, noise)
 
@@ -100,33 +78,12 @@ def lbfgs_path(density: DensityGradient, start: Tensor, num_iterations: int) -> 
 def _units(density: DensityGradient, start: Tensor) -> Tensor:
     """Widths of the density by its curvature at a point, where some are out of all proportion; else ones."""
     try:
-        return _odd_widths(density.hessian(start)).double().cpu()
+        return odd_widths(density.hessian_diagonal(start)).double().cpu()
     except (ValueError, RuntimeError):  # the model cannot be evaluated there, or not differentiated twice
         return torch.ones(len(start), dtype=torch.float64)
-
-
-def _odd_widths(hessian: Tensor) -> Tensor:
-    widths = hessian.diagonal().abs().rsqrt()
-    odd = (widths < 1 / ODD) & (widths > 0) | (widths > ODD) & (widths < torch.inf)
-    return torch.where(odd, widths, 1.0)
 
 
 def _spread(path: Sequence[Tensor], num: int) -> list[Tensor]:
     """At most ``num`` points, the last one among them, dense towards the end."""
     back = {len(path) - 1 - int(1.7**i - 1) for i in range(num)}
     return [path[i] for i in sorted(back) if i >= 0]
-
-
-def _laplace(density: DensityGradient, point: Tensor, init: Gaussian) -> Gaussian:
-    """The Gaussian of the curvature at a point; unit width along directions that are not convex."""
-    precision = -density.hessian(point)
-    if not torch.isfinite(precision).all():
-        return init
-    units = _odd_widths(precision)
-    values, vectors = torch.linalg.eigh(0.5 * units * (precision + precision.T) * units[:, None])
-    floor = 1e-8 * values.abs().max()
-    width = torch.where(values > floor, values.clamp(min=floor).rsqrt(), 1.0)
-    root = vectors * width
-    covariance = root @ root.T
-    scale_tril, failed = torch.linalg.cholesky_ex(0.5 * (covariance + covariance.T))
-    return init if failed else Gaussian(point, units[:, None] * scale_tril)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ..engine import DensityGradient
 from ..numerics import finite, standard_normal_log_prob
+from .gaussians import Gaussian
 from .hamiltonian import Points, move
-from .pathfinder import Gaussian
 
 #: Least effective sample size of a step's weights, as a fraction of the particles.
 STEP_ESS = 0.6
@@ -47,7 +47,7 @@ class _Particles:
 
     def __init__(self, density: DensityGradient, start: Gaussian, num_particles: int):
         self.density, self.start = density, start
-        self.log_det = start.scale_tril.diagonal().log().sum()
+        self.log_det = start.log_det
         x = torch.randn(num_particles, len(start.loc)).to(start.loc)
         self.points = Points(x, *self.evaluate(x))
         self.step_size = 0.5 * len(start.loc) ** -0.25
@@ -55,7 +55,7 @@ class _Particles:
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Log density and gradient; minus infinity and zero where they are not finite."""
         log_p, grad = self.density.values_and_grads(self.start.points(x))
-        return finite(log_p + self.log_det, grad @ self.start.scale_tril)
+        return finite(log_p + self.log_det, self.start.pulled(grad))
 
     def log_ratio(self) -> Tensor:
         return self.points.log_p - standard_normal_log_prob(self.points.x)

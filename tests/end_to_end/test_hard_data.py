@@ -19,7 +19,8 @@ from pyro_nflows.engine import Engine
 from pyro_nflows.engine.density_gradient import DensityGradient
 from pyro_nflows.inference.blame import on_the_edge, out_of_scale, runs_away
 from pyro_nflows.model.feasible import named_plates
-from pyro_nflows.modes.pathfinder import Gaussian, best_start
+from pyro_nflows.modes.gaussians import Gaussian
+from pyro_nflows.modes.pathfinder import best_start
 from pyro_nflows.objectives.draws import Draws
 
 TWO = partial(flows.realnvp, num_layers=2, hidden_dims=(4,))

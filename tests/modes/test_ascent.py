@@ -4,7 +4,7 @@ import torch
 
 from pyro_nflows.engine import DensityGradient
 from pyro_nflows.modes.ascent import ascend
-from pyro_nflows.modes.pathfinder import Gaussian
+from pyro_nflows.modes.gaussians import Gaussian
 
 
 def test_ascents_reach_the_top_of_a_rosenbrock_hill_from_everywhere_in_few_evaluations() -> None:

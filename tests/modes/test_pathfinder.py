@@ -2,7 +2,8 @@
 
 import torch
 
-from pyro_nflows.modes.pathfinder import Gaussian, best_start
+from pyro_nflows.modes.gaussians import Gaussian
+from pyro_nflows.modes.pathfinder import best_start
 
 PRECISION = torch.tensor([[2.0, 0.9], [0.9, 1.0]], dtype=torch.float64)
 

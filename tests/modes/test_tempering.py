@@ -17,9 +17,9 @@ from pyro_nflows.flows.whitened import Whitened
 from pyro_nflows.inference.fitted import Fit
 from pyro_nflows.inference.search import search
 from pyro_nflows.layers import LocScale, Mixture
+from pyro_nflows.modes.gaussians import Gaussian
 from pyro_nflows.modes.mixture_em import Clusters, log_densities
 from pyro_nflows.modes.mixtures import Modes, find_modes, hull, place_mixture
-from pyro_nflows.modes.pathfinder import Gaussian
 from pyro_nflows.modes.tempering import temper
 from pyro_nflows.objectives.draws import base_noise, draw
 

@@ -1,0 +1,27 @@
+"""Flows that follow the plates of a model."""
+
+from ..layers import PlateCoupling, Split
+from ..layers.base import Chain, Layer
+from ..model.hierarchy import Hierarchy
+from ..transformers import Affine, Transformer
+from .vectors import Build, default
+
+
+def on_plates(hierarchy: Hierarchy, top: Build = default, transformer: Transformer = Affine()) -> Layer:
+    """A flow of what is outside of plates, then rows that are transformed as it, and their outer rows, say.
+
+    :param hierarchy: which coordinates are in which plates.
+    :param top: the flow of the coordinates outside of plates.
+    :param transformer: of the rows; see :class:`~pyro_nflows.layers.PlateCoupling`.
+
+    Example::
+
+        >>> from pyro_nflows.model.hierarchy import Hierarchy, Outline
+        >>> hierarchy = Hierarchy.of_outlines({"mu": Outline((2,), {}), "z": Outline((3,), {"groups": 0})})
+        >>> on_plates(hierarchy).input_dim
+        5
+    """
+    rows, num_top = PlateCoupling(hierarchy, transformer), len(hierarchy.top)
+    if not num_top:
+        return rows
+    return Chain(Split(top(num_top), hierarchy.dim), rows)

@@ -1,0 +1,91 @@
+"""Copying, pickling, saving and loading of a guide: all but the model, which cannot be saved."""
+
+import copy
+from typing import Any
+
+from torch import Tensor
+
+from .. import flows
+from ..flows.whitened import Whitened
+from ..layers import Rescaled
+from ..model.hierarchy import Hierarchy
+from . import checks
+from .joint import JointGuide
+from .state import decoded, encoded, listed, unlisted
+
+
+class SavedGuide(JointGuide):
+    """A joint guide with a flow that its state holds: its own parameters, and all that it takes to make it again."""
+
+    layer: Rescaled | None
+    build: flows.Build | None
+    modes: tuple[int, int] | None
+    _hierarchy: Hierarchy | None
+    _loaded_shapes: checks.Shapes | None
+    _claims_store: bool
+
+    def make_layer(self, loc: Tensor, modes: tuple[int, int] | None = None) -> Whitened:
+        """This guide's flow with its affine end."""
+        raise NotImplementedError
+
+    @property
+    def site_shapes(self) -> checks.Shapes:
+        """The shape of each site's unconstrained value: the model's or, before that is run, the loaded state's.
+
+        :raises RuntimeError: if there has been neither.
+        """
+        if self._latents is None and self._loaded_shapes is not None:
+            return self._loaded_shapes
+        return self._shapes()
+
+    def _shapes(self) -> checks.Shapes:
+        return {name: list(shape) for name, shape in self.latents.shapes.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The param store hangs weak references, which cannot be pickled, on parameters; copies have none.
+        return {**self._state(), "_modules": copy.deepcopy(self._modules), "_claims_store": True}
+
+    def _state(self) -> dict[str, Any]:
+        """All but the model; and ``build``, often a lambda, only while it is needed."""
+        forgotten = dict.fromkeys(("_model", "_bare_model", "_bound", "master", "_init_loc_fn"))
+        build = self.build if self.layer is None else None
+        prototype = None if self._latents is None else self._latents.prototype()
+        return {**self.__dict__, **forgotten, "build": build, "prototype_trace": prototype}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SavedGuide":
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(self._state(), memo))
+        new._model, new._bare_model, new._bound, new.build = self._model, self._bare_model, self._bound, self.build
+        new._init_loc_fn = self._init_loc_fn
+        return new
+
+    def get_extra_state(self) -> Tensor:
+        """The sites' names and shapes, and their centering."""
+        known = self._latents is not None or self._loaded_shapes is not None
+        shapes = self.site_shapes if known else None
+        hierarchy = self._hierarchy and self._hierarchy.listed()
+        centering = listed(self.centering, self._latents)
+        return encoded(shapes=shapes, modes=self.modes, centering=centering, hierarchy=hierarchy)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        shapes, self.centering = decoded(state)["shapes"], unlisted(decoded(state)["centering"])
+        if self._latents is not None:
+            self._take_centering()
+        if self.prototype_trace is None:
+            self._loaded_shapes = shapes
+        elif shapes is not None:
+            checks.check_sites(type(self).__name__, shapes, self._shapes())
+        self._claims_store = True
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        loc, extra = state_dict.get(f"{prefix}layer.layer.{Whitened.END}.loc"), state_dict.get(f"{prefix}_extra_state")
+        if extra is not None and self.build is not None:
+            modes, hierarchy = decoded(extra)["modes"], decoded(extra)["hierarchy"]
+            if self._latents is None:
+                self._hierarchy = hierarchy and Hierarchy.unlisted(hierarchy)
+            if (modes and tuple(modes)) != self.modes:
+                self.modes, self.layer = modes and tuple(modes), None
+        if self.layer is None and loc is not None:
+            self.layer = Rescaled(self.make_layer(loc, self.modes), Whitened.END)
+        super()._load_from_state_dict(state_dict, prefix, *args)

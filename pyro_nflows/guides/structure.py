@@ -1,0 +1,86 @@
+r"""Whether a guide is over all latents jointly, or follows the plates of the model; and its flow then.
+
+A joint flow has to find out that the rows of a plate are independent given the rest, and costs more with each of them.
+A guide that follows the plates has it built in: a flow of the latents outside of plates, and for each row a few numbers
+that say how it depends on what it is within. Its time and memory grow linearly with the rows.
+"""
+
+import functools
+from typing import Literal
+
+from torch import Tensor
+
+from .. import flows
+from ..flows.transforms import as_layer
+from ..flows.whitened import Whitened
+from ..layers import LocScale, PlateAffine, TriangularAffine
+from ..layers.base import Layer
+from ..model.hierarchy import Hierarchy
+from ..model.latents import Latents
+from . import checks
+
+#: What a guide may be asked for.
+Structure = Literal["auto", "joint", "plates"]
+#: More latents than these are not put into a joint flow if most of them are in plates.
+MAX_JOINT = 48
+#: Above this many dimensions the end of a joint guide is diagonal: a full matrix costs D^2 numbers.
+MAX_FULL_RANK = 512
+
+
+def chosen(name: str, structure: Structure, latents: Latents) -> Hierarchy | None:
+    """The plates that a guide follows; None for a joint guide.
+
+    :raises ValueError: if plates are asked for, and no latent is in one.
+    """
+    if structure == "joint":
+        return None
+    hierarchy = Hierarchy.of(latents)
+    if structure == "plates":
+        if not hierarchy.blocks:
+            raise checks.no_plates(name)
+        return hierarchy
+    return hierarchy if latents.dim > MAX_JOINT and 2 * len(hierarchy.top) < latents.dim else None
+
+
+def described(hierarchy: Hierarchy | None, latent_dim: int) -> str:
+    """Which structure a guide has, and why."""
+    if hierarchy is None:
+        return f"joint over {latent_dim} latents"
+    blocks = ", ".join(f"{' x '.join(b.plates)}: {b.num_rows:,} rows of {b.row_dim}" for b in hierarchy.blocks)
+    return f"follows plates: {len(hierarchy.top)} latents outside of plates; {blocks}"
+
+
+def whitened(
+    name: str,
+    build: flows.Build,
+    loc: Tensor,
+    init_scale: float,
+    hierarchy: Hierarchy | None = None,
+    modes: tuple[int, int] | None = None,
+    is_full_rank: bool = True,
+) -> Whitened:
+    """A flow with its affine end.
+
+    :param name: of the guide's class, for errors.
+    :param build: ``latent_dim -> Layer``; of the latents outside of plates, where there is a hierarchy.
+    :param loc: where the end is to start, ``(latent_dim,)``.
+    :param init_scale: its widths.
+    :param hierarchy: the plates that it follows.
+    :param modes: components and block size of a mixture to put the flow on; see :func:`~pyro_nflows.flows.on_modes`.
+    :param is_full_rank: whether the end of a joint guide may be.
+    """
+    latent_dim = loc.numel()
+    if modes is not None:
+        inner = build if build is flows.default else functools.partial(_flow, name=name, build=build)
+        build = functools.partial(flows.on_modes, inner=inner, num_components=modes[0], block_dim=modes[1])
+    if hierarchy is not None:
+        flow = flows.on_plates(hierarchy, functools.partial(_flow, name=name, build=build))
+        return Whitened(flow, PlateAffine(hierarchy, loc, init_scale)).to(loc)
+    end = (TriangularAffine if is_full_rank and latent_dim <= MAX_FULL_RANK else LocScale)(latent_dim, loc, init_scale)
+    return Whitened(_flow(latent_dim, name, build), end).to(loc)
+
+
+def _flow(latent_dim: int, name: str, build: flows.Build) -> Layer:
+    flow = as_layer(build(latent_dim), latent_dim)
+    checks.check_build(name, flow, latent_dim)
+    return flow

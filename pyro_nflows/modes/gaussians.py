@@ -1,0 +1,181 @@
+r"""Gaussians to start from, and to climb in the coordinates of: with any covariance, or with that of rows of plates."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..engine.density_gradient import DensityGradient
+from ..flows.whitened import Whitened
+from ..layers import PlateAffine, TriangularAffine
+from ..numerics import LogDensity, log_scale_and_lower
+from .plate_curvature import Rows, factors, precision, probes
+
+#: A width, or one over it, from which on a coordinate climbs in units of its own.
+ODD = 1e5
+#: A curvature below this share of the largest is none.
+FLAT = 1e-8
+
+
+class Gaussian(NamedTuple):
+    """A Gaussian by its mean and lower Cholesky factor."""
+
+    loc: Tensor
+    scale_tril: Tensor
+
+    @property
+    def log_det(self) -> Tensor:
+        """Of the factor."""
+        return self.scale_tril.diagonal().log().sum()
+
+    @property
+    def widths(self) -> Tensor:
+        """The factor's diagonal."""
+        return self.scale_tril.diagonal()
+
+    def points(self, x: Tensor) -> Tensor:
+        """Standard normal rows ``(N, D)`` as draws."""
+        return self.loc + x @ self.scale_tril.T
+
+    def whitened(self, z: Tensor) -> Tensor:
+        """The inverse of :meth:`points`."""
+        return torch.linalg.solve_triangular(self.scale_tril, (z - self.loc).T, upper=False).T
+
+    def pulled(self, grad: Tensor) -> Tensor:
+        """Gradients in draws, as gradients in the standard normal rows."""
+        return grad @ self.scale_tril
+
+    def around(self, point: Tensor, width: float) -> "Gaussian":
+        """One of the same form, of equal widths."""
+        return Gaussian(point, width * torch.eye(len(point)).to(point))
+
+    def laplace(self, density: DensityGradient, point: Tensor) -> "Gaussian":
+        """That of the curvature at a point; unit width along directions that are not convex; or else this one."""
+        precision = -density.hessian(point)
+        if not torch.isfinite(precision).all():
+            return self
+        units = odd_widths(precision.diagonal())
+        values, vectors = torch.linalg.eigh(0.5 * units * (precision + precision.T) * units[:, None])
+        floor = FLAT * values.abs().max()
+        width = torch.where(values > floor, values.clamp(min=floor).rsqrt(), 1.0)
+        root = vectors * width
+        covariance = root @ root.T
+        scale_tril, failed = torch.linalg.cholesky_ex(0.5 * (covariance + covariance.T))
+        return self if failed else Gaussian(point, units[:, None] * scale_tril)
+
+    def elbo(self, log_joint: LogDensity, noise: Tensor) -> Tensor:
+        """Its ELBO without the entropy's constant; ``-inf`` where a draw has no density."""
+        return _elbo(self, log_joint, noise)
+
+    @torch.no_grad()
+    def place(self, layer: Whitened) -> None:
+        """Put a guide's affine end there; a diagonal end takes its conditional widths."""
+        end = layer.end
+        end.loc.copy_(self.loc)
+        log_scale, lower = log_scale_and_lower(self.scale_tril)
+        if isinstance(end, TriangularAffine):
+            end.lower.copy_(lower)
+        else:
+            log_scale = -0.5 * torch.cholesky_inverse(self.scale_tril).diagonal().log()
+        end.log_scale.copy_(log_scale)
+
+
+def odd_widths(curvature: Tensor) -> Tensor:
+    """Widths by the curvature in each coordinate, where they are out of all proportion; else ones."""
+    widths = curvature.abs().rsqrt()
+    odd = (widths < 1 / ODD) & (widths > 0) | (widths > ODD) & (widths < torch.inf)
+    return torch.where(odd, widths, 1.0)
+
+
+class PlateGaussian(NamedTuple):
+    """A Gaussian in which rows of plates are independent given what they are within, as a layer."""
+
+    end: PlateAffine
+
+    @property
+    def loc(self) -> Tensor:
+        """The mean."""
+        return self.end.loc.detach()
+
+    @property
+    def log_det(self) -> Tensor:
+        """Of the factor."""
+        return self.end.log_scale.detach().sum()
+
+    @property
+    def widths(self) -> Tensor:
+        """The factor's diagonal."""
+        return self.end.log_scale.detach().exp()
+
+    @torch.no_grad()
+    def points(self, x: Tensor) -> Tensor:
+        """Standard normal rows ``(N, D)`` as draws."""
+        return self.end(x)[0]
+
+    @torch.no_grad()
+    def whitened(self, z: Tensor) -> Tensor:
+        """The inverse of :meth:`points`."""
+        return self.end.inverse(z)[0]
+
+    def pulled(self, grad: Tensor) -> Tensor:
+        """Gradients in draws, as gradients in the standard normal rows."""
+        with torch.enable_grad():
+            x = torch.zeros_like(grad).requires_grad_()
+            return torch.autograd.grad(self.end(x)[0], x, grad)[0]
+
+    def around(self, point: Tensor, width: float) -> "PlateGaussian":
+        """One of the same form, of equal widths."""
+        return PlateGaussian(PlateAffine(self.end.hierarchy, point, width).to(point))
+
+    def laplace(self, density: DensityGradient, point: Tensor) -> "PlateGaussian":
+        """That of the curvature at a point; unit width along directions that are not convex; or else this one."""
+        hierarchy = self.end.hierarchy
+        products = density.products(point, probes(hierarchy).to(point)).double()
+        if not torch.isfinite(products).all():
+            return self
+        new = self.around(point, 1.0)
+        _put(new.end, *factors(hierarchy, *precision(hierarchy, -products)))
+        finite = all(bool(torch.isfinite(parameter).all()) for parameter in new.end.parameters())
+        return new if finite else self
+
+    def elbo(self, log_joint: LogDensity, noise: Tensor) -> Tensor:
+        """Its ELBO without the entropy's constant; ``-inf`` where a draw has no density."""
+        return _elbo(self, log_joint, noise)
+
+    @torch.no_grad()
+    def place(self, layer: Whitened) -> None:
+        """Put a guide's end there."""
+        layer.end.load_state_dict(self.end.state_dict())
+
+
+#: A Gaussian of either form.
+Frame = Gaussian | PlateGaussian
+
+
+def _elbo(gaussian: Frame, log_joint: LogDensity, noise: Tensor) -> Tensor:
+    value = log_joint(gaussian.points(noise)).mean() + gaussian.log_det
+    return torch.where(torch.isfinite(value), value, -torch.inf)
+
+
+def gaussian_at(layer: Whitened, loc: Tensor, width: float) -> Frame:
+    """A Gaussian of equal widths, in the form that a guide's affine end has."""
+    end = layer.end
+    if isinstance(end, PlateAffine):
+        return PlateGaussian(end).around(loc, width)
+    return Gaussian(loc, width * torch.eye(len(loc)).to(loc))
+
+
+@torch.no_grad()
+def _put(end: PlateAffine, scale_tril: Tensor, rows: Rows) -> None:
+    """Set a layer's scales and matrices."""
+    log_scale, lower = log_scale_and_lower(scale_tril)
+    end.log_scale[end.hierarchy.top] = log_scale.to(end.log_scale)
+    if end.top is not None:
+        end.top.copy_(lower)
+    for number, (block, (root, taken)) in enumerate(zip(end.hierarchy.blocks, rows)):
+        log_scale, lower = log_scale_and_lower(root)
+        end.log_scale[block.columns] = log_scale.to(end.log_scale)
+        if str(number) in end.within:
+            end.within[str(number)].copy_(lower)
+        if str(number) in end.above:
+            end.above[str(number)].copy_(taken / log_scale.exp()[..., None])
