@@ -121,7 +121,12 @@ class JointGuide(AutoContinuous):
         joint = LogJoint(BoundModel(self.bare_model, args, kwargs), latents)
         loc = latents.init_loc()
         with poutine.block(), torch.random.fork_rng(devices=[]), validation(False):
-            names = hierarchical_sites(joint, loc)
+            try:
+                names = hierarchical_sites(joint, loc)
+            except (RuntimeError, TypeError, ValueError):
+                if centering != "auto":
+                    raise
+                names = []  # a model that has no gradients, or is refused when its density is asked for
         number = 0.0 if centering == "auto" else centering
         chosen = number if isinstance(number, Mapping) else dict.fromkeys(names, number)
         checks.check_centering(type(self).__name__, chosen, names)

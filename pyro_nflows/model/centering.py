@@ -25,7 +25,7 @@ from pyro import distributions as dist
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
 from torch.distributions import constraints
-from torch.distributions.transforms import ComposeTransform, Transform
+from torch.distributions.transforms import AffineTransform, ComposeTransform, ExpTransform, SigmoidTransform, Transform
 
 from . import supports
 
@@ -40,35 +40,86 @@ class Prior(NamedTuple):
     scale: Tensor
     is_matrix: bool = False
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Both."""
+        return self.loc, self.scale
+
 
 def _log_scaled(scale: Tensor, power: float = 1.0) -> Prior:
     """Of a positive variable with a scale parameter: its logarithm is only shifted by it."""
     return Prior(power * scale.log(), torch.ones_like(scale))
 
 
-#: What the prior of each kind of distribution is, found by its class.
-KINDS: dict[type, Callable[[Any], Prior]] = {
-    dist.Normal: lambda fn: Prior(fn.loc, fn.scale),
-    dist.StudentT: lambda fn: Prior(fn.loc, fn.scale),
-    dist.Cauchy: lambda fn: Prior(fn.loc, fn.scale),
-    dist.Laplace: lambda fn: Prior(fn.loc, fn.scale),
-    dist.Logistic: lambda fn: Prior(fn.loc, fn.scale),
-    dist.Gumbel: lambda fn: Prior(fn.loc, fn.scale),
-    dist.LogNormal: lambda fn: Prior(fn.loc, fn.scale),
+def _located(fn: Any) -> Prior:
+    return Prior(fn.loc, fn.scale)
+
+
+def _with_matrix(fn: Any) -> Prior:
+    return Prior(fn.loc, fn.scale_tril, is_matrix=True)
+
+
+def _folded(fn: Any) -> Prior | None:
+    scale = getattr(_bare(fn.base_dist), "scale", None)
+    return _log_scaled(scale) if isinstance(scale, Tensor) else None
+
+
+def _transformed(fn: Any) -> Prior | None:
+    """Of a real variable, shifted and scaled, and perhaps taken to the support by the support's own bijection."""
+    prior = prior_of(fn.base_dist)
+    if prior is None or prior.is_matrix or not _is_real(fn.base_dist.support):
+        return None
+    *steps, last = [part for t in fn.transforms for part in (t.parts if isinstance(t, ComposeTransform) else [t])]
+    if not isinstance(last, ExpTransform | SigmoidTransform):
+        steps.append(last)
+    for step in steps:
+        if not isinstance(step, AffineTransform):
+            return None
+        loc, scale = torch.as_tensor(step.loc), torch.as_tensor(step.scale)
+        prior = Prior(loc + scale * prior.loc, scale.abs() * prior.scale)
+    return prior
+
+
+def _is_real(support: Any) -> bool:
+    return getattr(support, "base_constraint", support) is constraints.real
+
+
+#: What the prior of each kind of distribution is, found by its class; the first that fits.
+KINDS: dict[type, Callable[[Any], Prior | None]] = {
+    dist.Normal: _located,
+    dist.StudentT: _located,
+    dist.Cauchy: _located,
+    dist.Laplace: _located,
+    dist.SoftLaplace: _located,
+    dist.AsymmetricLaplace: _located,
+    dist.SoftAsymmetricLaplace: _located,
+    dist.Logistic: _located,
+    dist.SkewLogistic: _located,
+    dist.Stable: _located,
+    dist.Gumbel: _located,
+    dist.LogNormal: _located,
+    dist.LogisticNormal: _located,
     dist.HalfNormal: lambda fn: _log_scaled(fn.scale),
     dist.HalfCauchy: lambda fn: _log_scaled(fn.scale),
+    dist.FoldedDistribution: _folded,
     dist.Exponential: lambda fn: _log_scaled(fn.rate, -1.0),
     dist.Gamma: lambda fn: _log_scaled(fn.rate, -1.0),
     dist.InverseGamma: lambda fn: _log_scaled(fn.rate),
+    dist.Pareto: lambda fn: _log_scaled(fn.scale),
     dist.Weibull: lambda fn: Prior(fn.scale.log(), fn.concentration.reciprocal()),
-    dist.MultivariateNormal: lambda fn: Prior(fn.loc, fn.scale_tril, is_matrix=True),
+    dist.MultivariateNormal: _with_matrix,
+    dist.LowRankMultivariateNormal: _with_matrix,
+    dist.MultivariateStudentT: _with_matrix,
+    dist.TransformedDistribution: _transformed,
 }
 
 
 def prior_of(fn: Any) -> Prior | None:
     """The location and scale of a distribution in unconstrained space; None where they are not known.
 
-    :param fn: a distribution; what is masked, expanded or reinterpreted is unwrapped.
+    :param fn: a distribution; what is masked, expanded or reinterpreted is unwrapped. Of variables that are shifted,
+        scaled, exponentiated or made probabilities by a ``TransformedDistribution``, it is that of the variable without
+        constraint.
 
     Example::
 
@@ -77,10 +128,15 @@ def prior_of(fn: Any) -> Prior | None:
         >>> float(prior_of(dist.HalfNormal(1.0)).loc)
         0.0
     """
+    fn = _bare(fn)
+    kind = next((kind for kind in KINDS if isinstance(fn, kind)), None)
+    return None if kind is None else KINDS[kind](fn)
+
+
+def _bare(fn: Any) -> Any:
     while isinstance(fn, torch.distributions.Independent | MaskedDistribution | ExpandedDistribution):
         fn = fn.base_dist
-    kind = next((kind for kind in KINDS if type(fn) is kind or isinstance(fn, kind)), None)
-    return None if kind is None else KINDS[kind](fn)
+    return fn
 
 
 class Centering(Transform):

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from . import checks, supports
-from .centering import prior_of
+from .centering import Prior, prior_of
+from .latents import is_enumerated, latent_sites
 from .placed import is_masked, mask_of
 
 
@@ -106,18 +107,56 @@ def _gradient_where_masked(joint: Any, name: str, row: Tensor) -> Tensor:
 
 
 def hierarchical_sites(joint: Any, near: Tensor) -> list[str]:
-    """Sites whose prior has a location or a scale that depends on other latents.
+    """Sites whose prior has a location or a scale that depends on other latents, and on nothing drawn at random.
 
-    :param near: a flat latent.
+    A prior that depends on an enumerated site has several of each, and is left out.
+
+    :param joint: a log joint of the model.
+    :param near: a flat latent, at which locations are finite and scales positive.
     """
-    found = []
+    if any(is_enumerated(site) for site in latent_sites(joint.run(near))):
+        joint.look()
     with torch.enable_grad():
         watched = near.clone().requires_grad_()
-        trace = joint.run(watched)
-        for name in joint.latents.sites:
-            prior = prior_of(trace.nodes[name]["fn"])
-            parts = [] if prior is None else [part.sum() for part in (prior.loc, prior.scale) if part.requires_grad]
-            grads = [torch.autograd.grad(p, watched, retain_graph=True, allow_unused=True)[0] for p in parts]
-            if any(grad is not None for grad in grads):
-                found.append(name)
-    return found
+        priors = _priors(joint, watched)
+        reached = _reached_from(watched, [tensor for prior in priors.values() for tensor in prior.tensors])
+        names = [name for name, prior in priors.items() if any(tensor.grad_fn in reached for tensor in prior.tensors)]
+    again = _priors(joint, near) if names else {}
+    return [name for name in names if _is_usable(joint.latents.sites[name].shape, priors[name], again.get(name))]
+
+
+def _priors(joint: Any, z: Tensor) -> dict[str, Prior]:
+    nodes = joint.visit(joint.placed(z)).nodes
+    found = {name: prior_of(nodes[name]["fn"]) for name in joint.latents.sites}
+    return {name: prior for name, prior in found.items() if prior is not None}
+
+
+def _reached_from(leaf: Tensor, ends: list[Tensor]) -> set[Any]:
+    """The nodes of the graph behind some tensors that have a gradient in a leaf."""
+    users: dict[Any, list[Any]] = {tensor.grad_fn: [] for tensor in ends if tensor.grad_fn is not None}
+    todo = list(users)
+    while todo:
+        node = todo.pop()
+        for source, _ in node.next_functions:
+            if source is not None:
+                if source not in users:
+                    users[source] = []
+                    todo.append(source)
+                users[source].append(node)
+    todo = [node for node in users if getattr(node, "variable", None) is leaf]
+    reached = set(todo)
+    while todo:
+        new = [user for user in users[todo.pop()] if user not in reached]
+        reached.update(new)
+        todo += new
+    return reached
+
+
+def _is_usable(shape: torch.Size, prior: Prior, again: Prior | None) -> bool:
+    """Whether there is one location and scale for each entry of a site, the same in each run."""
+    shapes = prior.loc.shape, prior.scale.shape[:-1] if prior.is_matrix else prior.scale.shape
+    if again is None or torch.broadcast_shapes(shape, *shapes) != shape:
+        return False
+    loc, scale = prior.loc, prior.scale.diagonal(dim1=-2, dim2=-1) if prior.is_matrix else prior.scale
+    finite = bool(loc.isfinite().all() and prior.scale.isfinite().all() and (scale > 0).all())
+    return finite and all(torch.equal(one, two) for one, two in zip(prior.tensors, again.tensors))

@@ -5,6 +5,9 @@ are used). A law that the layer breaks raises a :class:`LawError` that names it.
 :func:`check_identity_at_initialisation` move the parameters away from their start first, and all but
 :func:`check_dtypes` work in double precision. What holds on average is tested to five standard errors, with fixed
 random numbers.
+
+:func:`check_coordinates` is a law of models: those with hierarchical latents are the same in coordinates informed by
+their priors.
 """
 
 from .behaviour import (
@@ -18,6 +21,7 @@ from .behaviour import (
     check_rows_are_independent,
     check_shapes,
 )
+from .coordinates import check_coordinates
 from .law import LAWS, LawError, Make, fresh, laws_of, perturbed
 from .mathematics import (
     check_inverse_undoes_forward,
@@ -30,6 +34,7 @@ from .mathematics import (
 __all__ = [
     "LAWS",
     "LawError",
+    "check_coordinates",
     "check_copies",
     "check_dtypes",
     "check_forward_is_pure",

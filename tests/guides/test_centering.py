@@ -10,7 +10,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
+from pyro import poutine
+from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.infer.mcmc.util import initialize_model
 from pyro.infer.reparam import NeuTraReparam
 from pyro.optim import ClippedAdam
@@ -21,6 +22,7 @@ from pyro_nflows.engine import Trainer
 from pyro_nflows.layers import LocScale, Planar
 from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint, Vectorization
+from pyro_nflows.testing import check_coordinates
 from tests.guide_registry import moved
 
 Y = torch.tensor(0.7, dtype=torch.float64)
@@ -371,3 +373,96 @@ def test_nuts_in_its_coordinates_finds_the_posterior() -> None:
         mean, sd = (density * exact).sum(), (density * (exact - (density * exact).sum()) ** 2).sum().sqrt()
         # neighbours among NUTS's draws are alike: half of them are counted
         assert abs(float(draws[name].mean() - mean)) < 5 * float(sd) / 200**0.5, name
+
+
+# ---- together with all else that is found by running the model --------------------------------------------------
+
+
+def mixture(y: Tensor) -> None:
+    """Rows of two kinds, summed out."""
+    tau = pyro.sample("tau", dist.LogNormal(0.0, 0.5))
+    shift = pyro.sample("shift", dist.Normal(0.0, tau))
+    with pyro.plate("row", len(y)):
+        kind = pyro.sample("kind", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+        pyro.sample("y", dist.Normal(shift * kind, 1.0), obs=y)
+
+
+def bounded(y: Tensor) -> None:
+    """A support that moves with one latent, and a prior that does with another."""
+    low = pyro.sample("low", dist.Normal(0.0, 1.0))
+    between = pyro.sample("between", dist.Uniform(low, low + 2.0))
+    z = pyro.sample("z", dist.Normal(between, (0.5 * low).exp()))
+    pyro.sample("y", dist.Normal(z, 1.0).expand(y.shape).to_event(1), obs=y)
+
+
+def padded(y: Tensor) -> None:
+    """Entries beyond the data are masked, and count with their prior."""
+    tau = pyro.sample("tau", dist.LogNormal(0.0, 0.5))
+    with pyro.plate("row", len(y)), poutine.mask(mask=torch.tensor([True, True, False])):
+        z = pyro.sample("z", dist.Normal(0.3, tau))
+        pyro.sample("y", dist.Normal(z, 0.5), obs=y)
+
+
+TOGETHER = [(mixture, "shift"), (bounded, "z"), (padded, "z")]
+together = pytest.mark.parametrize(("model", "site"), TOGETHER)
+
+
+@together
+def test_coordinates_go_together_with_enumeration_moving_supports_and_masks(model: Any, site: str) -> None:
+    y = torch.tensor([0.3, -0.4, 1.2])
+    check_coordinates(model, y)
+    guide = AutoFlow(model, flow, centering=0.3, init_scale=0.3)
+    plain = AutoFlow(model, flow)
+    guide(y)
+    assert site in guide.latents.centering
+    joint, own = joint_of(plain, model, y), joint_of(guide, model, y)
+    joint.prepare(), own.prepare()
+    v = 0.5 * torch.randn(4, own.latents.dim)
+    values = guide.constrain(v, y)
+    back, log_det = guide.unconstrain(values, y)
+    torch.testing.assert_close(back, v)
+    z, plain_log_det = plain.unconstrain(values, y)
+    torch.testing.assert_close(own(v), joint(z) + log_det - plain_log_det)
+
+
+@together
+def test_they_are_fitted_to_the_same_evidence(model: Any, site: str) -> None:
+    y, evidence = torch.tensor([0.3, -0.4, 1.2]), []
+    for centering in (None, 0.0):
+        vi = VI(AutoFlow(model, flow, centering=centering), num_steps=400, seed=0, progress_bar=False).run(y)
+        evidence.append(vi.diagnostics()["iwae"])
+        assert vi.get_samples(7)[site].shape[0] == 7
+    assert evidence[1] == pytest.approx(evidence[0], abs=0.02)
+
+
+@together
+def test_pyros_bound_is_ours_there(model: Any, site: str) -> None:
+    y = torch.tensor([0.3, -0.4, 1.2])
+    guide = AutoFlow(model, flow, centering=0.0, init_scale=0.5)
+    guide(y)
+    pyros = TraceEnum_ELBO(max_plate_nesting=1) if model is mixture else Trace_ELBO()
+    ours = torch.tensor([ELBO(1).loss(model, guide, y) for _ in range(300)])
+    theirs = torch.tensor([pyros.loss(model, guide, y) for _ in range(300)])
+    error = (ours.var() / 300 + theirs.var() / 300).sqrt()
+    assert abs(float(ours.mean() - theirs.mean())) < 5 * float(error)
+
+
+def test_priors_that_are_several_or_random_are_left_as_they_are() -> None:
+    """A location for each kind, or one that is drawn outside of the guide, is not refused."""
+
+    def by_kind() -> None:
+        tau = pyro.sample("tau", dist.HalfNormal(1.0))
+        kind = pyro.sample("kind", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+        pyro.sample("z", dist.Normal(tau * kind, 1.0))
+
+    def partly() -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        tau = pyro.sample("tau", dist.HalfNormal(1.0))
+        pyro.sample("z", dist.Normal(mu, tau))
+
+    guide = AutoFlow(poutine.block(partly, hide=["mu"]), centering="auto")
+    guide()
+    assert guide.latents.centering == {}
+    guide = AutoFlow(by_kind, centering="auto")
+    guide()
+    assert guide.latents.centering == {}

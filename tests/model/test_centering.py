@@ -1,33 +1,59 @@
 """Coordinates informed by the prior: a bijection, the identity when centered, and standard when not."""
 
+from collections.abc import Callable
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch.distributions.transforms import ComposeTransform
+from torch import Tensor
+from torch.distributions.transforms import AffineTransform, ExpTransform, SigmoidTransform
 
-from pyro_nflows.model import supports
-from pyro_nflows.model.centering import Centering, prior_of
+from pyro_nflows.model.centering import KINDS, Centering, bijection, prior_of
+from pyro_nflows.testing import check_coordinates
 
 T = torch.tensor
-PRIORS: dict[str, Any] = {
-    "Normal": dist.Normal(T([1.0, -2.0, 0.3]), T([0.1, 2.0, 5.0])),
-    "Normal, one scale": dist.Normal(T([1.0, -2.0, 0.3]), 0.5),
-    "StudentT": dist.StudentT(3.0, T([1.0, -2.0, 0.3]), T([0.1, 2.0, 5.0])),
-    "Cauchy": dist.Cauchy(T([1.0, -2.0, 0.3]), T([0.1, 2.0, 5.0])).to_event(1),
-    "Laplace": dist.Laplace(T([1.0, -2.0, 0.3]), 0.2),
-    "LogNormal": dist.LogNormal(T([1.0, -2.0, 0.3]), T([0.1, 2.0, 0.5])),
-    "HalfNormal": dist.HalfNormal(T([0.1, 2.0, 5.0])),
-    "HalfCauchy": dist.HalfCauchy(T([0.1, 2.0, 5.0])).mask(True),
-    "Exponential": dist.Exponential(T([0.1, 2.0, 5.0])),
-    "Gamma": dist.Gamma(2.0, T([0.1, 2.0, 5.0])),
-    "InverseGamma": dist.InverseGamma(2.0, T([0.1, 2.0, 5.0])),
-    "Weibull": dist.Weibull(T([0.1, 2.0, 5.0]), T([0.5, 1.0, 4.0])),
-    "MultivariateNormal": dist.MultivariateNormal(
-        T([1.0, -2.0, 0.3]), scale_tril=T([[0.1, 0, 0], [1.0, 2.0, 0], [0.5, -1.0, 5.0]])
-    ),
+LOC, SCALE = T([1.0, -2.0, 0.3]).double(), T([0.1, 2.0, 5.0]).double()
+TRIL = T([[0.1, 0, 0], [1.0, 2.0, 0], [0.5, -1.0, 5.0]]).double()
+#: A prior of each kind, made of a location, a scale and a scale matrix.
+MAKE: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
+    "Normal": lambda f, g, m: dist.Normal(f, g),
+    "Normal, one scale": lambda f, g, m: dist.Normal(f, g[..., :1]).to_event(1),
+    "StudentT": lambda f, g, m: dist.StudentT(3.0, f, g),
+    "Cauchy": lambda f, g, m: dist.Cauchy(f, g).to_event(1),
+    "Laplace": lambda f, g, m: dist.Laplace(f, g),
+    "SoftLaplace": lambda f, g, m: dist.SoftLaplace(f, g),
+    "AsymmetricLaplace": lambda f, g, m: dist.AsymmetricLaplace(f, g, 1.5),
+    "SoftAsymmetricLaplace": lambda f, g, m: dist.SoftAsymmetricLaplace(f, g, 1.5, 0.5),
+    "Logistic": lambda f, g, m: dist.Logistic(f, g),
+    "SkewLogistic": lambda f, g, m: dist.SkewLogistic(f, g, 1.5),
+    "Stable": lambda f, g, m: dist.StableWithLogProb(1.5, 0.3, g, f),
+    "Gumbel": lambda f, g, m: dist.Gumbel(f, g),
+    "LogNormal": lambda f, g, m: dist.LogNormal(f, g),
+    "LogisticNormal": lambda f, g, m: dist.LogisticNormal(f, g),
+    "HalfNormal": lambda f, g, m: dist.HalfNormal(g),
+    "HalfCauchy": lambda f, g, m: dist.HalfCauchy(g).mask(True),
+    "FoldedDistribution": lambda f, g, m: dist.FoldedDistribution(dist.StudentT(3.0, 0.0, g)),
+    "Exponential": lambda f, g, m: dist.Exponential(g),
+    "Gamma": lambda f, g, m: dist.Gamma(2.0, g),
+    "InverseGamma": lambda f, g, m: dist.InverseGamma(2.0, g),
+    "Pareto": lambda f, g, m: dist.Pareto(g, 2.0),
+    "Weibull": lambda f, g, m: dist.Weibull(g, 0.3 + g),
+    "MultivariateNormal": lambda f, g, m: dist.MultivariateNormal(f, scale_tril=m),
+    "LowRankMultivariateNormal": lambda f, g, m: dist.LowRankMultivariateNormal(f, m[..., :1], g),
+    "MultivariateStudentT": lambda f, g, m: dist.MultivariateStudentT(T(3.0), f, m),
+    "TransformedDistribution": lambda f, g, m: shifted(f, -g),
+    "TransformedDistribution, positive": lambda f, g, m: shifted(f, g, ExpTransform()).to_event(1),
+    "TransformedDistribution, in (0, 1)": lambda f, g, m: shifted(f, g, SigmoidTransform()),
 }
+
+
+def shifted(loc: Tensor, scale: Tensor, *more: Any) -> Any:
+    return dist.TransformedDistribution(dist.Normal(0.1, 2.0), [AffineTransform(loc, scale), *more])
+
+
+PRIORS = {name: make(LOC, SCALE, TRIL) for name, make in MAKE.items()}
 each_prior = pytest.mark.parametrize("name", PRIORS)
 CENTERINGS = [0.0, 0.3, 1.0, T([0.0, 0.5, 1.0])]
 
@@ -54,31 +80,48 @@ def test_centered_it_is_the_latent_itself(name: str) -> None:
     torch.testing.assert_close(Centering(located(name), T(1.0).double())(v), v)
 
 
+@pytest.mark.filterwarnings("ignore:Singular matrix:RuntimeWarning")
+@each_prior
+def test_a_model_is_the_same_in_coordinates_of_every_kind_of_prior(name: str) -> None:
+    def model(offset: Tensor) -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        prior = MAKE[name](offset + a, (0.5 * a).exp(), TRIL.tril(-1) * a + (SCALE * a.exp()).diag())
+        z = pyro.sample("z", prior.to_event(len(prior.batch_shape)))
+        pyro.sample("y", dist.Normal(z.sum(), 1.0), obs=T(0.3))
+
+    check_coordinates(model, LOC)
+
+
 @each_prior
 def test_non_centered_the_prior_does_not_depend_on_location_and_scale(name: str) -> None:
-    """The density of the coordinate is that of a prior of location zero and scale one, wherever the prior is."""
-    v, own, prior = torch.randn(3).double(), PRIORS[name], located(name)
-    to_value = ComposeTransform([Centering(prior, T(0.0).double()), supports.bijection(own)])
-    value = to_value(v)
-    got = own.log_prob(value).sum() + to_value.log_abs_det_jacobian(v, value).sum()
-    standard = {
-        "StudentT": dist.StudentT(T(3.0)),
-        "Cauchy": dist.Cauchy(T(0.0), 1.0),
-        "Laplace": dist.Laplace(T(0.0), 1.0),
-        "HalfNormal": dist.HalfNormal(T(1.0)),
-        "HalfCauchy": dist.HalfCauchy(T(1.0)),
-        "Exponential": dist.Exponential(T(1.0)),
-        "Gamma": dist.Gamma(T(2.0), 1.0),
-        "InverseGamma": dist.InverseGamma(T(2.0), 1.0),
-        "Weibull": dist.Weibull(T(1.0), 1.0),
-    }.get(name, dist.Normal(T(0.0), 1.0))
-    bijection = supports.bijection(standard)
-    x = bijection(v)
-    expected = standard.log_prob(x).sum() + bijection.log_abs_det_jacobian(v, x).sum()
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    """The density of the coordinate is the same, wherever the prior is."""
+
+    def density(prior: Any) -> Tensor:
+        to_value = bijection(prior, T(0.0))
+        value = to_value(v)
+        log_det = to_value.log_abs_det_jacobian(v, value)
+        return prior.log_prob(value).sum() + log_det.sum()
+
+    v, make = torch.randn(3), MAKE[name]
+    expected = density(make(torch.zeros(3), torch.ones(3), torch.eye(3)))
+    torch.testing.assert_close(density(make(LOC, SCALE, TRIL)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_every_kind_of_prior_is_tested() -> None:
+    found = set()
+    for fn in PRIORS.values():
+        while isinstance(fn, dist.Independent | dist.MaskedDistribution):
+            fn = fn.base_dist
+        found.add(next(kind for kind in KINDS if isinstance(fn, kind)))
+    assert found == set(KINDS)
 
 
 def test_a_distribution_without_location_and_scale_has_none() -> None:
     assert prior_of(dist.Beta(T(2.0), 2.0)) is None
     assert prior_of(dist.Dirichlet(torch.ones(3))) is None
+    assert (
+        prior_of(dist.TransformedDistribution(dist.Normal(0.0, 1.0), [ExpTransform(), AffineTransform(1, 2)])) is None
+    )
+    assert prior_of(dist.TransformedDistribution(dist.HalfNormal(1.0), [AffineTransform(0.0, 2.0)])) is None
+    assert prior_of(dist.Kumaraswamy(T(2.0), 2.0)) is None
     assert prior_of(dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), 1.0))) is None

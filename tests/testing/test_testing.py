@@ -4,16 +4,20 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pyro_nflows.layers import Coupling, Indexed, LocScale, Planar
 from pyro_nflows.layers.base import Chain, Exactness, Layer, Scored
+from pyro_nflows.model.centering import KINDS, Centering, Prior
 from pyro_nflows.numerics import normal_log_prob, standard_normal_log_prob
 from pyro_nflows.testing import (
     LAWS,
     LawError,
+    check_coordinates,
     check_copies,
     check_dtypes,
     check_forward_is_pure,
@@ -432,3 +436,47 @@ def test_a_given_layer_is_not_changed():
     check_layer(layer)
     assert all(torch.equal(value, state[name]) for name, value in layer.state_dict().items())
     assert not torch.equal(perturbed(layer).w, layer.w)
+
+
+# ---- coordinates informed by the prior --------------------------------------------------------------------------
+
+
+def hierarchy(y: Tensor) -> None:
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("row", 3):
+        pyro.sample("z", dist.Normal(scale, scale))
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+
+def test_coordinates_of_a_right_model_pass_in_either_precision() -> None:
+    check_coordinates(hierarchy, torch.zeros(3))
+    check_coordinates(hierarchy, y=torch.zeros(3, dtype=torch.float32))
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong", "complaint"),
+    [
+        ("log_abs_det_jacobian", lambda self, x, y: -self._log_factor().expand_as(x), "the log-determinant"),
+        ("_inverse", lambda self, y: y, "coordinates there and back"),
+    ],
+)
+def test_wrong_coordinates_are_found(method: str, wrong: Any, complaint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Centering, method, wrong)
+    with pytest.raises(LawError, match=complaint):
+        check_coordinates(hierarchy, torch.zeros(3))
+
+
+def test_a_matrix_that_is_not_triangular_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def model() -> None:
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        pyro.sample("z", dist.MultivariateNormal(torch.zeros(2), scale * torch.tensor([[2.0, 1.0], [1.0, 2.0]])))
+
+    check_coordinates(model)
+    monkeypatch.setitem(KINDS, dist.MultivariateNormal, lambda fn: Prior(fn.loc, fn.covariance_matrix, True))
+    with pytest.raises(LawError, match="there and back"):
+        check_coordinates(model)
+
+
+def test_a_model_without_a_hierarchy_has_no_coordinates_to_check() -> None:
+    with pytest.raises(ValueError, match=r"no latent of the model has a prior .* got latents \['a'\]"):
+        check_coordinates(lambda: pyro.sample("a", dist.Normal(0.0, 1.0)))
