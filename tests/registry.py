@@ -30,6 +30,7 @@ from pyro_nflows.layers import (
     Planar,
     PlateAffine,
     PlateCoupling,
+    PlateShear,
     Radial,
     Rescaled,
     Residual,
@@ -46,9 +47,10 @@ from pyro_nflows.transformers import Affine, RationalQuadratic, Shift
 CONTEXT = torch.randn(2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-#: Two rows of one coordinate in a plate; a plate alone; and a plate within another one, its outer one last in order.
+#: Two rows of one coordinate in a plate, a plate alone, a row of three, and a plate within another one.
 GROUPS = Hierarchy.of_outlines({"mu": Outline((), {}), "z": Outline((2,), {"groups": 0})})
 ROWS = Hierarchy.of_outlines({"z": Outline((1, 2), {"groups": 0})})
+PAIRS = Hierarchy.of_outlines({"z": Outline((1, 3), {"groups": 0}), "mu": Outline((), {})})
 NESTED = Hierarchy.of_outlines(
     {"inner": Outline((2, 1), {"inner": 0, "outer": 1}), "outer": Outline((1, 1), {"outer": 0}), "mu": Outline((), {})}
 )
@@ -112,6 +114,8 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "PlateCoupling(groups, RationalQuadratic)": lambda: PlateCoupling(
         GROUPS, RationalQuadratic(4, 3.0), num_features=1, hidden_dims=(3,)
     ),
+    "PlateShear(rows)": lambda: PlateShear(ROWS),
+    "PlateShear(pairs)": lambda: PlateShear(PAIRS, num_features=2, hidden_dims=(4,)),
     "Indexed(PlateAffine)": lambda: Indexed(PlateAffine(GROUPS)),
     "Indexed(PlateCoupling)": lambda: Indexed(PlateCoupling(GROUPS, num_features=2, hidden_dims=(3,))),
     "Coupling(1)": lambda: Coupling(1),

@@ -1,10 +1,13 @@
 """Flows that follow the plates of a model."""
 
-from ..layers import PlateCoupling, Split
+from ..layers import PlateCoupling, PlateShear, Split
 from ..layers.base import Chain, Layer
 from ..model.hierarchy import Hierarchy
 from ..transformers import Affine, Transformer
 from .vectors import Build, default
+
+#: Correlations within a row of so many coordinates may depend on what is outside of plates.
+MAX_ROW_DIM = 12
 
 
 def on_plates(hierarchy: Hierarchy, top: Build = default, transformer: Transformer = Affine()) -> Layer:
@@ -21,7 +24,9 @@ def on_plates(hierarchy: Hierarchy, top: Build = default, transformer: Transform
         >>> on_plates(hierarchy).input_dim
         5
     """
-    rows, num_top = PlateCoupling(hierarchy, transformer), len(hierarchy.top)
-    if not num_top:
-        return rows
-    return Chain(Split(top(num_top), hierarchy.dim), rows)
+    layers: list[Layer] = [PlateCoupling(hierarchy, transformer)]
+    if len(hierarchy.top):
+        if any(1 < block.row_dim <= MAX_ROW_DIM for block in hierarchy.blocks):
+            layers.insert(0, PlateShear(hierarchy, MAX_ROW_DIM))
+        layers.insert(0, Split(top(len(hierarchy.top)), hierarchy.dim))
+    return Chain(*layers)

@@ -19,6 +19,7 @@ from .permutation import Permutation
 from .planar import Planar
 from .plate_affine import PlateAffine
 from .plate_coupling import PlateCoupling
+from .plate_shear import PlateShear
 from .radial import Radial
 from .rescaled import Rescaled
 from .residual import LogDet, Residual
@@ -51,6 +52,7 @@ __all__ = [
     "Planar",
     "PlateAffine",
     "PlateCoupling",
+    "PlateShear",
     "Radial",
     "Rescaled",
     "Residual",

@@ -3,15 +3,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_sizes, check_widths
 from ..model.hierarchy import Hierarchy
+from ..nets.features import Features
 from ..nets.table import Table
 from ..numerics import pullback
 from ..transformers import Affine, Transformer
 from .base import Layer
-
-#: Up to so many coordinates outside of plates are features of rows themselves, beside those that are learned of them.
-MAX_PLAIN = 16
 
 
 class PlateCoupling(Layer):
@@ -52,16 +49,12 @@ class PlateCoupling(Layer):
         hidden_dims: Sequence[int] = (32,),
     ):
         super().__init__(hierarchy.dim)
-        check_sizes("PlateCoupling", num_features=num_features)
-        check_widths("PlateCoupling", hidden_dims)
         self.hierarchy, self.transformer, self.sizes = hierarchy, transformer, hierarchy.sizes()
-        num_top = self.sizes[0]
-        self.net = _network([num_top, *hidden_dims, num_features]) if num_top else None
-        self.num_shared = (num_features if num_top else 0) + (num_top if num_top <= MAX_PLAIN else 0)
+        self.features, num_top = Features(self.sizes[0], num_features, hidden_dims), self.sizes[0]
         self.bias, self.coefficients = Table(), Table()
         for number, block in enumerate(hierarchy.blocks):
             shape = (block.num_rows, block.row_dim, transformer.num_params)
-            num = self.num_shared + hierarchy.width_above(block) - num_top
+            num = self.features.output_dim + hierarchy.width_above(block) - num_top
             self.bias[str(number)] = nn.Parameter(torch.zeros(shape))
             if num:
                 self.coefficients[str(number)] = nn.Parameter(torch.zeros(*shape, num))
@@ -75,11 +68,9 @@ class PlateCoupling(Layer):
         params: Tensor = self.bias[str(number)]
         if str(number) not in self.coefficients:
             return params
-        coefficients, num = self.coefficients[str(number)], self.num_shared
+        coefficients, num = self.coefficients[str(number)], self.features.output_dim
         if num:
-            learned = [self.net(top)] if self.net is not None else []
-            shared = torch.cat([*learned, top] if self.sizes[0] <= MAX_PLAIN else learned, -1)
-            moved = shared @ coefficients[..., :num].flatten(0, 2).T
+            moved = self.features(top) @ coefficients[..., :num].flatten(0, 2).T
             params = params + moved.unflatten(-1, params.shape)
         for above, part in zip(self.hierarchy.blocks[number].above, outer):
             own = coefficients[..., num : num + part.shape[-1]]
@@ -127,10 +118,3 @@ class PlateCoupling(Layer):
     def extra_repr(self) -> str:
         blocks = ", ".join(f"{block.num_rows} x {block.row_dim}" for block in self.hierarchy.blocks)
         return f"{self.sizes[0]} + {blocks}, {self.transformer}"
-
-
-def _network(widths: Sequence[int]) -> nn.Sequential:
-    parts: list[nn.Module] = []
-    for a, b in zip(widths, widths[1:]):
-        parts += [nn.Linear(a, b), nn.SiLU()]
-    return nn.Sequential(*parts[:-1])
