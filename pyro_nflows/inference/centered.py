@@ -29,7 +29,7 @@ from ..model.centering import Prior, prior_of
 from ..model.coordinates import Coordinates
 from ..model.log_joint import LogJoint
 from ..model.values import mapped
-from ..modes.gaussians import gaussian_at
+from ..modes.gaussians import gaussian_at, gaussian_through
 from ..modes.pathfinder import best_start
 from ..objectives.base import Gradient, Objective
 from ..objectives.draws import LogDensity
@@ -39,6 +39,8 @@ from .plan import Plan
 FIRST = Round(300, 32, 5e-2)
 #: Draws at which precisions are compared.
 NUM_DRAWS = 24
+#: Draws that carry the Gaussian over to the new coordinates: so many, or so many numbers, and no fewer than the last.
+NUM_CARRIED, CARRIED, FEWEST = 2000, 2**25, 200
 #: Random signs by which second derivatives are found.
 NUM_PROBES = 4
 #: Sites whose second derivatives are found one after the other; with more of them, several at a time.
@@ -47,8 +49,8 @@ MAX_TURNS = 8
 
 def measured_centering(
     joint: LogJoint, guide: AutoFlow, plan: Plan, leaves: Sequence[Tensor], loc: Tensor
-) -> dict[str, Tensor]:
-    """A centering for each entry of the sites that have one.
+) -> tuple[dict[str, Tensor], Tensor]:
+    """A centering for each entry of the sites that have one, and draws of the Gaussian, in unconstrained space.
 
     :param joint: the model, with those sites non-centered.
     :param guide: its end is fitted; the guide itself is left alone.
@@ -64,12 +66,28 @@ def measured_centering(
         trainer.run(end, Objective(), Gradient.PATH, FIRST, "centering")
         if trainer.history.interrupted:
             raise KeyboardInterrupt
-        draws = trainer.sampler.sample(end, NUM_DRAWS).z
+        draws = trainer.sampler.sample(end, max(FEWEST, min(NUM_CARRIED, CARRIED // joint.latents.dim))).z
     plain = LogJoint(joint.bound, joint.latents.centered({}))
     plain.prepare()
     with torch.no_grad():
         z = Coordinates(joint)(draws)
-    return {name: 1 - fraction.mean(0) for name, fraction in prior_fractions(plain, names, z).items()}
+    fractions = prior_fractions(plain, names, z[:NUM_DRAWS])
+    return {name: 1 - fraction.mean(0) for name, fraction in fractions.items()}, z
+
+
+def carry(joint: LogJoint, guide: AutoFlow, z: Tensor) -> Tensor:
+    """Start a fresh guide at the Gaussian of draws in unconstrained space; the point where it starts.
+
+    :param joint: the model in the guide's coordinates.
+    :param z: the draws, ``(num, latent_dim)``.
+    """
+    with torch.no_grad():
+        v = Coordinates(joint).inv(z)
+        layer = guide.plain_layer()
+        gaussian = gaussian_through(layer, v[torch.isfinite(v).all(-1)])
+    gaussian.place(layer)
+    guide.adopt(layer)
+    return gaussian.loc
 
 
 def prior_fractions(joint: LogJoint, names: Sequence[str], z: Tensor) -> dict[str, Tensor]:

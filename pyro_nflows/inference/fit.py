@@ -23,7 +23,7 @@ from torch import Tensor
 from ..engine import Trainer
 from ..flows.whitened import Whitened
 from ..guides import AutoFlow
-from ..modes.gaussians import gaussian_at
+from ..modes.gaussians import gaussian_at, gaussian_of
 from ..modes.mixtures import Modes
 from .fitted import Fit
 from .plan import Plan
@@ -64,7 +64,9 @@ def fit_all(trainer: Trainer, guide: AutoFlow, plan: Plan, locs: Sequence[Tensor
 def start(trainer: Trainer, guide: AutoFlow, plan: Plan, loc: Tensor) -> Fitting:
     """A fit of a copy of the guide's layer, from a point; for :func:`drive`."""
     layer = guide.plain_layer()
-    return Fitting(trainer, plan, layer, gaussian_at(layer, loc, guide.init_scale))
+    is_there = torch.equal(layer.end.loc, loc)
+    init = gaussian_of(layer) if is_there else gaussian_at(layer, loc, guide.init_scale)
+    return Fitting(trainer, plan, layer, init)
 
 
 def fit_modes(trainer: Trainer, guide: AutoFlow, plan: Plan, modes: Modes) -> Fit:

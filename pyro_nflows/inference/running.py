@@ -27,7 +27,7 @@ from ..objectives.draws import Draws
 from ..system.exclusive import seeded, validation
 from ..system.signals import before_sigterm, imported
 from .blame import on_the_edge, out_of_scale, runs_away
-from .centered import measured_centering
+from .centered import carry, measured_centering
 from .fit import fit_modes
 from .fitted import Fit
 from .mark import FINE, put
@@ -102,8 +102,10 @@ class Fitter:
         is_fresh = torch.equal(guide.plain_layer().end.loc, guide.init_loc())
         if guide.centering != "auto" or not joint.latents.centering or not is_fresh:
             return joint, loc
-        guide.recenter(journal.step("centering", lambda: measured_centering(joint, guide, plan, leaves, loc)))
-        return self._joint_at(call)
+        centering, z = journal.step("centering", lambda: measured_centering(joint, guide, plan, leaves, loc))
+        guide.recenter(centering)
+        joint, _ = self._joint_at(call)
+        return joint, carry(joint, guide, z)
 
     def _locs(self, plan: Plan, joint: LogJoint, loc: Tensor) -> list[Tensor]:
         """Where the fits start."""

@@ -23,8 +23,8 @@ from ..diagnostics.verdict import MISSED, WORTHLESS, effective, is_heavy
 from ..engine import ROWS, Trainer
 from ..guides import AutoFlow
 from ..layers import PlateAffine
-from ..modes.gaussians import Gaussian, PlateGaussian
-from ..modes.missed import TOO_THIN, Missed, excess, frame_of, missed_regions, scattered
+from ..modes.gaussians import Gaussian, PlateGaussian, frame_of
+from ..modes.missed import TOO_THIN, Missed, excess, missed_regions, scattered
 from ..modes.mixtures import Modes, find_modes, hull
 from ..modes.tempering import Tempered, temper
 from ..objectives.draws import base_noise

@@ -1,5 +1,6 @@
 r"""Gaussians to start from, and to climb in the coordinates of: with any covariance, or with that of rows of plates."""
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from ..flows.whitened import Whitened
 from ..layers import PlateAffine, TriangularAffine
 from ..numerics import LogDensity, log_scale_and_lower
 from .plate_curvature import Rows, factors, precision, probes
+from .plate_moments import moments
 
 #: A width, or one over it, from which on a coordinate climbs in units of its own.
 ODD = 1e5
@@ -157,12 +159,43 @@ def _elbo(gaussian: Frame, log_joint: LogDensity, noise: Tensor) -> Tensor:
     return torch.where(torch.isfinite(value), value, -torch.inf)
 
 
-def gaussian_at(layer: Whitened, loc: Tensor, width: float) -> Frame:
-    """A Gaussian of equal widths, in the form that a guide's affine end has."""
+@torch.no_grad()
+def gaussian_of(layer: Whitened) -> Frame:
+    """The Gaussian that a guide's affine end is."""
     end = layer.end
     if isinstance(end, PlateAffine):
-        return PlateGaussian(end).around(loc, width)
-    return Gaussian(loc, width * torch.eye(len(loc)).to(loc))
+        return PlateGaussian(copy.deepcopy(end))
+    matrix = end.scale_tril() if isinstance(end, TriangularAffine) else end.log_scale.exp().diag()
+    return Gaussian(end.loc.detach().clone(), matrix)
+
+
+@torch.no_grad()
+def gaussian_at(layer: Whitened, loc: Tensor, width: float) -> Frame:
+    """One of equal widths, in the form that a guide's affine end has."""
+    return gaussian_of(layer).around(loc, width)
+
+
+@torch.no_grad()
+def gaussian_through(layer: Whitened, z: Tensor) -> Frame:
+    """One of the moments of draws ``(N, D)``, in the form that a guide's affine end has."""
+    frame = gaussian_of(layer)
+    if isinstance(frame, Gaussian):
+        return frame_of(z)
+    loc, scale_tril, rows = moments(frame.end.hierarchy, z)
+    new = frame.around(loc.to(z), 1.0)
+    _put(new.end, scale_tril, rows)
+    return new
+
+
+def frame_of(draws: Tensor) -> Gaussian:
+    """The Gaussian of the draws' moments; of unit width where they do not differ."""
+    covariance = torch.cov(draws.T, correction=0).reshape(draws.shape[1], -1)
+    spread = covariance.diagonal()
+    covariance = covariance + torch.diag(torch.where(spread > 0, 1e-6 * spread, 1.0))
+    scale_tril, failed = torch.linalg.cholesky_ex(covariance)
+    if failed:  # fewer draws than dimensions, up to rounding
+        scale_tril = torch.diag(covariance.diagonal().sqrt())
+    return Gaussian(draws.mean(0), scale_tril)
 
 
 @torch.no_grad()

@@ -42,17 +42,6 @@ class Missed(NamedTuple):
     mass: float
 
 
-def frame_of(draws: Tensor) -> Gaussian:
-    """The Gaussian of the draws' moments; of unit width where they do not differ."""
-    covariance = torch.cov(draws.T, correction=0).reshape(draws.shape[1], -1)
-    spread = covariance.diagonal()
-    covariance = covariance + torch.diag(torch.where(spread > 0, 1e-6 * spread, 1.0))
-    scale_tril, failed = torch.linalg.cholesky_ex(covariance)
-    if failed:  # fewer draws than dimensions, up to rounding
-        scale_tril = torch.diag(covariance.diagonal().sqrt())
-    return Gaussian(draws.mean(0), scale_tril)
-
-
 def scattered(draws: Tensor, num: int) -> list[Tensor]:
     """Points where ascents begin: two in three far around the draws, and the rest around the origin as Stan does."""
     mean, sd = draws.mean(0), draws.std(0, correction=0)

@@ -1,12 +1,15 @@
 """Gaussians to start from: that of a curvature which plates make sparse is the one that all of it gives."""
 
+import copy
+
 import pytest
 import torch
 
 from pyro_nflows.engine import DensityGradient
-from pyro_nflows.layers import PlateAffine
+from pyro_nflows.flows.whitened import Whitened
+from pyro_nflows.layers import LocScale, PlateAffine, TriangularAffine
 from pyro_nflows.model.hierarchy import Hierarchy, Outline
-from pyro_nflows.modes.gaussians import Gaussian, PlateGaussian
+from pyro_nflows.modes.gaussians import Gaussian, PlateGaussian, gaussian_of, gaussian_through
 
 GROUPS = {"mu": Outline((2,), {}), "z": Outline((5, 3), {"groups": 0})}
 NESTED = {
@@ -67,3 +70,35 @@ def test_a_curvature_that_is_not_finite_changes_nothing():
     start = PlateGaussian(PlateAffine(hierarchy, init_scale=0.3).double())
     density = DensityGradient(lambda z: (z - 1).sqrt().sum(-1))
     assert start.laplace(density, torch.zeros(17, dtype=torch.float64)) is start
+
+
+@pytest.mark.parametrize("outlines", [GROUPS, NESTED, DEEP, ROWS], ids=["groups", "nested", "deep", "rows"])
+def test_the_gaussian_through_draws_has_their_moments(outlines):
+    """Draws of one whose rows are independent given the rest: with many of them, it is found again."""
+    hierarchy = Hierarchy.of_outlines(outlines)
+    precision, loc = precision_of(hierarchy), torch.linspace(-1, 1, hierarchy.dim, dtype=torch.float64)
+    covariance, num = torch.linalg.inv(precision), 20_000
+    noise = torch.randn(num, len(loc), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    z = loc + noise @ torch.linalg.cholesky(covariance).T
+    found = gaussian_through(Whitened(LocScale(len(loc)), PlateAffine(hierarchy)).double(), z)
+    factor = found.points(torch.eye(len(loc)).double()) - found.loc
+    widths = covariance.diagonal().sqrt()
+    error = (factor.T @ factor - covariance) / (widths * widths[:, None])
+    assert error.abs().max() < 5 * (2 / num) ** 0.5
+    assert ((found.loc - loc) / widths).abs().max() < 5 / num**0.5
+
+
+@pytest.mark.parametrize("end", [LocScale, TriangularAffine])
+def test_an_affine_end_is_a_gaussian(end):
+    layer = Whitened(LocScale(3), end(3, torch.arange(3.0), 0.5)).double()
+    with torch.no_grad():
+        for parameter in layer.end.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    found, other = gaussian_of(layer), copy.deepcopy(layer)
+    with torch.no_grad():
+        for parameter in other.end.parameters():
+            parameter.zero_()
+    found.place(other)
+    x = torch.randn(4, 3, dtype=torch.float64)
+    assert torch.allclose(other.end(x)[0], layer.end(x)[0])
+    assert torch.allclose(found.points(x), layer.end(x)[0])

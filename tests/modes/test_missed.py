@@ -15,7 +15,8 @@ from pyro_nflows.layers import LocScale, Planar
 from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.feasible import prior_points
 from pyro_nflows.model.log_joint import LogJoint
-from pyro_nflows.modes.missed import frame_of, missed_regions, scattered
+from pyro_nflows.modes.gaussians import frame_of
+from pyro_nflows.modes.missed import missed_regions, scattered
 
 
 def two_modes(share: float) -> dist.MixtureSameFamily:
