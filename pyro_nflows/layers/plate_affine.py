@@ -5,7 +5,9 @@ from torch import Tensor, nn
 from torch.linalg import solve_triangular
 
 from ..model.hierarchy import Hierarchy
+from ..model.rows import Rows
 from ..nets.table import Table
+from ..nets.views import taken_rows
 from ..numerics import scale_tril
 from .base import Layer
 
@@ -69,6 +71,17 @@ class PlateAffine(Layer):
         """How many numbers of a parameter are added up in one coordinate."""
         return self.sizes[0] if name == "top" else 1
 
+    def on_rows(self, rows: Rows) -> "PlateAffine":
+        """A view of the same numbers for chosen rows; see :func:`~pyro_nflows.nets.views.on_rows`."""
+        order, at = rows.hierarchy.order, rows.columns.to(self.loc.device)
+        return taken_rows(
+            self,
+            rows,
+            _parameters={**self._parameters, "loc": self.loc[at], "log_scale": self.log_scale[at]},
+            _buffers={"order": order.to(at.device), "places": order.argsort().to(at.device)},
+            _is_ordered=bool((order == torch.arange(len(order))).all()),
+        )
+
     # ---- parts ----------------------------------------------------------------------------------------------
 
     def top_tril(self) -> Tensor | None:
@@ -94,6 +107,33 @@ class PlateAffine(Layer):
             added = added + _times(matrix[..., start : start + outer.shape[-1]], outer)
             start += outer.shape[-1]
         return added
+
+    # ---- block by block -------------------------------------------------------------------------------------
+
+    def white_top(self, y: Tensor) -> Tensor:
+        """Coordinates outside of plates, back to the base."""
+        top, at = self.top_tril(), self.order[: self.sizes[0]]
+        white = (y - self.loc[at]) * (-self.log_scale[at]).exp()
+        return white if top is None else _solve(top, white)
+
+    def rows(self, number: int, x: Tensor, before: Sequence[Tensor], after: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """A block's rows, ``(..., num_rows, row_dim)``, and each row's log-weight.
+
+        :param before: what is above them, before this layer: the coordinates outside of plates, then blocks.
+        :param after: the same after it.
+        """
+        at, within = self.hierarchy.blocks[number].columns.to(x.device), self.within_tril(number)
+        y = (x if within is None else _times(within, x)) + self._from_above(number, before)
+        return self.loc[at] + self.log_scale[at].exp() * y, self.log_scale[at].sum(-1).expand(y.shape[:-1])
+
+    def rows_back(
+        self, number: int, y: Tensor, before: Sequence[Tensor], after: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The inverse of :meth:`rows`."""
+        at, within = self.hierarchy.blocks[number].columns.to(y.device), self.within_tril(number)
+        x = (y - self.loc[at]) * (-self.log_scale[at]).exp() - self._from_above(number, before)
+        x = x if within is None else _times(_inverse(within), x)
+        return x, self.log_scale[at].sum(-1).expand(x.shape[:-1])
 
     # ---- the map --------------------------------------------------------------------------------------------
 

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from ..model.hierarchy import Hierarchy
+from ..model.rows import Rows
 from ..nets.features import Features
 from ..nets.table import Table
+from ..nets.views import taken_rows
 from ..numerics import pullback
 from ..transformers import Affine, Transformer
 from .base import Layer
@@ -58,6 +60,27 @@ class PlateCoupling(Layer):
             self.bias[str(number)] = nn.Parameter(torch.zeros(shape))
             if num:
                 self.coefficients[str(number)] = nn.Parameter(torch.zeros(*shape, num))
+
+    def on_rows(self, rows: Rows) -> "PlateCoupling":
+        """A view of the same numbers for chosen rows; see :func:`~pyro_nflows.nets.views.on_rows`."""
+        return taken_rows(self, rows)
+
+    def rows(self, number: int, x: Tensor, before: Sequence[Tensor], after: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """A block's rows, ``(..., num_rows, row_dim)``, and each row's log-weight.
+
+        :param before: what is above them, before this layer: the coordinates outside of plates, then blocks.
+        :param after: the same after it.
+        """
+        y, log_slope = self._move(number, x, after[0], *self._outer(number, after))
+        return y, log_slope.sum(-1)
+
+    def rows_back(
+        self, number: int, y: Tensor, before: Sequence[Tensor], after: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The inverse of :meth:`rows`."""
+        params = self._params(number, after[0], *self._outer(number, after))
+        x, log_slope = self.transformer.inverse(y, params)
+        return x, log_slope.sum(-1)
 
     def _outer(self, number: int, parts: Sequence[Tensor]) -> list[Tensor]:
         """The blocks that a block is within, as they are."""

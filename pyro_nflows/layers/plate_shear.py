@@ -4,8 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from ..model.hierarchy import Hierarchy
+from ..model.rows import Rows
 from ..nets.features import Features
 from ..nets.table import Table
+from ..nets.views import taken_rows
 from ..numerics import pullback
 from .base import Layer
 
@@ -49,6 +51,26 @@ class PlateShear(Layer):
         if not len(self.bias):
             raise ValueError(f"PlateShear: expected rows of 2 to {max_row_dim} coordinates, got none")
 
+    def on_rows(self, rows: Rows) -> "PlateShear":
+        """A view of the same numbers for chosen rows; see :func:`~pyro_nflows.nets.views.on_rows`."""
+        return taken_rows(self, rows)
+
+    def rows(self, number: int, x: Tensor, before: Sequence[Tensor], after: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """A block's rows, ``(..., num_rows, row_dim)``, and each row's log-weight.
+
+        :param before: what is above them, before this layer: the coordinates outside of plates, then blocks.
+        :param after: the same after it.
+        """
+        y = self._move(number, x, before[0]) if number in self._moved() else x
+        return y, y.new_zeros(y.shape[:-1])
+
+    def rows_back(
+        self, number: int, y: Tensor, before: Sequence[Tensor], after: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The inverse of :meth:`rows`."""
+        x = self._back(number, y, before[0]) if number in self._moved() else y
+        return x, x.new_zeros(x.shape[:-1])
+
     def _matrix(self, number: int, top: Tensor) -> Tensor:
         """The numbers below the diagonal of each row's matrix, ``(..., rows, pairs)``."""
         matrix: Tensor = self.bias[str(number)]
@@ -60,6 +82,13 @@ class PlateShear(Layer):
     def _move(self, number: int, part: Tensor, top: Tensor) -> Tensor:
         matrix = self._matrix(number, top)
         return part + torch.stack([_before(matrix, part, j) for j in range(part.shape[-1])], -1)
+
+    def _back(self, number: int, part: Tensor, top: Tensor) -> Tensor:
+        matrix, found = self._matrix(number, top), list[Tensor]()
+        for j in range(part.shape[-1]):
+            before = torch.stack(found, -1) if found else part[..., :0]
+            found.append(part[..., j] - _before(matrix, before, j))
+        return torch.stack(found, -1)
 
     def _moved(self) -> list[int]:
         """The blocks whose rows have several coordinates."""
@@ -74,11 +103,7 @@ class PlateShear(Layer):
     def inverse(self, y: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         parts = self.hierarchy.split(y)
         for number in self._moved():
-            matrix, part, found = self._matrix(number, parts[0]), parts[1 + number], list[Tensor]()
-            for j in range(part.shape[-1]):
-                before = torch.stack(found, -1) if found else part[..., :0]
-                found.append(part[..., j] - _before(matrix, before, j))
-            parts[1 + number] = torch.stack(found, -1)
+            parts[1 + number] = self._back(number, parts[1 + number], parts[0])
         return self.hierarchy.join(parts), y.new_zeros(y.shape[:-1])
 
     def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:

@@ -1,4 +1,5 @@
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -6,8 +7,10 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.utils.stateless import _reparametrize_module
 
+from ..model.rows import Rows
 from ..nets.context import Methods
 from ..nets.steps import step_factor
+from ..nets.views import on_rows, with_parameters
 from .base import Layer, Scored
 
 #: How far an optimiser's step moves a number that a layer holds itself, and a number in a network, in units of the
@@ -79,6 +82,18 @@ class Rescaled(Layer):
         for name, parameter in layer.named_parameters():
             parameter.mul_(factors[name])
 
+    def on_rows(self, rows: Rows) -> Layer:
+        """The layer for chosen rows, its parameters in their own units, as functions of those that are stored.
+
+        Only what is looked up is rescaled. See :func:`~pyro_nflows.nets.views.on_rows`.
+        """
+        layer = on_rows(self.layer, rows)
+        named = dict(layer.named_parameters())
+        if not named:
+            return layer
+        flat = torch.cat([tensor.reshape(-1) * self.factors[name] for name, tensor in named.items()])
+        return with_parameters(layer, _split(flat, named))
+
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         y, log_weight = self._run("forward", x, noise)
         return y, log_weight
@@ -115,10 +130,15 @@ class Rescaled(Layer):
         if not named:
             return {}
         flat = torch.cat([tensor.reshape(-1) for tensor in named.values()]) * self.steps
-        if flat.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(flat):
-            flat.register_hook(_finite)
-        parts = flat.split([tensor.numel() for tensor in named.values()])
-        return {f"layer.{name}": part.view(named[name].shape) for name, part in zip(named, parts)}
+        return {f"layer.{name}": part for name, part in _split(flat, named).items()}
+
+
+def _split(flat: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters out of one vector, through which their gradients go all or none."""
+    if flat.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(flat):
+        flat.register_hook(_finite)
+    parts = flat.split([tensor.numel() for tensor in like.values()])
+    return {name: part.view(like[name].shape) for name, part in zip(like, parts)}
 
 
 def _finite(gradient: Tensor) -> Tensor:

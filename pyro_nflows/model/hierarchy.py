@@ -37,10 +37,14 @@ class Above(NamedTuple):
 
 
 class Outline(NamedTuple):
-    """All that a hierarchy is made of: for each site, its unconstrained shape and the axis of each of its plates."""
+    """All that a hierarchy is made of: for each site, its unconstrained shape and the axis of each of its plates.
+
+    ``subsampled`` are those of the plates of which one run of the model has some rows only.
+    """
 
     shape: tuple[int, ...]
     plates: Mapping[str, int]
+    subsampled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +78,7 @@ class Hierarchy:
     :param top: where a flat latent holds what is outside of plates.
     :param blocks: the rest.
     :param outlines: what it was made of.
+    :param joined: plates whose latents are counted with those outside of plates.
 
     Example::
 
@@ -86,28 +91,28 @@ class Hierarchy:
     top: Tensor
     blocks: tuple[Block, ...]
     outlines: Mapping[str, Outline]
+    joined: frozenset[str] = frozenset()
 
     @staticmethod
     def of(latents: Latents) -> "Hierarchy":
         """The hierarchy of a model's latents."""
-        outlines = {}
-        for name, latent in latents.sites.items():
-            event_dim = latent.event_dim + len(latent.shape) - len(latent.value_shape)
-            axes = {
-                frame.name: len(latent.shape) - event_dim + frame.dim for frame in latent.plates if frame.vectorized
-            }
-            outlines[name] = Outline(tuple(latent.shape), axes)
+        sites = latents.sites.items()
+        outlines = {name: Outline(tuple(at.shape), at.axes, at.subsampled) for name, at in sites}
         return Hierarchy.of_outlines(outlines)
 
     @staticmethod
-    def of_outlines(outlines: Mapping[str, Outline]) -> "Hierarchy":
-        """The hierarchy of sites of these shapes and plates, held by a flat latent in their order."""
+    def of_outlines(outlines: Mapping[str, Outline], joined: frozenset[str] | None = None) -> "Hierarchy":
+        """The hierarchy of sites of these shapes and plates, held by a flat latent in their order.
+
+        :param joined: plates to be counted with what is outside of plates; by default small ones that cross others.
+        """
         columns, start = dict[str, Tensor](), 0
         for name, outline in outlines.items():
             size = torch.Size(outline.shape).numel()
             columns[name] = torch.arange(start, start + size).reshape(outline.shape)
             start += size
-        groups = _grouped(outlines)
+        joined = _joined(outlines) if joined is None else joined
+        groups = _grouped(outlines, joined)
         blocks = list[Block]()
         top = [columns[name].reshape(-1) for name in groups.pop(frozenset(), [])]
         for plates in sorted(groups, key=len):
@@ -115,7 +120,7 @@ class Hierarchy:
             sizes = [outlines[groups[plates][0]].shape[outlines[groups[plates][0]].plates[plate]] for plate in names]
             rows = [_rows(columns[name], [outlines[name].plates[plate] for plate in names]) for name in groups[plates]]
             blocks.append(Block(names, torch.cat(rows, 1), _above(names, sizes, blocks)))
-        return Hierarchy(torch.cat([torch.zeros(0, dtype=torch.long), *top]), tuple(blocks), dict(outlines))
+        return Hierarchy(torch.cat([torch.zeros(0, dtype=torch.long), *top]), tuple(blocks), dict(outlines), joined)
 
     @property
     def dim(self) -> int:
@@ -140,40 +145,58 @@ class Hierarchy:
         """The inverse of :meth:`split`."""
         return torch.cat([parts[0], *(part.flatten(-2) for part in parts[1:])], -1)
 
+    @property
+    def subsampled(self) -> tuple[str, ...]:
+        """The plates of which one run of the model has some rows only."""
+        return tuple(dict.fromkeys(plate for outline in self.outlines.values() for plate in outline.subsampled))
+
     def width_above(self, block: Block) -> int:
         """How many coordinates a row of a block may depend on: those outside of plates, and of its outer rows."""
         return len(self.top) + sum(self.blocks[above.block].row_dim for above in block.above)
 
     def listed(self) -> dict[str, Any]:
         """As plain values, for a state; :meth:`unlisted` reads them."""
-        return {name: [list(outline.shape), dict(outline.plates)] for name, outline in self.outlines.items()}
+        return {n: [list(at.shape), dict(at.plates), list(at.subsampled)] for n, at in self.outlines.items()}
 
     @staticmethod
     def unlisted(listed: Mapping[str, Any]) -> "Hierarchy":
         """What :meth:`listed` was made of."""
-        return Hierarchy.of_outlines({name: Outline(tuple(shape), plates) for name, (shape, plates) in listed.items()})
+        outlines = {
+            name: Outline(tuple(shape), plates, tuple(subsampled))
+            for name, (shape, plates, subsampled) in listed.items()
+        }
+        return Hierarchy.of_outlines(outlines)
 
 
-def _grouped(outlines: Mapping[str, Outline]) -> dict[frozenset[str], list[str]]:
-    """Sites by their plates; those of small plates that cross others are put with the sites outside of plates."""
+def _by_plates(outlines: Mapping[str, Outline]) -> dict[frozenset[str], list[str]]:
     groups: dict[frozenset[str], list[str]] = {}
     for name, outline in outlines.items():
         groups.setdefault(frozenset(outline.plates), []).append(name)
+    return groups
+
+
+def _joined(outlines: Mapping[str, Outline]) -> frozenset[str]:
+    """Small plates that cross others, and are there as a whole in each run."""
+    groups = _by_plates(outlines)
     size = {plates: sum(torch.Size(outlines[n].shape).numel() for n in names) for plates, names in groups.items()}
+    partial = {plate for outline in outlines.values() for plate in outline.subsampled}
     moved: set[str] = set()
     for plates in sorted(groups, key=lambda plates: size[plates]):
         others = [other for other in groups if other != plates and other and not moved & other]
-        if not _crosses(plates, others):
+        if plates & partial or not _crosses(plates, others):
             continue
         if sum(size[frozenset({p})] for p in moved if frozenset({p}) in size) + size[plates] <= MAX_CROSSED:
             moved |= plates if len(plates) == 1 else set()
-    if not moved:
-        return groups
+    return frozenset(moved)
+
+
+def _grouped(outlines: Mapping[str, Outline], joined: frozenset[str]) -> dict[frozenset[str], list[str]]:
+    """Sites by their plates; those of joined plates are put with the sites outside of plates."""
     found: dict[frozenset[str], list[str]] = {}
-    for name, outline in outlines.items():
-        plates = frozenset(outline.plates)
-        found.setdefault(frozenset() if plates <= moved else plates, []).append(name)
-    return found
+    for plates, names in _by_plates(outlines).items():
+        found.setdefault(frozenset() if plates <= joined else plates, []).extend(names)
+    order = {name: number for number, name in enumerate(outlines)}
+    return {plates: sorted(names, key=order.__getitem__) for plates, names in found.items()}
 
 
 def _crosses(plates: frozenset[str], others: Sequence[frozenset[str]]) -> bool:

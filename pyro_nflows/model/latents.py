@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.poutine import Trace
@@ -62,9 +62,37 @@ class Latent:
         return tuple(self.site["cond_indep_stack"])
 
     @property
+    def subsampled(self) -> tuple[str, ...]:
+        """The plates of which one run of the model has some rows only."""
+        return tuple(frame.name for frame in self.plates if frame.full_size not in (None, frame.size))
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """The axis of the unconstrained value along each plate."""
+        num = len(self.value_shape) - self.event_dim
+        return {frame.name: num + frame.dim for frame in self.plates if frame.vectorized}
+
+    @property
     def is_masked(self) -> bool:
         """Whether the site has a mask."""
         return is_masked(self.site)
+
+
+class OneRun(NamedTuple):
+    """The latents of one run of a model whose plates are subsampled.
+
+    :param latents: of that run.
+    :param columns: which of these each coordinate of all rows is like, as a place to start from.
+    """
+
+    latents: "Latents"
+    columns: Tensor
+
+    def centered(self, centering: Mapping[str, Tensor]) -> "OneRun":
+        """In the coordinates that all rows are to have."""
+        sites = self.latents.sites
+        taken = {name: _first(c, sites[name].shape) for name, c in centering.items()}
+        return self._replace(latents=self.latents.centered(taken))
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +106,8 @@ class Latents:
     :param moving: sites whose support depends on other latents, on parameters or on the model's arguments; see
         :mod:`~pyro_nflows.model.following`.
     :param filled: masked sites that count with their prior, and whether their mask depends on an enumerated site.
+    :param one_run: where plates are subsampled, the latents of one run of the model; these are then those of all rows
+        (:mod:`~pyro_nflows.model.all_rows`).
 
     Example::
 
@@ -97,6 +127,7 @@ class Latents:
     sites: Mapping[str, Latent]
     moving: frozenset[str] = frozenset()
     filled: Mapping[str, bool] = field(default_factory=dict)
+    one_run: "OneRun | None" = None
 
     @staticmethod
     def of(owner: str, trace: Any) -> "Latents":
@@ -121,7 +152,9 @@ class Latents:
     def centered(self, centering: Mapping[str, Tensor]) -> "Latents":
         """The same latents, some of them in prior-informed coordinates: their values are found by running the model."""
         sites = {name: replace(latent, centering=centering.get(name)) for name, latent in self.sites.items()}
-        return replace(self, sites=sites, moving=(self.moving - self.centering.keys()) | centering.keys())
+        one_run = self.one_run and self.one_run.centered(centering)
+        moving = (self.moving - self.centering.keys()) | centering.keys()
+        return replace(self, sites=sites, moving=moving, one_run=one_run)
 
     @property
     def centering(self) -> dict[str, Tensor]:
@@ -160,6 +193,8 @@ class Latents:
 
     def init_loc(self) -> Tensor:
         """The flat vector of the values to start from."""
+        if self.one_run is not None:
+            return self.one_run.latents.init_loc()[self.one_run.columns]
         values = {name: latent.transform.inv(latent.site["value"]) for name, latent in self.sites.items()}
         return self.pack(values)
 
@@ -205,6 +240,13 @@ class Latents:
         for name, latent in self.sites.items():
             trace.add_node(name, **latent.site)
         return trace
+
+
+def _first(centering: Tensor, shape: torch.Size) -> Tensor:
+    """The entries of a centering for as many rows as a shape has, from the first on."""
+    for axis in range(-min(centering.dim(), len(shape)), 0):
+        centering = centering.narrow(axis, 0, min(centering.shape[axis], shape[axis]))
+    return centering
 
 
 def unconstrained_value(site: Mapping[str, Any], value: Tensor, num_dims: int) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,10 @@
 """Numbers of rows: what each row of a plate has of its own."""
 
-from torch import nn
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from .views import view_of
 
 
 class Table(nn.ParameterDict):
@@ -17,3 +21,12 @@ class Table(nn.ParameterDict):
     def fan_in(self, name: str) -> int:
         """How many numbers of a parameter are added up in one that it makes; see :mod:`~pyro_nflows.nets.steps`."""
         return int(self[name].shape[-1])
+
+    def taken(self, numbers: Sequence[Tensor]) -> "Table":
+        """A view of chosen rows, whose parameters are functions of these; see :func:`~pyro_nflows.nets.views.on_rows`.
+
+        :param numbers: the rows of each parameter, which is named by its place among them.
+        """
+        kept = {key: numbers[int(key)] for key in self if int(key) < len(numbers)}
+        taken = {key: self[key][at.to(self[key].device)] for key, at in kept.items()}
+        return view_of(self, _parameters=taken, _keys=dict.fromkeys(taken))

@@ -1,0 +1,96 @@
+"""Views of modules: of the same parameters, or of tensors in their places, with the module itself left as it is."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
+
+from torch import Tensor, nn
+
+from ..model.rows import Rows
+
+_M = TypeVar("_M", bound=nn.Module)
+
+
+def view_of(module: _M, **attributes: Any) -> _M:
+    """A shallow copy of a module with some attributes of its own; parts and tensors are shared.
+
+    Example::
+
+        >>> linear = nn.Linear(2, 3)
+        >>> view_of(linear, out_features=4).out_features, linear.out_features
+        (4, 3)
+    """
+    view = copy.copy(module)
+    view.__dict__.update(attributes)
+    return view
+
+
+def with_parameters(module: _M, tensors: Mapping[str, Tensor]) -> _M:
+    """A view of a module with tensors in the places of its parameters.
+
+    :param tensors: by the names of the parameters.
+
+    Example::
+
+        >>> import torch
+        >>> view = with_parameters(nn.Linear(1, 1), {"weight": torch.tensor([[2.0]]), "bias": torch.tensor([1.0])})
+        >>> view(torch.tensor([3.0]))
+        tensor([7.])
+    """
+    return _filled(module, tensors, "")
+
+
+def _filled(module: _M, tensors: Mapping[str, Tensor], prefix: str) -> _M:
+    own = {key: tensors.get(prefix + key, value) for key, value in module._parameters.items()}
+    parts = {key: part and _filled(part, tensors, f"{prefix}{key}.") for key, part in module._modules.items()}
+    return view_of(module, _parameters=own, _modules=parts)
+
+
+def on_rows(layer: _M, rows: Rows) -> _M:
+    """A view of a layer over all rows of some plates, for chosen rows: a layer of the same numbers, looked up.
+
+    What a row has of its own is looked up by the row's number, as a function of the layer's parameters. A part that has
+    such numbers has a method of this name; parts that are layers of the whole flat latent become layers of what these
+    rows hold.
+
+    :param layer: of a flat latent, in the hierarchy that the rows are of.
+    :param rows: the chosen rows.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_nflows.layers import PlateAffine
+        >>> from pyro_nflows.model.hierarchy import Hierarchy, Outline
+        >>> whole = Hierarchy.of_outlines({"mu": Outline((), {}), "z": Outline((3,), {"groups": 0})})
+        >>> layer = PlateAffine(whole, torch.tensor([0.0, 1.0, 2.0, 3.0]))
+        >>> on_rows(layer, Rows.of(whole, {"groups": torch.tensor([2])}))(torch.zeros(2))[0].tolist()
+        [0.0, 3.0]
+    """
+    return _on_rows(layer, rows, int(cast(Any, layer).input_dim))
+
+
+def taken_rows(layer: _M, rows: Rows, **attributes: Any) -> _M:
+    """A layer that holds a hierarchy and a table for each of some blocks, with what chosen rows have there.
+
+    :param layer: its tables have a method ``taken``.
+    :param rows: the chosen rows.
+    :param attributes: others that the view is to have.
+    """
+    small, parts = rows.hierarchy, dict(layer._modules)
+    for name, part in parts.items():
+        if hasattr(part, "taken"):
+            parts[name] = cast(Any, part).taken(rows.numbers)
+    own = {"hierarchy": small, "sizes": small.sizes(), "input_dim": small.dim, "output_dim": small.dim}
+    return view_of(layer, **own, _modules=parts, **attributes)
+
+
+def _on_rows(module: _M, rows: Rows, dim: int) -> _M:
+    own = getattr(module, "on_rows", None)
+    if own is not None:
+        return cast(_M, own(rows))
+    parts = {name: part if part is None else _on_rows(part, rows, dim) for name, part in module._modules.items()}
+    if hasattr(module, "transport") and getattr(module, "input_dim", None) == dim:
+        return view_of(module, _modules=parts, input_dim=rows.hierarchy.dim, output_dim=rows.hierarchy.dim)
+    if all(part is module._modules[name] for name, part in parts.items()):
+        return module
+    return view_of(module, _modules=parts)
