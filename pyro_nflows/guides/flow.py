@@ -5,6 +5,7 @@ identity, the affine end at :math:`N(\mathrm{init\_loc}, \mathrm{init\_scale}^2)
 """
 
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from ..flows.transforms import as_transform
 from ..flows.whitened import Whitened
 from ..layers import Rescaled
 from ..layers.base import Layer
+from ..model.bound import BoundModel
 from ..model.coordinates import Coordinates
 from ..model.hierarchy import Hierarchy
 from ..model.log_joint import LogJoint
@@ -53,7 +55,7 @@ class AutoFlow(SavedGuide):
         (:mod:`pyro_nflows.inference.centered`). The model is not rewritten, and the sites keep their names and values.
     :param structure: ``"joint"``: a flow over all latents at once. ``"plates"``: rows of plates are independent
         given what they are within; ``build`` is the flow of the latents outside of plates. By default joint up to 48
-        latents, or where few of them are in plates.
+        latents, where few of them are in plates, or where the data tie rows together, as a regression on them does.
     :raises ValueError: if ``init_scale <= 0``; at the first call, if the model has no continuous latents, a
         discrete latent that is not enumerated, or a latent in a subsampled plate.
 
@@ -106,7 +108,8 @@ class AutoFlow(SavedGuide):
     def _look_at_model(self, *args: Any, **kwargs: Any) -> None:
         super()._look_at_model(*args, **kwargs)
         loc = self.init_loc()
-        self._hierarchy = chosen(type(self).__name__, self.structure, self.latents)
+        joint = functools.partial(self._joint_on, BoundModel(self.bare_model, args, kwargs))
+        self._hierarchy = chosen(type(self).__name__, self.structure, self.latents, joint)
         if self.layer is None:
             self.layer = Rescaled(self.make_layer(loc, self.modes), Whitened.END)
         checks.check_sites(type(self).__name__, self._loaded_shapes, self._shapes())

@@ -6,8 +6,11 @@ that say how it depends on what it is within. Its time and memory grow linearly 
 """
 
 import functools
+from collections.abc import Callable
 from typing import Literal
 
+import torch
+from pyro import poutine
 from torch import Tensor
 
 from .. import flows
@@ -16,7 +19,10 @@ from ..flows.whitened import Whitened
 from ..layers import LocScale, PlateAffine, TriangularAffine
 from ..layers.base import Layer
 from ..model.hierarchy import Hierarchy
+from ..model.independence import rows_interact
 from ..model.latents import Latents
+from ..model.log_joint import LogJoint
+from ..system.exclusive import validation
 from . import checks
 
 #: What a guide may be asked for.
@@ -27,9 +33,15 @@ MAX_JOINT = 48
 MAX_FULL_RANK = 512
 
 
-def chosen(name: str, structure: Structure, latents: Latents) -> Hierarchy | None:
+def chosen(
+    name: str, structure: Structure, latents: Latents, joint: Callable[[], LogJoint] | None = None
+) -> Hierarchy | None:
     """The plates that a guide follows; None for a joint guide.
 
+    :param name: of the guide's class, for errors.
+    :param structure: what is asked for.
+    :param latents: the model's.
+    :param joint: makes the log joint, by which rows that the data tie together are found out.
     :raises ValueError: if plates are asked for, and no latent is in one.
     """
     if structure == "joint":
@@ -39,7 +51,18 @@ def chosen(name: str, structure: Structure, latents: Latents) -> Hierarchy | Non
         if not hierarchy.blocks:
             raise checks.no_plates(name)
         return hierarchy
-    return hierarchy if latents.dim > MAX_JOINT and 2 * len(hierarchy.top) < latents.dim else None
+    if latents.dim <= MAX_JOINT or 2 * len(hierarchy.top) >= latents.dim:
+        return None
+    return None if joint is not None and _interact(joint, hierarchy) else hierarchy
+
+
+def _interact(joint: Callable[[], LogJoint], hierarchy: Hierarchy) -> bool:
+    with poutine.block(), torch.random.fork_rng(devices=[]), validation(False):
+        density = joint()
+        try:
+            return rows_interact(lambda z: density.single(z[0])[None], hierarchy, density.latents.init_loc())
+        except (RuntimeError, ValueError):  # the model cannot be evaluated there, or not differentiated twice
+            return False
 
 
 def described(hierarchy: Hierarchy | None, latent_dim: int) -> str:

@@ -51,8 +51,17 @@ def test_a_guide_of_many_rows_follows_plates_and_says_so():
     assert isinstance(guide.plain_layer().end, PlateAffine)
 
 
-@pytest.mark.parametrize("model", [small, loose])
-def test_few_latents_or_none_in_plates_are_joint(model):
+def regression(y):
+    """Sixty weights in a plate, which the data tie together."""
+    with pyro.plate("features", 60):
+        weights = pyro.sample("weights", dist.Normal(0.0, 1.0))
+    x = torch.eye(60)[:, torch.arange(60).roll(1)] + torch.eye(60)
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(x @ weights, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("model", [small, loose, regression])
+def test_few_latents_or_none_in_plates_or_rows_that_data_tie_together_are_joint(model):
     guide = AutoFlow(model)
     guide(DATA)
     assert not guide.follows_plates
