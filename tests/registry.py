@@ -41,7 +41,7 @@ from pyro_nflows.layers import (
 )
 from pyro_nflows.layers.base import Chain, Inverse, Layer
 from pyro_nflows.model.hierarchy import Hierarchy, Outline
-from pyro_nflows.transformers import Affine, RationalQuadratic, Shift
+from pyro_nflows.transformers import Affine, RationalQuadratic, Shift, SinhArcsinh
 
 #: A random context, the same for all layers.
 CONTEXT = torch.randn(2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -114,6 +114,10 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "PlateCoupling(groups, RationalQuadratic)": lambda: PlateCoupling(
         GROUPS, RationalQuadratic(4, 3.0), num_features=1, hidden_dims=(3,)
     ),
+    "PlateCoupling(groups, SinhArcsinh)": lambda: PlateCoupling(
+        GROUPS, SinhArcsinh(), num_features=1, hidden_dims=(3,)
+    ),
+    "Coupling(3, SinhArcsinh)": lambda: Coupling(3, SinhArcsinh()),
     "PlateShear(rows)": lambda: PlateShear(ROWS),
     "PlateShear(pairs)": lambda: PlateShear(PAIRS, num_features=2, hidden_dims=(4,)),
     "Indexed(PlateAffine)": lambda: Indexed(PlateAffine(GROUPS)),

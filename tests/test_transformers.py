@@ -3,18 +3,20 @@
 import pytest
 import torch
 
-from pyro_nflows.transformers import Affine, RationalQuadratic, Shift
+from pyro_nflows.transformers import Affine, RationalQuadratic, Shift, SinhArcsinh
 
 TRANSFORMERS = [
     Shift(),
     Affine(),
     Affine(0.1),
+    SinhArcsinh(),
+    SinhArcsinh(0.5),
     RationalQuadratic(),
     RationalQuadratic(1, 2.0),
     RationalQuadratic(2, 1.0, 0.1),
     RationalQuadratic(30, 10.0),
 ]
-SPLINES = TRANSFORMERS[3:]
+SPLINES = TRANSFORMERS[5:]
 every = pytest.mark.parametrize("transformer", TRANSFORMERS, ids=str)
 every_spline = pytest.mark.parametrize("transformer", SPLINES, ids=str)
 
@@ -122,6 +124,7 @@ def test_spline_bins_are_no_smaller_than_they_may_be(transformer):
     ("make", "message"),
     [
         (lambda: Affine(0.0), "Affine: bound must be a positive number, got 0.0"),
+        (lambda: SinhArcsinh(0.0), "SinhArcsinh: bound must be a positive number, got 0.0"),
         (lambda: RationalQuadratic(0), "RationalQuadratic: num_bins must be a positive integer, got 0"),
         (lambda: RationalQuadratic(8, -1.0), "RationalQuadratic: bound must be a positive number, got -1.0"),
         (lambda: RationalQuadratic(8, 5.0, 0.2), "min_size must be between 0 and 1 / num_bins = 0.125, got 0.2"),

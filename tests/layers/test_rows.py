@@ -79,7 +79,7 @@ def test_gradients_reach_the_chosen_rows_alone_and_are_those_of_the_layer(layer)
         if "bias.0" in name:
             tables += 1
             assert one[[1, 3]].abs().max() == 0 < one[[0, 2]].abs().max()
-    assert tables == 1
+    assert tables == 2
 
 
 def test_rows_one_block_after_the_other_are_the_layer(layer):
