@@ -78,7 +78,7 @@ class AutoDAIS(AutoFlow):
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
-        centering: Centers | None = None,
+        centering: Centers | None = "auto",
     ):
         if base not in BASES:
             raise ValueError(f"{type(self).__name__}: base must be one of {list(BASES)}, got {base!r}")

@@ -135,10 +135,10 @@ def need_setup(name: str) -> RuntimeError:
 
 
 def need_call(name: str, sites: Iterable[str]) -> RuntimeError:
-    """For values on supports that only a run of the model knows, without the arguments for one."""
+    """For values that only a run of the model knows, without the arguments for one."""
     return RuntimeError(
-        f"{name}: the support of latent site '{sorted(sites)[0]}' depends on other latents or on the model's "
-        "arguments; pass the arguments, as in guide.constrain(latent, *args), or call guide(*args) first"
+        f"{name}: the support or the prior of latent site '{sorted(sites)[0]}' depends on other latents or on the "
+        "model's arguments; pass the arguments, as in guide.constrain(latent, *args), or call guide(*args) first"
     )
 
 

@@ -2,6 +2,7 @@ r"""Flow autoguides: ordinary Pyro autoguides whose posterior is a flow.
 
 A guide is a joint distribution over all latents in unconstrained space, ``Whitened(flow, end)``: the flow starts at the
 identity, the affine end at :math:`N(\mathrm{init\_loc}, \mathrm{init\_scale}^2)`; :class:`.Rescaled` stores both.
+Latents of a hierarchy are in coordinates informed by their prior (:mod:`pyro_nflows.model.centering`).
 """
 
 import copy
@@ -27,7 +28,7 @@ from ..model.hierarchy import Hierarchy
 from ..model.log_joint import LogJoint
 from ..system.exclusive import validation
 from . import checks, sites
-from .joint import Centers
+from .joint import Centers, shown
 from .saved import SavedGuide
 from .structure import Structure, chosen, described, whitened
 
@@ -49,10 +50,11 @@ class AutoFlow(SavedGuide):
     :param create_plates: as for Pyro's autoguides.
     :param centering: :math:`c`, for latents whose prior has a location :math:`f` or a scale :math:`g` that depends on
         other latents, as in every hierarchy: the guide works in coordinates :math:`v` with
-        :math:`z = f + g^{1 - c} (v - c f)`, all in unconstrained space. 0 is non-centered, 1 is centered; a dict has a
-        number, or a tensor in the site's shape, for each site that is to have one; with ``"auto"``, they are
-        non-centered until :class:`~pyro_nflows.VI` gives each entry one by how much the data say of it
-        (:mod:`pyro_nflows.inference.centered`). The model is not rewritten, and the sites keep their names and values.
+        :math:`z = f + g^{1 - c} (v - c f)`, all in unconstrained space. By default (``"auto"``) these are non-centered,
+        :math:`c = 0`, until :class:`~pyro_nflows.VI` gives each entry a number by how much the data say of it
+        (:mod:`pyro_nflows.inference.centered`); ``guide.centering`` then has them. Or one number for all, 1 being the
+        latent itself; or a dict with a number, or a tensor in the site's shape, for each site that is to have one;
+        ``None`` leaves all latents as they are. The model is not rewritten, and sites keep their names and values.
     :param structure: ``"joint"``: a flow over all latents at once. ``"plates"``: rows of plates are independent
         given what they are within; ``build`` is the flow of the latents outside of plates. By default joint up to 48
         latents, where few of them are in plates, or where the data tie rows together, as a regression on them does.
@@ -83,7 +85,7 @@ class AutoFlow(SavedGuide):
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
-        centering: Centers | None = None,
+        centering: Centers | None = "auto",
         structure: Structure = "auto",
     ):
         functions = {"model": model, "build": build, "init_loc_fn": init_loc_fn}
@@ -156,7 +158,9 @@ class AutoFlow(SavedGuide):
         return self._hierarchy is not None
 
     def extra_repr(self) -> str:
-        return described(self._hierarchy, self.latents.dim) if self._latents is not None else ""
+        if self._latents is None:
+            return ""
+        return "; ".join([described(self._hierarchy, self.latents.dim), *shown(self.latents.centering)])
 
     def _need_setup(self) -> Rescaled:
         """The flow, once the model has been run."""

@@ -35,7 +35,8 @@ class JointGuide(AutoContinuous):
 
     layer: Any
     prototype_trace: Any
-    #: As given: how centered sites are whose prior depends on other latents. See :class:`~pyro_nflows.AutoFlow`.
+    #: How centered sites are whose prior depends on other latents: as given, or as :class:`~pyro_nflows.VI` found,
+    #: a dict from site to a tensor of its shape. See :class:`~pyro_nflows.AutoFlow`.
     centering: Centers | None = None
     _latents: Latents | None = None
     _bound: BoundModel | None = None
@@ -113,8 +114,10 @@ class JointGuide(AutoContinuous):
         checks.refuse_subsampled(name, self._cond_indep_stacks)
         if self.centering is not None:
             self._latents = latents = self._centered(latents, self.centering, args, kwargs)
+        bound = BoundModel(self.bare_model, args, kwargs)
         if latents.may_move:
-            self.follow(self._joint_on(BoundModel(self.bare_model, args, kwargs)))
+            self.follow(self._joint_on(bound))
+        self._bound = bound if self.latents.moving else None
 
     def _centered(self, latents: Latents, centering: Centers, args: Any, kwargs: Any) -> Latents:
         """The latents, those with a prior that depends on others in coordinates informed by it."""
@@ -240,3 +243,20 @@ class JointGuide(AutoContinuous):
                     stack.enter_context(plates[frame.name])
                 result[name] = pyro.sample(name, point)
         return result
+
+
+def shown(centering: Mapping[str, Tensor]) -> list[str]:
+    """How centered each of some sites is, in words.
+
+    Example::
+
+        >>> shown({"a": torch.tensor(0.0), "b": torch.tensor([0.1, 0.85]), "c": torch.ones(3)})
+        ['a non-centered', 'b centered by 0.10 to 0.85', 'c centered']
+    """
+    return [f"{name} {_by(float(c.min()), float(c.max()))}" for name, c in centering.items()]
+
+
+def _by(least: float, most: float) -> str:
+    if least == most:
+        return {0.0: "non-centered", 1.0: "centered"}.get(least, f"centered by {least:.2f}")
+    return f"centered by {least:.2f} to {most:.2f}"

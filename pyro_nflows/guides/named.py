@@ -70,7 +70,7 @@ class NamedGuide(AutoFlow):
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
-        centering: Centers | None = None,
+        centering: Centers | None = "auto",
         structure: Structure = "auto",
         **options: Any,
     ):

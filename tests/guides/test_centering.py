@@ -1,6 +1,7 @@
 """Prior-informed coordinates: the same posterior, whichever centering, and a hierarchy without its funnel."""
 
 import copy
+import inspect
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -466,3 +467,52 @@ def test_priors_that_are_several_or_random_are_left_as_they_are() -> None:
     guide = AutoFlow(by_kind, centering="auto")
     guide()
     assert guide.latents.centering == {}
+
+
+# ---- by default -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [AutoFlow, AutoSpline, AutoCIF, AutoDAIS])
+def test_every_guide_has_it_by_default_and_says_so(kind: Any) -> None:
+    assert inspect.signature(kind).parameters["centering"].default == "auto"
+    guide = kind(schools)
+    assert "center" not in repr(guide)
+    guide(*SCHOOLS)
+    assert guide.centering == "auto"
+    assert "joint over 10 latents; theta non-centered" in repr(guide)
+    guide.recenter({"theta": torch.linspace(0.25, 0.5, 8)})
+    assert "theta centered by 0.25 to 0.50" in repr(guide)
+    plain = kind(schools, centering=None)
+    plain(*SCHOOLS)
+    assert plain.latents.centering == {}
+    assert "center" not in repr(plain)
+
+
+def test_a_trained_guide_has_the_numbers_that_were_found() -> None:
+    guide = AutoFlow(schools, flow)
+    VI(guide, num_steps=20, seed=0, progress_bar=False).run(*SCHOOLS)
+    assert isinstance(guide.centering, dict)
+    assert guide.centering["theta"].shape == (8,)
+    assert 0 < float(guide.centering["theta"].min()) < float(guide.centering["theta"].max()) < 0.3
+    assert "theta centered by 0.0" in repr(guide)
+
+
+def test_without_a_hierarchy_nothing_is_fitted_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyro_nflows.inference.running.measured_centering", None)
+    guide = AutoFlow(flat, flow)
+    VI(guide, num_steps=20, seed=0, progress_bar=False).run(Y)
+    assert guide.centering == "auto"
+
+
+def test_a_model_without_gradients_is_left_as_it_is() -> None:
+    """Its latents go through NumPy; all that asks for no gradient works as without."""
+
+    def model() -> None:
+        tau = pyro.sample("tau", dist.HalfNormal(1.0))
+        pyro.sample("z", dist.Normal(0.0, torch.as_tensor(tau.numpy()) + 1.0))
+
+    guide = AutoFlow(model)
+    guide.set_up((), {})
+    assert guide.latents.centering == {}
+    with pytest.raises(RuntimeError, match="numpy"):
+        AutoFlow(model, centering=0.0).set_up((), {})

@@ -52,7 +52,7 @@ MODELS = [pairs, one_of_each, observed, random_walk, correlated, made_of_params]
 
 
 def prepared(model: Callable[..., Any], *args: Any) -> tuple[LogJoint, Tensor]:
-    guide = AutoFlow(model)
+    guide = AutoFlow(model, centering=None)
     guide.set_up(args, {})
     joint = LogJoint(BoundModel(model, args), guide.latents)
     joint.prepare()
