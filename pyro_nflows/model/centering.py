@@ -18,6 +18,7 @@ Models.
 """
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -161,10 +162,12 @@ class Centering(Transform):
         self.domain = self.codomain = constraints.real_vector if prior.is_matrix else constraints.real
 
     def _call(self, x: Tensor) -> Tensor:
+        return (self.prior.loc + self.offset(x)).to(x.dtype)
+
+    def offset(self, x: Tensor) -> Tensor:
+        """The image less the location: exact where the scale is too small for the image to differ from that."""
         y = x - self.centering * self.prior.loc
-        if self.prior.is_matrix:
-            return (self.prior.loc + (self._matrix() @ y[..., None])[..., 0]).to(x.dtype)
-        return (self.prior.loc + self._log_factor().exp() * y).to(x.dtype)
+        return (self._matrix() @ y[..., None])[..., 0] if self.prior.is_matrix else self._log_factor().exp() * y
 
     def _inverse(self, y: Tensor) -> Tensor:
         x = y - self.prior.loc
@@ -189,6 +192,41 @@ class Centering(Transform):
         scale = self.prior.scale
         rows = torch.as_tensor(self.centering)[..., None]
         return (1 - rows) * scale + rows * torch.eye(scale.shape[-1]).to(scale)
+
+
+def about_location(fn: Any, centering: Tensor, x: Tensor) -> Any:
+    r"""A distribution with its log density at the image of a coordinate, computed from :math:`z - f` rather than `z`.
+
+    Where the scale is much smaller than the location, :math:`z` is rounded to :math:`f`; the density would then be the
+    same for all coordinates, and have no integral over them. It is as given where the support is not all real numbers:
+    logarithms of positive variables have scales of about one.
+
+    :param fn: the distribution.
+    :param centering: :math:`c`.
+    :param x: the coordinate.
+    """
+    zero = _at_zero(fn)
+    if zero is None:
+        return fn
+    offset, new = Centering(cast(Prior, prior_of(fn)), centering).offset(x), copy(fn)
+    new.log_prob = lambda value: zero.log_prob(offset)
+    return new
+
+
+def _at_zero(fn: Any) -> Any:
+    """A distribution on the real line, or on vectors, moved to the location zero; None for others."""
+    wrapped = isinstance(fn, torch.distributions.Independent | MaskedDistribution | ExpandedDistribution)
+    key, moved = ("base_dist", _at_zero(fn.base_dist)) if wrapped else ("loc", _zero(fn))
+    if moved is None:
+        return None
+    new = copy(fn)
+    vars(new)[key] = moved
+    return new
+
+
+def _zero(fn: Any) -> Tensor | None:
+    is_moved = "loc" in vars(fn) and prior_of(fn) is not None and _is_real(fn.support)
+    return torch.zeros_like(fn.loc) if is_moved else None
 
 
 def bijection(fn: Any, centering: Tensor | None) -> Transform:

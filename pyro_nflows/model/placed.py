@@ -10,7 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from . import checks, enumeration_checks
-from .centering import bijection
+from .centering import about_location, bijection
 
 
 class Placed(Messenger):
@@ -56,6 +56,8 @@ class Placed(Messenger):
             raise checks.enumerated_support(self.name, name)
         self.log_dets[name] = transform.log_abs_det_jacobian(part, value)
         msg["value"], msg["is_observed"] = value, True
+        if name in self.centering:
+            msg["fn"] = about_location(msg["fn"], self.centering[name], part)
         if name in self.filled:
             self._fill(msg)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform, ExpTransform, SigmoidTransform
 
-from pyro_nflows.model.centering import KINDS, Centering, bijection, prior_of
+from pyro_nflows.model.centering import KINDS, Centering, about_location, bijection, prior_of
 from pyro_nflows.testing import check_coordinates
 
 T = torch.tensor
@@ -105,6 +105,31 @@ def test_non_centered_the_prior_does_not_depend_on_location_and_scale(name: str)
     v, make = torch.randn(3), MAKE[name]
     expected = density(make(torch.zeros(3), torch.ones(3), torch.eye(3)))
     torch.testing.assert_close(density(make(LOC, SCALE, TRIL)), expected, rtol=1e-5, atol=1e-5)
+
+
+@each_prior
+def test_its_density_is_the_priors(name: str) -> None:
+    v, own = torch.randn(5, 3).double(), PRIORS[name]
+    value = bijection(own, T(0.3))(v)
+    torch.testing.assert_close(about_location(own, T(0.3), v).log_prob(value), own.log_prob(value))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda f, g: dist.Normal(f, g),
+        lambda f, g: dist.StudentT(4.0, f, g).expand([3]).to_event(1),
+        lambda f, g: dist.Laplace(f, g).expand([2, 3]).mask(T([True, False, True])),
+        lambda f, g: dist.MultivariateNormal(f.expand(3), scale_tril=g * torch.eye(3, dtype=f.dtype)).expand([2]),
+    ],
+)
+def test_a_scale_far_below_the_location_leaves_the_density_as_it_is(make: Any) -> None:
+    """In single precision the value is the location; the density, as a function of the coordinate, is right."""
+    got = []
+    for dtype in (torch.float32, torch.float64):
+        v, fn = T([[0.5, -1.0, 2.0], [0.1, 0.2, -3.0]]).to(dtype), make(T(7.0).to(dtype), T(1e-9).to(dtype))
+        got.append(about_location(fn, T(0.0).to(dtype), v).log_prob(bijection(fn, T(0.0).to(dtype))(v)).double())
+    torch.testing.assert_close(got[0], got[1], rtol=1e-6, atol=1e-5)
 
 
 def test_every_kind_of_prior_is_tested() -> None:
