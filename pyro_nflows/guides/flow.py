@@ -26,8 +26,9 @@ from ..model.bound import BoundModel
 from ..model.coordinates import Coordinates
 from ..model.hierarchy import Hierarchy
 from ..model.log_joint import LogJoint
+from ..model.subsample import Chosen
 from ..system.exclusive import validation
-from . import checks, sites
+from . import checks, minibatch, sites
 from .joint import Centers, shown
 from .saved import SavedGuide
 from .structure import Structure, chosen, described, whitened
@@ -39,8 +40,9 @@ class AutoFlow(SavedGuide):
     By default, affine couplings in front of a full-rank affine layer. ``build`` takes any other flow.
 
     Works with :class:`~pyro_nflows.VI`, with ``SVI`` and every ELBO of Pyro, and as a ``NeuTraReparam``.
-    Discrete sites marked ``infer={"enumerate": "parallel"}`` are left to the objective to sum out. Joint guides
-    cannot follow a subsampled plate: a latent inside one is refused.
+    Discrete sites marked ``infer={"enumerate": "parallel"}`` are left to the objective to sum out. Of latents in
+    subsampled plates a guide holds all rows, and a call draws those of the model's minibatch
+    (:mod:`pyro_nflows.guides.minibatch`).
 
     :param model: a Pyro model of fixed structure.
     :param build: ``latent_dim -> Layer`` (or torch ``Transform``), base to posterior; a flow of
@@ -59,7 +61,7 @@ class AutoFlow(SavedGuide):
         given what they are within; ``build`` is the flow of the latents outside of plates. By default joint up to 48
         latents, where few of them are in plates, or where the data tie rows together, as a regression on them does.
     :raises ValueError: if ``init_scale <= 0``; at the first call, if the model has no continuous latents, a
-        discrete latent that is not enumerated, or a latent in a subsampled plate.
+        discrete latent that is not enumerated, or if a latent is in a subsampled plate and ``structure="joint"``.
 
     Example::
 
@@ -110,6 +112,8 @@ class AutoFlow(SavedGuide):
     def _look_at_model(self, *args: Any, **kwargs: Any) -> None:
         super()._look_at_model(*args, **kwargs)
         loc = self.init_loc()
+        if self.structure == "joint":
+            checks.refuse_subsampled(type(self).__name__, self.latents.sites.values(), not self.needs_model)
         joint = functools.partial(self._joint_on, BoundModel(self.bare_model, args, kwargs))
         self._hierarchy = chosen(type(self).__name__, self.structure, self.latents, joint)
         if self.layer is None:
@@ -157,6 +161,11 @@ class AutoFlow(SavedGuide):
         """Whether its rows are independent given what they are within, rather than joint."""
         return self._hierarchy is not None
 
+    @property
+    def subsamples(self) -> bool:
+        """Whether latents are in subsampled plates, so that a call draws those of a minibatch."""
+        return self._latents is not None and self._latents.one_run is not None
+
     def extra_repr(self) -> str:
         if self._latents is None:
             return ""
@@ -166,6 +175,34 @@ class AutoFlow(SavedGuide):
         """The flow, once the model has been run."""
         super()._need_setup()
         return cast(Rescaled, self.layer)
+
+    # ---- draws ----------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw every latent, as a Pyro guide; of subsampled plates, in the rows that the model has at these arguments.
+
+        :return: a dict from site to its value.
+        """
+        self.set_up(args, kwargs)
+        if self._hierarchy is None or not self.subsamples:
+            return super().forward(*args, **kwargs)
+        self.receive(args, kwargs)
+        name, plates = f"_{self._pyro_name}_latent", self._create_plates(*args, **kwargs)
+        layer = self._current_layer()
+        latents, rows, latent = minibatch.sample_rows(name, layer, self._hierarchy, self.latents, plates)
+        model = Chosen(type(self).__name__, rows)(self.bare_model)
+        return self._draw(sites.points(latents, model, latent, args, kwargs), plates)
+
+    def _create_plates(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if self.master is not None or not self.subsamples:
+            return cast(dict[str, Any], super()._create_plates(*args, **kwargs))
+        made = self.create_plates(*args, **kwargs) if self.create_plates is not None else []
+        created = [made] if isinstance(made, pyro.plate) else list(made)
+        bound = BoundModel(self.bare_model, args, kwargs)
+        self.plates = minibatch.plates_of_call(
+            type(self).__name__, bound, self.latents, self._prototype_frames, created
+        )
+        return self.plates
 
     # ---- the posterior --------------------------------------------------------------------------------------
 
@@ -244,7 +281,7 @@ class AutoFlow(SavedGuide):
         draws, _ = layer(*sites.symmetric_normal(layer))
         found, moving = sites.quantiles(self.latents, draws, levels), self.latents.moving
         values = self.constrain(draws, *args, **kwargs) if moving else {}
-        return found | {name: values[name].quantile(levels, 0) for name in moving}
+        return {n: values[n].quantile(levels, 0) if n in moving else found[n] for n in self.latents.names}
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Marginal medians, a dict from site to a tensor of its shape: ``quantiles(0.5)``."""

@@ -13,6 +13,7 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 
 from ..model import data_checks
+from ..model.all_rows import all_rows
 from ..model.bound import BoundModel
 from ..model.following import hierarchical_sites
 from ..model.initialization import FlatPriors
@@ -20,7 +21,8 @@ from ..model.latents import Latents
 from ..model.log_joint import LogJoint
 from ..model.values import constrained, unconstrained
 from ..system.exclusive import validation
-from . import checks, sites
+from . import checks, minibatch, sites
+from .every_row import constrained_rows, unconstrained_rows
 
 #: One centering for all sites that can have one, one for each that is named, or ``"auto"``.
 Centers = float | Mapping[str, float | Tensor] | Literal["auto"]
@@ -106,23 +108,24 @@ class JointGuide(AutoContinuous):
                 raise mixed from error
             raise
         checks.refuse_sites(name, self.prototype_trace)
-        latents = self._latents = Latents.of(name, self.prototype_trace)
-        self.latent_dim, self._unconstrained_shapes = latents.dim, latents.shapes  # Pyro reads these
-        self._cond_indep_stacks = {site: latent.plates for site, latent in latents.sites.items()}
+        latents = Latents.of(name, self.prototype_trace)
         if not latents.dim:
             raise checks.no_latents(name)
-        checks.refuse_subsampled(name, self._cond_indep_stacks)
-        if self.centering is not None:
-            self._latents = latents = self._centered(latents, self.centering, args, kwargs)
         bound = BoundModel(self.bare_model, args, kwargs)
+        with_rows = minibatch.with_rows(name, bound, latents)
+        centering = {} if self.centering is None else self._centering(latents, self.centering, with_rows)
+        latents = latents.centered(centering) if centering else latents
         if latents.may_move:
-            self.follow(self._joint_on(bound))
-        self._bound = bound if self.latents.moving else None
+            latents = looked(LogJoint(with_rows, latents)).latents
+        latents = all_rows(latents)
+        self._latents = latents = latents.centered(centering) if centering else latents
+        self._bound = bound if latents.moving else None
+        self.latent_dim, self._unconstrained_shapes = latents.dim, latents.shapes  # Pyro reads these
+        self._cond_indep_stacks = {site: latent.plates for site, latent in latents.sites.items()}
 
-    def _centered(self, latents: Latents, centering: Centers, args: Any, kwargs: Any) -> Latents:
-        """The latents, those with a prior that depends on others in coordinates informed by it."""
-        joint = LogJoint(BoundModel(self.bare_model, args, kwargs), latents)
-        loc = latents.init_loc()
+    def _centering(self, latents: Latents, centering: Centers, bound: BoundModel) -> dict[str, Tensor]:
+        """How centered those sites are to be whose prior depends on others."""
+        joint, loc = LogJoint(bound, latents), latents.init_loc()
         with poutine.block(), torch.random.fork_rng(devices=[]), validation(False):
             try:
                 names = hierarchical_sites(joint, loc)
@@ -133,7 +136,7 @@ class JointGuide(AutoContinuous):
         number = 0.0 if centering == "auto" else centering
         chosen = number if isinstance(number, Mapping) else dict.fromkeys(names, number)
         checks.check_centering(type(self).__name__, chosen, names)
-        return latents.centered({name: torch.as_tensor(chosen[name]).to(loc) for name in names if name in chosen})
+        return {name: torch.as_tensor(chosen[name]).to(loc) for name in names if name in chosen}
 
     def _take_centering(self) -> None:
         like = self.latents.init_loc()
@@ -166,7 +169,7 @@ class JointGuide(AutoContinuous):
 
         :param joint: it was made with this guide's latents.
         """
-        self._latents = joint.latents
+        self._latents = self.latents.following(joint.latents.moving, joint.latents.filled)
         if joint.latents.moving:
             self._bound = BoundModel(self.bare_model, *joint.bound.call)
 
@@ -201,7 +204,10 @@ class JointGuide(AutoContinuous):
         self._need_setup()
         if not self.latents.moving:
             return self.latents.constrain(latent)
-        return constrained(self._joint_on(self._latest(args, kwargs)), latent)
+        bound = self._latest(args, kwargs)
+        if self.latents.one_run is not None:
+            return constrained_rows(bound, self.latents, latent)
+        return constrained(self._joint_on(bound), latent)
 
     def unconstrain(self, values: dict[str, Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         r"""The inverse of :meth:`constrain`: flat latents, and the log-determinants of :meth:`constrain` there.
@@ -215,7 +221,10 @@ class JointGuide(AutoContinuous):
             checks.check_value(type(self).__name__, latent.site, values)
         if not self.latents.moving:
             return self.latents.unconstrain(values)
-        return unconstrained(self._joint_on(self._latest(args, kwargs)), values)
+        bound = self._latest(args, kwargs)
+        if self.latents.one_run is not None:
+            return unconstrained_rows(bound, self.latents, values)
+        return unconstrained(self._joint_on(bound), values)
 
     def _latest(self, args: Any, kwargs: Any) -> BoundModel:
         if args or kwargs:
@@ -225,10 +234,7 @@ class JointGuide(AutoContinuous):
         return self._bound
 
     def _joint_on(self, bound: BoundModel) -> LogJoint:
-        joint = LogJoint(bound, self.latents)
-        with poutine.block(), torch.random.fork_rng(devices=[]):
-            joint.look()
-        return joint
+        return looked(LogJoint(bound, self.latents))
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw every latent, as a Pyro guide.
@@ -236,13 +242,26 @@ class JointGuide(AutoContinuous):
         :return: a dict from site to its value.
         """
         self.receive(args, kwargs)
-        latent, plates, result = self.sample_latent(*args, **kwargs), self._create_plates(*args, **kwargs), {}
-        for name, point in sites.points(self, latent, args, kwargs).items():
+        latent, plates = self.sample_latent(*args, **kwargs), self._create_plates(*args, **kwargs)
+        model = self.bare_model if self.latents.moving or self.latents.filled else None
+        return self._draw(sites.points(self.latents, model, latent, args, kwargs), plates)
+
+    def _draw(self, points: Mapping[str, Any], plates: Mapping[str, Any]) -> dict[str, Tensor]:
+        """A sample statement for each site, in its plates."""
+        result = {}
+        for name, point in points.items():
             with contextlib.ExitStack() as stack:
                 for frame in self._cond_indep_stacks[name]:
                     stack.enter_context(plates[frame.name])
                 result[name] = pyro.sample(name, point)
         return result
+
+
+def looked(joint: LogJoint) -> LogJoint:
+    """A log joint after a look at its model, without a trace of that."""
+    with poutine.block(), torch.random.fork_rng(devices=[]):
+        joint.look()
+    return joint
 
 
 def shown(centering: Mapping[str, Tensor]) -> list[str]:

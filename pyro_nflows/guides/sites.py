@@ -1,7 +1,7 @@
 """A guide's sites one by one: their values with log densities, marginal quantiles, locations and widths."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -65,8 +65,9 @@ def loc_scale(layer: Whitened) -> tuple[Tensor, Tensor]:
 
 
 def quantiles(latents: Latents, draws: Tensor, levels: Tensor) -> dict[str, Tensor]:
-    """Marginal quantiles of each site from flat draws."""
-    return {name: _quantiles(latents.sites[name], part, levels) for name, part in latents.unpack(draws).items()}
+    """Marginal quantiles of each site from flat draws, of those whose values are known without a run of the model."""
+    parts = latents.unpack(draws)
+    return {n: _quantiles(at, parts[n], levels) for n, at in latents.sites.items() if n not in latents.moving}
 
 
 def _quantiles(latent: Latent, unconstrained: Tensor, levels: Tensor) -> Tensor:
@@ -76,21 +77,27 @@ def _quantiles(latent: Latent, unconstrained: Tensor, levels: Tensor) -> Tensor:
     return cast(Tensor, transform(unconstrained.quantile(levels, 0)))
 
 
-def points(guide: Any, latent: Tensor, args: Any, kwargs: Any) -> dict[str, PointMass]:
+def points(
+    latents: Latents, model: Callable[..., Any] | None, latent: Tensor, args: Any, kwargs: Any
+) -> dict[str, PointMass]:
     """Every site's value with its log density beside the flat latent's: that of the constraint, and of what is masked.
 
     Where a masked latent counts with its prior, Pyro's objectives read a model that lacks it, so the guide takes it
     off its own density: their difference is the same.
+
+    :param latents: what the flat latent holds.
+    :param model: the model, with ``args`` and ``kwargs``, which is run where values depend on it; else it may be None.
+    :param latent: the flat latent, with a dimension for each plate where there are particles.
     """
-    latents = guide.latents
-    parts, nodes = latents.unpack_in_plates(latent), {name: found.site for name, found in latents.sites.items()}
+    parts = latents.unpack_in_plates(latent)
+    nodes: Mapping[str, Any] = {name: found.site for name, found in latents.sites.items()}
     by_case = [name for name, cases in latents.filled.items() if cases]
     if by_case and am_i_wrapped() and torch.is_grad_enabled():
-        warnings.warn(checks.masked_by_case(type(guide).__name__, by_case[0]), UserWarning, stacklevel=4)
-    if latents.moving or latents.filled:
+        warnings.warn(checks.masked_by_case(latents.owner, by_case[0]), UserWarning, stacklevel=4)
+    if model is not None and (latents.moving or latents.filled):
         placed = Placed(latents.owner, parts, centering=latents.centering)
         with poutine.block(), validation(False):
-            nodes = poutine.trace(placed(guide.bare_model)).get_trace(*args, **kwargs).nodes
+            nodes = poutine.trace(placed(model)).get_trace(*args, **kwargs).nodes
     return {name: _point(latents, name, nodes[name], part) for name, part in parts.items()}
 
 

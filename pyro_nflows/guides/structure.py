@@ -47,7 +47,7 @@ def chosen(
     if structure == "joint":
         return None
     hierarchy = Hierarchy.of(latents)
-    if structure == "plates":
+    if structure == "plates" or hierarchy.subsampled:
         if not hierarchy.blocks:
             raise checks.no_plates(name)
         return hierarchy

@@ -131,7 +131,7 @@ class ELBO(Objective, elbo.ELBO):
 
         :return: a float.
         """
-        if self.compile and not _is_flow(guide):
+        if self.compile and not _is_flow(guide, args, kwargs):
             self._say(f"{_name(guide)} is not one flow guide for all latents; the model runs step by step")
         elif self.compile:
             try:
@@ -168,7 +168,7 @@ class ELBO(Objective, elbo.ELBO):
     def _choose(self, guide: Any, args: Any, kwargs: Any) -> Gradient:
         """The gradient asked for, or the best this guide can give."""
         wanted = self.gradient or self.best_gradient
-        if _is_flow(guide):
+        if _is_flow(guide, args, kwargs):
             return wanted
         if self.gradient not in (None, Gradient.TOTAL):
             self._tell(f"{type(guide).__name__} is not a flow guide of pyro_nflows")
@@ -184,7 +184,7 @@ class ELBO(Objective, elbo.ELBO):
         self.gradient = Gradient.TOTAL
 
     def _weigh(self, model: Any, guide: Any, args: Any, kwargs: Any, gradient: Gradient) -> Draws:
-        if not _is_flow(guide):
+        if not _is_flow(guide, args, kwargs):
             return self._weigh_traces(model, guide, args, kwargs)
         guide.receive(args, kwargs)
         layer = guide.registered_layer()
@@ -282,9 +282,12 @@ def _why_no_path(error: RuntimeError) -> str | None:
     return str(error) if isinstance(error, NotImplementedError) else None
 
 
-def _is_flow(guide: Any) -> bool:
-    """Whether a guide covers all latents with one flow, so that particles can be vectorised."""
-    return isinstance(guide, AutoFlow) and guide.master is None
+def _is_flow(guide: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a guide covers all latents of each run with one flow, so that particles can be vectorised."""
+    if not isinstance(guide, AutoFlow) or guide.master is not None:
+        return False
+    guide.set_up(args, kwargs)
+    return not guide.subsamples
 
 
 def _prepared(model: Any, guide: AutoFlow, args: Any, kwargs: Any) -> LogJoint:

@@ -87,6 +87,11 @@ class Fitter:
         guide, (args, kwargs) = self.guide, call
         with validation(False), named_plates():  # an infeasible start is dealt with below
             guide.set_up(args, kwargs)
+        if guide.subsamples:
+            raise ValueError(
+                f"VI: {type(guide).__name__} has latents in subsampled plates, and VI draws all latents at once. "
+                "Train it with SVI; or remove subsample_size"
+            )
         joint = LogJoint(BoundModel(guide.bare_model, args, kwargs), guide.latents)
         loc = check_start(joint)
         joint.prepare()

@@ -61,7 +61,16 @@ def on_rows(latents: Latents, chosen: Mapping[str, Tensor]) -> Latents:
 
     :param chosen: the rows' numbers, by plate; other plates have all of theirs.
     """
-    return replace(latents, sites=_taken(latents, chosen), one_run=None)
+    one_run = latents.one_run
+    if one_run is not None:
+        one_run = one_run._replace(columns=one_run.columns[_columns(latents, chosen)])
+    return replace(latents, sites=_taken(latents, chosen), one_run=one_run)
+
+
+def _columns(latents: Latents, chosen: Mapping[str, Tensor]) -> Tensor:
+    """Where a flat vector holds chosen rows."""
+    sites = latents.sites.values()
+    return torch.cat([columns(at.shape, at.axes, chosen, at.columns.start).reshape(-1) for at in sites])
 
 
 def _taken(latents: Latents, chosen: Mapping[str, Tensor]) -> dict[str, Latent]:

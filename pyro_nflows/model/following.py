@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from . import checks, supports
+from .all_rows import OtherRows
 from .centering import Prior, prior_of
 from .latents import is_enumerated, latent_sites
 from .placed import is_masked, mask_of
@@ -31,7 +32,8 @@ def moving_sites(joint: Any, near: Tensor, traces: list[Any]) -> frozenset[str]:
     :param traces: the model's, at these.
     :raises ValueError: if a support is another one in a second run at the same latents.
     """
-    parts, prototype = joint.latents.unpack(near[0]), joint.latents.prototype()
+    prototype, known = joint.latents.prototype(), joint.latents.moving & _of_other_rows(joint)
+    parts = {name: part for name, part in joint.latents.unpack(near[0]).items() if name not in known}
     moved = {n for n, part in parts.items() if not _agree([prototype, *traces], n, part)}
     bounded = {n for n in parts if supports.has_bounds(traces[0].nodes[n]["fn"])}
     if moved | bounded:
@@ -40,6 +42,11 @@ def moving_sites(joint: Any, near: Tensor, traces: list[Any]) -> frozenset[str]:
         if random:
             raise checks.random_support(joint.latents.owner, random[0])
     return frozenset(moved | _with_gradient(joint, near[0], bounded - moved))
+
+
+def _of_other_rows(joint: Any) -> set[str]:
+    """Sites whose support is known for other rows of a subsampled plate than a run has."""
+    return {name for name, latent in joint.latents.sites.items() if isinstance(latent.site["fn"], OtherRows)}
 
 
 def _agree(traces: list[Any], name: str, part: Tensor) -> bool:

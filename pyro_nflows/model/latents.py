@@ -88,12 +88,6 @@ class OneRun(NamedTuple):
     latents: "Latents"
     columns: Tensor
 
-    def centered(self, centering: Mapping[str, Tensor]) -> "OneRun":
-        """In the coordinates that all rows are to have."""
-        sites = self.latents.sites
-        taken = {name: _first(c, sites[name].shape) for name, c in centering.items()}
-        return self._replace(latents=self.latents.centered(taken))
-
 
 @dataclass(frozen=True, eq=False)
 class Latents:
@@ -151,8 +145,9 @@ class Latents:
 
     def centered(self, centering: Mapping[str, Tensor]) -> "Latents":
         """The same latents, some of them in prior-informed coordinates: their values are found by running the model."""
-        sites = {name: replace(latent, centering=centering.get(name)) for name, latent in self.sites.items()}
-        one_run = self.one_run and self.one_run.centered(centering)
+        taken = {name: _first(c, self.sites[name].shape) for name, c in centering.items()}
+        sites = {name: replace(latent, centering=taken.get(name)) for name, latent in self.sites.items()}
+        one_run = self.one_run and self.one_run._replace(latents=self.one_run.latents.centered(centering))
         moving = (self.moving - self.centering.keys()) | centering.keys()
         return replace(self, sites=sites, moving=moving, one_run=one_run)
 

@@ -58,13 +58,14 @@ def _same(given: Any, rows: Tensor) -> bool:
     return given.shape == rows.shape and bool((given.to(rows.device) == rows).all())
 
 
+def subsample_sites(trace: Any) -> dict[str, Any]:
+    """The sites of a trace at which plates have their rows, by plate."""
+    return {n: site for n, site in trace.nodes.items() if site["type"] == "sample" and site_is_subsample(site)}
+
+
 def rows_of(trace: Any) -> dict[str, Tensor]:
     """The rows that each plate has in a trace of a model."""
-    found = {}
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample" and site_is_subsample(site):
-            found[name] = torch.as_tensor(site["value"])
-    return found
+    return {name: torch.as_tensor(site["value"]) for name, site in subsample_sites(trace).items()}
 
 
 class Alike(Messenger):

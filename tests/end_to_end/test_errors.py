@@ -71,17 +71,20 @@ def test_a_discrete_latent_that_is_not_enumerated(use: Callable[..., None], also
         use(model)
 
 
-@everywhere
-def test_a_subsampled_local_latent(use: Callable[..., None]) -> None:
+def test_a_subsampled_local_latent() -> None:
     def model() -> None:
         with pyro.plate("unit", 4, subsample_size=2) as index:
             z = pyro.sample("local", dist.Normal(0.0, 1.0))
             pyro.sample("y", dist.Normal(z, 1.0), obs=PAIRS[index])
 
+    with pytest.raises(ValueError, match=r"AutoFlow has latents in subsampled plates.*Train it with SVI"):
+        by_vi(model)
     with pytest.raises(
-        ValueError, match=r"site 'local' is inside plate 'unit', which is subsampled \(2 of 4\).*Remove"
+        ValueError, match=r"site 'local' is inside plate 'unit', which is subsampled \(2 of 4\).*structure=\"plates\""
     ):
-        use(model)
+        AutoFlow(model, TWO, structure="joint")()
+    by_elbo(model)
+    by_call(model)
 
 
 @everywhere

@@ -1,5 +1,6 @@
 """Flow guides on many kinds of models: supports, flat priors, starting points, masks, factors, plates, modules."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -279,7 +280,7 @@ def test_create_plates(case: Case) -> None:
 
 
 @cases(needs_model=False)
-def test_subsampled_data_are_fine_but_subsampled_latents_are_refused(case: Case) -> None:
+def test_data_and_latents_may_be_subsampled(case: Case) -> None:
     def model(local: bool) -> None:
         z = pyro.sample("shared", dist.Normal(0.0, 1.0))
         with pyro.plate("unit", 4, subsample_size=2) as index:
@@ -287,13 +288,11 @@ def test_subsampled_data_are_fine_but_subsampled_latents_are_refused(case: Case)
                 z = pyro.sample("local", dist.Normal(z, 1.0))
             pyro.sample("y", dist.Normal(z, 1.0), obs=PAIRS[index])
 
-    guide = case(model)
-    message = rf"{case.name}: latent site 'local' is inside plate 'unit', which is subsampled \(2 of 4\)"
-    for _ in range(2):
-        with pytest.raises(ValueError, match=message):
-            guide(True)
-    for make_elbo in (ELBO, Trace_ELBO):
-        assert SVI(model, guide, Adam({"lr": 1e-3}), make_elbo()).step(False) < torch.inf
+    for local in (False, True):
+        pyro.clear_param_store()
+        guide = case(functools.partial(model, local))
+        assert SVI(guide.bare_model, guide, Adam({"lr": 1e-3}), Trace_ELBO()).step() < torch.inf
+        assert guide.latents.dim == (5 if local else 1)
 
 
 @cases()

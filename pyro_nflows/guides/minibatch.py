@@ -1,0 +1,149 @@
+r"""A guide's draw where plates are subsampled: the rows of this call, each in its plates.
+
+What is outside of plates is one auxiliary site, and the rows of each block are one in their plates. So Pyro's own
+machinery scales the log densities of a minibatch's rows by :math:`N / B`, in the guide as in the model, and the mean of
+the ELBO over minibatches is that of all rows.
+"""
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ..flows.distribution import FlowDistribution
+from ..flows.rows import RowDistribution, RowFlow, as_rows
+from ..flows.whitened import Whitened
+from ..layers.base import Layer
+from ..model.all_rows import on_rows as latents_on_rows
+from ..model.bound import BoundModel
+from ..model.hierarchy import Hierarchy
+from ..model.latents import Latents
+from ..model.rows import Rows
+from ..model.subsample import Chosen, look, rows_of
+from ..nets.views import on_rows, with_parameters
+from . import checks
+
+Plates = dict[str, Any]
+
+
+def plates_of_call(
+    name: str, bound: BoundModel, latents: Latents, frames: Mapping[str, Any], created: Iterable[Any]
+) -> Plates:
+    """The plates of one call, with the rows that the model has in it.
+
+    :param name: of the guide's class, for errors.
+    :param bound: the model at the arguments of the call. It is run, to see which rows it has, unless all its
+        subsampled plates were created.
+    :param latents: of all rows.
+    :param frames: the plates around latents, as they were at first.
+    :param created: those that the user's ``create_plates`` made.
+    """
+    plates = {plate.name: _with_dim(plate, frames) for plate in created}
+    sizes = {plate: frames[plate].full_size for plate in subsampled(latents)}
+    missing = sizes.keys() - plates.keys()
+    if missing:
+        given = {plate: plates[plate].indices for plate in sizes.keys() - missing}
+        rows = rows_seen(name, bound, latents, given)
+        checks.check_rows(name, sizes, rows)
+        for plate in sorted(missing):
+            plates[plate] = pyro.plate(plate, sizes[plate], dim=frames[plate].dim, subsample=rows[plate])
+    checks.check_rows(name, sizes, {plate: plates[plate].indices for plate in sizes})
+    for plate, frame in sorted(frames.items()):
+        if plate not in plates:
+            plates[plate] = pyro.plate(plate, frame.full_size or frame.size, dim=frame.dim, subsample_size=frame.size)
+    return plates
+
+
+def _with_dim(plate: Any, frames: Mapping[str, Any]) -> Any:
+    """A plate of the user's, along the dimension that the model has it in."""
+    if plate.dim is not None or plate.name not in frames:
+        return plate
+    with poutine.block():
+        return pyro.plate(plate.name, plate.size, dim=frames[plate.name].dim, subsample=plate.indices)
+
+
+def with_rows(name: str, bound: BoundModel, latents: Latents) -> BoundModel:
+    """A model with the rows of one run, the same in all of its runs; the model itself where no plate is subsampled.
+
+    :param latents: of one run.
+    """
+    if not subsampled(latents):
+        return bound
+    return BoundModel(Chosen(name, rows_seen(name, bound, latents, {}))(bound.model), bound.args, bound.kwargs)
+
+
+def rows_seen(name: str, bound: BoundModel, latents: Latents, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The rows that the model has in a call, by plate."""
+    chosen = BoundModel(Chosen(name, given)(bound.model), bound.args, bound.kwargs)
+    found = rows_of(look(chosen, {site: latent.site for site, latent in latents.sites.items()}))
+    return {plate: rows for plate, rows in found.items() if plate in subsampled(latents)}
+
+
+def subsampled(latents: Latents) -> set[str]:
+    """The subsampled plates that latents are in."""
+    return {plate for latent in latents.sites.values() for plate in latent.subsampled}
+
+
+def sample_rows(
+    name: str, layer: Layer, whole: Hierarchy, latents: Latents, plates: Plates
+) -> tuple[Latents, dict[str, Tensor], Tensor]:
+    """Draw what is outside of plates, then the rows of this call, block after block.
+
+    :param name: of the auxiliary sites.
+    :param layer: the guide's, over all rows.
+    :param whole: its hierarchy.
+    :param latents: of all rows.
+    :param plates: of this call.
+    :return: the latents of this call's rows, those rows' numbers by plate, and their flat latent, with a dimension for
+        each plate where there are particles.
+    """
+    chosen = {plate: plates[plate].indices for plate in whole.subsampled}
+    rows, nesting = Rows.of(whole, chosen), nesting_of(latents)
+    top = next(layer.parameters()).new_zeros(0)
+    if len(whole.top):
+        outside = FlowDistribution(on_rows(layer, Rows.none(whole)), path_gradient=True)
+        top = pyro.sample(name, outside, infer={"is_auxiliary": True})
+    batch = top.shape[: max(0, top.dim() - 1 - nesting)]
+    view, given = cast(Whitened, on_rows(layer, rows)), top.reshape(*batch, -1)
+    flow, parts = RowFlow(view, given), [given]
+    stopped = RowFlow(_without_gradients(view), given) if torch.is_grad_enabled() else None
+    for number, block in enumerate(rows.hierarchy.blocks):
+        grid = _grid(block.plates, plates)
+        shape = batch + (1,) * (nesting - len(grid)) * bool(batch) + grid
+        fn = RowDistribution(flow, number, block.row_dim, torch.Size(shape), nesting, stopped)
+        with contextlib.ExitStack() as stack:
+            for plate in block.plates:
+                stack.enter_context(plates[plate])
+            value = pyro.sample(f"{name}_{'_'.join(block.plates)}", fn, infer={"is_auxiliary": True})
+        parts.append(as_rows(value, nesting))
+        is_above = any(number == above.block for inner in rows.hierarchy.blocks for above in inner.above)
+        for known in (flow, stopped) if stopped is not None else (flow,):
+            known.add(known.back(number, parts[-1])[0] if is_above else [parts[-1]] * len(known.stages))
+    return latents_on_rows(latents, chosen), chosen, _flat(rows.hierarchy, parts, nesting)
+
+
+def _without_gradients(view: Whitened) -> Whitened:
+    return with_parameters(view, {name: parameter.detach() for name, parameter in view.named_parameters()})
+
+
+def nesting_of(latents: Latents) -> int:
+    """How many dimensions the plates of the latents take."""
+    return max((-frame.dim for at in latents.sites.values() for frame in at.plates if frame.vectorized), default=0)
+
+
+def _grid(names: Iterable[str], plates: Plates) -> tuple[int, ...]:
+    """The sizes of plates from the leftmost on, one where they leave a dimension out."""
+    sizes = {plates[name].dim: len(plates[name].indices) for name in names}
+    return tuple(sizes.get(dim, 1) for dim in range(min(sizes), 0))
+
+
+def _flat(hierarchy: Hierarchy, parts: list[Tensor], nesting: int) -> Tensor:
+    batch = torch.broadcast_shapes(parts[0].shape[:-1], *(part.shape[:-2] for part in parts[1:]))
+    top, *rest = parts
+    rows = [part.expand(*batch, *part.shape[-2:]) for part in rest]
+    flat = hierarchy.join([top.expand(*batch, -1), *rows])[..., hierarchy.order.argsort().to(top.device)]
+    return flat.reshape(*batch, *(1,) * nesting * bool(batch), -1)

@@ -1,0 +1,294 @@
+"""Guides of models whose plates are subsampled: all rows have numbers, and a call has the rows of a minibatch."""
+
+import copy
+import itertools
+import math
+import pickle
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoGuideList, AutoNormal
+
+from pyro_nflows import AutoCIF, AutoDAIS, AutoFlow
+
+Y = torch.tensor([0.4, 2.2, -1.0, 3.1, 1.7, 0.2], dtype=torch.float64)
+
+
+def groups(y, size=2, index=None):
+    """Rows integrate out to y ~ N(mu, 2)."""
+    mu = pyro.sample("mu", dist.Normal(torch.zeros_like(y[0]), 2.0))
+    with pyro.plate("groups", 6, subsample_size=None if index is not None else size, subsample=index) as rows:
+        z = pyro.sample("z", dist.Normal(mu, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y if index is not None else y[rows])
+
+
+def by_argument(y, size=None, index=None):
+    """The plate that a minibatch's guide needs."""
+    return pyro.plate("groups", 6, subsample=index)
+
+
+def nested(y, sizes=(2, 3)):
+    """Schools and classes, both subsampled, beside another subsampled plate; a simplex, a vector and an interval."""
+    scale = pyro.sample("scale", dist.LogNormal(y.new_zeros(2), 0.3).to_event(1))
+    with pyro.plate("others", 5, subsample_size=2, dim=-1):
+        pyro.sample("part", dist.Uniform(y.new_zeros(()), 2.0))
+    schools = pyro.plate("schools", 4, subsample_size=sizes[0], dim=-3)
+    with schools as at:
+        mix = pyro.sample("mix", dist.Dirichlet(y.new_ones(3)))
+        with pyro.plate("classes", 6, subsample_size=sizes[1], dim=-1) as rows:
+            z = pyro.sample("z", dist.Normal(mix[..., :2], scale).to_event(1))
+            pyro.sample("y", dist.Normal(z[..., 0], 1.0), obs=y[at][:, None, rows])
+
+
+TABLE = torch.linspace(-1.0, 1.0, 24, dtype=torch.float64).reshape(4, 6)
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+
+
+def moved(guide, *args, by=0.2, **kwargs):
+    """A guide whose parameters are not those of a fresh one."""
+    guide(*args, **kwargs)
+    with torch.no_grad():
+        for parameter in guide.layer.parameters():
+            parameter.add_(by * torch.randn_like(parameter))
+    return guide
+
+
+def test_latents_are_those_of_all_rows_and_a_call_has_those_of_a_minibatch():
+    guide = AutoFlow(groups)
+    values = guide(Y)
+    assert guide.follows_plates
+    assert "groups: 6 rows of 1" in repr(guide)
+    assert guide.latents.shapes["z"] == guide.median(Y)["z"].shape == (6,)
+    assert values["z"].shape == (2,)
+
+
+@pytest.mark.parametrize("centering", [None, 0.0])
+def test_log_q_of_minibatches_is_on_average_that_of_all_rows(centering):
+    """Every one of the 15 minibatches at the same values: exact, since both are sums over rows."""
+    guide = moved(AutoFlow(groups, create_plates=by_argument, centering=centering), Y[:2], index=torch.arange(2))
+    every = torch.arange(6)
+    with torch.no_grad():
+        full = poutine.trace(guide).get_trace(Y, index=every)
+        values = {name: full.nodes[name]["value"] for name in ("mu", "z")}
+        hidden = {name: site["value"] for name, site in full.nodes.items() if site.get("infer", {}).get("is_auxiliary")}
+        top, rows = hidden.values()
+        found = []
+        for index in itertools.combinations(range(6), 2):
+            index = torch.tensor(index)
+            given = dict(zip(hidden, (top, rows[index])))
+            trace = poutine.trace(poutine.condition(guide, given)).get_trace(Y[index], index=index)
+            assert torch.allclose(trace.nodes["z"]["value"], values["z"][index])
+            trace.compute_log_prob()
+            found.append(trace.log_prob_sum())
+        expected = guide.log_prob(values, 1, Y, index=every)
+    assert torch.allclose(torch.stack(found).mean(), expected)
+
+
+def test_the_elbo_of_minibatches_is_on_average_that_of_all_rows():
+    guide = moved(AutoFlow(groups, centering=None), Y)
+    whole = AutoFlow(groups, centering=None, structure="plates")
+    whole(Y, 6)
+    whole.load_state_dict(guide.state_dict())
+    with torch.no_grad():
+        few = torch.tensor([Trace_ELBO().loss(groups, guide, Y) for _ in range(1000)])
+        many = torch.tensor([Trace_ELBO().loss(groups, whole, Y, 6) for _ in range(300)])
+    error = math.hypot(few.std().item() / 1000**0.5, many.std().item() / 300**0.5)
+    assert abs(few.mean() - many.mean()).item() < 5 * error
+    assert few.std() > many.std()
+
+
+def test_all_rows_of_the_guide_are_the_guide_without_subsampling():
+    guide = moved(AutoFlow(groups, create_plates=by_argument, centering=None), Y[:2], index=torch.arange(2))
+    whole = AutoFlow(lambda y: groups(y, 6), centering=None, structure="plates")
+    whole(Y)
+    whole.load_state_dict(guide.state_dict())
+    values = guide(Y, index=torch.arange(6))
+    assert torch.allclose(whole.log_prob(values), guide.log_prob(values))
+    for name, value in whole.median().items():
+        assert torch.allclose(value, guide.median()[name])
+
+
+def exact():
+    """Means and standard deviations of mu and of the rows."""
+    precision = len(Y) / 2 + 1 / 4
+    mean = Y.sum() / 2 / precision
+    return mean, precision**-0.5, (Y + mean) / 2, (0.5 + 1 / precision / 4) ** 0.5
+
+
+def fitted(guide, model, args=lambda: (Y,), num_steps=1500):
+    svi = SVI(
+        model,
+        guide,
+        pyro.optim.ClippedAdam({"lr": 0.03, "lrd": 0.997}),
+        Trace_ELBO(4, vectorize_particles=True, max_plate_nesting=1),
+    )
+    for _ in range(num_steps):
+        svi.step(*args())
+    return guide
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("centering", [None, "auto"])
+def test_svi_with_minibatches_finds_the_exact_posterior(centering):
+    guide = fitted(AutoFlow(groups, centering=centering), groups)
+    mean, sd, means, row_sd = exact()
+    with torch.no_grad():
+        draws = guide.constrain(guide.get_posterior().sample((20_000,)), Y)
+    assert abs(draws["mu"].mean() - mean) < 0.06 * sd
+    assert abs(draws["mu"].std() / sd - 1) < 0.06
+    assert ((draws["z"].mean(0) - means).abs() < 0.06 * row_sd).all()
+    assert ((draws["z"].std(0) / row_sd - 1).abs() < 0.06).all()
+
+
+@pytest.mark.slow
+def test_pyros_own_guide_agrees():
+    """Mean-field: the same means."""
+    guide = fitted(AutoNormal(groups, create_plates=by_argument), groups, minibatches)
+    ours = fitted(AutoFlow(groups, create_plates=by_argument, centering=None), groups, minibatches)
+    _, sd, _, row_sd = exact()
+    for name, scale in (("mu", sd), ("z", row_sd)):
+        assert ((guide.median()[name] - ours.median()[name]).abs() < 0.15 * scale).all()
+
+
+def minibatches():
+    index = torch.randperm(6)[:2]
+    return Y[index], None, index
+
+
+@pytest.mark.parametrize("centering", [None, 0.0])
+@pytest.mark.parametrize("is_vectorized", [False, True])
+@pytest.mark.parametrize("kind", [AutoFlow, AutoCIF])
+def test_several_plates_nested_and_beside_each_other(kind, is_vectorized, centering):
+    guide = kind(nested, centering=centering)
+    guide(TABLE)
+    assert set(guide._hierarchy.subsampled) == {"others", "schools", "classes"}
+    elbo = Trace_ELBO(3, vectorize_particles=is_vectorized, max_plate_nesting=3)
+    svi = SVI(nested, guide, pyro.optim.Adam({"lr": 0.01}), elbo)
+    losses = [svi.step(TABLE) for _ in range(5)]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert guide(TABLE)["z"].shape == (2, 1, 3, 2)
+    median = guide.median(TABLE)
+    assert {name: tuple(value.shape) for name, value in median.items()} == {
+        "scale": (2,),
+        "part": (5,),
+        "mix": (4, 1, 1, 3),
+        "z": (4, 1, 6, 2),
+    }
+    assert ((median["part"] > 0) & (median["part"] < 2)).all()
+    assert torch.allclose(median["mix"].sum(-1), torch.ones_like(median["mix"][..., 0]))
+
+
+@pytest.mark.parametrize("centering", [None, 0.0])
+def test_values_of_all_rows_go_back_and_forth(centering):
+    guide = moved(AutoFlow(nested, centering=centering), TABLE)
+    latent = guide.get_posterior().sample((3,))
+    values = guide.constrain(latent, TABLE)
+    again, log_det = guide.unconstrain(values, TABLE)
+    assert torch.allclose(again, latent)
+    found = guide.log_prob(values, 1, TABLE)
+    assert torch.allclose(found, guide.get_posterior().log_prob(latent) - log_det)
+
+
+@pytest.mark.parametrize("centering", [None, 0.0])
+def test_entropy_has_the_path_gradient(centering):
+    """Where the guide is the posterior of the rows given mu, and of mu, gradients of all draws are zero."""
+
+    def model(size):
+        mu = pyro.sample("mu", dist.Normal(Y.new_zeros(()), 2.0))
+        with pyro.plate("groups", 6, subsample_size=size):
+            pyro.sample("z", dist.Normal(mu, 1.0))
+
+    guide = AutoFlow(model, centering=centering, init_scale=1.0)
+    guide(3)
+    end = guide.layer.layer.end
+    with torch.no_grad():  # z = mu + noise, mu = 2 noise: centered, y_z = x_z + 2 x_mu
+        at = guide.latents.sites["mu"].columns
+        end.loc.zero_()
+        if centering is None:
+            end.log_scale[at] = math.log(2.0)
+            end.above["0"][..., :1] = 2.0 / guide.layer.factors["layers.1.above.0"]
+        else:
+            end.log_scale[at] = math.log(2.0)
+    Trace_ELBO().loss_and_grads(model, guide, 3)
+    for name, parameter in guide.layer.named_parameters():
+        assert parameter.grad is None or parameter.grad.abs().max() < 1e-10, name
+
+
+def test_a_plate_is_given_its_rows_by_the_model_and_their_number_may_change():
+    for guide in (AutoFlow(groups), AutoFlow(groups, create_plates=by_argument)):
+        pyro.clear_param_store()
+        svi = SVI(groups, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+        for index in (torch.tensor([0, 3]), torch.tensor([5]), torch.tensor([1, 2, 4])):
+            assert svi.step(Y[index], index=index) < torch.inf
+            trace = poutine.trace(guide).get_trace(Y[index], index=index)
+            assert trace.nodes["groups"]["value"].tolist() == index.tolist()
+            assert trace.nodes["z"]["value"].shape == index.shape
+            assert float(trace.nodes["z"]["scale"]) == pytest.approx(6 / len(index))
+
+
+def test_a_models_own_subsample_may_change_its_size():
+    guide = AutoFlow(groups)
+    svi = SVI(groups, guide, pyro.optim.Adam({"lr": 0.01}), TraceMeanField_ELBO())
+    assert all(svi.step(Y, size) < torch.inf for size in (2, 5, 6, 1))
+    assert guide(Y, 6)["z"].shape == (6,)
+
+
+def test_values_of_all_rows_need_arguments_with_all_rows_where_these_say_which():
+    guide, index = AutoFlow(groups, centering=0.0), torch.arange(2)
+    guide(Y[:2], index=index)
+    with pytest.raises(ValueError, match=r"given by its arguments \(subsample=\)"):
+        guide.median(Y[:2], index=index)
+    assert guide.median(Y, index=torch.arange(6))["z"].shape == (6,)
+
+
+def test_it_predicts_a_minibatch_and_all_rows():
+    guide = moved(AutoFlow(groups), Y[:2], index=torch.arange(2))
+    for index in (torch.tensor([5, 1]), torch.arange(6)):
+        draws = Predictive(groups, guide=guide, num_samples=7, return_sites=["z", "y"])(Y[index], index=index)
+        assert draws["z"].shape == draws["y"].shape == (7, len(index))
+
+
+def test_it_is_the_same_after_saving_pickling_and_copying():
+    guide = moved(AutoFlow(groups), Y)
+    values = guide(Y, 6)
+    expected = guide.log_prob(values, 1, Y)
+    fresh = AutoFlow(groups)
+    fresh.load_state_dict(guide.state_dict())
+    fresh(Y)
+    pyro.clear_param_store()
+    copies = [fresh, copy.deepcopy(guide), pickle.loads(pickle.dumps(guide))]
+    copies[2].give_model(groups, pyro.infer.autoguide.init_to_median)
+    for again in copies:
+        assert torch.allclose(again.log_prob(values, 1, Y), expected)
+        assert again(Y)["z"].shape == (2,)
+
+
+def test_a_part_of_a_list():
+    guide = AutoGuideList(groups)
+    guide.append(AutoFlow(poutine.block(groups, hide=["mu"])))
+    guide.append(AutoNormal(poutine.block(groups, expose=["mu"])))
+    svi = SVI(groups, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    assert all(svi.step(Y) < torch.inf for _ in range(5))
+
+
+def test_joint_and_annealed_guides_refuse():
+    with pytest.raises(ValueError, match=r"'z' is inside plate 'groups', which is subsampled .* structure=\"plates\""):
+        AutoFlow(groups, structure="joint")(Y)
+    with pytest.raises(ValueError, match=r"AutoDAIS: .* Take AutoFlow"):
+        AutoDAIS(groups)(Y)
+
+
+def test_rows_that_there_were_not_are_refused():
+    guide = AutoFlow(groups)
+    guide(Y[:2], index=torch.arange(2))
+    with pytest.raises(ValueError, match=r"plate 'groups' has 6 rows, numbered from 0, .* got row 7"):
+        guide(Y[:2], index=torch.tensor([0, 7]))
