@@ -23,6 +23,7 @@ from pyro_nflows.engine.native import build
 from pyro_nflows.inference.elbo import Gradient
 from pyro_nflows.layers import LocScale
 from pyro_nflows.model.bound import BoundModel
+from pyro_nflows.model.coordinates import Coordinates
 from pyro_nflows.model.log_joint import LogJoint, Vectorization
 from tests.random_models import BIJECTIONS, FLAWS, Description, descriptions
 
@@ -164,15 +165,30 @@ def check_step(
     same(found.mean, right.mean)
 
 
-WAYS = [check_by_loop, check_by_plate, check_values, check_loss, check_step]
+def check_in_coordinates(guide: AutoFlow, joint: LogJoint, z: Tensor, description: Description) -> None:
+    """The same model in coordinates informed by its priors, and all else there."""
+    own_guide, own = prepared(description, 0.4)
+    transform = Coordinates(own)
+    there = transform(z)
+    same(own(z), joint(there) + transform.log_abs_det_jacobian(z, there))
+    assert own.how is Vectorization.VMAP
+    values, right = own_guide.constrain(z), guide.constrain(there)
+    torch.testing.assert_close(values, right)
+    slope = DensityGradient(own)
+    same(slope.values_and_grads(z, 2), slope._values_and_grads(z))
+    for way in (check_by_loop, check_by_plate, check_loss, check_step):
+        way(own_guide, own, z, description)
+
+
+WAYS = [check_by_loop, check_by_plate, check_values, check_loss, check_step, check_in_coordinates]
 
 
 def start_of(guide: Any) -> dict[str, Tensor]:
     return {name: guide.prototype_trace.nodes[name]["value"] for name in guide.latent_names}
 
 
-def prepared(description: Description) -> tuple[AutoFlow, LogJoint]:
-    guide = AutoFlow(description.model, LocScale, init_scale=0.3)
+def prepared(description: Description, centering: float | None = None) -> tuple[AutoFlow, LogJoint]:
+    guide = AutoFlow(description.model, LocScale, init_scale=0.3, centering=centering)
     guide()
     joint = LogJoint(BoundModel(description.model), guide.latents)
     joint.prepare()

@@ -261,7 +261,7 @@ def test_questions_that_end_early(error: type[BaseException], at: int) -> None:
         lambda: vi.get_samples(30000),
         lambda: vi.to_arviz(50),
         lambda: vi.refine(5, 5, 1, "nuts"),
-        lambda: SBC(AutoFlow(fault, TWO), num_simulations=1, seed=0, progress_bar=False).run(Y),
+        lambda: SBC(AutoFlow(fault, TWO), num_simulations=1, seed=0, engine="eager", progress_bar=False).run(Y),
     ]
     for ask in asked:
         fault.error, fault.at = error, fault.calls + at
