@@ -84,47 +84,6 @@ def _periodic(name: str, site: str, fn: Any) -> str:
     )
 
 
-def refuse_subsampled(name: str, latents: Iterable[Any], can_follow: bool) -> None:
-    """Latents in a subsampled plate are other latents at each step."""
-    for latent in latents:
-        for frame in latent.plates:
-            if frame.name in latent.subsampled:
-                remedy = (
-                    'Take structure="plates" (the default there), which has numbers for each row'
-                    if can_follow
-                    else "Take AutoFlow, which follows the plate; or remove subsample_size"
-                )
-                raise ValueError(
-                    f"{name}: latent site '{latent.name}' is inside plate '{frame.name}', which is subsampled "
-                    f"({frame.size} of {frame.full_size}). A joint guide has one fixed set of latents and would "
-                    f"be silently wrong there. {remedy}"
-                )
-
-
-def check_rows(name: str, sizes: Mapping[str, int], rows: Mapping[str, Tensor]) -> None:
-    """The rows of a call against the numbers of rows when the guide was set up."""
-    for plate, size in sizes.items():
-        if plate not in rows:
-            raise ValueError(
-                f"{name}: this run of the model has no plate '{plate}', which the guide's latents are in; models whose "
-                "plates change from run to run are not supported"
-            )
-        if not len(rows[plate]) or int(rows[plate].min()) < 0 or int(rows[plate].max()) >= size:
-            raise ValueError(
-                f"{name}: plate '{plate}' has {size} rows, numbered from 0, as when the guide was set up; got row "
-                f"{int(rows[plate].max()) if len(rows[plate]) else None}"
-            )
-
-
-def rows_given(name: str, plate: str, site: str) -> ValueError:
-    """For values of all rows, where the arguments say which rows the model has."""
-    return ValueError(
-        f"{name}: values of site '{site}' are found by a run of the model, whose rows of plate '{plate}' are given by "
-        "its arguments (subsample=). Pass arguments with all rows, as in guide.median(*args), or make the guide with "
-        "centering=None"
-    )
-
-
 def refuse_plates(name: str, own: Mapping[str, Any]) -> None:
     """``NeuTraReparam`` (Pyro 1.9) adds the flow's log-determinant to the first site, once a row of its plates."""
     for frame in get_plates():

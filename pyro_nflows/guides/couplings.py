@@ -17,6 +17,7 @@ class AutoNICE(NamedGuide, flow=flows.nice):
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
     :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
+    :param amortize: of rows in subsampled plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -46,6 +47,7 @@ class AutoRealNVP(NamedGuide, flow=flows.realnvp):
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
     :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
+    :param amortize: of rows in subsampled plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -77,6 +79,7 @@ class AutoSpline(NamedGuide, flow=flows.spline):
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
     :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
+    :param amortize: of rows in subsampled plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -108,6 +111,7 @@ class AutoGlow(NamedGuide, flow=flows.glow):
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
     :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
+    :param amortize: of rows in subsampled plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 

@@ -18,7 +18,7 @@ from ..model.placed import Lifted
 from ..model.rows import Rows
 from ..model.subsample import Chosen, look, subsample_sites
 from ..model.values import constrained, mapped
-from . import checks
+from . import row_checks
 
 
 class Part(NamedTuple):
@@ -73,7 +73,7 @@ def _sizes(bound: BoundModel, latents: Latents) -> dict[str, tuple[int, int]]:
         if any(plate in latent.subsampled for latent in latents.sites.values()):
             size = len(site["value"])
             if site["fn"].subsample_size is None and size < sizes[plate]:
-                raise checks.rows_given(latents.owner, plate, sorted(latents.moving)[0])
+                raise row_checks.rows_given(latents.owner, plate, sorted(latents.moving)[0])
             found[plate] = size, sizes[plate]
     return found
 

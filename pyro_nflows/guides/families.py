@@ -17,6 +17,7 @@ class AutoPlanar(NamedGuide, flow=flows.planar):
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
     :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
+    :param amortize: of rows in subsampled plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -44,6 +45,7 @@ class AutoRadial(NamedGuide, flow=flows.radial):
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
     :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
+    :param amortize: of rows in subsampled plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -72,6 +74,7 @@ class AutoIAF(NamedGuide, flow=flows.iaf):
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
     :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
+    :param amortize: of rows in subsampled plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -104,6 +107,7 @@ class AutoMAF(NamedGuide, flow=flows.maf):
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
     :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
+    :param amortize: of rows in subsampled plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -135,6 +139,7 @@ class AutoResidual(NamedGuide, flow=flows.residual):
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
     :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
+    :param amortize: of rows in subsampled plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -170,6 +175,7 @@ class AutoCNF(NamedGuide, flow=flows.cnf, num_steps=4):
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
     :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
+    :param amortize: of rows in subsampled plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 
@@ -208,6 +214,7 @@ class AutoCIF(NamedGuide, flow=flows.cif):
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
     :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
+    :param amortize: of rows in subsampled plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 

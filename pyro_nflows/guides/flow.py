@@ -14,7 +14,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import init_to_median
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import flows
 from ..flows.distribution import FlowDistribution
@@ -26,15 +26,15 @@ from ..model.bound import BoundModel
 from ..model.coordinates import Coordinates
 from ..model.hierarchy import Hierarchy
 from ..model.log_joint import LogJoint
-from ..model.subsample import Chosen
 from ..system.exclusive import validation
-from . import checks, minibatch, sites
+from . import checks, row_checks, sites
+from .amortized import typical
 from .joint import Centers, shown
-from .saved import SavedGuide
+from .rows import RowGuide
 from .structure import Structure, chosen, described, whitened
 
 
-class AutoFlow(SavedGuide):
+class AutoFlow(RowGuide):
     r"""A normalizing-flow guide over all continuous latents of a model; the recommended default.
 
     By default, affine couplings in front of a full-rank affine layer. ``build`` takes any other flow.
@@ -60,6 +60,9 @@ class AutoFlow(SavedGuide):
     :param structure: ``"joint"``: a flow over all latents at once. ``"plates"``: rows of plates are independent
         given what they are within; ``build`` is the flow of the latents outside of plates. By default joint up to 48
         latents, where few of them are in plates, or where the data tie rows together, as a regression on them does.
+    :param amortize: whether the numbers of rows in subsampled plates come from an encoder of what is observed in the
+        row, in place of a table: ``True`` for a default encoder, or a module from the data of ``B`` rows, ``(B, ...)``,
+        to ``(B, F)``. :meth:`for_rows` then gives the posterior of rows that there were not.
     :raises ValueError: if ``init_scale <= 0``; at the first call, if the model has no continuous latents, a
         discrete latent that is not enumerated, or if a latent is in a subsampled plate and ``structure="joint"``.
 
@@ -89,6 +92,7 @@ class AutoFlow(SavedGuide):
         create_plates: Callable[..., Any] | None = None,
         centering: Centers | None = "auto",
         structure: Structure = "auto",
+        amortize: bool | nn.Module = False,
     ):
         functions = {"model": model, "build": build, "init_loc_fn": init_loc_fn}
         if create_plates is not None:
@@ -97,7 +101,8 @@ class AutoFlow(SavedGuide):
         checks.check_structure(type(self).__name__, structure)
         super().__init__(model, init_loc_fn)
         self.centering, self.structure = centering, structure
-        self.create_plates = create_plates
+        row_checks.check_amortize(type(self).__name__, amortize)
+        self.create_plates, self.amortize, self.amortizer = create_plates, amortize, None
         self.init_scale = float(init_scale)
         self.build: flows.Build | None = build
         #: Components and block size of the mixture that VI put at the flow's base, if it did.
@@ -113,17 +118,18 @@ class AutoFlow(SavedGuide):
         super()._look_at_model(*args, **kwargs)
         loc = self.init_loc()
         if self.structure == "joint":
-            checks.refuse_subsampled(type(self).__name__, self.latents.sites.values(), not self.needs_model)
+            row_checks.refuse_subsampled(type(self).__name__, self.latents.sites.values(), not self.needs_model)
         joint = functools.partial(self._joint_on, BoundModel(self.bare_model, args, kwargs))
         self._hierarchy = chosen(type(self).__name__, self.structure, self.latents, joint)
         if self.layer is None:
             self.layer = Rescaled(self.make_layer(loc, self.modes), Whitened.END)
         checks.check_sites(type(self).__name__, self._loaded_shapes, self._shapes())
+        self._look_at_rows(args, kwargs)
 
     def fresh(self, args: Any, kwargs: Any) -> "AutoFlow":
         """A guide of the same kind and model that has not been trained, set up at these arguments."""
         new = copy.deepcopy(self)
-        new.layer, new._loaded_shapes = None, None
+        new.layer, new.amortizer, new._loaded_shapes = None, None, None
         new._forget_structure()
         with validation(False):
             new.set_up(args, kwargs)
@@ -136,8 +142,11 @@ class AutoFlow(SavedGuide):
         :param modes: components and block size of a mixture to put the flow on; see
             :func:`~pyro_nflows.flows.on_modes`.
         """
-        build = cast(flows.Build, self.build)
-        return whitened(type(self).__name__, build, loc, self.init_scale, self._hierarchy, modes, self._full_rank)
+        build, hierarchy = cast(flows.Build, self.build), self._hierarchy
+        if self.amortize and hierarchy is not None and hierarchy.subsampled:
+            rows = typical(hierarchy)
+            loc, hierarchy = loc if len(loc) == rows.hierarchy.dim else loc[rows.columns], rows.hierarchy
+        return whitened(type(self).__name__, build, loc, self.init_scale, hierarchy, modes, self._full_rank)
 
     def recenter(self, centering: Mapping[str, Tensor]) -> None:
         """Take other coordinates for the sites of a hierarchy, and a fresh flow in them."""
@@ -161,48 +170,16 @@ class AutoFlow(SavedGuide):
         """Whether its rows are independent given what they are within, rather than joint."""
         return self._hierarchy is not None
 
-    @property
-    def subsamples(self) -> bool:
-        """Whether latents are in subsampled plates, so that a call draws those of a minibatch."""
-        return self._latents is not None and self._latents.one_run is not None
-
     def extra_repr(self) -> str:
         if self._latents is None:
             return ""
-        return "; ".join([described(self._hierarchy, self.latents.dim), *shown(self.latents.centering)])
+        amortized = ["rows by an encoder of their data"] if self.amortizer is not None else []
+        return "; ".join([described(self._hierarchy, self.latents.dim), *amortized, *shown(self.latents.centering)])
 
     def _need_setup(self) -> Rescaled:
         """The flow, once the model has been run."""
         super()._need_setup()
         return cast(Rescaled, self.layer)
-
-    # ---- draws ----------------------------------------------------------------------------------------------
-
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Draw every latent, as a Pyro guide; of subsampled plates, in the rows that the model has at these arguments.
-
-        :return: a dict from site to its value.
-        """
-        self.set_up(args, kwargs)
-        if self._hierarchy is None or not self.subsamples:
-            return super().forward(*args, **kwargs)
-        self.receive(args, kwargs)
-        name, plates = f"_{self._pyro_name}_latent", self._create_plates(*args, **kwargs)
-        layer = self._current_layer()
-        latents, rows, latent = minibatch.sample_rows(name, layer, self._hierarchy, self.latents, plates)
-        model = Chosen(type(self).__name__, rows)(self.bare_model)
-        return self._draw(sites.points(latents, model, latent, args, kwargs), plates)
-
-    def _create_plates(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        if self.master is not None or not self.subsamples:
-            return cast(dict[str, Any], super()._create_plates(*args, **kwargs))
-        made = self.create_plates(*args, **kwargs) if self.create_plates is not None else []
-        created = [made] if isinstance(made, pyro.plate) else list(made)
-        bound = BoundModel(self.bare_model, args, kwargs)
-        self.plates = minibatch.plates_of_call(
-            type(self).__name__, bound, self.latents, self._prototype_frames, created
-        )
-        return self.plates
 
     # ---- the posterior --------------------------------------------------------------------------------------
 
@@ -226,6 +203,7 @@ class AutoFlow(SavedGuide):
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
         """A fresh :class:`~pyro_nflows.FlowDistribution` over the flat unconstrained latent."""
+        row_checks.need_rows(type(self).__name__, self.amortizer)
         return FlowDistribution(self._current_layer(), path_gradient=True)
 
     def _current_layer(self) -> Layer:
@@ -273,6 +251,7 @@ class AutoFlow(SavedGuide):
             values where its constraint is element-wise, else the constrained image of unconstrained ones, as in Pyro.
         """
         self.set_up(args, kwargs)
+        row_checks.need_rows(type(self).__name__, self.amortizer)
         if args or kwargs:
             self.receive(args, kwargs)
         layer = self._need_setup()

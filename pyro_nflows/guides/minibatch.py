@@ -7,7 +7,7 @@ the ELBO over minibatches is that of all rows.
 
 import contextlib
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import pyro
 import torch
@@ -18,20 +18,23 @@ from ..flows.distribution import FlowDistribution
 from ..flows.rows import RowDistribution, RowFlow, as_rows
 from ..flows.whitened import Whitened
 from ..layers.base import Layer
-from ..model.all_rows import on_rows as latents_on_rows
 from ..model.bound import BoundModel
 from ..model.hierarchy import Hierarchy
 from ..model.latents import Latents
-from ..model.rows import Rows
-from ..model.subsample import Chosen, look, rows_of
-from ..nets.views import on_rows, with_parameters
-from . import checks
+from ..model.subsample import Chosen, look, subsample_sites
+from ..nets.views import with_parameters
+from . import row_checks
 
 Plates = dict[str, Any]
 
 
 def plates_of_call(
-    name: str, bound: BoundModel, latents: Latents, frames: Mapping[str, Any], created: Iterable[Any]
+    name: str,
+    bound: BoundModel,
+    latents: Latents,
+    frames: Mapping[str, Any],
+    created: Iterable[Any],
+    is_fixed: bool = True,
 ) -> Plates:
     """The plates of one call, with the rows that the model has in it.
 
@@ -41,6 +44,7 @@ def plates_of_call(
     :param latents: of all rows.
     :param frames: the plates around latents, as they were at first.
     :param created: those that the user's ``create_plates`` made.
+    :param is_fixed: whether the plates have as many rows as at first.
     """
     plates = {plate.name: _with_dim(plate, frames) for plate in created}
     sizes = {plate: frames[plate].full_size for plate in subsampled(latents)}
@@ -48,10 +52,12 @@ def plates_of_call(
     if missing:
         given = {plate: plates[plate].indices for plate in sizes.keys() - missing}
         rows = rows_seen(name, bound, latents, given)
-        checks.check_rows(name, sizes, rows)
+        row_checks.check_plates(name, sizes, rows)
         for plate in sorted(missing):
-            plates[plate] = pyro.plate(plate, sizes[plate], dim=frames[plate].dim, subsample=rows[plate])
-    checks.check_rows(name, sizes, {plate: plates[plate].indices for plate in sizes})
+            size, at = rows[plate]
+            plates[plate] = pyro.plate(plate, size, dim=frames[plate].dim, subsample=at)
+    if is_fixed:
+        row_checks.check_rows(name, sizes, {plate: plates[plate].indices for plate in sizes})
     for plate, frame in sorted(frames.items()):
         if plate not in plates:
             plates[plate] = pyro.plate(plate, frame.full_size or frame.size, dim=frame.dim, subsample_size=frame.size)
@@ -73,14 +79,18 @@ def with_rows(name: str, bound: BoundModel, latents: Latents) -> BoundModel:
     """
     if not subsampled(latents):
         return bound
-    return BoundModel(Chosen(name, rows_seen(name, bound, latents, {}))(bound.model), bound.args, bound.kwargs)
+    rows = {plate: at for plate, (_, at) in rows_seen(name, bound, latents, {}).items()}
+    return BoundModel(Chosen(name, rows)(bound.model), bound.args, bound.kwargs)
 
 
-def rows_seen(name: str, bound: BoundModel, latents: Latents, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The rows that the model has in a call, by plate."""
+def rows_seen(
+    name: str, bound: BoundModel, latents: Latents, given: Mapping[str, Tensor]
+) -> dict[str, tuple[int, Tensor]]:
+    """How many rows each plate has, and which of them the model has in a call."""
     chosen = BoundModel(Chosen(name, given)(bound.model), bound.args, bound.kwargs)
-    found = rows_of(look(chosen, {site: latent.site for site, latent in latents.sites.items()}))
-    return {plate: rows for plate, rows in found.items() if plate in subsampled(latents)}
+    found = subsample_sites(look(chosen, {site: latent.site for site, latent in latents.sites.items()}))
+    plates = found.keys() & subsampled(latents)
+    return {plate: (found[plate]["fn"].size, torch.as_tensor(found[plate]["value"])) for plate in plates}
 
 
 def subsampled(latents: Latents) -> set[str]:
@@ -89,41 +99,39 @@ def subsampled(latents: Latents) -> set[str]:
 
 
 def sample_rows(
-    name: str, layer: Layer, whole: Hierarchy, latents: Latents, plates: Plates
-) -> tuple[Latents, dict[str, Tensor], Tensor]:
+    name: str, outside: Layer, view: Whitened, hierarchy: Hierarchy, latents: Latents, plates: Plates
+) -> Tensor:
     """Draw what is outside of plates, then the rows of this call, block after block.
 
     :param name: of the auxiliary sites.
-    :param layer: the guide's, over all rows.
-    :param whole: its hierarchy.
+    :param outside: the layer of what is outside of plates.
+    :param view: the layer of that and of this call's rows.
+    :param hierarchy: of these rows.
     :param latents: of all rows.
     :param plates: of this call.
-    :return: the latents of this call's rows, those rows' numbers by plate, and their flat latent, with a dimension for
-        each plate where there are particles.
+    :return: a flat latent, with a dimension for each plate where there are particles.
     """
-    chosen = {plate: plates[plate].indices for plate in whole.subsampled}
-    rows, nesting = Rows.of(whole, chosen), nesting_of(latents)
-    top = next(layer.parameters()).new_zeros(0)
-    if len(whole.top):
-        outside = FlowDistribution(on_rows(layer, Rows.none(whole)), path_gradient=True)
-        top = pyro.sample(name, outside, infer={"is_auxiliary": True})
+    nesting, top = nesting_of(latents), next(view.parameters()).new_zeros(0)
+    if len(hierarchy.top):
+        fn = FlowDistribution(outside, path_gradient=True)
+        top = pyro.sample(name, fn, infer={"is_auxiliary": True})
     batch = top.shape[: max(0, top.dim() - 1 - nesting)]
-    view, given = cast(Whitened, on_rows(layer, rows)), top.reshape(*batch, -1)
+    given = top.reshape(*batch, -1)
     flow, parts = RowFlow(view, given), [given]
     stopped = RowFlow(_without_gradients(view), given) if torch.is_grad_enabled() else None
-    for number, block in enumerate(rows.hierarchy.blocks):
+    for number, block in enumerate(hierarchy.blocks):
         grid = _grid(block.plates, plates)
         shape = batch + (1,) * (nesting - len(grid)) * bool(batch) + grid
-        fn = RowDistribution(flow, number, block.row_dim, torch.Size(shape), nesting, stopped)
+        rows = RowDistribution(flow, number, block.row_dim, torch.Size(shape), nesting, stopped)
         with contextlib.ExitStack() as stack:
             for plate in block.plates:
                 stack.enter_context(plates[plate])
-            value = pyro.sample(f"{name}_{'_'.join(block.plates)}", fn, infer={"is_auxiliary": True})
+            value = pyro.sample(f"{name}_{'_'.join(block.plates)}", rows, infer={"is_auxiliary": True})
         parts.append(as_rows(value, nesting))
-        is_above = any(number == above.block for inner in rows.hierarchy.blocks for above in inner.above)
+        is_above = any(number == above.block for inner in hierarchy.blocks for above in inner.above)
         for known in (flow, stopped) if stopped is not None else (flow,):
             known.add(known.back(number, parts[-1])[0] if is_above else [parts[-1]] * len(known.stages))
-    return latents_on_rows(latents, chosen), chosen, _flat(rows.hierarchy, parts, nesting)
+    return _flat(hierarchy, parts, nesting)
 
 
 def _without_gradients(view: Whitened) -> Whitened:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from pyro.infer.autoguide import init_to_median
+from torch import nn
 
 from ..layers.base import Layer
 from .flow import AutoFlow
@@ -26,6 +27,7 @@ class NamedGuide(AutoFlow):
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
     :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
+    :param amortize: of rows in subsampled plates, as for :class:`~pyro_nflows.AutoFlow`.
     :raises TypeError: if the flow has no such option.
 
     Example::
@@ -38,8 +40,8 @@ class NamedGuide(AutoFlow):
         >>> guide = AutoSmallPlanar(lambda: pyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1)))
         >>> guide()["z"].shape
         torch.Size([3])
-        >>> list(inspect.signature(AutoSmallPlanar).parameters)
-        ['model', 'num_layers', 'init_loc_fn', 'init_scale', 'create_plates', 'centering', 'structure']
+        >>> list(inspect.signature(AutoSmallPlanar).parameters)[:5]
+        ['model', 'num_layers', 'init_loc_fn', 'init_scale', 'create_plates']
     """
 
     _flow: ClassVar[Callable[..., Layer]]
@@ -72,6 +74,7 @@ class NamedGuide(AutoFlow):
         create_plates: Callable[..., Any] | None = None,
         centering: Centers | None = "auto",
         structure: Structure = "auto",
+        amortize: bool | nn.Module = False,
         **options: Any,
     ):
         try:
@@ -88,4 +91,5 @@ class NamedGuide(AutoFlow):
             create_plates=create_plates,
             centering=centering,
             structure=structure,
+            amortize=amortize,
         )

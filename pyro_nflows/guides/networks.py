@@ -19,6 +19,7 @@ class AutoFlowified(NamedGuide, flow=flows.flowified):
     :param create_plates: as for Pyro's autoguides.
     :param centering: of hierarchical sites, as for :class:`~pyro_nflows.AutoFlow`.
     :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
+    :param amortize: of rows in subsampled plates, as for :class:`~pyro_nflows.AutoFlow`.
 
     Example::
 

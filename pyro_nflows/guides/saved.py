@@ -3,13 +3,14 @@
 import copy
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import flows
 from ..flows.whitened import Whitened
 from ..layers import Rescaled
 from ..model.hierarchy import Hierarchy
 from . import checks
+from .amortized import Amortizer
 from .joint import JointGuide
 from .state import decoded, encoded, listed, unlisted
 
@@ -20,9 +21,16 @@ class SavedGuide(JointGuide):
     layer: Rescaled | None
     build: flows.Build | None
     modes: tuple[int, int] | None
+    amortize: bool | nn.Module
+    amortizer: Amortizer | None
     _hierarchy: Hierarchy | None
     _loaded_shapes: checks.Shapes | None
     _claims_store: bool
+
+    @property
+    def encoder(self) -> nn.Module | None:
+        """The user's encoder of rows, if one was given."""
+        return self.amortize if isinstance(self.amortize, nn.Module) else None
 
     def make_layer(self, loc: Tensor, modes: tuple[int, int] | None = None) -> Whitened:
         """This guide's flow with its affine end."""
@@ -66,7 +74,8 @@ class SavedGuide(JointGuide):
         shapes = self.site_shapes if known else None
         hierarchy = self._hierarchy and self._hierarchy.listed()
         centering = listed(self.centering, self._latents)
-        return encoded(shapes=shapes, modes=self.modes, centering=centering, hierarchy=hierarchy)
+        encoders = self.amortizer and self.amortizer.known
+        return encoded(shapes=shapes, modes=self.modes, centering=centering, hierarchy=hierarchy, encoders=encoders)
 
     def set_extra_state(self, state: Tensor) -> None:
         shapes, self.centering = decoded(state)["shapes"], unlisted(decoded(state)["centering"])
@@ -86,6 +95,9 @@ class SavedGuide(JointGuide):
                 self._hierarchy = hierarchy and Hierarchy.unlisted(hierarchy)
             if (modes and tuple(modes)) != self.modes:
                 self.modes, self.layer = modes and tuple(modes), None
+            encoders = decoded(extra)["encoders"]
+            if encoders and self.amortizer is None and loc is not None:
+                self.amortizer = Amortizer(encoders, self.encoder).to(loc)
         if self.layer is None and loc is not None:
             self.layer = Rescaled(self.make_layer(loc, self.modes), Whitened.END)
         super()._load_from_state_dict(state_dict, prefix, *args)

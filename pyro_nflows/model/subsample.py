@@ -72,11 +72,12 @@ class Alike(Messenger):
     """Latents take the values of given sites, so that nothing is drawn: those of rows take the first row's.
 
     :param sites: name to a site with a value and plates, such as :attr:`~pyro_nflows.model.latents.Latent.site`.
+    :param watched: whether values have gradients, to see what depends on them.
     """
 
-    def __init__(self, sites: Mapping[str, Mapping[str, Any]]):
+    def __init__(self, sites: Mapping[str, Mapping[str, Any]], watched: bool = False):
         super().__init__()
-        self.sites = sites
+        self.sites, self.watched = sites, watched
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] not in self.sites:
@@ -86,11 +87,16 @@ class Alike(Messenger):
         for frame in site["cond_indep_stack"]:
             axis = value.dim() - num_dims + frame.dim
             value = value.narrow(axis, 0, 1) if value.shape[axis] != shape[axis] else value
-        msg["value"], msg["done"] = value.expand(shape), True
+        value = value.expand(shape)
+        msg["value"], msg["done"] = value.clone().requires_grad_() if self.watched else value, True
 
 
-@torch.no_grad()
-def look(bound: BoundModel, sites: Mapping[str, Mapping[str, Any]]) -> Any:
-    """A trace of a model, run only to see its rows and data: its latents take values of an earlier run."""
-    with poutine.block(), validation(False):
-        return poutine.trace(Alike(sites)(bound.model)).get_trace(*bound.args, **bound.kwargs)
+def look(bound: BoundModel, sites: Mapping[str, Mapping[str, Any]], watched: bool = False) -> Any:
+    """A trace of a model, run only to see its rows and data: its latents take values of an earlier run.
+
+    :param bound: the model and its arguments.
+    :param sites: those values; see :class:`Alike`.
+    :param watched: whether the latents have gradients, to see what depends on them.
+    """
+    with poutine.block(), validation(False), torch.set_grad_enabled(watched):
+        return poutine.trace(Alike(sites, watched)(bound.model)).get_trace(*bound.args, **bound.kwargs)

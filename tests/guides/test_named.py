@@ -23,7 +23,7 @@ def test_a_guide_has_its_flows_options_and_defaults(kind: Any) -> None:
     for name in shared:
         assert own[name].default == (4 if (kind, name) == (AutoCNF, "num_steps") else flow[name].default)
     assert next(iter(own)) == "model"
-    assert list(own)[-5:] == ["init_loc_fn", "init_scale", "create_plates", "centering", "structure"]
+    assert list(own)[-6:] == ["init_loc_fn", "init_scale", "create_plates", "centering", "structure", "amortize"]
 
 
 @pytest.mark.parametrize("kind", NAMED, ids=lambda kind: kind.__name__)

@@ -1,0 +1,141 @@
+"""Guides of subsampled plates: a call draws the rows of a minibatch, by a table of all rows' numbers or an encoder."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ..flows.whitened import Whitened
+from ..layers import Rescaled
+from ..layers.base import Layer
+from ..model.all_rows import on_rows as latents_on_rows
+from ..model.bound import BoundModel
+from ..model.latents import Latents
+from ..model.log_joint import LogJoint
+from ..model.rows import Rows
+from ..model.subsample import Chosen, look
+from ..model.values import constrained
+from ..nets.views import on_rows
+from . import checks, minibatch, row_checks, sites
+from .amortized import Amortizer, typical
+from .joint import looked
+from .saved import SavedGuide
+
+
+class RowGuide(SavedGuide):
+    """A guide that follows plates of which a run of the model may have some rows only."""
+
+    create_plates: Callable[..., Any] | None
+    _prototype_frames: dict[str, Any]
+
+    def _current_layer(self) -> Layer:
+        """The flow, its parameters announced to Pyro within a call."""
+        raise NotImplementedError
+
+    @property
+    def subsamples(self) -> bool:
+        """Whether latents are in subsampled plates, so that a call draws those of a minibatch."""
+        return self._latents is not None and self._latents.one_run is not None
+
+    def _look_at_rows(self, args: Any, kwargs: Any) -> None:
+        """Make the encoders for the data that are seen first."""
+        if not self.amortize:
+            return
+        name = type(self).__name__
+        if self._hierarchy is None or not self.subsamples:
+            raise row_checks.nothing_to_amortize(name)
+        if self.amortizer is None:
+            trace = self._look(self.bare_model, args, kwargs, watched=True)
+            layer = cast(Rescaled, self._modules["layer"])
+            self.amortizer = Amortizer.of(name, trace, self._hierarchy, layer, self.encoder)
+
+    def _look(self, model: Callable[..., Any], args: Any, kwargs: Any, watched: bool = False) -> Any:
+        latents = {name: latent.site for name, latent in self.latents.sites.items()}
+        return look(BoundModel(model, args, kwargs), latents, watched)
+
+    # ---- draws ----------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw every latent, as a Pyro guide; of subsampled plates, in the rows that the model has at these arguments.
+
+        :return: a dict from site to its value.
+        """
+        self.set_up(args, kwargs)
+        if not self.subsamples:
+            return super().forward(*args, **kwargs)
+        self.receive(args, kwargs)
+        plates = self._create_plates(*args, **kwargs)
+        latents, model, latent = self._sample_rows(plates, args, kwargs)
+        return self._draw(sites.points(latents, model, latent, args, kwargs), plates)
+
+    def _sample_rows(
+        self, plates: minibatch.Plates, args: Any, kwargs: Any
+    ) -> tuple[Latents, Callable[..., Any], Tensor]:
+        """The latents of the rows that plates have, the model with these rows, and a flat draw."""
+        name, whole = type(self).__name__, self._hierarchy
+        if whole is None:
+            raise checks.need_setup(name)
+        chosen = {plate: plates[plate].indices for plate in whole.subsampled}
+        model = Chosen(name, chosen)(self.bare_model)
+        if self.amortizer is None:
+            layer = self._current_layer()
+            outside, rows = on_rows(layer, Rows.none(whole)), Rows.of(whole, chosen)
+            view, latents = cast(Whitened, on_rows(layer, rows)), latents_on_rows(self.latents, chosen)
+        else:
+            amortizer = self._current_amortizer()
+            layer = self._current_layer()
+            alike = {plate: torch.zeros_like(at) for plate, at in chosen.items()}
+            whole = typical(whole).hierarchy
+            outside, rows = on_rows(layer, Rows.none(whole)), Rows.of(whole, alike)
+            view = amortizer.view(name, cast(Rescaled, layer), rows, self._look(model, args, kwargs))
+            latents = latents_on_rows(self.latents, alike)
+        auxiliary = f"_{self._pyro_name}_latent"
+        return latents, model, minibatch.sample_rows(auxiliary, outside, view, rows.hierarchy, self.latents, plates)
+
+    def _current_amortizer(self) -> Amortizer:
+        """The encoders, after announcing their parameters to Pyro within a call."""
+        amortizer = cast(Amortizer, self._modules["amortizer"])
+        if self._pyro_context.active:
+            name = self._pyro_get_fullname("amortizer")
+            if self._claims_store:
+                checks.forget_params(name, amortizer)
+            checks.check_param_store(type(self).__name__, name, amortizer)
+            pyro.module(name, amortizer, update_module_params=True)
+        return amortizer
+
+    def _create_plates(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if self.master is not None or not self.subsamples:
+            return cast(dict[str, Any], super()._create_plates(*args, **kwargs))
+        made = self.create_plates(*args, **kwargs) if self.create_plates is not None else []
+        created = [made] if isinstance(made, pyro.plate) else list(made)
+        bound, is_fixed = BoundModel(self.bare_model, args, kwargs), self.amortizer is None
+        self.plates = minibatch.plates_of_call(
+            type(self).__name__, bound, self.latents, self._prototype_frames, created, is_fixed
+        )
+        return self.plates
+
+    @torch.no_grad()
+    def for_rows(self, *args: Any, num_samples: int = 1000, **kwargs: Any) -> dict[str, Tensor]:
+        """Draws of the posterior for the rows that the model has at these arguments.
+
+        With ``amortize``, they may be rows that there were not in training, of a plate of any size: their numbers come
+        from their data, and the latents outside of plates keep the posterior that was found.
+
+        :param args: the model's arguments, with ``kwargs``: such that it has these rows, all of them in one run.
+        :param num_samples: how many draws.
+        :return: a dict from site to ``(num_samples, ...)``.
+        """
+        self.set_up(args, kwargs)
+        if not self.subsamples:
+            raise row_checks.no_rows(type(self).__name__)
+        with poutine.block():
+            plates = self._create_plates(*args, **kwargs)
+            with pyro.plate("_draws", num_samples, dim=-1 - minibatch.nesting_of(self.latents)):
+                latents, model, latent = self._sample_rows(plates, args, kwargs)
+            z = latent.reshape(num_samples, -1)
+            if not latents.moving:
+                return latents.constrain(z)
+            return constrained(looked(LogJoint(BoundModel(model, args, kwargs), latents)), z)

@@ -1,0 +1,195 @@
+"""Rows whose numbers come from an encoder of their data: the same posterior as by a table, and for new rows."""
+
+import copy
+import pickle
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Predictive, Trace_ELBO
+from torch import nn
+
+from pyro_nflows import AutoFlow, AutoIAF
+
+NUM, EACH = 40, 3
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+
+
+def data():
+    z = 1.5 + torch.randn(NUM, dtype=torch.float64)
+    return z[:, None] + torch.randn(NUM, EACH, dtype=torch.float64)
+
+
+def groups(y, size=10, index=None):
+    """Groups of three observations."""
+    mu = pyro.sample("mu", dist.Normal(y.new_zeros(()), 2.0))
+    size = None if index is not None else min(size, len(y))
+    with pyro.plate("groups", len(y), subsample_size=size, subsample=index, dim=-2) as rows:
+        z = pyro.sample("z", dist.Normal(mu, 1.0))
+        with pyro.plate("members", EACH, dim=-1):
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y[rows])
+
+
+def exact(y):
+    """Of mu, and of rows with the data y."""
+    own = data_of_training()
+    precision = len(own) / (1 + 1 / EACH) + 1 / 4
+    mean = own.mean(-1).sum() / (1 + 1 / EACH) / precision
+    shrink = EACH / (EACH + 1)
+    return (
+        mean,
+        precision**-0.5,
+        shrink * y.mean(-1) + (1 - shrink) * mean,
+        (1 / (EACH + 1) + (1 - shrink) ** 2 / precision) ** 0.5,
+    )
+
+
+def data_of_training():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return data()
+
+
+def fitted(guide, y, num_steps=1500):
+    optim = pyro.optim.ClippedAdam({"lr": 0.03, "lrd": 0.997})
+    svi = SVI(groups, guide, optim, Trace_ELBO(4, vectorize_particles=True, max_plate_nesting=2))
+    for _ in range(num_steps):
+        svi.step(y)
+    return guide
+
+
+class Mean(nn.Module):
+    """A user's encoder."""
+
+    def forward(self, y):
+        return torch.cat([y.mean(-1, keepdim=True), y.new_ones(len(y), 1)], -1)
+
+
+def test_an_amortised_guide_has_no_table():
+    y = data_of_training()
+    guide = AutoFlow(groups, amortize=True)
+    values = guide(y)
+    assert values["z"].shape == (10, 1)
+    assert guide.latents.dim == 1 + NUM
+    assert all(NUM not in parameter.shape for parameter in guide.parameters())
+    assert "rows by an encoder of their data" in repr(guide)
+    names = poutine.trace(guide).get_trace(y).param_nodes
+    assert any("amortizer" in name for name in names)
+
+
+def test_a_fresh_guide_is_where_init_loc_fn_says():
+    y = data_of_training()
+    guide = AutoFlow(groups, amortize=True, init_scale=1e-4, centering=None)
+    values = guide.for_rows(y, num_samples=10)
+    start = guide.latents.constrain(guide.init_loc()[None])
+    assert torch.allclose(values["mu"], start["mu"], atol=1e-3)
+    assert torch.allclose(values["z"], start["z"][:, :1].expand(10, 10, 1), atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("amortize", [True, Mean()])
+def test_the_posterior_is_that_of_the_model_for_old_rows_and_new(amortize):
+    y = data_of_training()
+    guide = fitted(AutoFlow(groups, amortize=amortize), y)
+    with torch.random.fork_rng(devices=[]):
+        new = data()[:7] + 0.5
+    for rows in (y, new):
+        draws = guide.for_rows(rows, size=len(rows), num_samples=20_000)
+        mean, sd, means, row_sd = exact(rows)
+        assert draws["z"].shape == (20_000, len(rows), 1)
+        assert abs(draws["mu"].mean() - mean) < 0.1 * sd
+        assert abs(draws["mu"].std() / sd - 1) < 0.1
+        assert ((draws["z"][..., 0].mean(0) - means).abs() < 0.1 * row_sd).all()
+        assert ((draws["z"][..., 0].std(0) / row_sd - 1).abs() < 0.05).all()
+
+
+def test_several_observations_are_a_set():
+    y = data_of_training()
+    guide = AutoFlow(groups, amortize=True)
+    guide(y)
+    with torch.no_grad():
+        guide.amortizer.blocks["0"].head.weight.normal_()
+    torch.manual_seed(3)
+    first = guide.for_rows(y[:5], num_samples=4)
+    torch.manual_seed(3)
+    second = guide.for_rows(y[:5, torch.tensor([2, 0, 1])], num_samples=4)
+    torch.manual_seed(3)
+    other = guide.for_rows(y[5:10], num_samples=4)
+    assert torch.allclose(first["z"], second["z"])
+    assert not torch.allclose(first["z"], other["z"])
+
+
+@pytest.mark.parametrize("kind", [AutoFlow, AutoIAF])
+def test_what_is_computed_of_data_alone_is_read_too(kind):
+    x = torch.randn(NUM, dtype=torch.float64)
+
+    def model(y):
+        slope = pyro.sample("slope", dist.Normal(y.new_zeros(2), 1.0).to_event(1))
+        with pyro.plate("rows", NUM, subsample_size=8) as at:
+            pyro.deterministic("x", x[at])
+            noise = pyro.sample("noise", dist.LogNormal(y.new_zeros(()), 1.0))
+            pyro.deterministic("mean", slope[0] * x[at])
+            pyro.sample("y", dist.Normal(slope[0] * x[at], noise), obs=y[at])
+
+    guide = kind(model, amortize=True)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+    assert all(svi.step(x) < torch.inf for _ in range(3))
+    assert [part.name for part in guide.amortizer.blocks["0"].inputs] == ["x", "y"]
+
+
+def test_it_is_the_same_after_saving_pickling_and_copying():
+    y = data_of_training()
+    guide = AutoFlow(groups, amortize=True)
+    guide(y)
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    fresh = AutoFlow(groups, amortize=True)
+    fresh.load_state_dict(guide.state_dict())
+    pyro.clear_param_store()
+    copies = [guide, fresh, copy.deepcopy(guide), pickle.loads(pickle.dumps(guide))]
+    copies[-1].give_model(groups, pyro.infer.autoguide.init_to_median)
+    found = []
+    for one in copies:
+        one(y)  # a loaded guide, too, sees its model on a minibatch first
+        torch.manual_seed(5)
+        found.append(one.for_rows(y, size=NUM, num_samples=3)["z"])
+    assert all(torch.allclose(one, found[0]) for one in found)
+
+
+def test_a_call_predicts_where_data_are():
+    y, index = data_of_training(), torch.tensor([4, 1])
+    guide = AutoFlow(groups, amortize=True, create_plates=lambda y, index: pyro.plate("groups", NUM, subsample=index))
+    guide(y, index=index)
+    draws = Predictive(groups, guide=guide, num_samples=5, return_sites=["z"])(y, index=index)
+    assert draws["z"].shape == (5, 2, 1)
+
+
+def test_what_cannot_be_is_told():
+    y = data_of_training()
+
+    def prior(y):
+        groups(y)
+
+    with pytest.raises(TypeError, match=r"amortize must be True, False, or a torch.nn.Module"):
+        AutoFlow(groups, amortize="yes")
+    with pytest.raises(ValueError, match="this model had none in its first run"):
+        AutoFlow(lambda y: groups(y, NUM), amortize=True, structure="plates")(y)
+    with pytest.raises(ValueError, match="no site in plate 'groups' is observed"):
+        AutoFlow(poutine.block(poutine.uncondition(prior), hide=["y"]), amortize=True)(y)
+    with pytest.raises(ValueError, match=r"the encoder must give features of shape \(10, F\) for 10 rows"):
+        AutoFlow(groups, amortize=nn.Flatten(0))(y)
+    guide = AutoFlow(groups, amortize=True)
+    guide(y)
+    for ask in (guide.get_posterior, lambda: guide.median(y)):
+        with pytest.raises(ValueError, match="there is no posterior of all rows at once"):
+            ask()
+    with pytest.raises(ValueError, match="this model has none"):
+        AutoFlow(lambda y: groups(y, NUM)).for_rows(y)
