@@ -67,3 +67,29 @@ class Faults:
                 f"about {width:.0e}" if width else "less than 1e-15"
             )
         return found
+
+
+@dataclass(frozen=True)
+class RowFit:
+    """The row of a subsampled plate that is fitted worst, by importance weights of its own.
+
+    :param plate: its name.
+    :param num_rows: how many rows it has.
+    :param row: the worst one's number.
+    :param ess: the effective share of that row's draws.
+    :param pareto_k: of their weights.
+
+    Example::
+
+        >>> print(RowFit("groups", 2000, 17, 0.93, 0.2))
+        groups[17] (ESS 93%, k-hat 0.20)
+    """
+
+    plate: str = ""
+    num_rows: int = 0
+    row: int = 0
+    ess: float = 1.0
+    pareto_k: float = -math.inf
+
+    def __str__(self) -> str:
+        return f"{self.plate}[{self.row}] (ESS {self.ess:.0%}, k-hat {self.pareto_k:.2f})"

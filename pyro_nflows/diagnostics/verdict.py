@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..objectives.draws import Draws
 from . import weights as diagnostics
-from .findings import Faults, MissedMass
+from .findings import Faults, MissedMass, RowFit
 
 O = TypeVar("O", bound=enum.Enum)
 
@@ -60,6 +60,7 @@ class Outcome(enum.Enum):
         "Do not trust these draws: they are worth only {worth:.0f} independent ones (ESS {ess:.2%}); try vi.refine(), "
         "more steps, AutoCIF, or a non-centered or rescaled model."
     )
+    ROWS = "Do not trust the rows of the plate: the weights of their own draws are bad."
     UNSETTLED = (
         "Do not trust these draws yet: the model's own parameters (pyro.param) were still moving, and changed the log "
         "joint by {drift:.2g} in the last round; call run() again, or give more num_steps."
@@ -168,6 +169,30 @@ def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0, restarts: in
     if refused and restarts:
         sentence += f" Training diverged and went back {restarts} time{'s' * (restarts > 1)}."
     return Verdict(outcome, sentence)
+
+
+#: A row's ESS below which its draws are no good, and above which its k-hat matters little.
+BAD_ROW = 0.3
+
+
+def with_rows(verdict: Verdict[Outcome], rows: RowFit) -> Verdict[Outcome]:
+    """A verdict on weights of what is outside of a plate, with what is known of the plate's rows.
+
+    Example::
+
+        >>> flat = judge(Evidence(torch.zeros(1000), [], [], torch.ones(1)))
+        >>> with_rows(flat, RowFit("groups", 2000, 17, 0.1, 0.9)).outcome.name
+        'ROWS'
+    """
+    trusted = verdict.outcome in (Outcome.TRUST, Outcome.RESAMPLED, Outcome.TAILS)
+    if trusted and (rows.ess < BAD_ROW or (rows.pareto_k > 0.7 and rows.ess < NEARLY_EQUAL)):
+        sentence = (
+            f"Do not trust the rows of plate '{rows.plate}': the weights of their own draws are bad, worst at {rows}. "
+            "Give more num_steps, or fewer rows a minibatch."
+        )
+        return Verdict(Outcome.ROWS, sentence)
+    rest = f" These are weights of what is outside of plate '{rows.plate}', its {rows.num_rows:,} rows integrated out"
+    return Verdict(verdict.outcome, f"{verdict.sentence}{rest}; the row fitted worst is {rows}.")
 
 
 def _decide(evidence: Evidence, ess: float) -> Outcome:

@@ -95,7 +95,7 @@ class Program:
         self._module = _Draw(layer)
         self._names = [name for name, p in self._module.named_parameters() if p.requires_grad]
         self._tensors = [p for p in self._module.parameters() if p.requires_grad]
-        self._factors = self._step_factors()
+        self.factors = self._step_factors()
 
     def at(self, log_joint: LogDensity, layer: Layer | None = None) -> "Program":
         """The same step on another log density, such as the model's with other data.
@@ -181,7 +181,7 @@ class Program:
         mean = 0.9 * state.mean + 0.1 * gradient
         square = 0.999 * state.square + 0.001 * gradient.square()
         step_size = inputs.step_size * (1 - 0.999**steps).sqrt() / (1 - 0.9**steps)
-        step_size = step_size if self._factors is None else step_size * self._factors
+        step_size = step_size if self.factors is None else step_size * self.factors
         moved = State(state.params - step_size * mean / (square.sqrt() + 1e-8), mean, square, steps, state.skipped)
         stayed = state._replace(skipped=state.skipped + 1)
         return State(*(torch.where(good, a, b) for a, b in zip(moved, stayed))), loss

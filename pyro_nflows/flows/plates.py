@@ -1,6 +1,6 @@
 """Flows that follow the plates of a model."""
 
-from ..layers import PlateCoupling, PlateShear, Split
+from ..layers import PlateCoupling, PlateShear, Split, TriangularAffine
 from ..layers.base import Chain, Layer
 from ..model.hierarchy import Hierarchy
 from ..transformers import Affine, SinhArcsinh, Transformer
@@ -31,5 +31,8 @@ def on_plates(
     if len(hierarchy.top):
         if any(1 < block.row_dim <= MAX_ROW_DIM for block in hierarchy.blocks):
             layers.insert(1, PlateShear(hierarchy, MAX_ROW_DIM))
-        layers.insert(0, Split(top(len(hierarchy.top)), hierarchy.dim))
+        outside = top(len(hierarchy.top))
+        if hierarchy.subsampled:  # an affine layer that can be moved without moving what rows make of its image
+            outside = Chain(TriangularAffine(len(hierarchy.top)), outside)
+        layers.insert(0, Split(outside, hierarchy.dim))
     return Chain(*layers)

@@ -165,10 +165,13 @@ class AutoFlow(RowGuide):
         if layer is not self._modules.get("layer"):
             self.layer = layer
 
-    @property
-    def follows_plates(self) -> bool:
-        """Whether its rows are independent given what they are within, rather than joint."""
-        return self._hierarchy is not None
+    def layer_over(self, hierarchy: Hierarchy, loc: Tensor) -> Whitened:
+        """A fresh flow of this guide's kind over another hierarchy, such as some rows of its plates.
+
+        :param loc: where its end is to start.
+        """
+        build = cast(flows.Build, self.build)
+        return whitened(type(self).__name__, build, loc, self.init_scale, hierarchy, None, self._full_rank)
 
     def extra_repr(self) -> str:
         if self._latents is None:

@@ -68,6 +68,22 @@ class SavedGuide(JointGuide):
         new._init_loc_fn = self._init_loc_fn
         return new
 
+    @property
+    def hierarchy(self) -> Hierarchy:
+        """The plates that it follows.
+
+        :raises RuntimeError: where it follows none, or before its first call.
+        """
+        if self._hierarchy is None:
+            raise RuntimeError(f"{type(self).__name__} follows no plates, or has not been called yet")
+
+        return self._hierarchy
+
+    @property
+    def follows_plates(self) -> bool:
+        """Whether its rows are independent given what they are within, rather than joint."""
+        return self._hierarchy is not None
+
     def get_extra_state(self) -> Tensor:
         """The sites' names and shapes, and their centering."""
         known = self._latents is not None or self._loaded_shapes is not None

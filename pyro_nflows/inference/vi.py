@@ -17,6 +17,7 @@ from ..system.signals import uninterrupted
 from .checkpoint import load_fit, take_fit
 from .elbo import ELBO
 from .fit import fit_all
+from .minibatch_run import is_subsampled, run_minibatches
 from .plan import Plan, check_guide
 from .portable import is_packed, packed, unpacked
 from .posterior import Call, Posterior
@@ -104,6 +105,9 @@ class VI:
             the checkpoint is damaged, or of other data or settings.
         """
         call = usable((args, kwargs))
+        if is_subsampled(self.guide, call):
+            run_minibatches(self.guide, self.plan, call, self._keep, self.checkpoint)
+            return self
         checkpoint = self._checkpoint(call)
         if checkpoint is not None and checkpoint.fit is not None:
             self._keep(self._finished(checkpoint.fit, call))

@@ -56,7 +56,7 @@ class PlateAffine(Layer):
         self.log_scale = nn.Parameter(torch.full_like(self.loc, init_scale).log())
         num_top = self.sizes[0]
         self.top = nn.Parameter(self.loc.new_zeros(num_top, num_top)) if num_top > 1 else None
-        self.within, self.above = Table(), Table()
+        self.within, self.above = Table(), Table(reads_above=True)
         for number, block in enumerate(hierarchy.blocks):
             rows, dim, width = block.num_rows, block.row_dim, hierarchy.width_above(block)
             if dim > 1:
@@ -87,6 +87,11 @@ class PlateAffine(Layer):
     def top_tril(self) -> Tensor | None:
         """The unit triangular matrix of the coordinates outside of plates; None for one."""
         return None if self.top is None else scale_tril(torch.zeros_like(self.top[0]), self.top)
+
+    def top_scale_tril(self) -> Tensor:
+        """The lower Cholesky factor of what is outside of plates."""
+        lower = self.log_scale.new_zeros(self.sizes[0], self.sizes[0]) if self.top is None else self.top
+        return scale_tril(self.log_scale[self.hierarchy.top], lower)
 
     def within_tril(self, number: int) -> Tensor | None:
         """The unit triangular matrices of a block's rows; None for rows of one coordinate."""
@@ -139,6 +144,11 @@ class PlateAffine(Layer):
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.loc + self.scaled(x), self.log_scale.sum().expand(x.shape[:-1])
+
+    def by_row(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The image, and each block's log-weight of each row, ``(..., rows)``."""
+        widths = [self.log_scale[block.columns].sum(-1) for block in self.hierarchy.blocks]
+        return self(x)[0], [width.expand(*x.shape[:-1], -1) for width in widths]
 
     def scaled(self, x: Tensor) -> Tensor:
         """The map without its shift."""

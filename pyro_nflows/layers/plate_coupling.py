@@ -53,7 +53,7 @@ class PlateCoupling(Layer):
         super().__init__(hierarchy.dim)
         self.hierarchy, self.transformer, self.sizes = hierarchy, transformer, hierarchy.sizes()
         self.features, num_top = Features(self.sizes[0], num_features, hidden_dims), self.sizes[0]
-        self.bias, self.coefficients = Table(), Table()
+        self.bias, self.coefficients = Table(), Table(reads_above=True)
         for number, block in enumerate(hierarchy.blocks):
             shape = (block.num_rows, block.row_dim, transformer.num_params)
             num = self.features.output_dim + hierarchy.width_above(block) - num_top
@@ -105,11 +105,17 @@ class PlateCoupling(Layer):
         return self.transformer.forward(part, self._params(number, top, *outer))
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        parts, total = self.hierarchy.split(x), x.new_zeros(x.shape[:-1])
+        y, by_row = self.by_row(x)
+        return y, sum((part.sum(-1) for part in by_row), x.new_zeros(x.shape[:-1]))
+
+    def by_row(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The image, and each block's log-weight of each row, ``(..., rows)``."""
+        parts, found = self.hierarchy.split(x), list[Tensor]()
         for number in range(len(self.hierarchy.blocks)):
             moved, log_slope = self._move(number, parts[1 + number], parts[0], *self._outer(number, parts))
-            parts[1 + number], total = moved, total + log_slope.sum((-2, -1))
-        return self.hierarchy.join(parts), total
+            parts[1 + number] = moved
+            found.append(log_slope.sum(-1))
+        return self.hierarchy.join(parts), found
 
     def inverse(self, y: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         parts, total = self.hierarchy.split(y), y.new_zeros(y.shape[:-1])

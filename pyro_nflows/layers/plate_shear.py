@@ -40,7 +40,7 @@ class PlateShear(Layer):
         super().__init__(hierarchy.dim)
         self.hierarchy = hierarchy
         self.features = Features(len(hierarchy.top), num_features, hidden_dims)
-        self.bias, self.coefficients = Table(), Table()
+        self.bias, self.coefficients = Table(), Table(reads_above=True)
         for number, block in enumerate(hierarchy.blocks):
             num_pairs = block.row_dim * (block.row_dim - 1) // 2
             if num_pairs and block.row_dim <= max_row_dim:
@@ -99,6 +99,10 @@ class PlateShear(Layer):
         for number in self._moved():
             parts[1 + number] = self._move(number, parts[1 + number], parts[0])
         return self.hierarchy.join(parts), x.new_zeros(x.shape[:-1])
+
+    def by_row(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The image, and each block's log-weight of each row, which is zero."""
+        return self(x)[0], [x.new_zeros(*x.shape[:-1], block.num_rows) for block in self.hierarchy.blocks]
 
     def inverse(self, y: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         parts = self.hierarchy.split(y)

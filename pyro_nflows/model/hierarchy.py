@@ -150,6 +150,12 @@ class Hierarchy:
         """The plates of which one run of the model has some rows only."""
         return tuple(dict.fromkeys(plate for outline in self.outlines.values() for plate in outline.subsampled))
 
+    def index_in(self, block: Block, plate: str) -> Tensor:
+        """For each row of a block, its place along one of the block's plates."""
+        outline = next(at for at in self.outlines.values() if set(at.plates) == set(block.plates))
+        sizes = tuple(outline.shape[outline.plates[name]] for name in block.plates)
+        return torch.unravel_index(torch.arange(block.num_rows), sizes)[block.plates.index(plate)]
+
     def width_above(self, block: Block) -> int:
         """How many coordinates a row of a block may depend on: those outside of plates, and of its outer rows."""
         return len(self.top) + sum(self.blocks[above.block].row_dim for above in block.above)

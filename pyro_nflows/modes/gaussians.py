@@ -9,6 +9,7 @@ from torch import Tensor
 from ..engine.density_gradient import DensityGradient
 from ..flows.whitened import Whitened
 from ..layers import PlateAffine, TriangularAffine
+from ..model.rows import Rows as ChosenRows
 from ..numerics import LogDensity, log_scale_and_lower
 from .plate_curvature import Rows, factors, precision, probes
 from .plate_moments import moments
@@ -201,14 +202,31 @@ def frame_of(draws: Tensor) -> Gaussian:
 @torch.no_grad()
 def _put(end: PlateAffine, scale_tril: Tensor, rows: Rows) -> None:
     """Set a layer's scales and matrices."""
+    put_top(end, scale_tril)
+    put_rows(end, ChosenRows.of(end.hierarchy, {}), rows)
+
+
+@torch.no_grad()
+def put_top(end: PlateAffine, scale_tril: Tensor) -> None:
+    """Set the scales and the matrix of what is outside of plates."""
     log_scale, lower = log_scale_and_lower(scale_tril)
     end.log_scale[end.hierarchy.top] = log_scale.to(end.log_scale)
     if end.top is not None:
         end.top.copy_(lower)
-    for number, (block, (root, taken)) in enumerate(zip(end.hierarchy.blocks, rows)):
+
+
+@torch.no_grad()
+def put_rows(end: PlateAffine, chosen: ChosenRows, rows: Rows) -> None:
+    """Set the scales and matrices of chosen rows.
+
+    :param chosen: which they are.
+    :param rows: lower factors of each block's rows, with what they take from above.
+    """
+    for number, (block, (root, taken)) in enumerate(zip(chosen.hierarchy.blocks, rows)):
         log_scale, lower = log_scale_and_lower(root)
-        end.log_scale[block.columns] = log_scale.to(end.log_scale)
+        columns, numbers = chosen.columns[block.columns], chosen.numbers[number]
+        end.log_scale[columns] = log_scale.to(end.log_scale)
         if str(number) in end.within:
-            end.within[str(number)].copy_(lower)
+            end.within[str(number)][numbers] = lower.to(end.log_scale)
         if str(number) in end.above:
-            end.above[str(number)].copy_(taken / log_scale.exp()[..., None])
+            end.above[str(number)][numbers] = (taken / log_scale.exp()[..., None]).to(end.log_scale)

@@ -48,12 +48,24 @@ def precision(hierarchy: Hierarchy, products: Tensor) -> tuple[Tensor, Rows]:
 
 def factors(hierarchy: Hierarchy, top: Tensor, rows: Rows) -> tuple[Tensor, Rows]:
     """Lower factors of the covariance, and of each block's rows with what they take from above, in the base."""
+    top, given = _eliminated(hierarchy, top, rows)
+    scale_tril = root_of(top[None])[0] if len(top) else top
+    return scale_tril, _in_base(hierarchy, scale_tril, given)
+
+
+def conditionals(hierarchy: Hierarchy, scale_tril: Tensor, rows: Rows) -> Rows:
+    """Lower factors of each block's rows with what they take from above, in a base in which that has a given factor."""
+    return _in_base(hierarchy, scale_tril, _eliminated(hierarchy, 0 * scale_tril, rows)[1])
+
+
+def _eliminated(hierarchy: Hierarchy, top: Tensor, rows: Rows) -> tuple[Tensor, Rows]:
+    """What remains of the precision outside of plates, and each block given what it is within."""
     num_top, blocks = len(top), hierarchy.blocks
     squares, crosses = [square.clone() for square, _ in rows], [cross.clone() for _, cross in rows]
     given: list[tuple[Tensor, Tensor]] = [(top, top)] * len(blocks)
     top = top.clone()
     for number in reversed(range(len(blocks))):  # what a block's rows say of what they are within
-        root = _root(squares[number])
+        root = root_of(squares[number])
         slope = root @ (root.mT @ crosses[number])  # minus the conditional mean's, (rows, d, width)
         given[number] = root, -slope
         schur = crosses[number].mT @ slope  # (rows, width, width)
@@ -65,8 +77,7 @@ def factors(hierarchy: Hierarchy, top: Tensor, rows: Rows) -> tuple[Tensor, Rows
             crosses[above.block][..., :num_top].index_add_(0, above.row, -schur[:, at, :num_top])
             for further, place in its.items():
                 crosses[above.block][..., place].index_add_(0, above.row, -schur[:, at, places[further]])
-    scale_tril = _root(top[None])[0] if num_top else top
-    return scale_tril, _in_base(hierarchy, scale_tril, given)
+    return top, given
 
 
 def _in_base(hierarchy: Hierarchy, scale_tril: Tensor, given: Rows) -> Rows:
@@ -95,7 +106,7 @@ def _places(hierarchy: Hierarchy, number: int) -> dict[int, slice]:
     return found
 
 
-def _root(square: Tensor) -> Tensor:
+def root_of(square: Tensor) -> Tensor:
     """Lower Cholesky factors of the inverses; typical widths along directions that are not convex."""
     diagonal = square.diagonal(dim1=-2, dim2=-1)
     units = torch.where(diagonal > 0, diagonal.clamp(min=1e-300).rsqrt(), 1.0)

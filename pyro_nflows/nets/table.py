@@ -1,6 +1,7 @@
 """Numbers of rows: what each row of a plate has of its own."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,6 +11,9 @@ from .views import view_of
 class Table(nn.ParameterDict):
     """Parameters ``(num_rows, ..., n)`` by name, the last dimension of which is added up in one number of a row.
 
+    :param parameters: to begin with.
+    :param reads_above: whether they say how a row depends on what is outside of its plate.
+
     Example::
 
         >>> import torch
@@ -17,6 +21,10 @@ class Table(nn.ParameterDict):
         >>> table.fan_in("0")
         3
     """
+
+    def __init__(self, parameters: Any = None, *, reads_above: bool = False):
+        super().__init__(parameters)
+        self.reads_above = reads_above
 
     def fan_in(self, name: str) -> int:
         """How many numbers of a parameter are added up in one that it makes; see :mod:`~pyro_nflows.nets.steps`."""

@@ -1,0 +1,68 @@
+"""What a fit by minibatches leaves: a posterior whose evidence is of what is outside of the plate, and of each row."""
+
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+import torch
+
+from ..diagnostics.findings import RowFit
+from ..diagnostics.verdict import Outcome, Verdict, with_rows
+from ..flows.whitened import Whitened
+from ..layers import PlateAffine
+from ..model.bound import BoundModel
+from ..model.row_terms import RowTerms
+from ..model.rows import Rows
+from ..objectives.draws import Draws, concatenate
+from ..system.exclusive import exclusive, seeded
+from .collapsed import Collapser
+from .posterior import Posterior
+
+
+def collapser_of(layer: Whitened, terms: RowTerms) -> Collapser:
+    """What weighs draws of a layer over all rows."""
+    whole = cast(PlateAffine, layer.end).hierarchy
+    return Collapser(layer, terms, lambda numbers: Rows.of(whole, {terms.plate: numbers}))
+
+
+def weighed_draws(collapser: Collapser, num_samples: int) -> tuple[Draws, RowFit]:
+    """Draws with collapsed weights, and the rows whose own weights are worst."""
+    terms = collapser.terms
+    found = collapser.weigh(num_samples, int(torch.randint(2**31, ())))
+    z, ess, tails = collapser.draws(found.base, int(torch.randint(2**31, ())))
+    row = int(ess.argmin())
+    fit = RowFit(terms.plate, terms.num_rows, row, float(ess[row]), tails.get(row, float("nan")))
+    return Draws(z, found.log_weight, torch.zeros_like(found.log_weight)), fit
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RowPosterior(Posterior):
+    """A :class:`~pyro_nflows.inference.posterior.Posterior` of a model whose rows were taken in minibatches.
+
+    The weights of its draws are of what is outside of the plate, its rows integrated out
+    (:mod:`~pyro_nflows.inference.collapsed`); ``log_p - log_q`` of a draw is that weight.
+
+    :param row_fit: the row whose own weights are worst.
+    """
+
+    row_fit: RowFit = field(default_factory=RowFit)
+
+    def verdict(self) -> Verdict[Outcome]:
+        """What to make of the draws: an outcome and one sentence, which says what it rests on."""
+        return with_rows(super().verdict(), self.row_fit)
+
+    @exclusive()
+    @torch.no_grad()
+    def with_draws(self, num_samples: int) -> "RowPosterior":
+        """This posterior, with so many draws at least: further ones are drawn from the flow where there are fewer.
+
+        :raises ValueError: if there are fewer, and the model's arguments are not at hand.
+        """
+        missing = num_samples - len(self.draws.z)
+        if missing <= 0:
+            return self
+        args, kwargs = self._need_call()
+        terms = RowTerms(BoundModel(self.guide.bare_model, args, kwargs), self.guide.latents)
+        layer = self.layer.plain()
+        with seeded(self.seed + len(self.draws.z)):
+            more, _ = weighed_draws(collapser_of(layer, terms), missing)  # type: ignore[arg-type]
+        return replace(self, draws=concatenate([self.draws, more]), values=None)

@@ -1,0 +1,97 @@
+r"""Where the rows of a subsampled plate start: at their modes given what is outside, with the curvature there.
+
+.. math:: z_i | g \approx N\big(\hat z_i - \Lambda_i^{-1} P_{ig} (g - \hat g),\ \Lambda_i^{-1}\big)
+
+with :math:`\Lambda_i` and :math:`P_{ig}` minus the second derivatives of the row's part of the log joint.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..layers import PlateAffine
+from ..model.row_terms import RowTerms
+from ..model.rows import Rows
+from ..modes.gaussians import put_rows
+from ..modes.plate_curvature import conditionals, precision, probes, root_of
+
+#: Steps of Newton's method, and halvings of a row's step.
+NUM_NEWTON, NUM_HALVINGS = 12, 6
+#: A step of a row, in its own standard deviations, that is no step any more.
+SETTLED = 1e-3
+
+
+@torch.no_grad()
+def place_rows(end: PlateAffine, terms: RowTerms, rows_of: Callable[[Tensor], Rows]) -> None:
+    """Start all rows of a guide's affine end, minibatch after minibatch, given where what is outside is.
+
+    :param end: over all rows; what it has outside of the plate stays.
+    :param terms: the model on chosen rows.
+    :param rows_of: makes chosen rows of their numbers.
+    """
+    for start in range(0, terms.num_rows, terms.size):
+        numbers = torch.arange(start, start + terms.size) % terms.num_rows
+        rows = rows_of(numbers)
+        terms.choose(numbers)
+        z = end.loc[rows.columns]
+        z, products = _newton(terms, z)
+        _, parts = precision(terms.hierarchy, -products.double())
+        end.loc[rows.columns] = z
+        put_rows(end, rows, conditionals(terms.hierarchy, end.top_scale_tril().double(), parts))
+
+
+def _newton(terms: RowTerms, z: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows' modes, and products with the Hessian of their parts there."""
+    hierarchy, vectors = terms.hierarchy, probes(terms.hierarchy).to(z)
+    value = terms(z[None])[1][0]
+    for _ in range(NUM_NEWTON):
+        grad, products = _derivatives(terms, z, vectors)
+        _, parts = precision(hierarchy, -products.double())
+        step = torch.zeros_like(z)
+        largest = 0.0
+        for block, (square, _) in zip(hierarchy.blocks, parts):
+            root = root_of(square)
+            white = (root.mT @ grad[block.columns].double()[..., None])[..., 0]
+            white = white * (5 / white.norm(dim=-1, keepdim=True).clamp(min=5))
+            largest = max(largest, float(white.abs().max()))
+            step[block.columns] = (root @ white[..., None])[..., 0].to(z)
+        if largest < SETTLED:
+            break
+        z, value = _climb(terms, z, step, value)
+    return z, _derivatives(terms, z, vectors)[1]
+
+
+def _climb(terms: RowTerms, z: Tensor, step: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row takes its step, or as much of it as does not make it worse."""
+    share = torch.ones_like(value)
+    for _ in range(NUM_HALVINGS):
+        trial = z + _spread(terms, share, z) * step
+        found = terms(trial[None])[1][0]
+        worse = ~(found >= value - 1e-5 * value.abs())
+        if not bool(worse.any()):
+            break
+        share = torch.where(worse, 0.5 * share, share)
+    share = torch.where(worse, 0.0, share)
+    z = z + _spread(terms, share, z) * step
+    return z, terms(z[None])[1][0]
+
+
+def _spread(terms: RowTerms, share: Tensor, z: Tensor) -> Tensor:
+    """A number for each row of the plate, for each coordinate that it holds."""
+    found = torch.zeros_like(z)
+    for block in terms.hierarchy.blocks:
+        number = terms.hierarchy.index_in(block, terms.plate)
+        found[block.columns] = share[number][:, None].expand(block.columns.shape)
+    return found
+
+
+def _derivatives(terms: RowTerms, z: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the sum of the rows' parts: the gradient, and products of the Hessian with vectors."""
+    with torch.enable_grad():
+        at = z.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(terms(at[None])[1].sum(), at, create_graph=True)
+        if not grad.requires_grad:
+            return grad.detach(), torch.zeros_like(vectors)
+        products = torch.autograd.grad(grad, at, vectors, is_grads_batched=True)[0]
+    return grad.detach(), products
