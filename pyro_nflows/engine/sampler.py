@@ -55,6 +55,7 @@ class Sampler:
     :param compile: whether that may be.
     :param steady: whether draws are not to depend on the clock, not even by rounding: what is compiled is waited for,
         and that is done only where draws would take long by any clock.
+    :param most: draws at once, whatever is asked for: where each is dear.
     """
 
     def __init__(
@@ -63,8 +64,10 @@ class Sampler:
         leaves: Sequence[Tensor] = (),
         compile: bool = True,
         steady: bool = False,
+        most: int | None = None,
     ):
         self.log_joint, self.leaves, self.compile, self.steady = log_joint, leaves, compile, steady
+        self.most = most
         self._sizes = CHUNKS[:1] if steady else CHUNKS
         self.note: str | None = None
         self.compiling: Compiling | None = None
@@ -108,7 +111,11 @@ class Sampler:
 
     @torch.no_grad()
     def sample(self, layer: Layer, num_samples: int) -> Draws:
-        """Fresh draws with their log densities: from evenly spread points of the base, in random order."""
+        """Fresh draws with their log densities: from evenly spread points of the base, in random order.
+
+        There are fewer than asked for where that are more than ``most``, or somebody is waiting.
+        """
+        num_samples = num_samples if self.most is None else min(num_samples, self.most)
         if self.deadline is not None:
             return self._some(layer, num_samples)
         noise = even_noise(layer, num_samples)

@@ -11,8 +11,10 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ..layers.base import Layer
+from ..model.whole import WholeLogJoint
 from ..objectives.base import Gradient, Objective
 from ..objectives.draws import LogDensity
+from .all_rows import AllRows
 from .backends import prepare
 from .course import Course
 from .density_gradient import DensityGradient
@@ -28,6 +30,10 @@ from .threads import fastest_threads, restored_threads
 
 #: Steps between looks at the losses, whatever the engine: what is done about them does not depend on it.
 BLOCK = 50
+#: Draws that are weighed over all rows: so many at least, and so many rows looked at for all of them.
+FEWEST, EVALUATIONS = 2000, 200_000_000
+#: Runs of the model for a value over all rows, above which ascents go by minibatches: they need thousands of values.
+MOST_VISITS = 200
 #: Seconds between looks at the loss.
 PAUSE = 0.2
 #: Of every step of a round: the step size, the power of ``log p``, and the objective's share.
@@ -43,6 +49,8 @@ class Trainer:
     :param progress_bar: whether to show a bar.
     :param data: the tensors among the model's arguments; see :meth:`again`.
     :param num_fits: how many fits are to come: whether compiling pays depends on it.
+    :param all_rows: the log joint over all rows, where ``log_joint`` is that of a minibatch drawn anew each time: draws
+        are weighed by it, fewer of them where there are many rows.
     """
 
     def __init__(
@@ -53,8 +61,10 @@ class Trainer:
         progress_bar: bool = True,
         data: Sequence[Tensor] = (),
         num_fits: int = 1,
+        all_rows: WholeLogJoint | None = None,
     ):
         self.log_joint, self.leaves, self.engine = log_joint, leaves, engine
+        self.all_rows = all_rows
         self.progress_bar, self.data, self.num_fits = progress_bar, data, num_fits
         self.history = History()
         self.stream: Stream | None = None
@@ -165,17 +175,26 @@ class Trainer:
 
     def _sampler(self) -> Sampler:
         named = self.engine is not None
+        if self.all_rows is not None:
+            most = max(FEWEST, EVALUATIONS // self.all_rows.num_rows)
+            return Sampler(AllRows(self.all_rows, self.leaves), self.leaves, compile=False, steady=named, most=most)
         return Sampler(self.log_joint, self.leaves, self.engine in (None, Engine.COMPILED), steady=named)
 
-    def again(self, log_joint: LogDensity, data: Sequence[Tensor]) -> "Trainer":
+    @property
+    def judged(self) -> LogDensity:
+        """The log density that draws are weighed by: over all rows, where it can be had."""
+        return self.sampler.log_joint
+
+    def again(self, log_joint: LogDensity, data: Sequence[Tensor], all_rows: WholeLogJoint | None = None) -> "Trainer":
         """A trainer on the same model with other data of the same shapes.
 
         It has this one's recordings and compiled code where they reproduce the model with these data.
 
         :param log_joint: the model with these data.
         :param data: as this trainer's.
+        :param all_rows: as this trainer's.
         """
-        new = Trainer(log_joint, self.leaves, self.engine, self.progress_bar, data, self.num_fits)
+        new = Trainer(log_joint, self.leaves, self.engine, self.progress_bar, data, self.num_fits, all_rows)
         runners = {key: runner.rebound(log_joint, data) for key, runner in self._runners.items()}
         new._runners.update((key, runner) for key, runner in runners.items() if runner is not None)
         return new

@@ -166,7 +166,7 @@ class Fitting:
         draws = trainer.sampler.sample(layer, 500)
         with torch.no_grad():
             put(trainer.leaves, before)
-            gain = draws.log_p - trainer.log_joint(draws.z)
+            gain = draws.log_p - trainer.judged(draws.z)
             put(trainer.leaves, after)
         return float(gain.mean().abs())
 

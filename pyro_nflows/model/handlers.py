@@ -75,12 +75,26 @@ def summed_out(trace: Any) -> Tensor:
     """
     promote(trace)
     trace.pack_tensors()
+    return torch.stack([term.sum() for _, term in summed_terms(trace)]).sum()
+
+
+def summed_terms(trace: Any) -> list[tuple[Any, Tensor]]:
+    """The log density of a packed trace in parts, those of plates by row, enumerated sites summed out.
+
+    :return: the symbols of the plates that each part is within, and the part, packed.
+    """
     costs, factors, _, dims, scale = _compute_model_factors(trace, Trace())
-    terms = [term.sum() for group in costs.values() for term in group]
+    terms = [(ordinal, term) for ordinal, group in costs.items() for term in group]
     with shared_intermediates() as cache:
         summed = contract_tensor_tree(factors, dims, cache=cache)
-    terms += [scale * term.sum() for group in summed.values() for term in group]
-    return torch.stack(terms).sum()
+    for ordinal, group in summed.items():
+        terms += [(ordinal, _named_alike(scale * term, term)) for term in group]
+    return terms
+
+
+def _named_alike(scaled: Tensor, term: Tensor) -> Tensor:
+    scaled._pyro_dims = term._pyro_dims  # type: ignore[attr-defined]
+    return scaled
 
 
 def promote(trace: Any) -> None:
