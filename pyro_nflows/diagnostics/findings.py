@@ -29,6 +29,35 @@ class MissedMass:
 
 
 @dataclass(frozen=True)
+class Subsampled:
+    """The subsampled plates of a model, and whether the log density of draws is over all of their rows.
+
+    :param plates: each one's name, the rows that a run takes, and how many it has.
+    :param obstacle: why the log density is that of a minibatch; empty where it is over all rows.
+    :param is_noisy: whether that minibatch is another one each time.
+    :param unsearched: whether no further modes were searched for, because ascents over all rows would take too long.
+
+    Example::
+
+        >>> print(Subsampled((("data", 200, 20000),)))
+        all 20,000 rows of plate 'data'
+        >>> print(Subsampled((("data", 200, 20000),), "the model is random"))
+        200 of 20,000 rows of plate 'data'
+    """
+
+    plates: tuple[tuple[str, int, int], ...] = ()
+    obstacle: str = ""
+    is_noisy: bool = False
+    unsearched: bool = False
+
+    def __str__(self) -> str:
+        return " and ".join(
+            f"{f'{taken:,} of' if self.obstacle else 'all'} {size:,} rows of plate '{name}'"
+            for name, taken, size in self.plates
+        )
+
+
+@dataclass(frozen=True)
 class Faults:
     """What keeps a fit from being good, with the names of the sites; empty where nothing was found.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..objectives.draws import Draws
 from . import weights as diagnostics
-from .findings import Faults, MissedMass, RowFit
+from .findings import Faults, MissedMass, RowFit, Subsampled
 
 O = TypeVar("O", bound=enum.Enum)
 
@@ -61,6 +61,11 @@ class Outcome(enum.Enum):
         "more steps, AutoCIF, or a non-centered or rescaled model."
     )
     ROWS = "Do not trust the rows of the plate: the weights of their own draws are bad."
+    MINIBATCH = (
+        "Do not judge these draws by their weights (ESS {ess:.1%}, k-hat {pareto_k:.2f}): log p of each is that of a "
+        "minibatch, {rows}, scaled up, whose noise says nothing of the guide. It could not be had over all rows: "
+        "{obstacle}."
+    )
     UNSETTLED = (
         "Do not trust these draws yet: the model's own parameters (pyro.param) were still moving, and changed the log "
         "joint by {drift:.2g} in the last round; call run() again, or give more num_steps."
@@ -103,6 +108,7 @@ class Evidence(NamedTuple):
     :param drift: how much the model's own parameters changed the log joint in the last round of training.
     :param missed: mass that the guide misses.
     :param faults: what keeps the fit from being good.
+    :param subsampled: the model's subsampled plates.
     """
 
     log_weight: Tensor
@@ -112,6 +118,7 @@ class Evidence(NamedTuple):
     drift: float = 0.0
     missed: MissedMass = MissedMass()
     faults: Faults = Faults()
+    subsampled: Subsampled = Subsampled()
 
 
 #: How little (in nats) the model's own parameters change the log joint in a round once they have settled.
@@ -161,8 +168,11 @@ def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0, restarts: in
         round_trip=evidence.faults.round_trip,
         improper=words["improper"],
         edge=words["edge"],
+        rows=evidence.subsampled,
+        obstacle=evidence.subsampled.obstacle,
         tail=f"below {threshold:.2f}" if pareto_k < threshold else "a tail of nearly equal weights",
     )
+    sentence += _rests_on(evidence.subsampled, outcome)
     refused = sentence.startswith("Do not trust")
     if refused and words["scale"]:
         sentence += f" And {words['scale']}: other units will help."
@@ -195,6 +205,14 @@ def with_rows(verdict: Verdict[Outcome], rows: RowFit) -> Verdict[Outcome]:
     return Verdict(verdict.outcome, f"{verdict.sentence}{rest}; the row fitted worst is {rows}.")
 
 
+def _rests_on(subsampled: Subsampled, outcome: Outcome) -> str:
+    """What of the data the weights have seen, where plates are subsampled."""
+    if not subsampled.plates or outcome is Outcome.MINIBATCH:
+        return ""
+    said = f" Log p of these draws is over {subsampled}{', scaled up' if subsampled.obstacle else ''}."
+    return said + (" Other modes were not searched for: that would take too long." if subsampled.unsearched else "")
+
+
 def _decide(evidence: Evidence, ess: float) -> Outcome:
     faults = evidence.faults
     if faults.not_finite is not None:
@@ -210,6 +228,8 @@ def _decide(evidence: Evidence, ess: float) -> Outcome:
     if not faults.round_trip < UNSTABLE:
         return Outcome.UNSTABLE
     heavy = is_heavy(evidence.log_weight, ess)
+    if evidence.subsampled.is_noisy and (heavy or ess < 0.5):
+        return Outcome.MINIBATCH
     if evidence.missed.share > MISSED and not (heavy and ess < WORTHLESS):
         return Outcome.MODE_MISSED
     if heavy:

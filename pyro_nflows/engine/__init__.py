@@ -1,5 +1,6 @@
 """How training is run: a pure step, and backends that run it."""
 
+from .all_rows import AllRows
 from .backends import EngineWarning, prepare
 from .density_gradient import ROWS, DensityGradient
 from .history import History
@@ -13,6 +14,7 @@ from .trainer import Trainer
 
 __all__ = [
     "ROWS",
+    "AllRows",
     "CacheWarning",
     "DensityGradient",
     "Engine",

@@ -9,6 +9,10 @@ from torch import Tensor
 from ..model.whole import WholeLogJoint, total
 from .tape import Tape
 
+#: Draws that are weighed over all rows: so many at least, and so many rows looked at for all of them.
+FEWEST, EVALUATIONS = 2000, 200_000_000
+#: Runs of the model that one value may take where thousands of values are needed, one after another.
+MOST_VISITS = 200
 #: Rows of latents go through the model in batches of these sizes, so that few recordings are needed.
 SIZES = (16, 128)
 
@@ -36,6 +40,20 @@ class AllRows:
         num = -(-len(z) // size) * size
         filled = torch.cat([z, z[:1].expand(num - len(z), -1)]) if num > len(z) else z
         return total(self.log_joint, filled, self._visit)[: len(z)]
+
+    @property
+    def num_judged(self) -> int:
+        """How many draws are to be weighed."""
+        return max(FEWEST, EVALUATIONS // self.log_joint.num_rows)
+
+    @property
+    def is_cheap(self) -> bool:
+        """Whether ascents, which need thousands of values, can have them over all rows."""
+        return self.log_joint.num_visits <= MOST_VISITS
+
+    def in_one(self, z: Tensor) -> Tensor:
+        """The same with gradients, in the latents' precision; recorded with all its visits, it is long."""
+        return self.log_joint(z).to(z.dtype)
 
     def _current(self) -> list[int]:
         return [leaf._version for leaf in self.leaves]

@@ -30,10 +30,6 @@ from .threads import fastest_threads, restored_threads
 
 #: Steps between looks at the losses, whatever the engine: what is done about them does not depend on it.
 BLOCK = 50
-#: Draws that are weighed over all rows: so many at least, and so many rows looked at for all of them.
-FEWEST, EVALUATIONS = 2000, 200_000_000
-#: Runs of the model for a value over all rows, above which ascents go by minibatches: they need thousands of values.
-MOST_VISITS = 200
 #: Seconds between looks at the loss.
 PAUSE = 0.2
 #: Of every step of a round: the step size, the power of ``log p``, and the objective's share.
@@ -64,7 +60,7 @@ class Trainer:
         all_rows: WholeLogJoint | None = None,
     ):
         self.log_joint, self.leaves, self.engine = log_joint, leaves, engine
-        self.all_rows = all_rows
+        self.all_rows = None if all_rows is None else AllRows(all_rows, leaves)
         self.progress_bar, self.data, self.num_fits = progress_bar, data, num_fits
         self.history = History()
         self.stream: Stream | None = None
@@ -176,8 +172,7 @@ class Trainer:
     def _sampler(self) -> Sampler:
         named = self.engine is not None
         if self.all_rows is not None:
-            most = max(FEWEST, EVALUATIONS // self.all_rows.num_rows)
-            return Sampler(AllRows(self.all_rows, self.leaves), self.leaves, compile=False, steady=named, most=most)
+            return Sampler(self.all_rows, self.leaves, compile=False, steady=named, most=self.all_rows.num_judged)
         return Sampler(self.log_joint, self.leaves, self.engine in (None, Engine.COMPILED), steady=named)
 
     @property
@@ -201,9 +196,11 @@ class Trainer:
 
     @property
     def density(self) -> DensityGradient:
-        """The log joint's gradient, with the model's own parameters as they are now."""
+        """The log joint's gradient, with the model's own parameters as they are now; over all rows if that is cheap."""
         if self._density is None or self.leaves:
-            self._density = DensityGradient(self.log_joint, self.data)
+            rows = self.all_rows
+            log_joint = self.log_joint if rows is None or not rows.is_cheap else rows.in_one
+            self._density = DensityGradient(log_joint, self.data)
         return self._density
 
     def _get(self, layer: Layer, objective: Objective, gradient: Gradient, plan: Round) -> tuple[Program, Runner]:

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..diagnostics.findings import Faults, MissedMass
+from ..diagnostics.findings import Faults, MissedMass, Subsampled
 from ..engine import History
 from ..guides import AutoFlow
 from ..layers import Rescaled
@@ -15,6 +15,7 @@ from ..model.bound import BoundModel
 from ..model.log_joint import LogJoint
 from ..objectives.draws import Draws
 from ..system.files import Path, kind_of, read
+from .all_rows import over_all_rows
 from .columns import expanded
 from .mark import put
 from .posterior import KIND, Call, Posterior
@@ -68,6 +69,7 @@ def restored(state: dict[str, Any], guide: AutoFlow) -> Posterior:
         history,
         MissedMass(**state["missed"]),
         Faults(**state["faults"]),
+        Subsampled(**{**state["subsampled"], "plates": tuple(map(tuple, state["subsampled"]["plates"]))}),
         guide.modes,
         state["leaves"],
         expanded(state["values"], draws.z),
@@ -110,7 +112,8 @@ def _check_model(guide: AutoFlow, found: Posterior, call: Call) -> None:
     index = draws.log_p.topk(min(NUM_CHECKED, len(draws.z))).indices
     joint = LogJoint(BoundModel(guide.bare_model, *call), guide.latents)
     joint.start = draws.z[index[0]]
-    now, again = (joint(draws.z[index]).double() for _ in range(2))
+    density = (found.subsampled.plates and over_all_rows(joint)[0]) or joint
+    now, again = (density(draws.z[index]).double() for _ in range(2))
     then = draws.log_p[index].double()
     if torch.equal(now, again) and not torch.allclose(now, then, rtol=1e-3, atol=1e-2):
         raise ValueError(

@@ -12,10 +12,10 @@ from torch import Tensor
 from ..arviz import to_arviz
 from ..checks import check_sizes
 from ..diagnostics import log_evidence
-from ..diagnostics.findings import Faults, MissedMass
+from ..diagnostics.findings import Faults, MissedMass, Subsampled
 from ..diagnostics.table import print_summary
 from ..diagnostics.verdict import Evidence, Outcome, Verdict, choose, chosen, effective, judge, tail_index
-from ..engine import History, sample
+from ..engine import AllRows, History, sample
 from ..guides import AutoFlow
 from ..layers import Rescaled
 from ..model.bound import BoundModel
@@ -23,6 +23,7 @@ from ..model.log_joint import LogJoint
 from ..objectives.draws import Draws, LogDensity, concatenate
 from ..system.exclusive import exclusive, seeded
 from ..system.files import Path, write
+from .all_rows import over_all_rows
 from .columns import columns, compact
 from .fitted import bound_of, evidence_of, sound
 from .mark import put
@@ -50,6 +51,7 @@ class Posterior:
     :param history: what training has seen.
     :param missed: mass that the guide misses.
     :param faults: what keeps the fit from being good.
+    :param subsampled: the model's subsampled plates, and whether :math:`\log p` is over all of their rows.
     :param modes: components and block size of the mixture at the flow's base, if it has one.
     :param leaves: values of the model's own parameters.
     :param values: the draws of each site in its own space, where they cannot be computed from ``draws``.
@@ -78,6 +80,7 @@ class Posterior:
     history: History = field(default_factory=History)
     missed: MissedMass = field(default_factory=MissedMass)
     faults: Faults = field(default_factory=Faults)
+    subsampled: Subsampled = field(default_factory=Subsampled)
     modes: tuple[int, int] | None = None
     leaves: Sequence[Tensor] = ()
     values: dict[str, Tensor] | None = None
@@ -96,7 +99,8 @@ class Posterior:
         """What the verdict rests on."""
         bounds = [bound_of(part.log_weight, log_evidence) for part in self.starts]
         means, sd = [part.z.mean(0) for part in self.starts], self.draws.z.std(0)
-        return Evidence(self.log_weight, bounds, means, sd, self.history.drift, self.missed, self.faults)
+        drift, missed, faults = self.history.drift, self.missed, self.faults
+        return Evidence(self.log_weight, bounds, means, sd, drift, missed, faults, self.subsampled)
 
     def verdict(self) -> Verdict[Outcome]:
         """What to make of the draws: an outcome and one sentence."""
@@ -159,7 +163,8 @@ class Posterior:
         joint = LogJoint(BoundModel(self.guide.bare_model, args, kwargs), self.guide.latents)
         joint.start = self.draws.z[self.draws.log_p.argmax()]
         self.guide.receive(args, kwargs, joint.start)
-        return joint
+        found = self.subsampled.plates and over_all_rows(joint)[0]
+        return AllRows(found) if found else joint
 
     def constrained(self, index: Tensor) -> dict[str, Tensor]:
         """Some of the draws, each site in its own space.
@@ -191,7 +196,9 @@ class Posterior:
         """
         sizes = num_samples, warmup_steps, num_chains
         with seeded(self.seed), self._own_parameters():
-            return refine(self.log_joint(), self.guide, self.layer, self.draws, method, *sizes, progress_bar)
+            joint = self.log_joint()
+            joint = joint.in_one if isinstance(joint, AllRows) else joint
+            return refine(joint, self.guide, self.layer, self.draws, method, *sizes, progress_bar)
 
     @exclusive()
     def to_arviz(
@@ -273,6 +280,7 @@ class Posterior:
             "history": self.history.state(),
             "missed": asdict(self.missed),
             "faults": asdict(self.faults),
+            "subsampled": asdict(self.subsampled),
             "values": compact(self.constrained(torch.arange(len(z))), z, guide.site_shapes),
         }
 

@@ -24,6 +24,7 @@ from ..objectives.draws import Draws, base_noise
 from .elbo import ELBO
 from .fitted import Fit, sound, weighed
 from .mark import Mark, put
+from .moments import moved
 from .plan import Plan
 from .schedule import Schedule
 
@@ -232,13 +233,21 @@ class FlowRounds:
         self._is_complete = not well or trainer.history.interrupted or self._num_done == len(schedule.rounds)
         if self._is_complete:
             return
-        draws = trainer.sampler.sample(self.layer, min(2000, schedule.num_samples))
+        draws = self._draws(min(2000, schedule.num_samples))
         self._ess = effective(sound(draws).log_weight)
         if self._begun.was_better(draws):
             self._begun.go_back()
             self._ess, self._pace = 0.0, CAREFUL * self._pace
         elif self._ess > schedule.good_ess and trainer.history.drift < SETTLED:
             self._look_closer(draws)
+
+    def _draws(self, num_samples: int) -> Draws:
+        """Draws of the flow; of a model with subsampled plates, after it is moved to where its weighted draws are."""
+        trainer, schedule = self.trainer, self.plan.schedule
+        if trainer.all_rows is None or trainer.history.interrupted:
+            return trainer.sampler.sample(self.layer, num_samples)
+        good_ess = min(schedule.good_ess, Schedule.good_ess)
+        return moved(trainer, self.layer, good_ess, schedule.num_samples)
 
     def _look_closer(self, draws: Draws) -> None:
         """Whether all the draws that a verdict needs are as good as the first ones."""
@@ -255,6 +264,8 @@ class FlowRounds:
         if self._good is not None:
             return weighed(self.layer, self._good)
         sampler, num = self.trainer.sampler, self.plan.schedule.num_samples
+        if self.trainer.all_rows is not None:
+            self._draws(num)
         draws = sampler.sample(self.layer, num)
         if not self.trainer.history.interrupted and self._begun.was_better(draws):  # or somebody would be waiting
             self._begun.go_back()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ..diagnostics.findings import Faults
+from ..diagnostics.findings import Faults, Subsampled
 from ..diagnostics.verdict import effective, is_heavy, is_hopeless, starts_disagree
 from ..engine import Journal, Trainer
 from ..flows.whitened import Whitened
@@ -26,6 +26,7 @@ from ..model.log_joint import LogJoint
 from ..objectives.draws import Draws
 from ..system.exclusive import seeded, validation
 from ..system.signals import before_sigterm, imported
+from .all_rows import over_all_rows
 from .blame import on_the_edge, out_of_scale, runs_away
 from .centered import carry, measured_centering
 from .fit import fit_modes
@@ -51,6 +52,7 @@ class Fitter:
     def __init__(self, guide: AutoFlow):
         self.guide = guide
         self.trainer: Trainer | None = None
+        self.subsampled = Subsampled()
         self._form: Any = None
 
     @contextlib.contextmanager
@@ -120,10 +122,11 @@ class Fitter:
     def _trainer_at(self, plan: Plan, joint: LogJoint, leaves: list[Tensor], journal: Journal) -> Trainer:
         """A trainer, with the recordings of an earlier run's where only the data have changed."""
         data, form, trainer = joint.bound.tensors, joint.bound.form, self.trainer
+        rows, self.subsampled = over_all_rows(joint)
         if trainer is not None and (form, list(map(id, leaves))) == (self._form, list(map(id, trainer.leaves))):
-            trainer = trainer.again(joint, data)
+            trainer = trainer.again(joint, data, rows)
         else:
-            trainer = Trainer(joint, leaves, plan.engine, plan.progress_bar, data)
+            trainer = Trainer(joint, leaves, plan.engine, plan.progress_bar, data, all_rows=rows)
         self.trainer, self._form, trainer.journal = trainer, form, journal
         return trainer
 
@@ -135,7 +138,8 @@ class Fitter:
         posterior = self._posterior(plan, trainer, joint, best, [fit.draws for fit in fits])
         keep(posterior)
         try:
-            if not (trainer.history.interrupted or best.failed or is_hopeless(best.draws.log_weight)):
+            hopeless = is_hopeless(best.draws.log_weight)
+            if not (trainer.history.interrupted or best.failed or hopeless or self._is_dear(trainer)):
                 best, posterior = self._search(plan, trainer, joint, best, posterior)
                 keep(posterior)
             trainer.history.failed = best.failed
@@ -155,6 +159,7 @@ class Fitter:
             fit.draws,
             starts,
             trainer.history,
+            subsampled=self.subsampled,
             modes=self.guide.modes,
             leaves=[leaf.detach().clone() for leaf in trainer.leaves],
             seed=plan.seed or 0,
@@ -168,13 +173,19 @@ class Fitter:
         ours = plan.schedule.is_default and not trainer.leaves and not self.guide.needs_model
         ours = ours and not self.guide.follows_plates
         prior = functools.partial(prior_points, joint.bound, joint.latents)
-        precise = functools.partial(_in_double, joint)
+        precise = functools.partial(_in_double, joint) if trainer.all_rows is None else _already_double
         disagree = starts_disagree(posterior.evidence)
         found = search(trainer, self.guide, best, disagree, refit if ours else None, prior, precise)
         if found.modes is not None:
             again = self._posterior(plan, trainer, joint, found.fit, [found.fit.draws])
             return found.fit, replace(again, missed=found.missed, modes=found.modes.sizes)
         return found.fit, replace(posterior, missed=found.missed)
+
+    def _is_dear(self, trainer: Trainer) -> bool:
+        """Whether ascents would take too long: they need the gradient over all rows thousands of times."""
+        dear = bool(self.subsampled.plates) and (trainer.all_rows is None or not trainer.all_rows.is_cheap)
+        self.subsampled = replace(self.subsampled, unsearched=dear)
+        return dear
 
     def _faults(self, trainer: Trainer, joint: LogJoint, best: Fit) -> Faults:
         """What keeps a fit from being good, by the names of the sites."""
@@ -189,7 +200,7 @@ class Fitter:
         faults, ess = replace(faults, edge=on_the_edge(guide, draws.z)), effective(draws.log_weight)
         if ess >= FINE and not is_heavy(draws.log_weight, ess):
             return faults
-        improper = runs_away(trainer.log_joint, trainer.density.hessian, guide, draws)
+        improper = runs_away(trainer.judged, trainer.density.hessian, guide, draws)
         return replace(faults, improper=improper, scale=out_of_scale(trainer.density.hessian, guide, draws))
 
 
@@ -231,6 +242,11 @@ def unless_kept(guide: AutoFlow, leaves: Sequence[Tensor], keep: Keep) -> Iterat
             guide.restore(coordinates)
             with torch.no_grad():
                 put(leaves, before)
+
+
+def _already_double(z: Tensor) -> Tensor | None:
+    """Sums over rows are in double precision as they are."""
+    return None
 
 
 def _in_double(joint: LogJoint, z: Tensor) -> Tensor | None:

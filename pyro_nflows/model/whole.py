@@ -1,14 +1,16 @@
 r"""The log joint of a model whose plates are subsampled, over all rows of them.
 
 A run of such a model has :math:`B` of the :math:`N` rows of a plate, and counts their log densities :math:`N / B`
-times. That is right on average, and good enough for steps of training; but its noise, which grows with :math:`N`, would be
-taken for a fault of the guide where draws are weighed. Here the model is run on one chunk of :math:`B` rows after another,
+times. That is right on average, and good enough for steps of training; but its noise, which grows with :math:`N`,
+would be taken for a fault of the guide where draws are weighed. Here the model is run on one chunk :math:`c` of
+:math:`B` rows after another,
 
-.. math:: \log p(x, z) = \sum_{s \text{ outside}} \ell_s(z) + \sum_{c} \sum_{i \in c} \sum_{s \text{ inside}} \ell_{si}(z),
+.. math:: \log p(x, z) = \sum_{s \text{ outside}} \ell_s(z)
+    + \sum_{c} \sum_{i \in c} \sum_{s \text{ inside}} \ell_{si}(z),
 
-each row is counted once, and what is outside of the plates once. A plate takes no fewer than its ``subsample_size`` rows,
-so the last chunk is filled up with rows that count for nothing. Sites within several subsampled plates are visited at
-all pairs of chunks of these.
+each row is counted once, and what is outside of the plates once. A plate takes no fewer than its ``subsample_size``
+rows, so the last chunk is filled up with rows that count for nothing. Sites within several subsampled plates are
+visited at all pairs of chunks of these.
 """
 
 import itertools
@@ -25,41 +27,17 @@ from .bound import BoundModel
 from .handlers import summed_terms
 from .log_joint import LogJoint, Vectorization
 from .subsample import Chosen
+from .subsampled_plates import Group, Plate, groups_of, plates_of, start_of, subsampled_frames, trace_of
 from .transformable import transformable
 
 #: Numbers that an operation on some draws and a chunk of rows works on at once: more would leave the processor's cache.
 WIDTH = 2**18
 #: How often other rows are tried before a plate's rows are taken to choose none of its data.
 NUM_TRIES = 4
-#: A group: the subsampled plates that a site is within.
-Group = frozenset[str]
 
 
 class IndivisibleError(ValueError):
     """Why the log joint of a model cannot be had over all rows of its subsampled plates."""
-
-
-class Plate(NamedTuple):
-    """A subsampled plate: how many rows it has, and how many one run of the model takes."""
-
-    size: int
-    taken: int
-
-    @property
-    def num_chunks(self) -> int:
-        """How many runs it takes to see all rows."""
-        return -(-self.size // self.taken)
-
-    def chunk(self, number: int) -> tuple[Tensor, Tensor]:
-        """The rows of a chunk, and which of them are not filled up.
-
-        Example::
-
-            >>> Plate(5, 3).chunk(1)
-            (tensor([3, 4, 0]), tensor([ True,  True, False]))
-        """
-        rows = torch.arange(number * self.taken, (number + 1) * self.taken)
-        return rows % self.size, rows < self.size
 
 
 class Visit(NamedTuple):
@@ -170,9 +148,9 @@ class WholeLogJoint:
         for name, log_det in placed.log_dets.items():
             axes = self._axes(trace.nodes[name]["cond_indep_stack"])
             found[frozenset(axes)].append(Terms(log_det, axes))
-        for value, axes in _enumerated(trace, self.plates) if joint.enumerates else self._simple(trace):
-            times = math.prod(self.plates[name].size / self.plates[name].taken for name in axes)
-            found[frozenset(axes)].append(Terms(value / times, axes))
+        for part in _enumerated(trace, self.plates) if joint.enumerates else self._simple(trace):
+            times = math.prod(self.plates[name].size / self.plates[name].taken for name in part.axes)
+            found[frozenset(part.axes)].append(part._replace(value=part.value / times))
         return found
 
     def on(self, rows: Sequence[Tensor]) -> LogJoint:
@@ -224,7 +202,7 @@ def _enumerated(trace: Any, plates: Mapping[str, Plate]) -> Iterator[Terms]:
     """Of a trace whose enumerated sites are summed out."""
     symbols = {trace.plate_to_symbol[name]: name for name in plates if name in trace.plate_to_symbol}
     for ordinal, term in summed_terms(trace):
-        dims, value, axes = term._pyro_dims, term, dict[str, int]()
+        dims, value, axes = term._pyro_dims, term, dict[str, int]()  # type: ignore[attr-defined]
         for symbol in sorted(symbols.keys() & ordinal):
             if symbol not in dims:  # of one row: Pyro has dropped its axis
                 value, dims = value[None], symbol + dims
@@ -237,42 +215,28 @@ def _enumerated(trace: Any, plates: Mapping[str, Plate]) -> Iterator[Terms]:
 def whole(joint: LogJoint) -> WholeLogJoint | None:
     """The log joint over all rows of a model's subsampled plates; None where none is subsampled.
 
-    :param joint: the log joint of the model as it is, prepared.
-    :raises IndivisibleError: if there is none: the rows are given to the model by its arguments, or are not what chooses
-        the data, or something that is outside of a plate depends on its rows.
+    :param joint: the log joint of the model as it is.
+    :raises IndivisibleError: if there is none: the rows are given to the model by its arguments, or are not what
+        chooses the data, or something that is outside of a plate depends on its rows.
     """
-    z = joint.latents.init_loc() if joint.start is None else joint.start
-    with validation(False):
-        trace = joint.at(z, joint.latents.filled)[0]
-    plates, groups = _read(trace)
+    trace = trace_of(joint)
+    plates, groups = plates_of(trace), groups_of(trace)
     if not plates:
         return None
-    if joint.how is Vectorization.PLATE:
+    loops = {frame.name for frame in subsampled_frames(trace) if not frame.vectorized}
+    for name in sorted(loops):
+        raise IndivisibleError(f"plate '{name}' is a loop over its rows")
+    if (joint.how or joint.prepare()) is Vectorization.PLATE:
         raise IndivisibleError("the model cannot be vectorised by torch.vmap")
     found = WholeLogJoint(joint, plates, groups)
     try:
         with validation(False):
-            _check(found, z)
+            _check(found, start_of(joint))
     except IndivisibleError:
         raise
     except ValueError as error:  # of Chosen: the rows are given
         raise IndivisibleError(str(error).split(": ", 1)[-1]) from error
     return found
-
-
-def _read(trace: Any) -> tuple[dict[str, Plate], tuple[Group, ...]]:
-    """The subsampled plates of a trace, and which of them sites are within."""
-    plates, groups = dict[str, Plate](), {Group(): None}
-    for site in trace.nodes.values():
-        if site["type"] != "sample":
-            continue
-        frames = [frame for frame in site["cond_indep_stack"] if frame.full_size not in (None, frame.size)]
-        for frame in frames:
-            if not frame.vectorized:
-                raise IndivisibleError(f"plate '{frame.name}' is a loop over its rows")
-            plates[frame.name] = Plate(int(frame.full_size), int(frame.size))
-        groups[frozenset(frame.name for frame in frames)] = None
-    return plates, tuple(groups)
 
 
 def _check(found: WholeLogJoint, z: Tensor) -> None:

@@ -211,5 +211,4 @@ def test_loops_over_rows_are_not_divided():
             pyro.sample(f"y_{i}", dist.Normal(z, 1.0), obs=y[i])
 
     with pytest.raises(IndivisibleError, match="'data' is a loop"):
-        joint = joint_of(model)
-        whole(joint)
+        whole(joint_of(model))
