@@ -37,10 +37,21 @@ def _no_kl(p: PointMass, q: Any) -> Tensor:
     raise NotImplementedError("a guide's site has no closed-form KL; Pyro takes the difference of log densities")
 
 
+#: No more numbers than these at once: of many rows there are fewer points.
+MAX_NUMBERS = 2**25
+
+
 def symmetric_normal(layer: Layer, log2_num: int = 12) -> tuple[Tensor, Tensor | None]:
-    """Quasi-random normal points with their mirror images and the origin: their medians are exactly zero."""
-    like = next(layer.parameters())
-    half = quasi_normal(2**log2_num, layer.input_dim + layer.noise_dim, seed=0).to(like)
+    """Quasi-random normal points with their mirror images and the origin: their medians are exactly zero.
+
+    Beyond the dimensions of a Sobol sequence they are pseudo-random, from a seed of their own.
+    """
+    like, dim = next(layer.parameters()), layer.input_dim + layer.noise_dim
+    num = max(2**6, min(2**log2_num, MAX_NUMBERS // dim))
+    if dim <= torch.quasirandom.SobolEngine.MAXDIM:
+        half = quasi_normal(num, dim, seed=0).to(like)
+    else:
+        half = torch.randn(num, dim, generator=torch.Generator().manual_seed(0)).to(like)
     points = torch.cat([half, torch.zeros_like(half[:1]), -half])
     return points[:, : layer.input_dim], points[:, layer.input_dim :]
 

@@ -153,6 +153,6 @@ def _factors(layer: Layer, end: str | None) -> dict[str, float]:
         for name, parameter in module.named_parameters(recurse=False):
             full = f"{holder}.{name}" if holder else name
             factor = LAYER_STEP if isinstance(module, Layer) and parameter.dim() < 2 else NETWORK_STEP
-            factor = 1.0 if end is not None and holder == end else factor
+            factor = 1.0 if end is not None and f"{holder}.".startswith(f"{end}.") else factor
             factors[full] = factor * step_factor(module, name)
     return factors

@@ -330,3 +330,20 @@ def test_rows_that_there_were_not_are_refused():
     guide(Y[:2], index=torch.arange(2))
     with pytest.raises(ValueError, match=r"plate 'groups' has 6 rows, numbered from 0, .* got row 7"):
         guide(Y[:2], index=torch.tensor([0, 7]))
+
+
+def test_many_rows_have_quantiles():
+    """More than a Sobol sequence has dimensions."""
+    num = 22_000
+
+    def model():
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("groups", num, subsample_size=5):
+            pyro.sample("z", dist.Normal(mu, 1.0))
+
+    guide = AutoFlow(model, centering=None, init_scale=0.5)
+    guide()
+    low, middle, high = guide.quantiles([0.16, 0.5, 0.84])["z"]
+    start = guide.latents.constrain(guide.init_loc()[None])["z"][0]
+    assert torch.allclose(middle, start, atol=1e-6)
+    assert abs(((high - low) / 2).mean() / 0.5 / 0.9945 - 1) < 0.01
