@@ -63,6 +63,8 @@ def run_minibatches(
 
 def _refuse(guide: AutoFlow, plan: Plan, checkpoint: Any) -> None:
     name = type(guide).__name__
+    if guide.amortize:
+        raise ValueError(f"VI: the rows of {name} have an encoder, which SVI trains; leave amortize= out for VI")
     if checkpoint is not None:
         raise ValueError(f"VI: {name} is fitted by minibatches here, for which there is no checkpoint=; leave it out")
     if plan.num_starts > 1:

@@ -254,6 +254,11 @@ def test_what_minibatches_have_not_is_refused(options, message, tmp_path, monkey
         VI(AutoFlow(groups), progress_bar=False, **options).run(data())
 
 
+def test_an_encoder_is_refused():
+    with pytest.raises(ValueError, match="an encoder, which SVI trains"):
+        VI(AutoFlow(groups, amortize=True), progress_bar=False).run(data())
+
+
 def test_rows_that_the_model_is_given_are_refused():
     def model(y, rows):
         mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
