@@ -251,6 +251,8 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "spline(3)": lambda: flows.spline(3, 2),
     "spline(3, inverted)": lambda: flows.spline(3, 4, (4,), 3, inverted=True),
     "spline(2, context)": lambda: flows.spline(2, 2, context_dim=2).at(CONTEXT),
+    "on_plates(groups)": lambda: flows.on_plates(GROUPS, lambda dim: flows.nice(dim, 2, (4,))),
+    "on_plates(pairs)": lambda: flows.on_plates(PAIRS, lambda dim: flows.nice(dim, 2, (4,))),
     "conditional(3)": lambda: flows.conditional(3, 2, lambda dim: flows.nice(dim, 2, (4,)), (4,)).at(CONTEXT),
     "on_mixture(2)": lambda: flows.on_mixture(2, lambda dim: flows.couplings(dim, 2, (4,)), 3),
     "on_modes(2)": lambda: flows.on_modes(2, lambda dim: flows.couplings(dim, 2, (4,)), 2, 1),

@@ -1,5 +1,6 @@
 r"""A fit from a file: its flow into a fresh guide, its draws and evidence, and the model's own parameters."""
 
+import functools
 import os
 from dataclasses import replace
 from typing import Any, cast
@@ -7,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..diagnostics.findings import Faults, MissedMass, Subsampled
+from ..diagnostics.findings import Faults, MissedMass, RowFit, Subsampled
 from ..engine import History
 from ..guides import AutoFlow
 from ..layers import Rescaled
@@ -19,6 +20,7 @@ from .all_rows import over_all_rows
 from .columns import expanded
 from .mark import put
 from .posterior import KIND, Call, Posterior
+from .row_posterior import RowPosterior
 
 #: What the file of an unfinished run is.
 UNFINISHED = "checkpoint"
@@ -48,8 +50,9 @@ def take_fit(state: dict[str, Any], guide: AutoFlow, call: Call) -> Posterior:
     if state["arguments"] and not (call[0] or call[1]):
         return found
     guide.receive(*call)
-    _take_leaves(guide, found, call)
-    _check_model(guide, found, call)
+    if not isinstance(found, RowPosterior):
+        _take_leaves(guide, found, call)
+        _check_model(guide, found, call)
     return replace(found, call=call, values=None)
 
 
@@ -60,7 +63,9 @@ def restored(state: dict[str, Any], guide: AutoFlow) -> Posterior:
     """
     history, draws = History(), Draws(*state["draws"])
     history.take(state["history"])
-    return Posterior(
+    rows = state.get("row_fit")
+    kind = Posterior if rows is None else functools.partial(RowPosterior, row_fit=RowFit(**rows))
+    return kind(
         guide,
         cast(Rescaled, guide.layer),
         None,

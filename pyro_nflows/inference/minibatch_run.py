@@ -51,6 +51,11 @@ def run_minibatches(
     seed = int(torch.randint(2**31, ())) if seed is None else seed
     with seeded(seed), validation(False):
         terms, history = RowTerms(BoundModel(guide.bare_model, *call), guide.latents), History()
+        if terms.joint.leaves(terms.joint.latents.init_loc()):
+            raise ValueError(
+                f"VI: the model has parameters of its own (pyro.param), which fits by minibatches do not train; train "
+                f"{type(guide).__name__} and them by SVI"
+            )
         fit = Minibatches(guide, terms, plan, history)
         layer = fit.fit()
         fit.correct()

@@ -305,4 +305,4 @@ class Posterior:
     def __deepcopy__(self, memo: dict[int, Any]) -> "Posterior":
         kept = {part.name: getattr(self, part.name) for part in fields(self)}
         call = kept.pop("call")  # data are only read
-        return Posterior(call=call, **copy.deepcopy(kept, memo))
+        return type(self)(call=call, **copy.deepcopy(kept, memo))

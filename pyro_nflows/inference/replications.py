@@ -55,6 +55,11 @@ class Replications:
         if guide.needs_model:
             checks.refuse_replication(type(guide).__name__)
         self.guide, self.args, self.kwargs = guide.fresh(args, kwargs), args, kwargs
+        if self.guide.subsamples:
+            raise ValueError(
+                "SBC: the model has latents in a subsampled plate, so a run of it simulates some rows only; make it "
+                "for SBC with fewer rows and without subsample_size"
+            )
         model, loc, latents = self.guide.bare_model, self.guide.init_loc(), self.guide.latents
         with validation(False):  # the data given need not be possible ones
             trace = LogJoint(BoundModel(model, args, kwargs), latents).run(loc)

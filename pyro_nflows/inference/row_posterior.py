@@ -1,12 +1,16 @@
 """What a fit by minibatches leaves: a posterior whose evidence is of what is outside of the plate, and of each row."""
 
-from dataclasses import dataclass, field, replace
-from typing import cast
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, cast
 
+import pyro
 import torch
+from pyro import distributions as dist
 
+from ..arviz import to_arviz
 from ..diagnostics.findings import RowFit
-from ..diagnostics.verdict import Outcome, Verdict, with_rows
+from ..diagnostics.verdict import Outcome, Verdict, choose, with_rows
 from ..flows.whitened import Whitened
 from ..layers import PlateAffine
 from ..model.bound import BoundModel
@@ -66,3 +70,53 @@ class RowPosterior(Posterior):
         with seeded(self.seed + len(self.draws.z)):
             more, _ = weighed_draws(collapser_of(layer, terms), missing)  # type: ignore[arg-type]
         return replace(self, draws=concatenate([self.draws, more]), values=None)
+
+    def refine(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: Markov chains would take the gradient over all rows at each step.
+
+        :raises ValueError: always.
+        """
+        raise ValueError(
+            "refine: this fit is by minibatches, and Markov chains take the gradient of all rows at each step; train "
+            "it further, or make the model without subsample_size"
+        )
+
+    @exclusive()
+    def to_arviz(
+        self,
+        num_samples: int = 4000,
+        *,
+        coords: dict[str, Sequence[Any]] | None = None,
+        dims: dict[str, Sequence[str]] | None = None,
+    ) -> Any:
+        """The draws with their weights; one run of the model has some rows only, and no log-likelihood of all.
+
+        See :meth:`pyro_nflows.VI.to_arviz`.
+        """
+        draws = choose(self.draws, min(num_samples, len(self.draws.z)))
+        sites, named = self.guide.latents.sites, dict(dims or {})
+        for name, latent in sites.items():
+            labels = {axis: plate for plate, axis in latent.axes.items()}
+            shape = enumerate(latent.value_shape)
+            named.setdefault(name, [labels.get(axis, f"{name}_dim_{axis}") for axis, _ in shape])
+
+        def latents() -> None:
+            for name, latent in sites.items():
+                pyro.sample(name, dist.Normal(0.0, 1.0).expand(latent.value_shape).to_event(len(latent.value_shape)))
+
+        return to_arviz(
+            latents,
+            self._constrained(draws.z),
+            sample_stats={"log_weight": draws.log_weight},
+            log_likelihood=False,
+            posterior_predictive=False,
+            num_prior=0,
+            coords=coords,
+            dims=named,
+            seed=self.seed,
+        )
+
+    @torch.no_grad()
+    def state(self) -> dict[str, Any]:
+        """All but the model and its arguments, as tensors and plain values, for a file."""
+        return {**super().state(), "row_fit": asdict(self.row_fit)}

@@ -217,7 +217,7 @@ class VI:
         :param coords: labels along a dimension, such as ``{"school": ["A", "B"]}``.
         :param dims: names of a site's dimensions, where plates do not name them.
         """
-        if len(self.posterior.starts) < 2:
+        if len(self.posterior.starts) < 2 and not self.guide.subsamples:
             self._posterior = self.posterior.with_draws(num_samples)
         return self.posterior.to_arviz(num_samples, coords=coords, dims=dims)
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import pyro
 import pyro.distributions as dist
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_nflows import IWAE, VI, AutoCIF, AutoFlow
+from pyro_nflows import IWAE, SBC, VI, AutoCIF, AutoFlow
 from pyro_nflows.diagnostics.verdict import Outcome
 from pyro_nflows.engine import History
 from pyro_nflows.engine.lazy import RowState
@@ -202,6 +203,34 @@ def test_further_draws_are_weighed_too(fitted):
     more = fitted.posterior.with_draws(num + 50)
     assert len(more.draws.z) == num + 50
     assert more.log_weight[num:].isfinite().all()
+
+
+def test_it_is_saved_loaded_copied_and_shown(fitted, tmp_path):
+    path = tmp_path / "fit.pt"
+    fitted.save(path)
+    sentence = fitted.verdict().sentence
+    with_data, without = VI.load(path, AutoFlow(groups), data()), VI.load(path, AutoFlow(groups))
+    for again in (with_data, without, copy.deepcopy(fitted), pickle.loads(pickle.dumps(fitted))):
+        assert again.verdict().sentence == sentence
+        assert torch.equal(again.log_weight, fitted.log_weight)
+    shown = fitted.to_arviz(100)
+    assert shown["posterior"]["z"].dims == ("chain", "draw", "groups")
+    assert "log_weight" in shown["sample_stats"]
+
+
+def test_what_needs_all_rows_at_each_step_is_refused(fitted):
+    with pytest.raises(ValueError, match="Markov chains take the gradient of all rows"):
+        fitted.refine(10)
+    with pytest.raises(ValueError, match="SBC: the model has latents in a subsampled plate"):
+        SBC(AutoFlow(groups), num_simulations=2, progress_bar=False).run(data())
+
+
+def test_parameters_of_the_model_are_refused():
+    def model(y):
+        groups(y + pyro.param("shift", torch.tensor(0.0)))
+
+    with pytest.raises(ValueError, match=r"parameters of its own \(pyro\.param\)"):
+        VI(AutoFlow(model), progress_bar=False).run(data())
 
 
 @pytest.mark.parametrize("what", ["outside", "rows"])
