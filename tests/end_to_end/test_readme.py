@@ -135,7 +135,17 @@ def works_with_pyros_tools(names: Names) -> None:
     assert torch.equal(names["again"].median()["a"], names["middle"]["a"])
 
 
+def has_right_means(names: Names) -> None:
+    """Of y ~ N(mu, 2), and of rows shrunk half-way towards mu."""
+    y, draws = names["y"], names["vi"].get_samples(500)
+    assert names["vi"].diagnostics()["outcome"] in GOOD
+    assert abs(float(draws["mu"].mean() - y.mean())) < 5 * (2 / 1000) ** 0.5 / 500**0.5 + 1e-3
+    expected = 0.5 * (y + y.mean())
+    assert float((draws["z"].mean(0) - expected).square().mean()) ** 0.5 < 0.1
+
+
 REACHED: dict[str, Callable[[Names], None]] = {
+    "big_models": has_right_means,
     "index": is_trusted,
     "how_to_choose": is_refined_and_calibrated,
     "plain_svi": has_converged,
@@ -148,6 +158,10 @@ def start_of(page: str) -> Names:
     """What a page's first example takes for granted."""
     if page == "with_pyros_tools":
         return {"__name__": "__main__"}
+    if page == "big_models":
+        y = 1 + 2**0.5 * torch.randn(1000, generator=torch.Generator().manual_seed(0))
+        names = {"pyro": pyro, "dist": dist, "torch": torch, "y": y, "new_y": y[:500]}
+        return names | {thing.__name__: thing for thing in (VI, AutoFlow, SVI, Trace_ELBO)}
     given = [VI, SBC, AutoFlow, AutoCIF, ELBO, SVI, Trace_ELBO, ClippedAdam, MyLayer]
     guide = AutoFlow(normal)
     names: Names = {"model": normal, "data": DATA, "guide": guide, "torch": torch, "optim": Adam({"lr": 1e-3})}
