@@ -31,8 +31,7 @@ def on_plates(
     if len(hierarchy.top):
         if any(1 < block.row_dim <= MAX_ROW_DIM for block in hierarchy.blocks):
             layers.insert(1, PlateShear(hierarchy, MAX_ROW_DIM))
-        outside = top(len(hierarchy.top))
-        if hierarchy.subsampled:  # an affine layer that can be moved without moving what rows make of its image
-            outside = Chain(TriangularAffine(len(hierarchy.top)), outside)
+        # The affine layer can be moved without moving what rows make of its image.
+        outside = Chain(TriangularAffine(len(hierarchy.top)), top(len(hierarchy.top)))
         layers.insert(0, Split(outside, hierarchy.dim))
     return Chain(*layers)

@@ -69,14 +69,8 @@ class SavedGuide(JointGuide):
         return new
 
     @property
-    def hierarchy(self) -> Hierarchy:
-        """The plates that it follows.
-
-        :raises RuntimeError: where it follows none, or before its first call.
-        """
-        if self._hierarchy is None:
-            raise RuntimeError(f"{type(self).__name__} follows no plates, or has not been called yet")
-
+    def hierarchy(self) -> Hierarchy | None:
+        """The plates that it follows; None for a joint guide, and before the first call."""
         return self._hierarchy
 
     @property

@@ -11,7 +11,6 @@ from ..flows.whitened import Whitened
 from ..guides import AutoFlow
 from ..layers import Rescaled
 from ..model.bound import BoundModel
-from ..model.feasible import named_plates
 from ..model.row_terms import RowTerms
 from ..system.exclusive import seeded, validation
 from ..system.signals import imported
@@ -24,13 +23,6 @@ from .running import NEEDED
 
 #: Draws that are judged and kept: so many numbers at most, and draws at least and at most.
 MOST_NUMBERS, FEWEST, MOST = 2**26, 500, 4000
-
-
-def is_subsampled(guide: AutoFlow, call: Call) -> bool:
-    """Whether a model has latents in a subsampled plate, so that a run of it has some of them only."""
-    with validation(False), named_plates(), seeded(0):
-        guide.set_up(*call)
-    return guide.subsamples
 
 
 def run_minibatches(

@@ -29,6 +29,7 @@ from ..flows.whitened import Whitened
 from ..guides import AutoFlow
 from ..layers import PlateAffine, Split, TriangularAffine
 from ..layers.base import Chain
+from ..model.hierarchy import Hierarchy
 from ..model.row_terms import RowTerms
 from ..model.rows import Rows
 from ..modes.gaussians import gaussian_at, put_top
@@ -64,7 +65,7 @@ class Minibatches:
 
     def __init__(self, guide: AutoFlow, terms: RowTerms, plan: Plan, history: History):
         self.guide, self.terms, self.plan, self.history = guide, terms, plan, history
-        self.layer, self.whole = guide.plain_layer(), guide.hierarchy
+        self.layer, self.whole = guide.plain_layer(), cast(Hierarchy, guide.hierarchy)
         self.small = guide.layer_over(terms.hierarchy, terms.joint.latents.init_loc())
 
     def rows(self, numbers: Tensor) -> Rows:

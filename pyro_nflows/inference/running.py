@@ -43,6 +43,10 @@ NEEDED = "torch.fx.experimental.symbolic_shapes", "scipy.optimize"
 Keep = Callable[[Posterior], None]
 
 
+class RowsAreSubsampled(Exception):
+    """A run of the model has some of the latents only: :mod:`~pyro_nflows.inference.minibatch_run` is for that."""
+
+
 class Fitter:
     """Fits a guide, at one call's arguments after another's; recordings of the model are used again.
 
@@ -90,10 +94,7 @@ class Fitter:
         with validation(False), named_plates():  # an infeasible start is dealt with below
             guide.set_up(args, kwargs)
         if guide.subsamples:
-            raise ValueError(
-                f"VI: {type(guide).__name__} has latents in subsampled plates, and VI draws all latents at once. "
-                "Train it with SVI; or remove subsample_size"
-            )
+            raise RowsAreSubsampled
         joint = LogJoint(BoundModel(guide.bare_model, args, kwargs), guide.latents)
         loc = check_start(joint)
         joint.prepare()

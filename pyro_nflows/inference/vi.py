@@ -17,13 +17,13 @@ from ..system.signals import uninterrupted
 from .checkpoint import load_fit, take_fit
 from .elbo import ELBO
 from .fit import fit_all
-from .minibatch_run import is_subsampled, run_minibatches
+from .minibatch_run import run_minibatches
 from .plan import Plan, check_guide
 from .portable import is_packed, packed, unpacked
 from .posterior import Call, Posterior
 from .refine import Refined
 from .resume import Checkpoint, check_file
-from .running import Fitter
+from .running import Fitter, RowsAreSubsampled
 
 
 class VI:
@@ -105,17 +105,17 @@ class VI:
             the checkpoint is damaged, or of other data or settings.
         """
         call = usable((args, kwargs))
-        if is_subsampled(self.guide, call):
-            run_minibatches(self.guide, self.plan, call, self._keep, self.checkpoint)
-            return self
         checkpoint = self._checkpoint(call)
         if checkpoint is not None and checkpoint.fit is not None:
             self._keep(self._finished(checkpoint.fit, call))
             return self
         self._fitter = fitter = self._fitter or Fitter(self.guide)
-        with fitter.ready(self.plan, call, self._keep, checkpoint) as ready:
-            fits = fit_all(ready.trainer, self.guide, self.plan, ready.locs)
-            fitter.judge(self.plan, ready, fits)
+        try:
+            with fitter.ready(self.plan, call, self._keep, checkpoint) as ready:
+                fits = fit_all(ready.trainer, self.guide, self.plan, ready.locs)
+                fitter.judge(self.plan, ready, fits)
+        except RowsAreSubsampled:
+            run_minibatches(self.guide, self.plan, call, self._keep, self.checkpoint)
         return self
 
     def _finished(self, fit: dict[str, Any], call: Call) -> Posterior:
