@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import init_to_median
@@ -28,7 +27,6 @@ from ..model.hierarchy import Hierarchy
 from ..model.log_joint import LogJoint
 from ..system.exclusive import validation
 from . import checks, row_checks, sites
-from .amortized import typical
 from .joint import Centers, shown
 from .rows import RowGuide
 from .structure import Structure, chosen, described, whitened
@@ -135,19 +133,6 @@ class AutoFlow(RowGuide):
             new.set_up(args, kwargs)
         return new
 
-    def make_layer(self, loc: Tensor, modes: tuple[int, int] | None = None) -> Whitened:
-        """This guide's flow with its affine end.
-
-        :param loc: where the end is to start, ``(latent_dim,)``.
-        :param modes: components and block size of a mixture to put the flow on; see
-            :func:`~pyro_nflows.flows.on_modes`.
-        """
-        build, hierarchy = cast(flows.Build, self.build), self._hierarchy
-        if self.amortize and hierarchy is not None and hierarchy.subsampled:
-            rows = typical(hierarchy)
-            loc, hierarchy = loc if len(loc) == rows.hierarchy.dim else loc[rows.columns], rows.hierarchy
-        return whitened(type(self).__name__, build, loc, self.init_scale, hierarchy, modes, self._full_rank)
-
     def recenter(self, centering: Mapping[str, Tensor]) -> None:
         """Take other coordinates for the sites of a hierarchy, and a fresh flow in them."""
         self.centering = dict(centering)
@@ -208,26 +193,6 @@ class AutoFlow(RowGuide):
         """A fresh :class:`~pyro_nflows.FlowDistribution` over the flat unconstrained latent."""
         row_checks.need_rows(type(self).__name__, self.amortizer)
         return FlowDistribution(self._current_layer(), path_gradient=True)
-
-    def _current_layer(self) -> Layer:
-        layer = self._modules.get("layer")  # as an attribute, within a call of the guide, it costs a ``pyro.module``
-        if layer is None:
-            return self._need_setup()
-        return self.registered_layer() if self._pyro_context.active else cast(Layer, layer)
-
-    def registered_layer(self) -> Layer:
-        """The flow, after announcing its parameters as ``pyro.param`` sites (as a call of the guide does)."""
-        layer: Layer = self._modules["layer"]  # type: ignore[assignment]
-        with self._pyro_context:
-            if pyro.settings.get("module_local_params"):
-                return self.layer  # type: ignore[return-value]
-            name = self._pyro_get_fullname("layer")
-            if self._claims_store:
-                self._claims_store = False
-                checks.forget_params(name, layer)
-            checks.check_param_store(type(self).__name__, name, layer)
-            pyro.module(name, layer, update_module_params=True)
-        return layer
 
     def layer_on(self, joint: LogJoint) -> Layer:
         """The flow, with its own parameters, for draws by the model at the arguments of a log joint.

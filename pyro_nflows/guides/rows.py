@@ -32,8 +32,24 @@ class RowGuide(SavedGuide):
     _prototype_frames: dict[str, Any]
 
     def _current_layer(self) -> Layer:
-        """The flow, its parameters announced to Pyro within a call."""
-        raise NotImplementedError
+        layer = self._modules.get("layer")  # as an attribute, within a call of the guide, it costs a ``pyro.module``
+        if layer is None:
+            return self._need_setup()
+        return self.registered_layer() if self._pyro_context.active else cast(Layer, layer)
+
+    def registered_layer(self) -> Layer:
+        """The flow, after announcing its parameters as ``pyro.param`` sites (as a call of the guide does)."""
+        layer: Layer = self._modules["layer"]  # type: ignore[assignment]
+        with self._pyro_context:
+            if pyro.settings.get("module_local_params"):
+                return self.layer  # type: ignore[return-value]
+            name = self._pyro_get_fullname("layer")
+            if self._claims_store:
+                self._claims_store = False
+                checks.forget_params(name, layer)
+            checks.check_param_store(type(self).__name__, name, layer)
+            pyro.module(name, layer, update_module_params=True)
+        return layer
 
     @property
     def subsamples(self) -> bool:

@@ -1,7 +1,7 @@
 """Copying, pickling, saving and loading of a guide: all but the model, which cannot be saved."""
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -10,9 +10,10 @@ from ..flows.whitened import Whitened
 from ..layers import Rescaled
 from ..model.hierarchy import Hierarchy
 from . import checks
-from .amortized import Amortizer
+from .amortized import Amortizer, typical
 from .joint import JointGuide
 from .state import decoded, encoded, listed, unlisted
+from .structure import whitened
 
 
 class SavedGuide(JointGuide):
@@ -33,8 +34,17 @@ class SavedGuide(JointGuide):
         return self.amortize if isinstance(self.amortize, nn.Module) else None
 
     def make_layer(self, loc: Tensor, modes: tuple[int, int] | None = None) -> Whitened:
-        """This guide's flow with its affine end."""
-        raise NotImplementedError
+        """This guide's flow with its affine end.
+
+        :param loc: where the end is to start, ``(latent_dim,)``.
+        :param modes: components and block size of a mixture to put the flow on; see
+            :func:`~pyro_nflows.flows.on_modes`.
+        """
+        build, hierarchy = cast(flows.Build, self.build), self._hierarchy
+        if self.amortize and hierarchy is not None and hierarchy.subsampled:
+            rows = typical(hierarchy)
+            loc, hierarchy = loc if len(loc) == rows.hierarchy.dim else loc[rows.columns], rows.hierarchy
+        return whitened(type(self).__name__, build, loc, self.init_scale, hierarchy, modes, self._full_rank)
 
     @property
     def site_shapes(self) -> checks.Shapes:

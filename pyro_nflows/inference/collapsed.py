@@ -17,7 +17,7 @@ for Cognitive Models via Importance Sampling.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from torch import Tensor
 from ..diagnostics.verdict import effective, tail_index
 from ..flows.by_row import ByRow, draw_by_row
 from ..flows.whitened import Whitened
-from ..layers import TriangularAffine
+from ..layers import PlateAffine, TriangularAffine
 from ..model.row_terms import RowTerms
 from ..model.rows import Rows
 from ..nets.views import on_rows
@@ -155,6 +155,12 @@ class Collapser:
         for block, part in zip(terms.hierarchy.blocks, found.rows):
             log_q = log_q.index_add(-1, terms.hierarchy.index_in(block, terms.plate), part)
         return outside - found.outside, rows - log_q
+
+
+def collapser_of(layer: Whitened, terms: RowTerms) -> Collapser:
+    """What weighs draws of a layer over all rows."""
+    whole = cast(PlateAffine, layer.end).hierarchy
+    return Collapser(layer, terms, lambda numbers: Rows.of(whole, {terms.plate: numbers}))
 
 
 @torch.no_grad()

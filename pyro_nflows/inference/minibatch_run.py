@@ -14,11 +14,12 @@ from ..model.bound import BoundModel
 from ..model.row_terms import RowTerms
 from ..system.exclusive import seeded, validation
 from ..system.signals import imported
+from .collapsed import collapser_of
 from .elbo import ELBO
 from .minibatches import Minibatches
 from .plan import Plan
 from .posterior import Call
-from .row_posterior import RowPosterior, collapser_of, weighed_draws
+from .row_posterior import RowPosterior, weighed_draws
 from .running import NEEDED
 
 #: Draws that are judged and kept: so many numbers at most, and draws at least and at most.

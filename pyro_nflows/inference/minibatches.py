@@ -36,7 +36,7 @@ from ..modes.gaussians import gaussian_at, put_top
 from ..modes.pathfinder import best_start
 from ..objectives.base import Gradient, Objective
 from ..objectives.draws import base_noise
-from .collapsed import Collapser, move
+from .collapsed import collapser_of, move
 from .plan import Plan
 from .row_starts import place_rows
 
@@ -152,7 +152,7 @@ class Minibatches:
         affine = _first_affine(self.layer)
         if affine is None or self.history.interrupted:
             return
-        collapser, num = Collapser(self.layer, self.terms, self.rows), max(NUM_CORRECTING, 20 * affine.input_dim)
+        collapser, num = collapser_of(self.layer, self.terms), max(NUM_CORRECTING, 20 * affine.input_dim)
         best, best_ess = copy.deepcopy(affine.state_dict()), -1.0
         for _ in range(MAX_CORRECTIONS):
             found = collapser.weigh(num, int(torch.randint(2**31, ())))

@@ -150,9 +150,12 @@ class Posterior:
         missing = num_samples - len(self.draws.z)
         if missing <= 0:
             return self
+        return replace(self, draws=concatenate([self.draws, self._further(missing)]), values=None)
+
+    def _further(self, num_samples: int) -> Draws:
+        """Fresh draws with their weights."""
         with self._own_parameters():
-            more = sound(sample(self.log_joint(), self.layer, missing))
-        return replace(self, draws=concatenate([self.draws, more]), values=None)
+            return sound(sample(self.log_joint(), self.layer, num_samples))
 
     def log_joint(self) -> LogDensity:
         """The model's log density at the data of the run: of rows of the flat unconstrained latent.

@@ -1,7 +1,7 @@
 """What a fit by minibatches leaves: a posterior whose evidence is of what is outside of the plate, and of each row."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import pyro
@@ -12,20 +12,12 @@ from ..arviz import to_arviz
 from ..diagnostics.findings import RowFit
 from ..diagnostics.verdict import Outcome, Verdict, choose, with_rows
 from ..flows.whitened import Whitened
-from ..layers import PlateAffine
 from ..model.bound import BoundModel
 from ..model.row_terms import RowTerms
-from ..model.rows import Rows
-from ..objectives.draws import Draws, concatenate
+from ..objectives.draws import Draws
 from ..system.exclusive import exclusive, seeded
-from .collapsed import Collapser
+from .collapsed import Collapser, collapser_of
 from .posterior import Posterior
-
-
-def collapser_of(layer: Whitened, terms: RowTerms) -> Collapser:
-    """What weighs draws of a layer over all rows."""
-    whole = cast(PlateAffine, layer.end).hierarchy
-    return Collapser(layer, terms, lambda numbers: Rows.of(whole, {terms.plate: numbers}))
 
 
 def weighed_draws(collapser: Collapser, num_samples: int) -> tuple[Draws, RowFit]:
@@ -54,22 +46,11 @@ class RowPosterior(Posterior):
         """What to make of the draws: an outcome and one sentence, which says what it rests on."""
         return with_rows(super().verdict(), self.row_fit)
 
-    @exclusive()
-    @torch.no_grad()
-    def with_draws(self, num_samples: int) -> "RowPosterior":
-        """This posterior, with so many draws at least: further ones are drawn from the flow where there are fewer.
-
-        :raises ValueError: if there are fewer, and the model's arguments are not at hand.
-        """
-        missing = num_samples - len(self.draws.z)
-        if missing <= 0:
-            return self
+    def _further(self, num_samples: int) -> Draws:
         args, kwargs = self._need_call()
         terms = RowTerms(BoundModel(self.guide.bare_model, args, kwargs), self.guide.latents)
-        layer = self.layer.plain()
         with seeded(self.seed + len(self.draws.z)):
-            more, _ = weighed_draws(collapser_of(layer, terms), missing)  # type: ignore[arg-type]
-        return replace(self, draws=concatenate([self.draws, more]), values=None)
+            return weighed_draws(collapser_of(cast(Whitened, self.layer.plain()), terms), num_samples)[0]
 
     def refine(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: Markov chains would take the gradient over all rows at each step.

@@ -16,9 +16,10 @@ from pyro_nflows.engine import History
 from pyro_nflows.engine.lazy import RowState
 from pyro_nflows.flows.by_row import draw_by_row
 from pyro_nflows.flows.upweighted import Upweighted
+from pyro_nflows.inference.collapsed import collapser_of
 from pyro_nflows.inference.minibatches import Minibatches, minibatches
 from pyro_nflows.inference.plan import Plan
-from pyro_nflows.inference.row_posterior import collapser_of, weighed_draws
+from pyro_nflows.inference.row_posterior import weighed_draws
 from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint
 from pyro_nflows.model.row_terms import RowTerms
