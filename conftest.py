@@ -42,6 +42,12 @@ def clean_start() -> None:
     start_afresh()
 
 
+@pytest.fixture(autouse=True)
+def names_of_examples(doctest_namespace: dict[str, object]) -> None:
+    """What every example is written with, whatever the module that it stands in happens to import."""
+    doctest_namespace.update(pyro=pyro, dist=pyro.distributions, torch=torch)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:
