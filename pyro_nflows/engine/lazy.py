@@ -1,6 +1,6 @@
 """Training of some rows' numbers at a time: a step costs as much as the rows that it has, however many there are."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ class RowState:
     how a row depends on what is outside of its plate moves the less, the more rows there are that tell of that.
 
     :param layer: over all rows.
+    :param leaves: trainable tensors of the model's own, which each step has.
+    :param factors: by the name of a parameter, for a layer that has no numbers of each row: all of it is in each step.
 
     Example::
 
@@ -31,13 +33,14 @@ class RowState:
         tensor([0., 5., 1.])
     """
 
-    def __init__(self, layer: nn.Module):
-        self.layer = layer
-        self._parts = list(_parts(layer))
+    def __init__(self, layer: nn.Module, leaves: Sequence[Tensor] = (), factors: Mapping[str, Tensor] | None = None):
+        own = list(_parts(layer)) if factors is None else [(parameter, None) for _, parameter in _trained(layer)]
+        self._parts: list[tuple[Tensor, int | str | None]] = [*own, *((leaf, None) for leaf in leaves)]
         self.params = torch.cat([parameter.detach().reshape(-1) for parameter, _ in self._parts])
         self.mean, self.square, self.steps = (torch.zeros_like(self.params) for _ in range(3))
         self.skipped = self.params.new_zeros(())
-        self.factors = torch.cat(list(_factors(layer)))
+        known = _factors(layer) if factors is None else _expanded(layer, factors)
+        self.factors = torch.cat([*known, *(torch.ones_like(leaf).detach().reshape(-1) for leaf in leaves)])
 
     def index(self, rows: Rows) -> Tensor:
         """Where the parameters of a layer over these rows are among all, in its own order."""
@@ -66,10 +69,25 @@ class RowState:
 
     @torch.no_grad()
     def write(self) -> None:
-        """Put the parameters into the layer."""
+        """Put the parameters into the layer, and into the leaves."""
         sizes = [parameter.numel() for parameter, _ in self._parts]
         for (parameter, _), part in zip(self._parts, self.params.split(sizes)):
             parameter.copy_(part.view(parameter.shape))
+
+
+#: Up to so many rows take full steps where they say how rows depend on what is outside of their plate.
+FEW_ROWS = 1000
+
+
+def dependence_factor(num_rows: int) -> float:
+    """What steps are multiplied by in numbers that say how so many rows depend on what is outside of their plate.
+
+    Example::
+
+        >>> dependence_factor(10_000)
+        0.1
+    """
+    return min(1.0, FEW_ROWS / num_rows)
 
 
 def _parts(layer: nn.Module) -> Iterator[tuple[nn.Parameter, int | str | None]]:
@@ -88,10 +106,6 @@ def _parts(layer: nn.Module) -> Iterator[tuple[nn.Parameter, int | str | None]]:
             yield parameter, None
 
 
-#: Tables of up to so many rows take full steps where they say how rows depend on what is outside of their plate.
-FEW_ROWS = 1000
-
-
 @torch.no_grad()
 def _factors(layer: nn.Module) -> Iterator[Tensor]:
     """For each parameter, in order."""
@@ -101,8 +115,17 @@ def _factors(layer: nn.Module) -> Iterator[Tensor]:
     for module in layer.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if isinstance(module, Table):
-                factor = min(1.0, FEW_ROWS / len(parameter)) if module.reads_above else 1.0
+                factor = dependence_factor(len(parameter)) if module.reads_above else 1.0
                 known[id(parameter)] = torch.full_like(parameter, factor)
             known.setdefault(id(parameter), torch.full_like(parameter, step_factor(module, name)))
     for parameter in layer.parameters():
         yield known[id(parameter)].reshape(-1)
+
+
+def _expanded(layer: nn.Module, factors: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    """Factors that are given, one for each number."""
+    return (factors[name].expand_as(parameter).reshape(-1) for name, parameter in _trained(layer))
+
+
+def _trained(layer: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, parameter) for name, parameter in layer.named_parameters() if parameter.requires_grad)

@@ -1,7 +1,7 @@
 """Rows of subsampled plates whose numbers come from an encoder of their data, in place of a table."""
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from ..model.hierarchy import Block, Hierarchy
 from ..model.rows import Rows
 from ..nets.row_encoder import RowEncoder, RowInput, RowNumbers
 from ..nets.table import Table
-from ..nets.views import on_rows, with_parameters
+from ..nets.views import with_parameters
 from . import row_checks
 
 #: The flat numbers of the end, and how they are called in a guide's layer.
@@ -117,37 +117,64 @@ class Amortizer(nn.Module):
             inputs = inputs_of(name, trace, whole.blocks[number])
             seen[number] = row_data(name, trace, whole.blocks[number], inputs)
             num_features = RowEncoder(inputs).output_dim if encoder is None else _width(name, encoder, seen[number][1])
-            size = sum(torch.Size(shape[1:]).numel() for shape in tables(layer.layer, number).values())
-            size += 2 * whole.blocks[number].row_dim
+            size = sum(slot.size for slot in slots(layer.layer, layer.factors, number, whole.blocks[number].row_dim))
             known[str(number)] = [[list(part) for part in inputs], num_features, size]
         new = Amortizer(known, encoder).to(like)
         for number in numbers:
             cast(RowNumbers, new.blocks[str(number)]).start(seen[number][0])
         return new
 
-    def view(self, name: str, layer: Rescaled, rows: Rows, trace: Any) -> Whitened:
+    def view(self, name: str, layer: Whitened, factors: Mapping[str, float], rows: Rows, trace: Any) -> Whitened:
         """The layer for the rows of a call, with their numbers.
 
         :param name: of the guide's class, for errors.
-        :param layer: of the typical rows.
+        :param layer: of the typical rows, looked up for as many rows, its parameters in their own units.
+        :param factors: how far a step moves each of its parameters (:attr:`~pyro_nflows.layers.Rescaled.factors`).
         :param rows: as many rows like these.
         :param trace: of a run of the model with the rows of the call.
         """
-        view = cast(Whitened, on_rows(layer, rows))
-        given: dict[str, Tensor] = dict(view.named_parameters())
-        for number, part in ((int(n), cast(RowNumbers, part)) for n, part in self.blocks.items()):
+        given: dict[str, Tensor] = dict(layer.named_parameters())
+        for number, part in self.parts():
             block = rows.hierarchy.blocks[number]
             numbers = part(*row_data(name, trace, block, part.inputs))
             if len(numbers) != block.num_rows:
                 raise row_checks.encoded_rows(name, tuple(numbers.shape), block.num_rows)
-            for key in FLAT:
-                own, numbers = numbers[:, : block.row_dim], numbers[:, block.row_dim :]
-                given[key] = given[key].index_add(0, block.columns.reshape(-1).to(own.device), own.reshape(-1))
-            for key, shape in tables(view, number).items():
-                size = torch.Size(shape[1:]).numel()
-                own, numbers = numbers[:, :size].reshape(shape), numbers[:, size:]
-                given[key] = given[key] + layer.factors[key] * own
-        return with_parameters(view, given)
+            places = slots(layer, factors, number, block.row_dim)
+            for slot, own in zip(places, numbers.split([slot.size for slot in places], -1)):
+                if slot.name in FLAT:
+                    at = block.columns.reshape(-1).to(own.device)
+                    given[slot.name] = given[slot.name].index_add(0, at, own.reshape(-1))
+                else:
+                    own = own.reshape(len(own), *given[slot.name].shape[1:])
+                    given[slot.name] = given[slot.name] + slot.factor * own
+        return with_parameters(layer, given)
+
+    def parts(self) -> Iterator[tuple[int, RowNumbers]]:
+        """The number of each block with its encoder."""
+        return ((int(number), cast(RowNumbers, part)) for number, part in self.blocks.items())
+
+
+class Slot(NamedTuple):
+    """Some of the numbers that an encoder gives for a row.
+
+    :param name: of the layer's parameter that they are added to.
+    :param size: how many there are.
+    :param factor: by which they are multiplied.
+    """
+
+    name: str
+    size: int
+    factor: float
+
+
+def slots(layer: nn.Module, factors: Mapping[str, float], number: int, row_dim: int) -> list[Slot]:
+    """What the numbers of a block's rows are, in the order in which an encoder gives them.
+
+    :param layer: a flow that follows plates.
+    :param factors: of its parameters; see :meth:`Amortizer.view`.
+    """
+    flat = [Slot(name, row_dim, 1.0) for name in FLAT]
+    return [*flat, *(Slot(n, torch.Size(at[1:]).numel(), factors[n]) for n, at in tables(layer, number).items())]
 
 
 def tables(layer: nn.Module, number: int) -> dict[str, torch.Size]:

@@ -1,6 +1,7 @@
 """Guides of subsampled plates: a call draws the rows of a minibatch, by a table of all rows' numbers or an encoder."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import pyro
@@ -88,9 +89,12 @@ class RowGuide(SavedGuide):
         return self._draw(sites.points(latents, model, latent, args, kwargs), plates)
 
     def _sample_rows(
-        self, plates: minibatch.Plates, args: Any, kwargs: Any
+        self, plates: minibatch.Plates, args: Any, kwargs: Any, outer: AbstractContextManager[Any] | None = None
     ) -> tuple[Latents, Callable[..., Any], Tensor]:
-        """The latents of the rows that plates have, the model with these rows, and a flat draw."""
+        """The latents of the rows that plates have, the model with these rows, and a flat draw.
+
+        :param outer: what the draw is made in; the model, which may have plates along the same dimension, is not.
+        """
         name, whole = type(self).__name__, self._hierarchy
         if whole is None:
             raise checks.need_setup(name)
@@ -101,15 +105,17 @@ class RowGuide(SavedGuide):
             outside, rows = on_rows(layer, Rows.none(whole)), Rows.of(whole, chosen)
             view, latents = cast(Whitened, on_rows(layer, rows)), latents_on_rows(self.latents, chosen)
         else:
-            amortizer = self._current_amortizer()
-            layer = self._current_layer()
+            amortizer, layer = self._current_amortizer(), cast(Rescaled, self._current_layer())
             alike = {plate: torch.zeros_like(at) for plate, at in chosen.items()}
             whole = typical(whole).hierarchy
             outside, rows = on_rows(layer, Rows.none(whole)), Rows.of(whole, alike)
-            view = amortizer.view(name, cast(Rescaled, layer), rows, self._look(model, args, kwargs))
+            view = cast(Whitened, on_rows(layer, rows))
+            view = amortizer.view(name, view, layer.factors, rows, self._look(model, args, kwargs))
             latents = latents_on_rows(self.latents, alike)
         auxiliary = f"_{self._pyro_name}_latent"
-        return latents, model, minibatch.sample_rows(auxiliary, outside, view, rows.hierarchy, self.latents, plates)
+        with outer or nullcontext():
+            z = minibatch.sample_rows(auxiliary, outside, view, rows.hierarchy, self.latents, plates)
+        return latents, model, z
 
     def _current_amortizer(self) -> Amortizer:
         """The encoders, after announcing their parameters to Pyro within a call."""
@@ -149,8 +155,8 @@ class RowGuide(SavedGuide):
             raise row_checks.no_rows(type(self).__name__)
         with poutine.block():
             plates = self._create_plates(*args, **kwargs)
-            with pyro.plate("_draws", num_samples, dim=-1 - minibatch.nesting_of(self.latents)):
-                latents, model, latent = self._sample_rows(plates, args, kwargs)
+            draws = pyro.plate("_draws", num_samples, dim=-1 - minibatch.nesting_of(self.latents))
+            latents, model, latent = self._sample_rows(plates, args, kwargs, draws)
             z = latent.reshape(num_samples, -1)
             if not latents.moving:
                 return latents.constrain(z)

@@ -50,8 +50,8 @@ def take_fit(state: dict[str, Any], guide: AutoFlow, call: Call) -> Posterior:
     if state["arguments"] and not (call[0] or call[1]):
         return found
     guide.receive(*call)
+    _take_leaves(found, call)
     if not isinstance(found, RowPosterior):
-        _take_leaves(guide, found, call)
         _check_model(guide, found, call)
     return replace(found, call=call, values=None)
 
@@ -63,9 +63,10 @@ def restored(state: dict[str, Any], guide: AutoFlow) -> Posterior:
     """
     history, draws = History(), Draws(*state["draws"])
     history.take(state["history"])
-    rows = state.get("row_fit")
-    kind = Posterior if rows is None else functools.partial(RowPosterior, row_fit=RowFit(**rows))
-    return kind(
+    rows, kind = state.get("row_fit"), cast(Any, Posterior)
+    if rows is not None:
+        kind = functools.partial(RowPosterior, row_fit=RowFit(**rows), amortizer=guide.amortizer)
+    found: Posterior = kind(
         guide,
         cast(Rescaled, guide.layer),
         None,
@@ -79,6 +80,7 @@ def restored(state: dict[str, Any], guide: AutoFlow) -> Posterior:
         state["leaves"],
         expanded(state["values"], draws.z),
     )
+    return found
 
 
 def _take_guide(state: dict[str, Any], guide: AutoFlow) -> None:
@@ -96,10 +98,10 @@ def _take_guide(state: dict[str, Any], guide: AutoFlow) -> None:
         ) from error
 
 
-def _take_leaves(guide: AutoFlow, found: Posterior, call: Call) -> None:
+def _take_leaves(found: Posterior, call: Call) -> None:
     """Put the model's own parameters to where they were."""
     values: list[Tensor] = list(found.leaves)
-    leaves = LogJoint(BoundModel(guide.bare_model, *call), guide.latents).leaves(found.draws.z[0])
+    leaves = found.own_leaves(call)
     then, now = [list(value.shape) for value in values], [list(leaf.shape) for leaf in leaves]
     if then != now:
         raise ValueError(

@@ -26,10 +26,12 @@ from ..diagnostics.verdict import effective, tail_index
 from ..flows.by_row import ByRow, draw_by_row
 from ..flows.whitened import Whitened
 from ..layers import PlateAffine, TriangularAffine
+from ..model.hierarchy import Hierarchy
 from ..model.row_terms import RowTerms
 from ..model.rows import Rows
 from ..nets.views import on_rows
 from ..numerics import log_scale_and_lower, quasi_normal
+from .encoded import EncodedRows
 
 #: Draws of each row for each draw of what is outside, at first and at most.
 NUM_INNER, MAX_INNER = 2, 64
@@ -58,12 +60,12 @@ class Outside(NamedTuple):
 class Collapser:
     """Weighs draws of a layer over all rows, minibatch after minibatch.
 
-    :param layer: the flow.
+    :param layer: the flow; of all rows, or of those that the model is at.
     :param terms: the model on chosen rows.
     :param rows: makes chosen rows of their numbers.
     """
 
-    layer: Whitened
+    layer: Whitened | EncodedRows
     terms: RowTerms
     rows: Callable[[Tensor], Rows]
 
@@ -134,7 +136,7 @@ class Collapser:
             place = torch.arange(start, start + terms.size)
             numbers, counts = place % terms.num_rows, (place < terms.num_rows).double()
             terms.choose(numbers)
-            yield numbers, counts, on_rows(self.layer, self.rows(numbers))
+            yield numbers, counts, cast(Whitened, on_rows(self.layer, self.rows(numbers)))
 
     def _pieces(self, view: Whitened, base: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
         size = max(1, AT_ONCE // self.terms.hierarchy.dim)
@@ -157,10 +159,15 @@ class Collapser:
         return outside - found.outside, rows - log_q
 
 
-def collapser_of(layer: Whitened, terms: RowTerms) -> Collapser:
-    """What weighs draws of a layer over all rows."""
-    whole = cast(PlateAffine, layer.end).hierarchy
-    return Collapser(layer, terms, lambda numbers: Rows.of(whole, {terms.plate: numbers}))
+def collapser_of(layer: Whitened | EncodedRows, terms: RowTerms, whole: Hierarchy | None = None) -> Collapser:
+    """What weighs draws of a layer over all rows.
+
+    :param layer: the flow; of all rows, or of those that the model is at.
+    :param terms: the model on chosen rows.
+    :param whole: the hierarchy of all rows; by default that of the flow's end.
+    """
+    known = cast(PlateAffine, layer.end).hierarchy if whole is None else whole
+    return Collapser(layer, terms, lambda numbers: Rows.of(known, {terms.plate: numbers}))
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ r"""A fit by minibatches: a guide that follows a subsampled plate, whose steps c
 import contextlib
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -24,7 +24,6 @@ from ..engine.density_gradient import DensityGradient
 from ..engine.lazy import RowState
 from ..engine.minibatch_steps import MinibatchSteps
 from ..engine.program import Inputs, Program
-from ..flows.upweighted import Upweighted
 from ..flows.whitened import Whitened
 from ..guides import AutoFlow
 from ..layers import PlateAffine, Split, TriangularAffine
@@ -36,9 +35,10 @@ from ..modes.gaussians import gaussian_at, put_top
 from ..modes.pathfinder import best_start
 from ..objectives.base import Gradient, Objective
 from ..objectives.draws import base_noise
-from .collapsed import collapser_of, move
+from .collapsed import Collapser, move
+from .encoded import EncodedRows
 from .plan import Plan
-from .row_starts import place_rows
+from .tabled import TabledRows
 
 #: The round in which the pilot's Gaussian is fitted.
 PILOT = Round(400, 64, 2e-2)
@@ -61,16 +61,23 @@ class Minibatches:
     :param terms: the model on chosen rows.
     :param plan: the engine, the bar, and perhaps how many steps.
     :param history: is told of the steps.
+    :param leaves: the model's own parameters, which are trained too.
     """
 
-    def __init__(self, guide: AutoFlow, terms: RowTerms, plan: Plan, history: History):
-        self.guide, self.terms, self.plan, self.history = guide, terms, plan, history
-        self.layer, self.whole = guide.plain_layer(), cast(Hierarchy, guide.hierarchy)
-        self.small = guide.layer_over(terms.hierarchy, terms.joint.latents.init_loc())
+    def __init__(self, guide: AutoFlow, terms: RowTerms, plan: Plan, history: History, leaves: Sequence[Tensor] = ()):
+        self.guide, self.terms, self.plan, self.history, self.leaves = guide, terms, plan, history, list(leaves)
+        self.whole = cast(Hierarchy, guide.hierarchy)
+        self.of_rows = EncodedRows(guide, terms) if guide.amortize else TabledRows(guide, terms)
+        self.layer = self.of_rows.layer
 
     def rows(self, numbers: Tensor) -> Rows:
         """Chosen rows of the plate."""
         return Rows.of(self.whole, {self.terms.plate: numbers})
+
+    @property
+    def collapser(self) -> Collapser:
+        """What weighs its draws over all rows."""
+        return Collapser(self.of_rows.weighed, self.terms, self.rows)
 
     def fit(self) -> Whitened:
         """The trained layer; after an interrupt, as far as it has come."""
@@ -78,7 +85,7 @@ class Minibatches:
         try:
             self._pilot()
             if not self.history.interrupted:
-                place_rows(cast(PlateAffine, self.layer.end), self.terms, self.rows)
+                self.of_rows.place()
                 self._train(0)
             if not self.history.interrupted:
                 self._train(1)
@@ -89,7 +96,8 @@ class Minibatches:
 
     def _pilot(self) -> None:
         """Start what is outside of the plate at a Gaussian that one minibatch gives."""
-        terms, small = self.terms, self.small
+        terms = self.terms
+        small = self.guide.layer_over(terms.hierarchy, terms.joint.latents.init_loc())
         terms.choose(torch.randperm(terms.num_rows)[: terms.size])
 
         def density(z: Tensor) -> Tensor:
@@ -102,23 +110,20 @@ class Minibatches:
             init = gaussian_at(small, small.end.loc.detach(), self.guide.init_scale)
             best_start(DensityGradient(density), init).place(small)
             trainer.run(Chain(small.end), Objective(), Gradient.PATH, PILOT, "pilot")
-        end, found = cast(PlateAffine, self.layer.end), cast(PlateAffine, small.end)
+        end, found = self.of_rows.end, cast(PlateAffine, small.end)
         with torch.no_grad():
-            end.loc[self.whole.top] = found.loc[terms.hierarchy.top]
+            end.loc[end.hierarchy.top] = found.loc[terms.hierarchy.top]
             put_top(end, terms.factor**-0.5 * found.top_scale_tril())
 
     def _train(self, stage: int) -> None:
         """One round of stochastic gradients: of the affine end alone, or of the whole flow."""
         terms, plan = self.terms, self.plan
-        whole, small = (
-            Upweighted(layer if stage else Chain(layer.end), terms.factor) for layer in (self.layer, self.small)
-        )
+        small, state = self.of_rows.steps(bool(stage), STEP_SIZES[stage], self.leaves)
         num_steps = max(FEWEST[stage], int(VISITS[stage] * terms.factor))
         if not plan.schedule.is_default:
             num_steps = sum(part.num_steps for part in plan.schedule.rounds)
-        state, losses = RowState(whole), list[Tensor]()
-        most = 1e3 * terms.num_rows  # gradients are of all rows
-        program = Program(terms.log_joint, small, Objective(), Gradient.PATH, NUM_PARTICLES, max_norm=most)
+        losses, most = list[Tensor](), 1e3 * terms.num_rows  # gradients are of all rows
+        program = Program(terms.log_joint, small, Objective(), Gradient.PATH, NUM_PARTICLES, self.leaves, most)
         steps, one = MinibatchSteps(program, terms.choose, plan.engine), torch.ones(())
         step_sizes = Round(num_steps, NUM_PARTICLES, STEP_SIZES[stage]).step_sizes(one)
         bar = tqdm(total=num_steps, disable=not plan.progress_bar, unit="step", desc="flow" if stage else "Gaussian")
@@ -152,7 +157,7 @@ class Minibatches:
         affine = _first_affine(self.layer)
         if affine is None or self.history.interrupted:
             return
-        collapser, num = collapser_of(self.layer, self.terms), max(NUM_CORRECTING, 20 * affine.input_dim)
+        collapser, num = self.collapser, max(NUM_CORRECTING, 20 * affine.input_dim)
         best, best_ess = copy.deepcopy(affine.state_dict()), -1.0
         for _ in range(MAX_CORRECTIONS):
             found = collapser.weigh(num, int(torch.randint(2**31, ())))

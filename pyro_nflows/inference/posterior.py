@@ -237,17 +237,20 @@ class Posterior:
         if self.call is None or not self.leaves:
             yield
             return
-        joint = LogJoint(BoundModel(self.guide.bare_model, *self.call), self.guide.latents)
-        with torch.random.fork_rng(devices=[]):
-            leaves = joint.leaves(self.draws.z[0])
+        leaves = self.own_leaves(self.call)
         before = [leaf.detach().clone() for leaf in leaves]
-        with torch.no_grad():
-            put(leaves, self.leaves)
         try:
+            with torch.no_grad():
+                put(leaves, self.leaves)
             yield
         finally:
             with torch.no_grad():
                 put(leaves, before)
+
+    def own_leaves(self, call: Call) -> list[Tensor]:
+        """The trainable tensors of the model's own, as they are now, at some arguments."""
+        with torch.random.fork_rng(devices=[]):
+            return LogJoint(BoundModel(self.guide.bare_model, *call), self.guide.latents).leaves(self.draws.z[0])
 
     def _need_call(self) -> Call:
         if self.call is None:
@@ -292,9 +295,13 @@ class Posterior:
         if self.guide.layer is self.layer:
             return self.guide
         own = copy.deepcopy(self.guide)
-        own.modes = self.modes
-        own.adopt(self.layer)
+        self.give_to(own)
         return own
+
+    def give_to(self, guide: AutoFlow) -> None:
+        """Have a guide take what was trained."""
+        guide.modes = self.modes
+        guide.adopt(self.layer)
 
     def __getstate__(self) -> dict[str, Any]:
         layer = None if self.guide.layer is self.layer else copy.deepcopy(self.layer)

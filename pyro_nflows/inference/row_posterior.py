@@ -2,22 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import pyro
 import torch
 from pyro import distributions as dist
+from torch import Tensor
 
 from ..arviz import to_arviz
 from ..diagnostics.findings import RowFit
 from ..diagnostics.verdict import Outcome, Verdict, choose, with_rows
-from ..flows.whitened import Whitened
+from ..guides import AutoFlow
+from ..guides.amortized import Amortizer
 from ..model.bound import BoundModel
 from ..model.row_terms import RowTerms
 from ..objectives.draws import Draws
 from ..system.exclusive import exclusive, seeded
 from .collapsed import Collapser, collapser_of
-from .posterior import Posterior
+from .encoded import EncodedRows
+from .posterior import Call, Posterior
+from .tabled import TabledRows
 
 
 def weighed_draws(collapser: Collapser, num_samples: int) -> tuple[Draws, RowFit]:
@@ -38,9 +42,16 @@ class RowPosterior(Posterior):
     (:mod:`~pyro_nflows.inference.collapsed`); ``log_p - log_q`` of a draw is that weight.
 
     :param row_fit: the row whose own weights are worst.
+    :param amortizer: encodes the rows' numbers, where there are no tables of them.
     """
 
     row_fit: RowFit = field(default_factory=RowFit)
+    amortizer: Amortizer | None = None
+
+    def give_to(self, guide: AutoFlow) -> None:
+        """Have a guide take what was trained."""
+        super().give_to(guide)
+        guide.amortizer = self.amortizer
 
     def verdict(self) -> Verdict[Outcome]:
         """What to make of the draws: an outcome and one sentence, which says what it rests on."""
@@ -48,9 +59,16 @@ class RowPosterior(Posterior):
 
     def _further(self, num_samples: int) -> Draws:
         args, kwargs = self._need_call()
-        terms = RowTerms(BoundModel(self.guide.bare_model, args, kwargs), self.guide.latents)
-        with seeded(self.seed + len(self.draws.z)):
-            return weighed_draws(collapser_of(cast(Whitened, self.layer.plain()), terms), num_samples)[0]
+        own = self._own_guide()
+        terms = RowTerms(BoundModel(own.bare_model, args, kwargs), own.latents)
+        rows = EncodedRows(own, terms) if self.amortizer is not None else TabledRows(own, terms)
+        with seeded(self.seed + len(self.draws.z)), self._own_parameters():
+            return weighed_draws(collapser_of(rows.weighed, terms, own.hierarchy), num_samples)[0]
+
+    def own_leaves(self, call: Call) -> list[Tensor]:
+        """The trainable tensors of the model's own, as they are now."""
+        with torch.random.fork_rng(devices=[]):
+            return RowTerms(BoundModel(self.guide.bare_model, *call), self.guide.latents).leaves()
 
     def refine(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: Markov chains would take the gradient over all rows at each step.

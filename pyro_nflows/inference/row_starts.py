@@ -5,7 +5,8 @@ r"""Where the rows of a subsampled plate start: at their modes given what is out
 with :math:`\Lambda_i` and :math:`P_{ig}` minus the second derivatives of the row's part of the log joint.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..layers import PlateAffine
 from ..model.row_terms import RowTerms
 from ..model.rows import Rows
-from ..modes.gaussians import put_rows
+from ..modes.gaussians import put_rows, put_top
 from ..modes.plate_curvature import conditionals, precision, probes, root_of
 
 #: Steps of Newton's method, and halvings of a row's step.
@@ -22,23 +23,47 @@ NUM_NEWTON, NUM_HALVINGS = 12, 6
 SETTLED = 1e-3
 
 
+class RowStart(NamedTuple):
+    """Where chosen rows start: their numbers, and the Gaussian of them and of what is outside, as an affine end."""
+
+    numbers: Tensor
+    end: PlateAffine
+
+
+@torch.no_grad()
+def row_starts(terms: RowTerms, scale_tril: Tensor, loc: Callable[[Tensor], Tensor]) -> Iterator[RowStart]:
+    """Where all rows start, minibatch after minibatch.
+
+    :param terms: the model on chosen rows.
+    :param scale_tril: of what is outside of the plate, lower triangular.
+    :param loc: where Newton's method begins: the flat latent of chosen rows, by their numbers.
+    """
+    for start in range(0, terms.num_rows, terms.size):
+        numbers = torch.arange(start, start + terms.size) % terms.num_rows
+        terms.choose(numbers)
+        z, products = _newton(terms, loc(numbers))
+        _, parts = precision(terms.hierarchy, -products.double())
+        end = PlateAffine(terms.hierarchy, z).to(z)
+        put_top(end, scale_tril)
+        put_rows(end, Rows.of(terms.hierarchy, {}), conditionals(terms.hierarchy, scale_tril.double(), parts))
+        yield RowStart(numbers, end)
+
+
 @torch.no_grad()
 def place_rows(end: PlateAffine, terms: RowTerms, rows_of: Callable[[Tensor], Rows]) -> None:
-    """Start all rows of a guide's affine end, minibatch after minibatch, given where what is outside is.
+    """Start all rows of a guide's affine end, given where what is outside is.
 
     :param end: over all rows; what it has outside of the plate stays.
     :param terms: the model on chosen rows.
     :param rows_of: makes chosen rows of their numbers.
     """
-    for start in range(0, terms.num_rows, terms.size):
-        numbers = torch.arange(start, start + terms.size) % terms.num_rows
+    for numbers, found in row_starts(terms, end.top_scale_tril(), lambda numbers: end.loc[rows_of(numbers).columns]):
         rows = rows_of(numbers)
-        terms.choose(numbers)
-        z = end.loc[rows.columns]
-        z, products = _newton(terms, z)
-        _, parts = precision(terms.hierarchy, -products.double())
-        end.loc[rows.columns] = z
-        put_rows(end, rows, conditionals(terms.hierarchy, end.top_scale_tril().double(), parts))
+        end.loc[rows.columns] = found.loc
+        end.log_scale[rows.columns] = found.log_scale
+        for table, own in ((end.within, found.within), (end.above, found.above)):
+            for number in own:
+                table[number][rows.numbers[int(number)]] = own[number]
 
 
 def _newton(terms: RowTerms, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -132,8 +132,7 @@ class VI:
     def _keep(self, posterior: Posterior) -> None:
         with uninterrupted():
             if self.guide.layer is not posterior.layer:
-                self.guide.modes = posterior.modes
-                self.guide.adopt(posterior.layer)
+                posterior.give_to(self.guide)
             self._posterior = posterior
 
     @property

@@ -63,6 +63,10 @@ class RowTerms:
         """How many rows each of a minibatch stands for."""
         return self.num_rows / self.size
 
+    def leaves(self) -> list[Tensor]:
+        """The model's own trainable tensors: unconstrained ``pyro.param`` values and module parameters."""
+        return self.joint.leaves(self.joint.latents.init_loc())
+
     def log_joint(self, z: Tensor) -> Tensor:
         """Latents of the chosen rows ``(K, dim)`` to ``(K,)``, with the factor."""
         outside, rows = self(z)

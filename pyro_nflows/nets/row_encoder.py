@@ -91,6 +91,10 @@ class RowNumbers(nn.Module):
 
     def forward(self, data: Mapping[str, Tensor], raw: Mapping[str, Tensor]) -> Tensor:
         """A row's numbers, ``(num_rows, num_numbers)``."""
+        return HEAD_STEP * cast(Tensor, self.head(self.features(data, raw)))
+
+    def features(self, data: Mapping[str, Tensor], raw: Mapping[str, Tensor]) -> Tensor:
+        """What the numbers are linear in, ``(num_rows, num_features)``."""
         given: Any = raw if len(raw) > 1 else next(iter(raw.values()))
         if self.is_default:
             given = {
@@ -98,7 +102,13 @@ class RowNumbers(nn.Module):
                 / self.get_buffer(f"scale_{i}")
                 for i, part in enumerate(self.inputs)
             }
-        return HEAD_STEP * cast(Tensor, self.head(self.encoder(given)))
+        return cast(Tensor, self.encoder(given))
+
+    @torch.no_grad()
+    def put(self, weight: Tensor, bias: Tensor) -> None:
+        """Have numbers that are linear in the features: ``weight (num_numbers, num_features)`` and ``bias``."""
+        self.head.weight.copy_(weight / HEAD_STEP)
+        self.head.bias.copy_(bias / HEAD_STEP)
 
 
 def _network(input_dim: int, hidden_dim: int) -> nn.Sequential:

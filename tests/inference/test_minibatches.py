@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_nflows import IWAE, SBC, VI, AutoCIF, AutoFlow
 from pyro_nflows.diagnostics.verdict import Outcome
@@ -44,6 +44,14 @@ def groups(y: Tensor, size: int | None = SIZE) -> None:
         z = pyro.sample("z", dist.Normal(mu, tau))
         with pyro.plate("observations", 10, dim=-2):
             pyro.sample("y", dist.Normal(z, 1.0), obs=y[:, i])
+
+
+def exchangeable(y: Tensor, size: int = 10) -> None:
+    """Groups of one observation each: all is normal."""
+    mu = pyro.sample("mu", dist.Normal(y.new_tensor(0.0), 5.0))
+    with pyro.plate("groups", len(y), subsample_size=size) as i:
+        z = pyro.sample("z", dist.Normal(mu, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y[i])
 
 
 def exact(y: Tensor) -> dict[str, float]:
@@ -226,12 +234,30 @@ def test_what_needs_all_rows_at_each_step_is_refused(fitted):
         SBC(AutoFlow(groups), num_simulations=2, progress_bar=False).run(data())
 
 
-def test_parameters_of_the_model_are_refused():
-    def model(y):
-        groups(y + pyro.param("shift", torch.tensor(0.0)))
+def paired(y: Tensor) -> None:
+    """Groups of one observation each, around a number that is estimated."""
+    mu = pyro.param("mu", y.new_tensor(0.0))
+    with pyro.plate("groups", len(y), subsample_size=10) as i:
+        z = pyro.sample("z", dist.Normal(mu, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y[i])
 
-    with pytest.raises(ValueError, match=r"parameters of its own \(pyro\.param\)"):
-        VI(AutoFlow(model), progress_bar=False).run(data())
+
+@pytest.mark.parametrize("amortize", [False, True])
+def test_parameters_of_the_model_are_trained(amortize, tmp_path):
+    """The maximum of the likelihood is the mean, and each row is then normal."""
+    pyro.clear_param_store()
+    y, options = data(40)[0].double(), {"num_steps": 300, "engine": "traced", "progress_bar": False}
+    vi = VI(AutoFlow(paired, amortize=amortize), seed=0, **options).run(y)
+    found = pyro.param("mu").item()
+    assert abs(found - y.mean().item()) < 0.05
+    assert abs(vi.diagnostics()["iwae"] - dist.Normal(found, 2**0.5).log_prob(y).sum().item()) < 0.05
+    vi.save(tmp_path / "fit.pt")
+    pyro.clear_param_store()
+    again = VI.load(tmp_path / "fit.pt", AutoFlow(paired, amortize=amortize), y)
+    assert pyro.param("mu").item() == found
+    num = len(again.posterior.draws.z)
+    assert torch.allclose(again.posterior.with_draws(num + 5).log_weight[num:], vi.log_weight[:1], atol=0.1)
+    pyro.clear_param_store()
 
 
 @pytest.mark.parametrize("what", ["outside", "rows"])
@@ -284,9 +310,34 @@ def test_what_minibatches_have_not_is_refused(options, message, tmp_path, monkey
         VI(AutoFlow(groups), progress_bar=False, **options).run(data())
 
 
-def test_an_encoder_is_refused():
-    with pytest.raises(ValueError, match="an encoder, which SVI trains"):
-        VI(AutoFlow(groups, amortize=True), progress_bar=False).run(data())
+class Blind(nn.Module):
+    """An encoder that ignores its data."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y.new_ones(len(y), 1)
+
+
+def test_an_encoder_that_ignores_its_data_is_not_trusted():
+    options = {"num_steps": 100, "engine": "traced", "progress_bar": False}
+    vi = VI(AutoFlow(exchangeable, amortize=Blind()), seed=0, **options).run(data(40)[0].double())
+    assert not vi.verdict().sentence.startswith("Trust")
+
+
+@pytest.mark.slow
+def test_rows_by_an_encoder_are_rows_by_a_table():
+    y = data(400)[0]
+    fits = [VI(AutoFlow(exchangeable, amortize=by), seed=0, progress_bar=False).run(y) for by in (False, True)]
+    assert all(fit.diagnostics()["ess"] > 0.95 for fit in fits)
+    num = 20_000
+    tabled, encoded = (fit.get_samples(num) for fit in fits)
+    sd, noise = tabled["z"].std(0), (2 / num) ** 0.5
+    apart = (tabled["z"].mean(0) - encoded["z"].mean(0)) / sd
+    assert apart.square().mean().sqrt() < 0.02
+    assert apart.abs().max() < 0.02 + 5 * noise
+    assert (encoded["z"].std(0) / sd - 1).square().mean().sqrt() < 0.02
+    assert (encoded["z"].std(0) / sd - 1).abs().max() < 0.02 + 5 * noise
+    rows = fits[1].guide.for_rows(y[:5], size=5, num_samples=num)["z"]
+    assert torch.allclose(rows.mean(0), encoded["z"][:, :5].mean(0), atol=0.05)
 
 
 def test_rows_that_the_model_is_given_are_refused():
