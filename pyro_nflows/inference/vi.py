@@ -1,7 +1,7 @@
 r"""``VI``: shaped like ``MCMC``, one changed line."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..system.signals import uninterrupted
 from .checkpoint import load_fit, take_fit
 from .elbo import ELBO
 from .fit import fit_all
+from .loader import of_minibatches, refuse_loader
 from .minibatch_run import run_minibatches
 from .plan import Plan, check_guide
 from .portable import is_packed, packed, unpacked
@@ -94,34 +95,47 @@ class VI:
         self._fitter: Fitter | None = None
 
     @exclusive()
-    def run(self, *args: Any, **kwargs: Any) -> "VI":
+    def run(self, *args: Any, minibatches: Iterable[Any] | None = None, **kwargs: Any) -> "VI":
         """Fit the guide to the model at these arguments.
 
         ``Ctrl-C`` stops training and keeps what has been reached; the second one stops that too. Called again, it
         trains further. If the run fails, guide and draws stay as they were.
 
+        With ``run(minibatches=loader)`` the model is one of a minibatch, and takes what the loader gives: a tuple by
+        position, a dict by name. How many rows there are in all is said by its plate, as in
+        ``pyro.plate("data", N, subsample_size=len(x))``; where each row has latents, a minibatch has the rows'
+        numbers too, for ``subsample=index``. One pass over the loader is made, and its rows are kept in memory.
+
+        :param args: the model's arguments, with ``kwargs``.
+        :param minibatches: a ``torch.utils.data.DataLoader``, or another iterable of batches, in the place of
+            arguments by position.
         :return: this object.
         :raises ValueError: if the model cannot be started (the site is named), or is not one this guide can fit; or if
             the checkpoint is damaged, or of other data or settings.
         """
-        call = usable((args, kwargs))
+        refuse_loader(args, kwargs)
+        guide, call = self.guide, usable((args, kwargs))
+        if minibatches is not None:
+            with seeded(self.plan.seed or 0):
+                guide, call = of_minibatches("VI.run", guide, minibatches, args, kwargs)
         checkpoint = self._checkpoint(call)
         if checkpoint is not None and checkpoint.fit is not None:
-            self._keep(self._finished(checkpoint.fit, call))
+            self._keep(self._finished(checkpoint.fit, guide, call))
             return self
-        self._fitter = fitter = self._fitter or Fitter(self.guide)
+        if self._fitter is None or self._fitter.guide is not guide:
+            self._fitter = Fitter(guide)
         try:
-            with fitter.ready(self.plan, call, self._keep, checkpoint) as ready:
-                fits = fit_all(ready.trainer, self.guide, self.plan, ready.locs)
-                fitter.judge(self.plan, ready, fits)
+            with self._fitter.ready(self.plan, call, self._keep, checkpoint) as ready:
+                fits = fit_all(ready.trainer, guide, self.plan, ready.locs)
+                self._fitter.judge(self.plan, ready, fits)
         except RowsAreSubsampled:
-            run_minibatches(self.guide, self.plan, call, self._keep, self.checkpoint)
+            run_minibatches(guide, self.plan, call, self._keep, self.checkpoint)
         return self
 
-    def _finished(self, fit: dict[str, Any], call: Call) -> Posterior:
+    def _finished(self, fit: dict[str, Any], guide: AutoFlow, call: Call) -> Posterior:
         """The fit of a checkpoint's run that is complete."""
         with seeded(0):  # the model is run for its structure
-            return replace(take_fit(fit, self.guide, call), seed=self.plan.seed or 0)
+            return replace(take_fit(fit, guide, call), seed=self.plan.seed or 0)
 
     def _checkpoint(self, call: Call) -> Checkpoint | None:
         if self.checkpoint is None:
@@ -131,6 +145,9 @@ class VI:
 
     def _keep(self, posterior: Posterior) -> None:
         with uninterrupted():
+            if posterior.guide is not self.guide:  # it is of the model of all rows, this one's of a minibatch
+                self.guide.restore(posterior.guide.coordinates)
+                posterior.give_to(posterior.guide)
             if self.guide.layer is not posterior.layer:
                 posterior.give_to(self.guide)
             self._posterior = posterior
@@ -230,7 +247,7 @@ class VI:
         self.posterior.save(path)
 
     @staticmethod
-    def load(path: Path, guide: AutoFlow, *args: Any, **kwargs: Any) -> "VI":
+    def load(path: Path, guide: AutoFlow, *args: Any, minibatches: Iterable[Any] | None = None, **kwargs: Any) -> "VI":
         """Read what ``save`` wrote into a fresh guide of the same model.
 
         Without the model's arguments, there are the saved draws and the verdict, but nothing that runs the model.
@@ -238,13 +255,17 @@ class VI:
         :param path: the file. Nothing in it is run: it holds tensors and plain values only.
         :param guide: ``AutoFlow(model)``, or whichever guide was saved.
         :param args: the model's arguments, with ``kwargs``: the same data.
+        :param minibatches: as for :meth:`run`, with the same data.
         :raises OSError: if there is no such file.
         :raises ValueError: if the file is empty, cut, damaged, no file of this package or of another version of it; or
             of another kind of guide, another model, or other data.
         """
         vi = VI(guide)
         with exclusive(), seeded(0):  # the model is run for its structure
-            vi._posterior = load_fit(path, guide, (args, kwargs))
+            inner, call = guide, (args, kwargs)
+            if minibatches is not None:
+                inner, call = of_minibatches("VI.load", guide, minibatches, args, kwargs)
+            vi._keep(load_fit(path, inner, call))
         return vi
 
     def __getstate__(self) -> dict[str, Any]:
