@@ -7,7 +7,8 @@ coordinate :math:`v`, for a centering :math:`c` in :math:`[0, 1]`:
 
 At :math:`c = 1` it is the latent itself; at :math:`c = 0`, the non-centered parameterisation :math:`z = f + g v`. Both
 are in unconstrained space: a log-normal, half-normal, half-Cauchy or gamma prior has a location there, and some a
-scale. A vector with scale matrix :math:`L` takes :math:`(1 - c) L + c I` in place of :math:`g^{1 - c}`.
+scale. A gamma or beta prior has more of a shape than these: they are its mode there and its curvature at it. A vector
+with scale matrix :math:`L` takes :math:`(1 - c) L + c I` in place of :math:`g^{1 - c}`.
 
 **References**
 
@@ -60,6 +61,17 @@ def _with_matrix(fn: Any) -> Prior:
     return Prior(fn.loc, fn.scale_tril, is_matrix=True)
 
 
+def _gamma(fn: Any) -> Prior:
+    """The logarithm's mode, and the scale that the curvature there says."""
+    return Prior(fn.concentration.log() - fn.rate.log(), fn.concentration.rsqrt())
+
+
+def _beta(fn: Any) -> Prior:
+    """The log-odds' mode, and the scale that the curvature there says."""
+    a, b = fn.concentration1, fn.concentration0
+    return Prior(a.log() - b.log(), (a.reciprocal() + b.reciprocal()).sqrt())
+
+
 def _folded(fn: Any) -> Prior | None:
     scale = getattr(_bare(fn.base_dist), "scale", None)
     return _log_scaled(scale) if isinstance(scale, Tensor) else None
@@ -104,8 +116,9 @@ KINDS: dict[type, Callable[[Any], Prior | None]] = {
     dist.HalfCauchy: lambda fn: _log_scaled(fn.scale),
     dist.FoldedDistribution: _folded,
     dist.Exponential: lambda fn: _log_scaled(fn.rate, -1.0),
-    dist.Gamma: lambda fn: _log_scaled(fn.rate, -1.0),
-    dist.InverseGamma: lambda fn: _log_scaled(fn.rate),
+    dist.Gamma: _gamma,
+    dist.InverseGamma: lambda fn: Prior(-_gamma(fn).loc, _gamma(fn).scale),
+    dist.Beta: _beta,
     dist.Pareto: lambda fn: _log_scaled(fn.scale),
     dist.Weibull: lambda fn: Prior(fn.scale.log(), fn.concentration.reciprocal()),
     dist.MultivariateNormal: _with_matrix,

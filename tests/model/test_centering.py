@@ -38,6 +38,7 @@ MAKE: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
     "Exponential": lambda f, g, m: dist.Exponential(g),
     "Gamma": lambda f, g, m: dist.Gamma(2.0, g),
     "InverseGamma": lambda f, g, m: dist.InverseGamma(2.0, g),
+    "Beta": lambda f, g, m: dist.Beta(g, g + 0.5),
     "Pareto": lambda f, g, m: dist.Pareto(g, 2.0),
     "Weibull": lambda f, g, m: dist.Weibull(g, 0.3 + g),
     "MultivariateNormal": lambda f, g, m: dist.MultivariateNormal(f, scale_tril=m),
@@ -55,6 +56,8 @@ def shifted(loc: Tensor, scale: Tensor, *more: Any) -> Any:
 
 PRIORS = {name: make(LOC, SCALE, TRIL) for name, make in MAKE.items()}
 each_prior = pytest.mark.parametrize("name", PRIORS)
+#: Kinds that have a shape beside their location and scale.
+SHAPED = {"Beta"}
 CENTERINGS = [0.0, 0.3, 1.0, T([0.0, 0.5, 1.0])]
 
 
@@ -92,7 +95,7 @@ def test_a_model_is_the_same_in_coordinates_of_every_kind_of_prior(name: str) ->
     check_coordinates(model, LOC)
 
 
-@each_prior
+@pytest.mark.parametrize("name", sorted(set(PRIORS) - SHAPED))
 def test_non_centered_the_prior_does_not_depend_on_location_and_scale(name: str) -> None:
     """The density of the coordinate is the same, wherever the prior is."""
 
@@ -105,6 +108,25 @@ def test_non_centered_the_prior_does_not_depend_on_location_and_scale(name: str)
     v, make = torch.randn(3), MAKE[name]
     expected = density(make(torch.zeros(3), torch.ones(3), torch.eye(3)))
     torch.testing.assert_close(density(make(LOC, SCALE, TRIL)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [lambda k: dist.Gamma(k, 3.0), lambda k: dist.InverseGamma(k, 3.0 * k)], ids=str)
+@pytest.mark.parametrize("size", [1e5, 1e7])
+def test_concentrated_priors_of_positive_variables_are_standard_normal(make: Any, size: float) -> None:
+    assert_standard(make(T(size).double()))
+
+
+@pytest.mark.parametrize("size", [1e5, 1e7])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.97])
+def test_concentrated_priors_of_shares_are_standard_normal(share: float, size: float) -> None:
+    assert_standard(dist.Beta(T(share * size).double(), T((1 - share) * size).double()))
+
+
+def assert_standard(prior: Any) -> None:
+    v, to_value = torch.linspace(-2, 2, 5).double(), bijection(prior, T(0.0).double())
+    value = to_value(v)
+    density = prior.log_prob(value) + to_value.log_abs_det_jacobian(v, value)
+    torch.testing.assert_close(density, dist.Normal(0.0, 1.0).log_prob(v), rtol=0, atol=0.05)
 
 
 @each_prior
@@ -142,7 +164,6 @@ def test_every_kind_of_prior_is_tested() -> None:
 
 
 def test_a_distribution_without_location_and_scale_has_none() -> None:
-    assert prior_of(dist.Beta(T(2.0), 2.0)) is None
     assert prior_of(dist.Dirichlet(torch.ones(3))) is None
     assert (
         prior_of(dist.TransformedDistribution(dist.Normal(0.0, 1.0), [ExpTransform(), AffineTransform(1, 2)])) is None
