@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..layers import PlateAffine, PlateCoupling, PlateShear
 from ..layers.base import Chain, Layer, Scored
+from ..numerics import standard_normal_log_prob
 from .whitened import Whitened
 
 
@@ -27,9 +28,9 @@ class Upweighted(Layer):
         >>> from pyro_nflows.model.hierarchy import Hierarchy, Outline
         >>> rows = Hierarchy.of_outlines({"mu": Outline((), {}), "z": Outline((3,), {"groups": 0})})
         >>> layer = Upweighted(Whitened(on_plates(rows), PlateAffine(rows)), factor=10.0)
-        >>> x = torch.ones(4)  # -0.5 * (1 + 10 * 3), but for the constant of one normal coordinate for each
-        >>> (-0.5 * x @ x - layer(x)[1]).item()
-        -15.5
+        >>> log_q = torch.distributions.Normal(0.0, 1.0).log_prob(torch.ones(4))
+        >>> (log_q.sum() - layer(torch.ones(4))[1]).isclose(log_q[0] + 10 * log_q[1:].sum())
+        tensor(True)
     """
 
     def __init__(self, layer: Whitened | Chain, factor: float):
@@ -41,7 +42,7 @@ class Upweighted(Layer):
         self.num_top = len(end.hierarchy.top)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        total = 0.5 * (self.factor - 1) * x[..., self.num_top :].square().sum(-1)
+        total = (1 - self.factor) * standard_normal_log_prob(x[..., self.num_top :])
         for stage in stages(self.layer):
             x, log_weight = stage(x, noise if stage.noise_dim else None)
             total = total + self._counted(stage, log_weight)
@@ -54,7 +55,7 @@ class Upweighted(Layer):
         return self.factor * log_weight if isinstance(stage, PlateCoupling | PlateShear) else log_weight
 
     def scored(self, x: Tensor, noise: Tensor | None, score: Tensor, reverse: Tensor) -> Scored:
-        total = 0.5 * (self.factor - 1) * x[..., self.num_top :].square().sum(-1)
+        total = (1 - self.factor) * standard_normal_log_prob(x[..., self.num_top :])
         outside = torch.zeros_like(x[..., : self.num_top])
         score = score - (self.factor - 1) * torch.cat([outside, x[..., self.num_top :].detach()], -1)
         sums: list[Tensor | float] = [total, 0.0, 0.0, 0.0]
