@@ -65,7 +65,8 @@ def restored(state: dict[str, Any], guide: AutoFlow) -> Posterior:
     history.take(state["history"])
     rows, kind = state.get("row_fit"), cast(Any, Posterior)
     if rows is not None:
-        kind = functools.partial(RowPosterior, row_fit=RowFit(**rows), amortizer=guide.amortizer)
+        own = {"row_fit": RowFit(**rows), "amortizer": guide.amortizer, "judged": state["judged"]}
+        kind = functools.partial(RowPosterior, **own)
     found: Posterior = kind(
         guide,
         cast(Rescaled, guide.layer),

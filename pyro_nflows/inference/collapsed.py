@@ -1,54 +1,58 @@
 r"""Evidence about a fit of many rows: weights of what is outside of the plate, and of each row by itself.
 
 The weights of whole draws fall off exponentially with the number of rows, however good each row's fit is. So rows are
-integrated out, by importance draws of each given what is outside [1]:
+integrated out, by a random rule over the base points :math:`x` of each [1]:
 
-.. math:: w(g) = \frac{p(g)}{q(g)} \prod_i \frac1K \sum_k \frac{p(z_{ik}, y_i | g)}{q(z_{ik} | g)} .
+.. math:: w(g) = \frac{p(g)}{q(g)} \prod_i \sum_k c_{ik} \frac{p(z_{ik}, y_i | g)}{q(z_{ik} | g)} .
 
-All draws of :math:`g` have the same base points for their rows, so that what noise there is in the sums is the same for
-all, and their ratios are close. What the rows themselves are worth is seen one by one, from draws of their own.
+All draws of :math:`g` have the same points for their rows, so that most of the noise in the sums is the same for all.
+What is not, and adds up over the rows to a slope or a curvature in :math:`g`, would move the weighted draws, all
+together and unseen. The rules (:mod:`~pyro_nflows.inference.row_rules`) have no noise from a row's location and scale,
+and several of them say how much is left. What the rows themselves are worth is seen one by one, from draws of their
+own.
 
 **References**
 
-[1] L. Tran, M. Scharth, D. Gunawan, R. Kohn, S. Brown, G. Hawkins (2021). Robustly Estimating the Marginal Likelihood
-for Cognitive Models via Importance Sampling.
+[1] L. Tran, M. Scharth, D. Gunawan, R. Kohn, S. Brown, G. Hawkins (2021). Robustly Estimating the Marginal
+Likelihood for Cognitive Models via Importance Sampling.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from ..diagnostics.verdict import effective, tail_index
-from ..flows.by_row import ByRow, draw_by_row
+from ..engine import Engine
+from ..engine.row_ratios import RowRatios
 from ..flows.whitened import Whitened
 from ..layers import PlateAffine, TriangularAffine
 from ..model.hierarchy import Hierarchy
 from ..model.row_terms import RowTerms
 from ..model.rows import Rows
-from ..nets.views import on_rows
 from ..numerics import log_scale_and_lower, quasi_normal
 from .encoded import EncodedRows
+from .row_rules import RowRules
 
-#: Draws of each row for each draw of what is outside, at first and at most.
-NUM_INNER, MAX_INNER = 2, 64
-#: Nats by which weights may be distorted before more are taken.
-UNEVEN = 0.1
+#: Rules for each row, at first and at most.
+NUM_RULES, MAX_RULES = 3, 24
+#: Nats of noise in the weights, as a share of their standard deviation where that is above one, before more are taken.
+UNEVEN = 0.05
 #: Rows of a minibatch whose k-hats are found: those of the lowest ESS.
 NUM_WORST = 3
 #: An ESS up to which weights are flattened before moments are taken.
 FLATTENED = 0.2
-#: Numbers at once.
+#: Numbers of a minibatch's ratios at once.
 AT_ONCE = 2**22
 
 
 class Outside(NamedTuple):
     """Draws of what is outside of the plate: base points ``(S, width)``, and collapsed log-weights ``(S,)``.
 
-    ``uneven`` is how much the weights may still be distorted by the rows' integrals, in nats.
+    ``uneven`` is the noise that the rows' integrals leave in the weights, in nats.
     """
 
     base: Tensor
@@ -63,41 +67,57 @@ class Collapser:
     :param layer: the flow; of all rows, or of those that the model is at.
     :param terms: the model on chosen rows.
     :param rows: makes chosen rows of their numbers.
+    :param engine: asked for, or None for the fastest.
     """
 
     layer: Whitened | EncodedRows
     terms: RowTerms
     rows: Callable[[Tensor], Rows]
+    engine: Engine | None = None
+
+    @cached_property
+    def ratios(self) -> RowRatios:
+        """What runs the layer and the model on a minibatch."""
+        return RowRatios(self.layer, self.terms, self.rows, self.engine)
 
     @torch.no_grad()
     def weigh(self, num_samples: int, seed: int = 0) -> Outside:
         """Draws of what is outside of the plate, with their collapsed weights.
 
-        The logarithm of a mean over :math:`K` draws is too low, by about :math:`V / 2 K` for all rows together, with
-        :math:`V` the sum of their variances; for one draw by :math:`V / 2`. Where that is not the same for all draws of
-        what is outside, so that it would distort their weights, more draws of each row are taken.
+        The rows have three rules each, and then twice as many, as long as their noise differs between draws of what is
+        outside by more than 0.05 nats. The logarithm of a mean over rules is too low, by half of its variance: that is
+        told from single rules, and taken off.
         """
-        base, num_inner = self._base(num_samples, seed), NUM_INNER
+        base, found = self._base(num_samples, seed), list[Tensor]()
+        total, num = torch.zeros(num_samples, dtype=torch.float64), NUM_RULES
         while True:
-            single, mean = self._integrated(base, num_inner)
-            uneven = float(((mean - single) / (num_inner - 1)).std())
-            if not uneven > UNEVEN or num_inner >= MAX_INNER:
-                return Outside(base, mean, uneven)
-            num_inner *= 2
+            single, mean = self._integrated(base, num)
+            total += num * (mean + (mean - single.mean(0)) / (num - 1))
+            found += single
+            num = len(found)
+            uneven = _uneven(torch.stack(found))
+            if not uneven > UNEVEN * max(1.0, float((total / num).std())) or num >= MAX_RULES:
+                return Outside(base, total / num, uneven)
 
-    def _integrated(self, base: Tensor, num_inner: int) -> tuple[Tensor, Tensor]:
-        """Collapsed log-weights by one draw of each row, on average, and by the mean over so many draws."""
-        single, mean = (torch.zeros(len(base), dtype=torch.float64) for _ in range(2))
-        for numbers, counts, view in self._minibatches():
-            alone, both = torch.zeros(()), torch.tensor(-math.inf)
-            for point in self._row_points(num_inner):
-                outside, ratios = self._pieces(view, base, point.expand(len(base), -1))
-                ratios = ratios.double()
-                alone, both = alone + ratios / num_inner, torch.logaddexp(both, ratios)
-            single += (alone * counts).sum(-1)
-            mean += ((both - math.log(num_inner)) * counts).sum(-1)
-            if numbers[0] == 0:
-                single, mean = single + outside, mean + outside
+    def _integrated(self, base: Tensor, num: int) -> tuple[Tensor, Tensor]:
+        """Collapsed log-weights by each of so many rules for every row, ``(num, S)``, and by all of them."""
+        single, mean = (torch.zeros(*shape, len(base), dtype=torch.float64) for shape in ((num,), ()))
+        terms = self.terms
+        rules = RowRules(terms.hierarchy, terms.plate)
+        num_points = 1 + 2 * num * rules.num_directions
+        self.ratios.expect(len(base) * num_points * terms.num_rows)
+        size = max(1, AT_ONCE // (num_points * terms.hierarchy.dim))
+        for numbers, counts in self._minibatches():
+            points, stretch = rules.draw(num)
+            for at in torch.arange(len(base)).split(size):
+                given = base[at].repeat(num_points, 1), points.to(base).repeat_interleave(len(at), 0)
+                found = self.ratios(numbers, *given)
+                alone, both = rules.integrals(found.rows.unflatten(0, (num_points, -1)), stretch)
+                single[:, at] += alone @ counts
+                mean[at] += both @ counts
+                if numbers[0] == 0:
+                    single[:, at] += found.outside[: len(at)]
+                    mean[at] += found.outside[: len(at)]
         return single, mean
 
     @torch.no_grad()
@@ -107,16 +127,16 @@ class Collapser:
         ess, worst = torch.ones(self.terms.num_rows, dtype=torch.float64), dict[int, float]()
         generator = torch.Generator().manual_seed(seed + 1)
         width = self.terms.hierarchy.dim - len(self.terms.hierarchy.top)
-        for numbers, _, view in self._minibatches():
+        self.ratios.expect(len(base) * self.terms.num_rows)
+        for numbers, _ in self._minibatches():
             inner = torch.randn(len(base), width, generator=generator).to(base)
-            found = self._draw(view, base, inner)
-            _, ratios = self._ratios(found)
+            found = self.ratios(numbers, base, inner)
             z[:, self.rows(numbers).columns] = found.z
-            weight = (ratios - ratios.amax(0)).double().exp()
+            weight = (found.rows - found.rows.amax(0)).double().exp()
             share = weight.sum(0).square() / (len(weight) * weight.square().sum(0))
             ess[numbers] = share.nan_to_num(0.0)
             for row in share.argsort()[:NUM_WORST].tolist():
-                worst[int(numbers[row])] = tail_index(ratios[:, row].double())
+                worst[int(numbers[row])] = tail_index(found.rows[:, row].double())
         return z, ess, worst
 
     def _base(self, num_samples: int, seed: int) -> Tensor:
@@ -125,49 +145,32 @@ class Collapser:
         like = next(self.layer.parameters())
         return quasi_normal(num_samples, width, seed).to(like) if width else like.new_zeros(num_samples, 0)
 
-    def _row_points(self, num: int) -> Tensor:
-        like = next(self.layer.parameters())
-        return torch.randn(num, self.terms.hierarchy.dim - len(self.terms.hierarchy.top)).to(like)
-
-    def _minibatches(self) -> Iterator[tuple[Tensor, Tensor, Whitened]]:
-        """Rows, how often each is to be counted, and the layer over them; every row is counted once."""
+    def _minibatches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows, and how often each is to be counted; every row is counted once."""
         terms = self.terms
         for start in range(0, terms.num_rows, terms.size):
             place = torch.arange(start, start + terms.size)
-            numbers, counts = place % terms.num_rows, (place < terms.num_rows).double()
-            terms.choose(numbers)
-            yield numbers, counts, cast(Whitened, on_rows(self.layer, self.rows(numbers)))
-
-    def _pieces(self, view: Whitened, base: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
-        size = max(1, AT_ONCE // self.terms.hierarchy.dim)
-        parts = [self._ratios(self._draw(view, a, b)) for a, b in zip(base.split(size), inner.split(size))]
-        outside, ratios = zip(*parts)
-        return torch.cat(outside), torch.cat(ratios)
-
-    def _draw(self, view: Whitened, base: Tensor, inner: Tensor) -> ByRow:
-        num_top = len(self.terms.hierarchy.top)
-        noise = base[:, num_top:] if view.noise_dim else None
-        return draw_by_row(view, torch.cat([base[:, :num_top], inner], -1), noise)
-
-    def _ratios(self, found: ByRow) -> tuple[Tensor, Tensor]:
-        """Log ratios of the model to the guide: outside ``(S,)``, and of each row of the plate ``(S, rows)``."""
-        terms = self.terms
-        outside, rows = terms(found.z)
-        log_q = torch.zeros_like(rows)
-        for block, part in zip(terms.hierarchy.blocks, found.rows):
-            log_q = log_q.index_add(-1, terms.hierarchy.index_in(block, terms.plate), part)
-        return outside - found.outside, rows - log_q
+            yield place % terms.num_rows, (place < terms.num_rows).double()
 
 
-def collapser_of(layer: Whitened | EncodedRows, terms: RowTerms, whole: Hierarchy | None = None) -> Collapser:
+def _uneven(found: Tensor) -> float:
+    """The noise of a mean over rules, ``(rules, S)``, that is not the same for all draws: in nats."""
+    away = found - found.mean(0)
+    return float(away.var(1).sum() / (len(found) * (len(found) - 1))) ** 0.5
+
+
+def collapser_of(
+    layer: Whitened | EncodedRows, terms: RowTerms, whole: Hierarchy | None = None, engine: Engine | None = None
+) -> Collapser:
     """What weighs draws of a layer over all rows.
 
     :param layer: the flow; of all rows, or of those that the model is at.
     :param terms: the model on chosen rows.
     :param whole: the hierarchy of all rows; by default that of the flow's end.
+    :param engine: asked for, or None for the fastest.
     """
     known = cast(PlateAffine, layer.end).hierarchy if whole is None else whole
-    return Collapser(layer, terms, lambda numbers: Rows.of(known, {terms.plate: numbers}))
+    return Collapser(layer, terms, lambda numbers: Rows.of(known, {terms.plate: numbers}), engine)
 
 
 @torch.no_grad()

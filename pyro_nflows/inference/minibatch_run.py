@@ -20,8 +20,10 @@ from .posterior import Call
 from .row_posterior import RowPosterior, weighed_draws
 from .running import NEEDED, Keep, unless_kept
 
-#: Draws that are judged and kept: so many numbers at most, and draws at least and at most.
-MOST_NUMBERS, FEWEST, MOST = 2**26, 500, 4000
+#: Draws that are kept with their rows: of so many numbers, but so many at least, and at most.
+MOST_NUMBERS, FEWEST, MOST = 2**26, 100, 4000
+#: Draws that are judged at least; after an interrupt, no more than the fewest that are kept.
+JUDGED = 500
 
 
 def run_minibatches(guide: AutoFlow, plan: Plan, call: Call, keep: Keep, checkpoint: Any = None) -> None:
@@ -45,8 +47,9 @@ def run_minibatches(guide: AutoFlow, plan: Plan, call: Call, keep: Keep, checkpo
             fit = Minibatches(guide, terms, plan, history, leaves)
             layer = fit.fit()
             fit.correct()
-            num = max(FEWEST, min(MOST, MOST_NUMBERS // guide.latents.dim))
-            draws, rows = weighed_draws(fit.collapser, 100 if history.interrupted else num)
+            kept_num = FEWEST if history.interrupted else max(FEWEST, min(MOST, MOST_NUMBERS // guide.latents.dim))
+            num_judged = FEWEST if history.interrupted else max(JUDGED, kept_num)
+            draws, rows, judged = weighed_draws(fit.collapser, num_judged, kept_num)
             history.seconds = time.perf_counter() - began
             kept(
                 RowPosterior(
@@ -60,6 +63,7 @@ def run_minibatches(guide: AutoFlow, plan: Plan, call: Call, keep: Keep, checkpo
                     seed=seed,
                     row_fit=rows,
                     amortizer=fit.of_rows.amortizer,
+                    judged=judged if len(judged) > len(draws.z) else judged[:0],
                 )
             )
 

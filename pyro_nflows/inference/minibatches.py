@@ -12,6 +12,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -49,7 +50,7 @@ VISITS, FEWEST = (4, 12), (600, 1600)
 #: Step sizes of both.
 STEP_SIZES = 5e-2, 3e-3
 #: Draws of what is outside of the plate by which it is corrected, how often at most, and an ESS that needs no more.
-NUM_CORRECTING, MAX_CORRECTIONS, GOOD = 300, 4, 0.9
+NUM_CORRECTING, MAX_CORRECTIONS, GOOD = 200, 4, 0.9
 #: Steps between looks at the bar.
 BLOCK = 50
 
@@ -74,10 +75,10 @@ class Minibatches:
         """Chosen rows of the plate."""
         return Rows.of(self.whole, {self.terms.plate: numbers})
 
-    @property
+    @cached_property
     def collapser(self) -> Collapser:
-        """What weighs its draws over all rows."""
-        return Collapser(self.of_rows.weighed, self.terms, self.rows)
+        """What weighs its draws over all rows, once it is trained."""
+        return Collapser(self.of_rows.weighed, self.terms, self.rows, self.plan.engine)
 
     def fit(self) -> Whitened:
         """The trained layer; after an interrupt, as far as it has come."""

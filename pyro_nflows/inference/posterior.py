@@ -109,11 +109,11 @@ class Posterior:
 
     def diagnostics(self) -> dict[str, Any]:
         """The evidence in numbers; see :meth:`pyro_nflows.VI.diagnostics`."""
-        history = self.history
+        history, log_weight = self.history, self.evidence.log_weight
         return {
-            **evidence_of(self.log_weight),
-            "pareto_k": tail_index(self.log_weight),
-            "ess": effective(self.log_weight),
+            **evidence_of(log_weight),
+            "pareto_k": tail_index(log_weight),
+            "ess": effective(log_weight),
             "num_steps": history.num_steps,
             "num_skipped": history.skipped,
             "num_restarts": history.restarts,

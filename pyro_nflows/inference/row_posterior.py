@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..arviz import to_arviz
 from ..diagnostics.findings import RowFit
-from ..diagnostics.verdict import Outcome, Verdict, choose, with_rows
+from ..diagnostics.verdict import Evidence, Outcome, Verdict, choose, with_rows
 from ..guides import AutoFlow
 from ..guides.amortized import Amortizer
 from ..model.bound import BoundModel
@@ -24,14 +24,27 @@ from .posterior import Call, Posterior
 from .tabled import TabledRows
 
 
-def weighed_draws(collapser: Collapser, num_samples: int) -> tuple[Draws, RowFit]:
-    """Draws with collapsed weights, and the rows whose own weights are worst."""
+class Weighed(NamedTuple):
+    """Draws with collapsed weights, the row whose own weights are worst, and all log-weights that were judged."""
+
+    draws: Draws
+    row_fit: RowFit
+    judged: Tensor
+
+
+def weighed_draws(collapser: Collapser, num_samples: int, num_kept: int | None = None) -> Weighed:
+    """Draws of what is outside of the plate with collapsed weights, the first of them with their rows.
+
+    :param collapser: weighs them.
+    :param num_samples: how many are judged.
+    :param num_kept: how many have their rows drawn and are kept; by default all.
+    """
     terms = collapser.terms
     found = collapser.weigh(num_samples, int(torch.randint(2**31, ())))
-    z, ess, tails = collapser.draws(found.base, int(torch.randint(2**31, ())))
-    row = int(ess.argmin())
+    z, ess, tails = collapser.draws(found.base[:num_kept], int(torch.randint(2**31, ())))
+    row, log_weight = int(ess.argmin()), found.log_weight[:num_kept]
     fit = RowFit(terms.plate, terms.num_rows, row, float(ess[row]), tails.get(row, float("nan")))
-    return Draws(z, found.log_weight, torch.zeros_like(found.log_weight)), fit
+    return Weighed(Draws(z, log_weight, torch.zeros_like(log_weight)), fit, found.log_weight)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -43,10 +56,18 @@ class RowPosterior(Posterior):
 
     :param row_fit: the row whose own weights are worst.
     :param amortizer: encodes the rows' numbers, where there are no tables of them.
+    :param judged: the log-weights that the verdict rests on, where more draws have these than have their rows kept.
     """
 
     row_fit: RowFit = field(default_factory=RowFit)
     amortizer: Amortizer | None = None
+    judged: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the verdict rests on."""
+        known = super().evidence
+        return known if len(self.judged) <= len(self.draws.z) else known._replace(log_weight=self.judged)
 
     def give_to(self, guide: AutoFlow) -> None:
         """Have a guide take what was trained."""
@@ -63,7 +84,7 @@ class RowPosterior(Posterior):
         terms = RowTerms(BoundModel(own.bare_model, args, kwargs), own.latents)
         rows = EncodedRows(own, terms) if self.amortizer is not None else TabledRows(own, terms)
         with seeded(self.seed + len(self.draws.z)), self._own_parameters():
-            return weighed_draws(collapser_of(rows.weighed, terms, own.hierarchy), num_samples)[0]
+            return weighed_draws(collapser_of(rows.weighed, terms, own.hierarchy), num_samples).draws
 
     def own_leaves(self, call: Call) -> list[Tensor]:
         """The trainable tensors of the model's own, as they are now."""
@@ -118,4 +139,4 @@ class RowPosterior(Posterior):
     @torch.no_grad()
     def state(self) -> dict[str, Any]:
         """All but the model and its arguments, as tensors and plain values, for a file."""
-        return {**super().state(), "row_fit": asdict(self.row_fit)}
+        return {**super().state(), "row_fit": asdict(self.row_fit), "judged": self.judged}

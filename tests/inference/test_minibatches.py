@@ -1,6 +1,7 @@
 """Fits by minibatches of models with latents in a subsampled plate: their parts, and posteriors that are known."""
 
 import copy
+import dataclasses
 import math
 import pickle
 
@@ -26,6 +27,7 @@ from pyro_nflows.model.row_terms import RowTerms
 from pyro_nflows.model.rows import Rows
 from pyro_nflows.nets.views import on_rows
 from pyro_nflows.numerics import standard_normal_log_prob
+from pyro_nflows.objectives.draws import Draws
 
 NUM_ROWS, SIZE = 120, 30
 
@@ -213,6 +215,17 @@ def test_further_draws_are_weighed_too(fitted):
     assert more.log_weight[num:].isfinite().all()
 
 
+def test_more_draws_may_be_judged_than_are_kept(fitted, tmp_path):
+    whole, path = fitted.posterior, tmp_path / "fit.pt"
+    kept = Draws(whole.draws.z[:50], whole.draws.log_p[:50], whole.draws.log_q[:50])
+    few = dataclasses.replace(whole, draws=kept, starts=[kept], judged=whole.log_weight)
+    assert few.diagnostics()["ess"] == whole.diagnostics()["ess"]
+    assert few.verdict().sentence == whole.verdict().sentence
+    assert len(few.log_weight) == 50
+    few.save(path)
+    assert VI.load(path, AutoFlow(groups)).diagnostics()["ess"] == whole.diagnostics()["ess"]
+
+
 def test_it_is_saved_loaded_copied_and_shown(fitted, tmp_path):
     path = tmp_path / "fit.pt"
     fitted.save(path)
@@ -268,7 +281,7 @@ def test_a_bad_fit_is_not_trusted(fitted, what):
         columns = layer.end.hierarchy.top if what == "outside" else layer.end.hierarchy.blocks[0].columns.reshape(-1)
         layer.end.log_scale[columns] -= 2.0
     torch.manual_seed(0)
-    draws, rows = weighed_draws(collapser_of(layer, terms), 1000)
+    draws, rows, _ = weighed_draws(collapser_of(layer, terms), 1000)
     posterior = copy.copy(fitted.posterior)
     object.__setattr__(posterior, "draws", draws)
     object.__setattr__(posterior, "starts", ())
