@@ -169,7 +169,7 @@ class VI:
 
     @property
     def log_weight(self) -> Tensor:
-        """Log-weights ``log p - log q`` of the draws that the verdict judges, ``(S,)``."""
+        """Log-weights ``log p - log q`` of the draws that are kept, ``(S,)``."""
         return self.posterior.log_weight
 
     @exclusive()
