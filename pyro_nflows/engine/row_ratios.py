@@ -21,6 +21,8 @@ from .tape import Tape
 AT_ONCE, MOST = 2**16, 1024
 #: Draws times rows for which a recording pays, and seconds that it takes for each of them.
 MANY, SECONDS = 2_000_000, 1e-7
+#: Runs of the model for one value, because of other subsampled plates, beyond which a recording is too long.
+MOST_RUNS = 20
 
 
 class Ratios(NamedTuple):
@@ -60,7 +62,8 @@ class RowRatios:
 
     def expect(self, num: int) -> None:
         """Record, and compile, if so many draws times rows are worth that."""
-        if self.note is not None or self.asked is Engine.EAGER or (self.asked is None and num < MANY):
+        is_long = self.terms.num_runs > MOST_RUNS
+        if self.note is not None or self.asked is Engine.EAGER or is_long or (self.asked is None and num < MANY):
             return
         try:
             tape = self._tape = self._tape or self._recorded()

@@ -48,6 +48,19 @@ class EncodedRows(nn.Module):
         self.terms, self.hierarchy = terms, whole
         self._typical, self._name = typical(whole).hierarchy, type(guide).__name__
         self._sites = {name: latent.site for name, latent in guide.latents.sites.items()}
+        self._check_inputs()
+
+    def _check_inputs(self) -> None:
+        """Refuse rows of whose observations a run of the model has some only."""
+        trace = look(self.terms.joint.bound, self._sites)
+        for name in {part.name for _, row in self.amortizer.parts() for part in row.inputs}:
+            for frame in trace.nodes[name]["cond_indep_stack"]:
+                if frame.name in self.terms.others:
+                    raise ValueError(
+                        f"{self._name}: rows are encoded by site '{name}', of which a run of the model has some "
+                        f"observations only, because plate '{frame.name}' is subsampled; take all of them "
+                        "(no subsample_size there), or leave amortize out"
+                    )
 
     @property
     def weighed(self) -> "EncodedRows":

@@ -102,7 +102,7 @@ class Minibatches:
         terms.choose(torch.randperm(terms.num_rows)[: terms.size])
 
         def density(z: Tensor) -> Tensor:
-            outside, rows = terms(z)
+            outside, rows = terms.here(z)
             return outside + rows.sum(-1)
 
         trainer = Trainer(density, (), self.plan.engine, self.plan.progress_bar)
@@ -130,7 +130,7 @@ class Minibatches:
         bar = tqdm(total=num_steps, disable=not plan.progress_bar, unit="step", desc="flow" if stage else "Gaussian")
         try:
             for number, rows in enumerate(minibatches(terms.num_rows, terms.size, num_steps)):
-                index = state.index(self.rows(rows))
+                index, rows = state.index(self.rows(rows)), terms.with_others(rows)
                 before, factors = state.take(index), state.factors[index]
                 inputs = Inputs(base_noise(small, NUM_PARTICLES), step_sizes[number], one, 0 * one)
                 if not number:

@@ -1,6 +1,6 @@
 """Which plates of a model are subsampled, and which sites are within which of them."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -71,7 +71,12 @@ def plates_of(trace: Any) -> dict[str, Plate]:
     return {frame.name: Plate(int(frame.full_size), int(frame.size)) for frame in subsampled_frames(trace)}
 
 
-def groups_of(trace: Any) -> tuple[Group, ...]:
-    """Which of the subsampled plates sites are within; outside of them all is the first."""
-    groups = [frozenset(frame.name for frame in _subsampled(site)) for site in _sites(trace)]
+def groups_of(trace: Any, among: Collection[str] | None = None) -> tuple[Group, ...]:
+    """Which of the subsampled plates sites are within; outside of them all is the first.
+
+    :param among: those that are looked at; by default all.
+    """
+    groups = [
+        frozenset(f.name for f in _subsampled(site) if among is None or f.name in among) for site in _sites(trace)
+    ]
     return tuple(dict.fromkeys([Group(), *groups]))

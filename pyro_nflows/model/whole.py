@@ -173,7 +173,7 @@ class WholeLogJoint:
         for counted, group in zip(given.counted, self.groups):
             for value, axes in terms[group]:
                 for name, axis in axes.items():
-                    value = value.where(_along(fresh[name], axis), 0.0)
+                    value = value.where(along(fresh[name], axis), 0.0)
                 sums.append(value.sum().where(counted, 0.0))
         return torch.stack([part.to(torch.promote_types(part.dtype, torch.float32)) for part in sums]).sum()
 
@@ -194,7 +194,8 @@ def total(log_joint: WholeLogJoint, z: Tensor, visit: Any) -> Tensor:
     return torch.cat(sums)
 
 
-def _along(values: Tensor, axis: int) -> Tensor:
+def along(values: Tensor, axis: int) -> Tensor:
+    """A vector in a shape that has it along an axis, counted from the right."""
     return values.reshape(-1, *(1,) * (-1 - axis))
 
 

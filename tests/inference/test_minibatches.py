@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import math
 import pickle
 
@@ -173,6 +174,70 @@ def test_densities_by_row_are_those_of_the_flow():
     z, log_weight = layer(x)
     assert torch.allclose(found.z, z)
     assert torch.allclose(found.outside + found.rows[0].sum(-1), standard_normal_log_prob(x) - log_weight)
+
+
+def three_plates(y: Tensor, extra: Tensor, sizes: tuple[int | None, ...] = (30, 4, 3)) -> None:
+    """Groups with latents, observations within them, and other data beside them: all subsampled."""
+    mu = pyro.sample("mu", dist.Normal(y.new_zeros(()), 5.0))
+    tau = pyro.sample("tau", dist.LogNormal(y.new_zeros(()), 1.0))
+    with pyro.plate("extra", len(extra), subsample_size=sizes[2], dim=-1) as k:
+        pyro.sample("x", dist.Normal(mu, 2.0), obs=extra[k])
+    with pyro.plate("groups", y.shape[1], subsample_size=sizes[0], dim=-1) as i:
+        z = pyro.sample("z", dist.Normal(mu, tau))
+        with pyro.plate("observations", 10, subsample_size=sizes[1], dim=-2) as j:
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y[j][:, i])
+
+
+def test_other_subsampled_plates_are_gone_through():
+    y, extra = data().double(), torch.linspace(0, 2, 8).double()
+    guide, whole = AutoFlow(three_plates), AutoFlow(three_plates, structure="plates")
+    guide.set_up((y, extra), {})
+    whole.set_up((y, extra, (None,) * 3), {})
+    terms = RowTerms(BoundModel(three_plates, (y, extra), {}), guide.latents)
+    joint = LogJoint(BoundModel(three_plates, (y, extra, (None,) * 3), {}), whole.latents)
+    z, total = torch.randn(4, NUM_ROWS + 2, dtype=torch.float64), 0.0
+    for numbers in torch.randperm(NUM_ROWS).split(SIZE):
+        part = z[:, Rows.of(guide.hierarchy, {"groups": numbers}).columns]
+        terms.choose(numbers)
+        outside, rows = terms(part)
+        total = total + rows.sum(-1)
+        pairs = [torch.cat([numbers, k, j]) for k in torch.arange(8).split(3)[:2] for j in torch.arange(8).split(4)]
+        terms.choose(pairs[0])  # those of a step
+        assert not torch.allclose(terms.here(part)[1], rows)
+        assert torch.allclose(terms(part)[1], rows)
+    assert torch.allclose(outside + total, joint(z))
+
+
+def test_a_step_takes_minibatches_of_all_plates_which_are_right_on_average():
+    y, extra = data(4).double(), torch.tensor([0.5, 2.0]).double()
+    args, sizes = (y, extra), (2, 5, 1)
+    guide = AutoFlow(three_plates)
+    guide.set_up((*args, sizes), {})
+    terms = RowTerms(BoundModel(three_plates, (*args, sizes), {}), guide.latents)
+    joint = LogJoint(BoundModel(three_plates, (*args, (None,) * 3), {}), guide.latents)
+    z, found = torch.randn(3, 6, dtype=torch.float64), []
+    assert len(terms.with_others(torch.tensor([3, 1]))) == 2 + 1 + 5
+    for i, k, j in itertools.product(torch.arange(4).split(2), torch.arange(2).split(1), torch.arange(10).split(5)):
+        terms.choose(torch.cat([i, k, j]))
+        found.append(terms.log_joint(z[:, Rows.of(guide.hierarchy, {"groups": i}).columns]))
+    assert torch.allclose(torch.stack(found).mean(0), joint(z))
+
+
+def test_an_encoder_needs_all_observations_of_a_row():
+    with pytest.raises(ValueError, match="because plate 'observations' is subsampled; take all of them"):
+        VI(AutoFlow(three_plates, amortize=True), progress_bar=False).run(data(), torch.zeros(8))
+
+
+@pytest.mark.slow
+def test_several_subsampled_plates_are_fitted():
+    y, known = data(), exact(data())
+    vi = VI(AutoFlow(three_plates), seed=0, progress_bar=False).run(y, torch.ones(8))
+    assert vi.diagnostics()["outcome"] in (Outcome.TRUST, Outcome.TAILS)
+    precision, num = known["mu_sd"] ** -2 + 2.0, 4000
+    draws = vi.get_samples(num)
+    mean = (known["mu"] * known["mu_sd"] ** -2 + 2.0) / precision
+    assert abs(draws["mu"].mean().item() - mean) < (5 / num**0.5 + 0.05) * precision**-0.5
+    assert abs(draws["mu"].std().item() * precision**0.5 - 1) < 5 / (2 * num) ** 0.5 + 0.02
 
 
 @pytest.fixture(scope="module")
