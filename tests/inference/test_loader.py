@@ -86,7 +86,7 @@ def test_minibatches_may_be(form):
     check(VI(AutoFlow(regression), **OPTIONS).run(minibatches=found, scale=1.0))
 
 
-@pytest.mark.parametrize("amortize", [False, True])
+@pytest.mark.parametrize("amortize", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_rows_with_latents_are_in_the_order_of_their_numbers(amortize):
     y = data()[1]
     vi = VI(AutoFlow(groups, amortize=amortize), **{**OPTIONS, "num_steps": 100})
