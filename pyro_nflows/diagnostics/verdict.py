@@ -185,8 +185,12 @@ def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0, restarts: in
 BAD_ROW = 0.3
 
 
-def with_rows(verdict: Verdict[Outcome], rows: RowFit) -> Verdict[Outcome]:
+def with_rows(verdict: Verdict[Outcome], rows: RowFit, is_encoded: bool = False) -> Verdict[Outcome]:
     """A verdict on weights of what is outside of a plate, with what is known of the plate's rows.
+
+    :param verdict: on what is outside.
+    :param rows: the worst row.
+    :param is_encoded: whether the rows' numbers come from an encoder of their data.
 
     Example::
 
@@ -196,9 +200,10 @@ def with_rows(verdict: Verdict[Outcome], rows: RowFit) -> Verdict[Outcome]:
     """
     trusted = verdict.outcome in (Outcome.TRUST, Outcome.RESAMPLED, Outcome.TAILS)
     if trusted and (rows.ess < BAD_ROW or (rows.pareto_k > 0.7 and rows.ess < NEARLY_EQUAL)):
+        remedy = "an encoder that tells more of a row" if is_encoded else "fewer rows a minibatch"
         sentence = (
             f"Do not trust the rows of plate '{rows.plate}': the weights of their own draws are bad, worst at {rows}. "
-            "Give more num_steps, or fewer rows a minibatch."
+            f"Give more num_steps, or {remedy}."
         )
         return Verdict(Outcome.ROWS, sentence)
     rest = f" These are weights of what is outside of plate '{rows.plate}', its {rows.num_rows:,} rows integrated out"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_nflows import IWAE, SBC, VI, AutoCIF, AutoFlow
-from pyro_nflows.diagnostics.verdict import Outcome
+from pyro_nflows.diagnostics.verdict import Outcome, Verdict, with_rows
 from pyro_nflows.engine import History
 from pyro_nflows.engine.lazy import RowState
 from pyro_nflows.flows.by_row import draw_by_row
@@ -398,6 +398,9 @@ def test_an_encoder_that_ignores_its_data_is_not_trusted():
     options = {"num_steps": 100, "engine": "traced", "progress_bar": False}
     vi = VI(AutoFlow(exchangeable, amortize=Blind()), seed=0, **options).run(data(40)[0].double())
     assert not vi.verdict().sentence.startswith("Trust")
+    rows = with_rows(Verdict(Outcome.TRUST, ""), vi.posterior.row_fit, is_encoded=True)
+    assert rows.outcome is Outcome.ROWS
+    assert "an encoder that tells more of a row" in rows.sentence
 
 
 @pytest.mark.slow
