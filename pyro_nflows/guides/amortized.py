@@ -56,12 +56,23 @@ def _is_in(site: Any, block: Block) -> bool:
 
 def _rows(site: Any, block: Block) -> Tensor:
     """A site's value as ``(num_rows, num_observations, width)``."""
-    dims, event_dim = {frame.name: frame.dim for frame in site["cond_indep_stack"]}, site["fn"].event_dim
-    value = site["value"].expand(site["fn"].shape())
+    dims, (value, event_dim) = {frame.name: frame.dim for frame in site["cond_indep_stack"]}, _laid_out(site)
     axes = [value.dim() - event_dim + dims[plate] for plate in block.plates]
     moved = value.movedim(axes, list(range(len(axes))))
     num_rows = moved.shape[: len(axes)].numel()
     return moved.reshape(num_rows, -1, value.shape[value.dim() - event_dim :].numel())
+
+
+def _laid_out(site: Any) -> tuple[Tensor, int]:
+    """A site's value with all its plates, and how many of its dimensions are of one row.
+
+    ``pyro.deterministic`` takes all dimensions for those of one row, unless it is told; the first are those of plates.
+    """
+    fn, value = site["fn"], site["value"]
+    num_plates = len(fn.batch_shape)
+    if is_deterministic(site) and fn.event_dim == value.dim() and value.shape[:num_plates] == fn.batch_shape:
+        return value, value.dim() - num_plates
+    return value.expand(fn.shape()), fn.event_dim
 
 
 def row_data(
@@ -78,8 +89,8 @@ def row_data(
             raise row_checks.not_observed(name, part.name)
         sets[part.name] = _rows(site, block)
         dims = {frame.name: frame.dim for frame in site["cond_indep_stack"]}
-        value = site["value"].expand(site["fn"].shape())
-        axes = [value.dim() - site["fn"].event_dim + dims[plate] for plate in block.plates]
+        value, event_dim = _laid_out(site)
+        axes = [value.dim() - event_dim + dims[plate] for plate in block.plates]
         moved = value.movedim(axes, list(range(len(axes))))
         raw[part.name] = moved.reshape(moved.shape[: len(axes)].numel(), *moved.shape[len(axes) :])
     return sets, raw

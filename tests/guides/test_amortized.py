@@ -141,7 +141,33 @@ def test_what_is_computed_of_data_alone_is_read_too(kind):
     guide = kind(model, amortize=True)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
     assert all(svi.step(x) < torch.inf for _ in range(3))
-    assert [part.name for part in guide.amortizer.blocks["0"].inputs] == ["x", "y"]
+    inputs = guide.amortizer.blocks["0"].inputs
+    assert [(part.name, part.is_set, part.width) for part in inputs] == [("x", False, 1), ("y", False, 1)]
+
+
+@pytest.mark.parametrize("event_dim", [None, 1])
+def test_covariates_are_of_their_row_alone(event_dim):
+    x = torch.randn(NUM, 3, dtype=torch.float64)
+
+    def model(x, y):
+        mean = pyro.sample("mean", dist.Normal(y.new_zeros(()), 1.0))
+        with pyro.plate("rows", len(y), subsample_size=min(8, len(y))) as at:
+            pyro.deterministic("x", x[at], event_dim=event_dim)
+            z = pyro.sample("z", dist.Normal(mean, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y[at])
+
+    guide = AutoFlow(model, amortize=True)
+    guide(x, x[:, 0])
+    assert [part.width for part in guide.amortizer.blocks["0"].inputs] == [3, 1]
+    for parameter in guide.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    found = []
+    for other in (0.0, 1.0):
+        torch.manual_seed(0)
+        moved = torch.cat([x[:1], x[1:4] + other])
+        found.append(guide.for_rows(moved, x[:4, 0], num_samples=3)["z"])
+    assert torch.allclose(found[0][:, 0], found[1][:, 0])
+    assert not torch.allclose(found[0][:, 1:], found[1][:, 1:])
 
 
 def test_it_is_the_same_after_saving_pickling_and_copying():
