@@ -107,6 +107,7 @@ class RowFit:
     :param row: the worst one's number.
     :param ess: the effective share of that row's draws.
     :param pareto_k: of their weights.
+    :param uneven: nats by which integrals over all rows may distort the weights of what is outside of the plate.
 
     Example::
 
@@ -119,6 +120,7 @@ class RowFit:
     row: int = 0
     ess: float = 1.0
     pareto_k: float = -math.inf
+    uneven: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.plate}[{self.row}] (ESS {self.ess:.0%}, k-hat {self.pareto_k:.2f})"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..objectives.draws import Draws
 from . import weights as diagnostics
-from .findings import Faults, MissedMass, RowFit, Subsampled
+from .findings import Faults, MissedMass, Subsampled
 
 O = TypeVar("O", bound=enum.Enum)
 
@@ -78,7 +78,7 @@ class Outcome(enum.Enum):
     MODE_MISSED = (
         "Do not trust these draws: the guide misses a region that holds {missed}; the posterior has another mode. "
         "Leave num_steps to the schedule, which then fits again from there; or try AutoCIF with annealing (and "
-        "init_scale about the prior's), or more starts."
+        "init_scale about the prior's), more starts, or structure='joint' where a guide follows plates."
     )
     UNSTABLE = (
         "Do not trust this guide: rounding errors grow so much on the way through the flow that its inverse is off by "
@@ -131,6 +131,8 @@ UNSTABLE = 0.05
 WORTHLESS = 0.1
 #: Independent draws that means and intervals need.
 ENOUGH = 400
+#: From this ESS on draws may be used as they are; below it all hangs on the weights.
+HALF = 0.5
 #: From this ESS on the weights are so nearly equal that the shape of their tail matters little.
 NEARLY_EQUAL = 0.95
 
@@ -150,7 +152,7 @@ def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0, restarts: in
         'TRUST'
     """
     ess = effective(evidence.log_weight)
-    pareto_k, threshold = tail_index(evidence.log_weight), diagnostics.k_threshold(len(evidence.log_weight))
+    pareto_k, threshold = tail_index(evidence.log_weight), k_limit(len(evidence.log_weight), ess)
     values = [float(e.value) for e in evidence.log_evidences] or [math.nan]
     outcome, words = _decide(evidence, ess), evidence.faults.words()
     sentence = outcome.value.format(
@@ -181,35 +183,6 @@ def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0, restarts: in
     return Verdict(outcome, sentence)
 
 
-#: A row's ESS below which its draws are no good, and above which its k-hat matters little.
-BAD_ROW = 0.3
-
-
-def with_rows(verdict: Verdict[Outcome], rows: RowFit, is_encoded: bool = False) -> Verdict[Outcome]:
-    """A verdict on weights of what is outside of a plate, with what is known of the plate's rows.
-
-    :param verdict: on what is outside.
-    :param rows: the worst row.
-    :param is_encoded: whether the rows' numbers come from an encoder of their data.
-
-    Example::
-
-        >>> flat = judge(Evidence(torch.zeros(1000), [], [], torch.ones(1)))
-        >>> with_rows(flat, RowFit("groups", 2000, 17, 0.1, 0.9)).outcome.name
-        'ROWS'
-    """
-    trusted = verdict.outcome in (Outcome.TRUST, Outcome.RESAMPLED, Outcome.TAILS)
-    if trusted and (rows.ess < BAD_ROW or (rows.pareto_k > 0.7 and rows.ess < NEARLY_EQUAL)):
-        remedy = "an encoder that tells more of a row" if is_encoded else "fewer rows a minibatch"
-        sentence = (
-            f"Do not trust the rows of plate '{rows.plate}': the weights of their own draws are bad, worst at {rows}. "
-            f"Give more num_steps, or {remedy}."
-        )
-        return Verdict(Outcome.ROWS, sentence)
-    rest = f" These are weights of what is outside of plate '{rows.plate}', its {rows.num_rows:,} rows integrated out"
-    return Verdict(verdict.outcome, f"{verdict.sentence}{rest}; the row fitted worst is {rows}.")
-
-
 def _rests_on(subsampled: Subsampled, outcome: Outcome) -> str:
     """What of the data the weights have seen, where plates are subsampled."""
     if not subsampled.plates or outcome is Outcome.MINIBATCH:
@@ -233,7 +206,9 @@ def _decide(evidence: Evidence, ess: float) -> Outcome:
     if not faults.round_trip < UNSTABLE:
         return Outcome.UNSTABLE
     heavy = is_heavy(evidence.log_weight, ess)
-    if evidence.subsampled.is_noisy and (heavy or ess < 0.5):
+    if ess < HALF:
+        heavy = not tail_index(evidence.log_weight) < k_limit(len(evidence.log_weight), ess)
+    if evidence.subsampled.is_noisy and (heavy or ess < HALF):
         return Outcome.MINIBATCH
     if evidence.missed.share > MISSED and not (heavy and ess < WORTHLESS):
         return Outcome.MODE_MISSED
@@ -241,7 +216,23 @@ def _decide(evidence: Evidence, ess: float) -> Outcome:
         return Outcome.TAILS if ess >= 0.9 else Outcome.DISTRUST
     if ess * len(evidence.log_weight) < ENOUGH:
         return Outcome.TOO_FEW
-    return Outcome.TRUST if ess >= 0.5 else Outcome.RESAMPLED
+    return Outcome.TRUST if ess >= HALF else Outcome.RESAMPLED
+
+
+def k_limit(num_samples: int, ess: float) -> float:
+    r"""What k-hat has to be below, where nothing else speaks for the draws.
+
+    Below an ESS of a half, draws are as good as their weights, and k-hat has to be below its threshold by its own
+    standard error, :math:`(1 + k) / \sqrt M` for a tail of :math:`M` weights: the k of a normal guide that is half as
+    wide as the posterior is 3/4, and its k-hat is often below 0.7.
+
+    Example::
+
+        >>> round(k_limit(22_500, 0.9), 2), round(k_limit(22_500, 0.1), 2), round(k_limit(4000, 0.1), 2)
+        (0.7, 0.62, 0.58)
+    """
+    threshold = diagnostics.k_threshold(num_samples)
+    return threshold if ess >= HALF else threshold - (1 + threshold) / diagnostics.tail_length(num_samples) ** 0.5
 
 
 def is_heavy(log_weight: Tensor, ess: float) -> bool:

@@ -9,14 +9,18 @@ All draws of :math:`g` have the same points for their rows, so that most of the 
 What is not, and adds up over the rows to a slope or a curvature in :math:`g`, would move the weighted draws, all
 together and unseen. The rules (:mod:`~pyro_nflows.inference.row_rules`) have no noise from a row's location and scale,
 and several of them say how much is left. What the rows themselves are worth is seen one by one, from draws of their
-own.
+own. Where a row's weights are uneven, each of its draws is one of several candidates, chosen by these weights [2].
 
 **References**
 
 [1] L. Tran, M. Scharth, D. Gunawan, R. Kohn, S. Brown, G. Hawkins (2021). Robustly Estimating the Marginal
 Likelihood for Cognitive Models via Importance Sampling.
+
+[2] D. Rubin (1987). The Calculation of Posterior Distributions by Data Augmentation: Comment: A Noniterative
+Sampling/Importance Resampling Alternative.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +31,7 @@ from torch import Tensor
 
 from ..diagnostics.verdict import effective, tail_index
 from ..engine import Engine
-from ..engine.row_ratios import RowRatios
+from ..engine.row_ratios import Ratios, RowRatios
 from ..flows.whitened import Whitened
 from ..layers import PlateAffine, TriangularAffine
 from ..model.hierarchy import Hierarchy
@@ -41,6 +45,8 @@ from .row_rules import RowRules
 NUM_RULES, MAX_RULES = 3, 24
 #: Nats of noise in the weights, as a share of their standard deviation where that is above one, before more are taken.
 UNEVEN = 0.05
+#: A row's ESS below which its draws are chosen among candidates; the most of these, and the variance that they leave.
+EVEN, MAX_CANDIDATES, LEFT = 0.95, 32, 0.05
 #: Rows of a minibatch whose k-hats are found: those of the lowest ESS.
 NUM_WORST = 3
 #: An ESS up to which weights are flattened before moments are taken.
@@ -88,7 +94,7 @@ class Collapser:
         outside by more than 0.05 nats. The logarithm of a mean over rules is too low, by half of its variance: that is
         told from single rules, and taken off.
         """
-        base, found = self._base(num_samples, seed), list[Tensor]()
+        base, found = self.base(num_samples, seed), list[Tensor]()
         total, num = torch.zeros(num_samples, dtype=torch.float64), NUM_RULES
         while True:
             single, mean = self._integrated(base, num)
@@ -107,7 +113,7 @@ class Collapser:
         num_points = 1 + 2 * num * rules.num_directions
         self.ratios.expect(len(base) * num_points * terms.num_rows)
         size = max(1, AT_ONCE // (num_points * terms.hierarchy.dim))
-        for numbers, counts in self._minibatches():
+        for numbers, counts in self.minibatches():
             points, stretch = rules.draw(num)
             for at in torch.arange(len(base)).split(size):
                 given = base[at].repeat(num_points, 1), points.to(base).repeat_interleave(len(at), 0)
@@ -126,26 +132,49 @@ class Collapser:
         z = base.new_zeros(len(base), self.layer.input_dim)
         ess, worst = torch.ones(self.terms.num_rows, dtype=torch.float64), dict[int, float]()
         generator = torch.Generator().manual_seed(seed + 1)
-        width = self.terms.hierarchy.dim - len(self.terms.hierarchy.top)
         self.ratios.expect(len(base) * self.terms.num_rows)
-        for numbers, _ in self._minibatches():
-            inner = torch.randn(len(base), width, generator=generator).to(base)
-            found = self.ratios(numbers, base, inner)
-            z[:, self.rows(numbers).columns] = found.z
+        for numbers, _ in self.minibatches():
+            found = self._candidate(numbers, base, generator)
             weight = (found.rows - found.rows.amax(0)).double().exp()
-            share = weight.sum(0).square() / (len(weight) * weight.square().sum(0))
-            ess[numbers] = share.nan_to_num(0.0)
+            share = (weight.sum(0).square() / (len(weight) * weight.square().sum(0))).nan_to_num(0.0)
+            ess[numbers] = share
             for row in share.argsort()[:NUM_WORST].tolist():
                 worst[int(numbers[row])] = tail_index(found.rows[:, row].double())
+            z[:, self.rows(numbers).columns] = self._chosen(numbers, base, generator, found, share)
         return z, ess, worst
 
-    def _base(self, num_samples: int, seed: int) -> Tensor:
+    def _candidate(self, numbers: Tensor, base: Tensor, generator: torch.Generator) -> Ratios:
+        """Draws of some rows, one for each base point."""
+        width = self.terms.hierarchy.dim - len(self.terms.hierarchy.top)
+        return self.ratios(numbers, base, torch.randn(len(base), width, generator=generator).to(base))
+
+    def _chosen(self, numbers: Tensor, base: Tensor, generator: torch.Generator, first: Ratios, ess: Tensor) -> Tensor:
+        """Draws whose uneven rows are chosen among candidates, by their weights given what is outside of the plate."""
+        uneven, owner, z, total = ess < EVEN, self.owner(), first.z, first.rows.double()
+        variance = float((1 / ess[uneven].clamp(min=1e-3) - 1).max()) if uneven.any() else 0.0
+        for _ in range(min(MAX_CANDIDATES, math.ceil(variance / LEFT)) - 1):
+            other = self._candidate(numbers, base, generator)
+            total = torch.logaddexp(total, other.rows.double())
+            chance = torch.rand(total.shape, generator=generator).to(total)
+            taken = (chance.log() < other.rows - total) & uneven
+            z = torch.where((owner >= 0) & taken[:, owner], other.z, z)
+        return z
+
+    def owner(self) -> Tensor:
+        """For each coordinate of a minibatch, the row that it is of; -1 for what is outside of the plate."""
+        hierarchy, plate = self.terms.hierarchy, self.terms.plate
+        owner = torch.full((hierarchy.dim,), -1)
+        for block in hierarchy.blocks:
+            owner[block.columns] = hierarchy.index_in(block, plate)[:, None].expand_as(block.columns)
+        return owner
+
+    def base(self, num_samples: int, seed: int) -> Tensor:
         """Base points of what is outside, with the noise of its flow."""
         width = len(self.terms.hierarchy.top) + self.layer.noise_dim
         like = next(self.layer.parameters())
         return quasi_normal(num_samples, width, seed).to(like) if width else like.new_zeros(num_samples, 0)
 
-    def _minibatches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def minibatches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows, and how often each is to be counted; every row is counted once."""
         terms = self.terms
         for start in range(0, terms.num_rows, terms.size):

@@ -1,9 +1,11 @@
 """One run of :class:`~pyro_nflows.VI` on a model with latents in a subsampled plate: by minibatches."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..engine import History
 from ..flows.whitened import Whitened
@@ -13,12 +15,16 @@ from ..model.bound import BoundModel
 from ..model.row_terms import RowTerms
 from ..system.exclusive import seeded, validation
 from ..system.signals import imported
+from .collapsed import Collapser
 from .elbo import ELBO
+from .encoded import EncodedRows
 from .minibatches import Minibatches
 from .plan import Plan
 from .posterior import Call
+from .row_modes import described, missed_by_minibatches
 from .row_posterior import RowPosterior, weighed_draws
 from .running import NEEDED, Keep, unless_kept
+from .tabled import TabledRows
 
 #: Draws that are kept with their rows: of so many numbers, but so many at least, and at most.
 MOST_NUMBERS, FEWEST, MOST = 2**26, 100, 4000
@@ -45,27 +51,50 @@ def run_minibatches(guide: AutoFlow, plan: Plan, call: Call, keep: Keep, checkpo
         leaves = terms.leaves()
         with unless_kept(guide, leaves, keep) as kept:
             fit = Minibatches(guide, terms, plan, history, leaves)
-            layer = fit.fit()
+            fit.fit()
             fit.correct()
-            kept_num = FEWEST if history.interrupted else max(FEWEST, min(MOST, MOST_NUMBERS // guide.latents.dim))
-            num_judged = FEWEST if history.interrupted else max(JUDGED, kept_num)
-            draws, rows, judged = weighed_draws(fit.collapser, num_judged, kept_num)
+            posterior = row_posterior(guide, fit.of_rows, fit.collapser, call, history, leaves, seed)
             history.seconds = time.perf_counter() - began
-            kept(
-                RowPosterior(
-                    guide,
-                    Rescaled(layer, Whitened.END),
-                    call,
-                    draws,
-                    [draws],
-                    history,
-                    leaves=[leaf.detach().clone() for leaf in leaves],
-                    seed=seed,
-                    row_fit=rows,
-                    amortizer=fit.of_rows.amortizer,
-                    judged=judged if len(judged) > len(draws.z) else judged[:0],
-                )
-            )
+            kept(posterior)
+
+
+def row_posterior(
+    guide: AutoFlow,
+    rows: TabledRows | EncodedRows,
+    collapser: Collapser,
+    call: Call,
+    history: History,
+    leaves: Sequence[Tensor],
+    seed: int,
+) -> RowPosterior:
+    """A flow over all rows, with weighed draws of it, and what it misses.
+
+    :param guide: of the flow's kind.
+    :param rows: the flow.
+    :param collapser: weighs its draws.
+    :param call: the model's arguments.
+    :param history: what training has seen.
+    :param leaves: the model's own parameters.
+    :param seed: of the draws.
+    """
+    num_kept = FEWEST if history.interrupted else max(FEWEST, min(MOST, MOST_NUMBERS // guide.latents.dim))
+    num_judged = FEWEST if history.interrupted else max(JUDGED, num_kept)
+    draws, worst, judged = weighed_draws(collapser, num_judged, num_kept)
+    missed = None if history.interrupted else missed_by_minibatches(collapser)
+    return RowPosterior(
+        guide,
+        Rescaled(rows.layer, Whitened.END),
+        call,
+        draws,
+        [draws],
+        history,
+        described(guide, missed, call),
+        leaves=[leaf.detach().clone() for leaf in leaves],
+        seed=seed,
+        row_fit=worst,
+        amortizer=rows.amortizer,
+        judged=judged if len(judged) > len(draws.z) else judged[:0],
+    )
 
 
 def _refuse(guide: AutoFlow, plan: Plan, checkpoint: Any) -> None:

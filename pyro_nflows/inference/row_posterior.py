@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..arviz import to_arviz
 from ..diagnostics.findings import RowFit
-from ..diagnostics.verdict import Evidence, Outcome, Verdict, choose, with_rows
+from ..diagnostics.row_verdict import with_rows
+from ..diagnostics.verdict import NEARLY_EQUAL, Evidence, Outcome, Verdict, choose
 from ..guides import AutoFlow
 from ..guides.amortized import Amortizer
 from ..model.bound import BoundModel
@@ -43,7 +44,10 @@ def weighed_draws(collapser: Collapser, num_samples: int, num_kept: int | None =
     found = collapser.weigh(num_samples, int(torch.randint(2**31, ())))
     z, ess, tails = collapser.draws(found.base[:num_kept], int(torch.randint(2**31, ())))
     row, log_weight = int(ess.argmin()), found.log_weight[:num_kept]
-    fit = RowFit(terms.plate, terms.num_rows, row, float(ess[row]), tails.get(row, float("nan")))
+    hopeless = [other for other, tail in tails.items() if tail > 1 and float(ess[other]) < NEARLY_EQUAL]
+    row = row if row in hopeless or not hopeless else hopeless[0]
+    tail = tails.get(row, float("nan"))
+    fit = RowFit(terms.plate, terms.num_rows, row, float(ess[row]), tail, found.uneven)
     return Weighed(Draws(z, log_weight, torch.zeros_like(log_weight)), fit, found.log_weight)
 
 

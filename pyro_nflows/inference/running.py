@@ -60,13 +60,16 @@ class Fitter:
         self._form: Any = None
 
     @contextlib.contextmanager
-    def ready(self, plan: Plan, call: Call, keep: Keep, checkpoint: Checkpoint | None = None) -> Iterator["Ready"]:
+    def ready(
+        self, plan: Plan, call: Call, keep: Keep, checkpoint: Checkpoint | None = None, as_it_is: bool = False
+    ) -> Iterator["Ready"]:
         """Within it, all is ready to fit the guide to the model at these arguments, and nothing is lost on the way.
 
         :param plan: how.
         :param call: the arguments.
         :param keep: called with each posterior that is better than what was there, or of which more is known.
         :param checkpoint: a file to go on from, and to keep the state of the run in.
+        :param as_it_is: whether even a fresh guide's coordinates are to stay what they are.
         :raises ValueError: if the model cannot be started.
         """
         imported(*NEEDED)
@@ -79,7 +82,8 @@ class Fitter:
             leaves = joint.leaves(loc)
             with unless_kept(self.guide, leaves, keep) as kept:
                 loc = begin(journal, joint, cast(Layer, self.guide.layer), leaves, loc)
-                joint, loc = self._centered(plan, call, journal, joint, leaves, loc)
+                if not as_it_is:
+                    joint, loc = self._centered(plan, call, journal, joint, leaves, loc)
                 with contextlib.closing(self._trainer_at(plan, joint, leaves, journal)) as trainer:
                     yield Ready(trainer, joint, self._locs(plan, joint, loc), kept)
             if kept.posterior is not None:

@@ -6,12 +6,13 @@ r"""After a fit: is anything missing, how much, where, and can a second fit have
    the share of the posterior that is missing.
 3. If that share is above a threshold, or the fit is poor, fit again from the modes of those particles
    (:mod:`~pyro_nflows.modes.mixtures`), search again, and keep the fit that misses less.
+4. Where the guide follows plates, look along lines for modes of single rows (:mod:`~pyro_nflows.modes.row_lines`).
 """
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from ..modes.mixtures import Modes, find_modes, hull
 from ..modes.tempering import Tempered, temper
 from ..objectives.draws import base_noise
 from .fitted import Fit
+from .row_modes import described, missed_of_rows
 
 #: Fits after the first.
 MAX_REFITS = 3
@@ -92,6 +94,9 @@ def search(
             if other is None or not _is_better(other, found):
                 break
             found = other
+        row = missed_of_rows(trainer, found.fit.layer)
+        if row is not None and row.share > found.missed.share:
+            found = replace(found, missed=described(guide, row))
     except KeyboardInterrupt:  # what was found before is no less true
         trainer.interrupt()
     return found

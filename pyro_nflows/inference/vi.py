@@ -14,6 +14,7 @@ from ..guides import AutoFlow
 from ..system.exclusive import exclusive, seeded, usable
 from ..system.files import Path
 from ..system.signals import uninterrupted
+from .as_it_is import judged_as_it_is
 from .checkpoint import load_fit, take_fit
 from .elbo import ELBO
 from .fit import fit_all
@@ -130,6 +131,32 @@ class VI:
                 self._fitter.judge(self.plan, ready, fits)
         except RowsAreSubsampled:
             run_minibatches(guide, self.plan, call, self._keep, self.checkpoint)
+        return self
+
+    @exclusive()
+    def judge(self, *args: Any, **kwargs: Any) -> "VI":
+        """Judge the guide as it is, at these arguments of the model, without training it.
+
+        For a guide that ``SVI`` has trained, that was loaded, or whose data have changed: draws, evidence and the
+        verdict are then as after :meth:`run`, except that nothing is fitted again where something is found to be
+        missing. The guide itself is left as it is. Its rows in subsampled plates may have an encoder (``amortize=``).
+
+        :return: this object.
+        :raises ValueError: if the model cannot be evaluated (the site is named), or is not one this guide can be of.
+
+        Example::
+
+            >>> import pyro, torch, pyro.distributions as dist
+            >>> def model(y):
+            ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            ...     pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+            ...
+            >>> guide = AutoFlow(model, init_scale=5.0)
+            >>> VI(guide, seed=0, progress_bar=False).judge(torch.tensor(0.5)).verdict().outcome.name
+            'RESAMPLED'
+        """
+        call = usable((args, kwargs))
+        self._posterior = judged_as_it_is(self.guide, self.plan, call)
         return self
 
     def _finished(self, fit: dict[str, Any], guide: AutoFlow, call: Call) -> Posterior:

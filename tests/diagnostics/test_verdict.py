@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_nflows.diagnostics.findings import Faults
-from pyro_nflows.diagnostics.verdict import Evidence, Outcome, judge
+from pyro_nflows.diagnostics.findings import Faults, RowFit
+from pyro_nflows.diagnostics.row_verdict import with_rows
+from pyro_nflows.diagnostics.verdict import Evidence, Outcome, effective, judge, tail_index
 from pyro_nflows.diagnostics.weights import Estimate
 
 
@@ -37,7 +38,7 @@ def starts(gap: float = 0.0, shift: float = 0.0) -> dict[str, Any]:
         (evidence(weights("equal")), Outcome.TRUST, "ESS is 100% of the draws"),
         (evidence(weights("light")), Outcome.TRUST, "Trust these draws"),
         (evidence(weights("wide")), Outcome.RESAMPLED, "importance-resampled"),
-        (evidence(weights("heavy")), Outcome.DISTRUST, "is above 0.70"),
+        (evidence(weights("heavy")), Outcome.DISTRUST, "is above 0.6"),
         (evidence(weights("light"), **starts()), Outcome.TRUST, "Trust these draws"),
         (evidence(weights("light"), **starts(gap=0.5)), Outcome.STARTS_DISAGREE, "log evidence -3.00 to -2.50"),
         (evidence(weights("light"), **starts(shift=0.5)), Outcome.STARTS_DISAGREE, "several modes"),
@@ -65,6 +66,22 @@ def test_tails_alone_do_not_condemn(size: float, outcome: Outcome, words: str) -
     verdict = judge(evidence(torch.cat([-1e-3 * torch.rand(9700), size * exceedances]).log1p()))
     assert verdict.outcome is outcome
     assert words in verdict.sentence
+
+
+@pytest.mark.parametrize(("k", "outcome"), [(0.5, Outcome.RESAMPLED), (0.67, Outcome.DISTRUST)])
+def test_below_an_ess_of_a_half_k_hat_has_to_be_clearly_low(k: float, outcome: Outcome) -> None:
+    """Quantiles of a Pareto distribution: below 0.7, but not by the standard error of a k-hat."""
+    log_weight = -k * ((torch.arange(22_500) + 0.5) / 22_500).double().log()
+    log_weight = torch.cat([log_weight, torch.full((60_000,), -30.0).double()])
+    assert effective(log_weight) < 0.5
+    assert tail_index(log_weight) < 0.7
+    assert judge(evidence(log_weight)).outcome is outcome
+
+
+def test_weights_that_rows_leave_uncertain_are_not_trusted() -> None:
+    flat = judge(evidence(torch.zeros(1000)))
+    for uneven, outcome in ((0.1, Outcome.TRUST), (0.5, Outcome.ROWS)):
+        assert with_rows(flat, RowFit("groups", 2000, 17, 0.9, 0.2, uneven)).outcome is outcome
 
 
 def test_the_verdict_tells_of_restarts_only_where_it_is_no() -> None:

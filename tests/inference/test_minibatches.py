@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_nflows import IWAE, SBC, VI, AutoCIF, AutoFlow
-from pyro_nflows.diagnostics.verdict import Outcome, Verdict, with_rows
+from pyro_nflows.diagnostics.row_verdict import with_rows
+from pyro_nflows.diagnostics.verdict import Outcome, Verdict
 from pyro_nflows.engine import History
 from pyro_nflows.engine.lazy import RowState
 from pyro_nflows.flows.by_row import draw_by_row

@@ -1,0 +1,58 @@
+"""A guide judged as it is, however it was trained: draws with their weights, what it misses, and the verdict."""
+
+import math
+import time
+from dataclasses import replace
+
+import torch
+
+from ..engine import History
+from ..guides import AutoFlow
+from ..model.bound import BoundModel
+from ..model.row_terms import RowTerms
+from ..system.exclusive import seeded, validation
+from ..system.signals import imported
+from .collapsed import collapser_of
+from .encoded import EncodedRows
+from .fitted import weighed
+from .minibatch_run import row_posterior
+from .plan import Plan
+from .posterior import Call, Posterior
+from .running import NEEDED, Fitter, RowsAreSubsampled
+from .tabled import TabledRows
+
+
+def judged_as_it_is(guide: AutoFlow, plan: Plan, call: Call) -> Posterior:
+    """What a guide's draws are worth at these arguments of the model; the guide is left alone.
+
+    :param guide: trained or not.
+    :param plan: the engine, the seed and the number of draws; nothing is trained.
+    :param call: the model's arguments.
+    :raises ValueError: if the model cannot be evaluated at its start.
+    """
+    found = list[Posterior]()
+    no_refit = replace(plan, schedule=replace(plan.schedule, good_ess=math.inf))
+    fitter = Fitter(guide)
+    try:
+        with fitter.ready(no_refit, call, found.append, as_it_is=True) as ready:
+            layer, trainer = guide.plain_layer(), ready.trainer
+            trainer.sampler.expect(layer, plan.schedule.num_samples)
+            draws = trainer.sampler.sample(layer, plan.schedule.num_samples)
+            fitter.judge(no_refit, ready, [weighed(layer, draws)])
+    except RowsAreSubsampled:
+        found.append(_of_rows(guide, plan, call))
+    return found[-1]
+
+
+def _of_rows(guide: AutoFlow, plan: Plan, call: Call) -> Posterior:
+    """The same by minibatches of a subsampled plate's rows."""
+    imported(*NEEDED)
+    began, history = time.perf_counter(), History()
+    seed = int(torch.randint(2**31, ())) if plan.seed is None else plan.seed
+    with seeded(seed), validation(False):
+        terms = RowTerms(BoundModel(guide.bare_model, *call), guide.latents)
+        rows = EncodedRows(guide, terms) if guide.amortize else TabledRows(guide, terms)
+        collapser = collapser_of(rows.weighed, terms, guide.hierarchy, plan.engine)
+        found = row_posterior(guide, rows, collapser, call, history, terms.leaves(), seed)
+        history.seconds = time.perf_counter() - began
+        return found
