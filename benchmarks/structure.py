@@ -101,21 +101,26 @@ def case(name: str) -> Case:
     return Case(radon, (county, x, a[county] + b[county] * x + 0.75 * normal(len(county)), num))
 
 
-def exact(means: Tensor, variance: float) -> dict[str, tuple[float, float]]:
-    """Posterior mean and standard deviation of mu and log tau, the rows integrated out, by quadrature."""
+def grid(means: Tensor, variance: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Points of mu and log tau, and the weight that the posterior has at each, the rows integrated out."""
     y, num = means.double(), len(means)
     center, width = float(y.mean()), float(y.std()) / num**0.5
     scale = max(0.05, float((y.var() - variance).clamp(min=0.0).sqrt()))
-    grid = torch.linspace(-8, 8, 801, dtype=torch.float64)
     t = torch.log(torch.tensor(scale)) + torch.linspace(-6, 2, 1601, dtype=torch.float64)
     if num > 1000:
         t = torch.log(torch.tensor(scale)) + 10 * num**-0.5 * torch.linspace(-1, 1, 1601, dtype=torch.float64)
-    mu, t = torch.meshgrid(center + width * grid, t, indexing="ij")
+    mu, t = torch.meshgrid(center + width * torch.linspace(-8, 8, 801, dtype=torch.float64), t, indexing="ij")
     total = (2 * t).exp() + variance
     log_p = -0.5 * (num * total.log() + (y.square().sum() - 2 * mu * y.sum() + num * mu**2) / total)
     weight = (log_p - 0.5 * (mu / 5) ** 2 - 0.5 * t**2).reshape(-1).softmax(0)
+    return mu.reshape(-1), t.reshape(-1), weight
+
+
+def exact(means: Tensor, variance: float) -> dict[str, tuple[float, float]]:
+    """Posterior mean and standard deviation of mu and log tau, the rows integrated out, by quadrature."""
+    mu, t, weight = grid(means, variance)
     found = {}
-    for name, value in (("mu", mu.reshape(-1)), ("tau", t.reshape(-1))):
+    for name, value in (("mu", mu), ("tau", t)):
         mean = float(weight @ value)
         found[name] = mean, float(weight @ (value - mean) ** 2) ** 0.5
     return found
