@@ -182,8 +182,9 @@ def _our_step(chosen: Case) -> Callable[[], Any]:
 
     def step(first: bool = False) -> None:
         numbers = next(batches)
-        index = state.index(Rows.of(guide.hierarchy, {terms.plate: numbers}))  # type: ignore[arg-type]
-        before, factors = state.take(index), state.factors[index]
+        rows = Rows.of(guide.hierarchy, {terms.plate: numbers})  # type: ignore[arg-type]
+        index, factors = state.index(rows), state.factors(rows)
+        before = state.take(index)
         inputs = Inputs(base_noise(small, NUM_PARTICLES), 1e-4 * one, one, 0 * one)
         if first:
             steps.prepare(before, inputs, factors, numbers, TIMED)

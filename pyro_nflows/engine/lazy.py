@@ -15,9 +15,6 @@ from .program import State
 class RowState:
     """All parameters of a layer over all rows, with Adam's moments and a count of the steps that each has taken.
 
-    ``factors`` is what the step size of each is multiplied by: a location moves in units of its scale; and what says
-    how a row depends on what is outside of its plate moves the less, the more rows there are that tell of that.
-
     :param layer: over all rows.
     :param leaves: trainable tensors of the model's own, which each step has.
     :param factors: by the name of a parameter, for a layer that has no numbers of each row: all of it is in each step.
@@ -37,10 +34,11 @@ class RowState:
         own = list(_parts(layer)) if factors is None else [(parameter, None) for _, parameter in _trained(layer)]
         self._parts: list[tuple[Tensor, int | str | None]] = [*own, *((leaf, None) for leaf in leaves)]
         self.params = torch.cat([parameter.detach().reshape(-1) for parameter, _ in self._parts])
-        self.mean, self.square, self.steps = (torch.zeros_like(self.params) for _ in range(3))
+        self.mean, self.square = (torch.zeros_like(self.params) for _ in range(2))
+        self.steps = torch.zeros_like(self.params, dtype=torch.int16)
         self.skipped = self.params.new_zeros(())
-        known = _factors(layer) if factors is None else _expanded(layer, factors)
-        self.factors = torch.cat([*known, *(torch.ones_like(leaf).detach().reshape(-1) for leaf in leaves)])
+        known = _factors(layer) if factors is None else (factors[name] for name, _ in _trained(layer))
+        self._factors = [*known, *(leaf.new_ones(()) for leaf in leaves)]
 
     def index(self, rows: Rows) -> Tensor:
         """Where the parameters of a layer over these rows are among all, in its own order."""
@@ -56,15 +54,32 @@ class RowState:
             start += parameter.numel()
         return torch.cat(found)
 
+    def factors(self, rows: Rows) -> Tensor:
+        """What step sizes are multiplied by: of a layer over these rows, in its own order.
+
+        A location moves in units of its scale; and what says how a row depends on what is outside of its plate moves
+        the less, the more rows there are that tell of that.
+        """
+        found = list[Tensor]()
+        for (parameter, kind), factor in zip(self._parts, self._factors):
+            if kind is None:
+                found.append(factor.expand_as(parameter).reshape(-1))
+            elif isinstance(kind, int):
+                found.append(factor.expand(len(rows.numbers[kind]) * parameter[0].numel()))
+            else:
+                found.append(factor.expand_as(parameter)[rows.columns])
+        return torch.cat(found)
+
     def take(self, index: Tensor) -> State:
         """The state of some of them."""
         params, mean, square, steps = (part[index] for part in (self.params, self.mean, self.square, self.steps))
-        return State(params, mean, square, steps, self.skipped)
+        return State(params, mean, square, steps.to(params), self.skipped)
 
     def put(self, index: Tensor, state: State) -> None:
         """Where a step has led some of them."""
-        for part, new in zip((self.params, self.mean, self.square, self.steps), state):
+        for part, new in zip((self.params, self.mean, self.square), state):
             part[index] = new
+        self.steps[index] = state.steps.clamp(max=MOST_STEPS).to(self.steps)
         self.skipped = state.skipped
 
     @torch.no_grad()
@@ -75,6 +90,8 @@ class RowState:
             parameter.copy_(part.view(parameter.shape))
 
 
+#: Steps of a number are counted up to here, where Adam's moments no longer depend on the count.
+MOST_STEPS = 2**15 - 1
 #: Up to so many rows take full steps where they say how rows depend on what is outside of their plate.
 FEW_ROWS = 1000
 
@@ -108,7 +125,7 @@ def _parts(layer: nn.Module) -> Iterator[tuple[nn.Parameter, int | str | None]]:
 
 @torch.no_grad()
 def _factors(layer: nn.Module) -> Iterator[Tensor]:
-    """For each parameter, in order."""
+    """For each parameter, in order: a number, or one for each of its own."""
     known, ends = dict[int, Tensor](), [part for part in layer.modules() if isinstance(part, PlateAffine)]
     for end in ends:
         known[id(end.loc)] = end.log_scale.exp()
@@ -116,15 +133,9 @@ def _factors(layer: nn.Module) -> Iterator[Tensor]:
         for name, parameter in module.named_parameters(recurse=False):
             if isinstance(module, Table):
                 factor = dependence_factor(len(parameter)) if module.reads_above else 1.0
-                known[id(parameter)] = torch.full_like(parameter, factor)
-            known.setdefault(id(parameter), torch.full_like(parameter, step_factor(module, name)))
-    for parameter in layer.parameters():
-        yield known[id(parameter)].reshape(-1)
-
-
-def _expanded(layer: nn.Module, factors: Mapping[str, Tensor]) -> Iterator[Tensor]:
-    """Factors that are given, one for each number."""
-    return (factors[name].expand_as(parameter).reshape(-1) for name, parameter in _trained(layer))
+                known[id(parameter)] = parameter.new_tensor(factor)
+            known.setdefault(id(parameter), parameter.new_tensor(step_factor(module, name)))
+    return (known[id(parameter)] for parameter in layer.parameters())
 
 
 def _trained(layer: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

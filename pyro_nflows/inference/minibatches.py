@@ -130,8 +130,9 @@ class Minibatches:
         bar = tqdm(total=num_steps, disable=not plan.progress_bar, unit="step", desc="flow" if stage else "Gaussian")
         try:
             for number, rows in enumerate(minibatches(terms.num_rows, terms.size, num_steps)):
-                index, rows = state.index(self.rows(rows)), terms.with_others(rows)
-                before, factors = state.take(index), state.factors[index]
+                chosen, rows = self.rows(rows), terms.with_others(rows)
+                index, factors = state.index(chosen), state.factors(chosen)
+                before = state.take(index)
                 inputs = Inputs(base_noise(small, NUM_PARTICLES), step_sizes[number], one, 0 * one)
                 if not number:
                     steps.prepare(before, inputs, factors, rows, num_steps)

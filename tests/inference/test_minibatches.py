@@ -161,6 +161,17 @@ def test_rows_state_is_looked_up_and_put_back():
     assert torch.equal(state.params[~moved], before[~moved])
 
 
+def test_steps_of_locations_are_in_units_of_the_rows_own_scales():
+    guide, _ = made(data())
+    layer, numbers = nudged(guide), torch.tensor([5, 0, 119])
+    rows = Rows.of(guide.hierarchy, {"groups": numbers})
+    view = on_rows(layer, rows)
+    factors = RowState(layer).factors(rows).split([parameter.numel() for parameter in view.parameters()])
+    named = dict(zip([name for name, _ in view.named_parameters()], factors))
+    assert torch.equal(named["layers.1.loc"], layer.end.log_scale[rows.columns].exp())
+    assert torch.equal(named["layers.1.log_scale"], torch.ones(5, dtype=torch.float64))
+
+
 def test_every_row_is_visited_equally_often_and_none_twice_at_once():
     torch.manual_seed(0)
     steps = list(minibatches(7, 3, 14))
