@@ -8,6 +8,8 @@ from .vectors import Build, default
 
 #: Correlations within a row of so many coordinates may depend on what is outside of plates.
 MAX_ROW_DIM = 12
+#: An optimiser hardly moves the affine layer of what is outside of plates, which is for fits that weigh their draws.
+AFFINE_STEP = 1e-3
 
 
 def on_plates(
@@ -31,7 +33,9 @@ def on_plates(
     if len(hierarchy.top):
         if any(1 < block.row_dim <= MAX_ROW_DIM for block in hierarchy.blocks):
             layers.insert(1, PlateShear(hierarchy, MAX_ROW_DIM))
-        # The affine layer can be moved without moving what rows make of its image.
-        outside = Chain(TriangularAffine(len(hierarchy.top)), top(len(hierarchy.top)))
-        layers.insert(0, Split(outside, hierarchy.dim))
+        # The affine layer can be moved without moving what rows make of its image. An optimiser would pull it in: the
+        # noise in what rows take from above costs the more, the further out a draw is, and rows do not follow in time.
+        affine = TriangularAffine(len(hierarchy.top))
+        affine.step = AFFINE_STEP
+        layers.insert(0, Split(Chain(affine, top(len(hierarchy.top))), hierarchy.dim))
     return Chain(*layers)

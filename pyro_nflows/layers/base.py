@@ -107,6 +107,8 @@ class Layer(nn.Module):
     #: How many standard normal numbers ``forward`` needs per row, and ``inverse``.
     noise_dim: int = 0
     inverse_noise_dim: int = 0
+    #: How far an optimiser's step moves the numbers that it holds itself, in units of other layers'.
+    step: float = 1.0
     #: Leading dimensions of the context that :meth:`at` has given it.
     batch_shape: torch.Size = torch.Size()
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 #: An optimiser's step on a number of the head moves the row's number by so much of the step.
-HEAD_STEP = 0.1
+HEAD_STEP = 0.3
 
 
 class RowInput(NamedTuple):

@@ -29,12 +29,15 @@ def fan_in(module: nn.Module, name: str) -> int:
 def step_factor(module: nn.Module, name: str) -> float:
     r""":math:`\min(1, 32 / n)` for a parameter of a module whose units add up :math:`n` inputs.
 
+    Layers that have a ``step`` of their own multiply it by that.
+
     Example::
 
         >>> step_factor(nn.Linear(64, 3), "weight")
         0.5
     """
-    return min(1.0, FULL / max(1, fan_in(module, name)))
+    step: float = getattr(module, "step", 1.0)
+    return step * min(1.0, FULL / max(1, fan_in(module, name)))
 
 
 def step_factors(module: nn.Module) -> list[float]:

@@ -57,8 +57,8 @@ def data_of_training():
         return data()
 
 
-def fitted(guide, y, num_steps=1500):
-    optim = pyro.optim.ClippedAdam({"lr": 0.03, "lrd": 0.997})
+def fitted(guide, y, num_steps=3000):
+    optim = pyro.optim.ClippedAdam({"lr": 0.02, "lrd": 0.01 ** (1 / num_steps)})
     svi = SVI(groups, guide, optim, Trace_ELBO(4, vectorize_particles=True, max_plate_nesting=2))
     for _ in range(num_steps):
         svi.step(y)

@@ -347,3 +347,15 @@ def test_many_rows_have_quantiles():
     start = guide.latents.constrain(guide.init_loc()[None])["z"][0]
     assert torch.allclose(middle, start, atol=1e-6)
     assert abs(((high - low) / 2).mean() / 0.5 / 0.9945 - 1) < 0.01
+
+
+def test_an_optimiser_does_not_pull_in_what_is_outside_of_plates():
+    """With the noise of what rows take from above, the layer at its base would shrink faster than they follow."""
+    guide = AutoFlow(groups)
+    guide(Y)
+    affine = guide.layer.plain().flow[0].layer[0]
+    assert affine.step < 0.01
+    fitted(guide, groups, num_steps=20)
+    trained = guide.layer.plain()
+    moved = trained.flow[0].layer[0].log_scale - affine.log_scale
+    assert 0 < moved.abs().max() < 1e-3
