@@ -49,6 +49,9 @@ def names_of_examples(doctest_namespace: dict[str, object]) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    named_by_address = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if named_by_address:  # another name in each process, so that tests cannot be shared out
+        raise pytest.UsageError(f"tests need names that are the same in each run, got {named_by_address[0]}")
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

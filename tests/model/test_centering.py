@@ -110,7 +110,9 @@ def test_non_centered_the_prior_does_not_depend_on_location_and_scale(name: str)
     torch.testing.assert_close(density(make(LOC, SCALE, TRIL)), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [lambda k: dist.Gamma(k, 3.0), lambda k: dist.InverseGamma(k, 3.0 * k)], ids=str)
+@pytest.mark.parametrize(
+    "make", [lambda k: dist.Gamma(k, 3.0), lambda k: dist.InverseGamma(k, 3.0 * k)], ids=["Gamma", "InverseGamma"]
+)
 @pytest.mark.parametrize("size", [1e5, 1e7])
 def test_concentrated_priors_of_positive_variables_are_standard_normal(make: Any, size: float) -> None:
     assert_standard(make(T(size).double()))
