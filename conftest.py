@@ -1,5 +1,6 @@
 """Where every test and every example starts: one seed, no stored parameters, Pyro's checks, threads as asked."""
 
+import gc
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ def pytest_configure() -> None:
 def start_afresh() -> None:
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
+    gc.callbacks.clear()  # a Ctrl-C that arrives in one, such as hypothesis', is lost
     torch.set_num_threads(THREADS)
     pyro.enable_validation(True)
     pyro.clear_param_store()

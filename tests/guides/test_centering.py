@@ -304,8 +304,10 @@ def test_mistakes_are_named() -> None:
         AutoFlow(schools, centering=1.5)(*SCHOOLS)
 
 
-@pytest.mark.parametrize("kind", [AutoCIF, AutoDAIS])
-@pytest.mark.parametrize("centering", [0.0, "auto"])
+@pytest.mark.parametrize(
+    ("kind", "centering"),
+    [(AutoCIF, 0.0), (AutoCIF, "auto"), (AutoDAIS, "auto"), pytest.param(AutoDAIS, 0.0, marks=pytest.mark.slow)],
+)
 def test_guides_with_auxiliary_variables_take_it_too(kind: Any, centering: Any) -> None:
     """Without, the annealed guide's bound is -32.6 at as many steps."""
     vi = VI(kind(schools, centering=centering), num_steps=600, seed=0, progress_bar=False).run(*SCHOOLS)

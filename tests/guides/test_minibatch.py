@@ -332,6 +332,7 @@ def test_rows_that_there_were_not_are_refused():
         guide(Y[:2], index=torch.tensor([0, 7]))
 
 
+@pytest.mark.slow
 def test_many_rows_have_quantiles():
     """More than a Sobol sequence has dimensions."""
     num = 22_000

@@ -127,6 +127,7 @@ def two_modes(locs: torch.Tensor) -> None:
     pyro.factor("modes", -0.5 * (z - locs[:, None]).square().sum(-1).amin(0))
 
 
+@pytest.mark.slow
 def test_a_second_run_that_finds_other_modes_puts_the_flow_on_one_mixture_still(tmp_path: Path) -> None:
     guide = AutoFlow(two_modes)
     vi = VI(guide, seed=0, progress_bar=False).run(torch.tensor([-5.0, 5.0]))
