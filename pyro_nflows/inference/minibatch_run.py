@@ -27,7 +27,7 @@ from .running import NEEDED, Keep, unless_kept
 from .tabled import TabledRows
 
 #: Draws that are kept with their rows: of so many numbers, but so many at least, and at most.
-MOST_NUMBERS, FEWEST, MOST = 2**26, 100, 4000
+MOST_NUMBERS, FEWEST, MOST = 2**26, 100, 1000
 #: Draws that are judged at least; after an interrupt, no more than the fewest that are kept.
 JUDGED = 500
 
