@@ -113,9 +113,9 @@ class RowPosterior(Posterior):
         coords: dict[str, Sequence[Any]] | None = None,
         dims: dict[str, Sequence[str]] | None = None,
     ) -> Any:
-        """The draws with their weights; one run of the model has some rows only, and no log-likelihood of all.
+        """As many of the draws that are kept as asked for, with their weights.
 
-        See :meth:`pyro_nflows.VI.to_arviz`.
+        There is no log-likelihood: one run of the model has some rows only. See :meth:`pyro_nflows.VI.to_arviz`.
         """
         draws = choose(self.draws, min(num_samples, len(self.draws.z)))
         sites, named = self.guide.latents.sites, dict(dims or {})

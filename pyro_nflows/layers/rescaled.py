@@ -30,7 +30,8 @@ class Rescaled(Layer):
     guide does at the same learning rate, and diverges where the Gaussian trains.
 
     :math:`c` is 0.03 for matrices and in networks, and 0.3 for vectors that a layer holds itself; for a unit that adds
-    up :math:`n > 32` inputs, :math:`32 / n` of that (:mod:`~pyro_nflows.nets.steps`). A gradient that is not finite
+    up :math:`n > 32` inputs, :math:`32 / n` of that (:mod:`~pyro_nflows.nets.steps`), all times the ``step`` of the
+    layer that holds it, if that has one. A gradient that is not finite
     becomes zero: such a step does not move the flow.
 
     The layer is taken as it is, and starts as the same map. Noise, exactness and inverse are the layer's own.

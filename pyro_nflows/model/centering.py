@@ -66,6 +66,12 @@ def _gamma(fn: Any) -> Prior:
     return Prior(fn.concentration.log() - fn.rate.log(), fn.concentration.rsqrt())
 
 
+def _inverse_gamma(fn: Any) -> Prior:
+    """That of a gamma variable, turned around."""
+    loc, scale, _ = _gamma(fn)
+    return Prior(-loc, scale)
+
+
 def _beta(fn: Any) -> Prior:
     """The log-odds' mode, and the scale that the curvature there says."""
     a, b = fn.concentration1, fn.concentration0
@@ -117,7 +123,7 @@ KINDS: dict[type, Callable[[Any], Prior | None]] = {
     dist.FoldedDistribution: _folded,
     dist.Exponential: lambda fn: _log_scaled(fn.rate, -1.0),
     dist.Gamma: _gamma,
-    dist.InverseGamma: lambda fn: Prior(-_gamma(fn).loc, _gamma(fn).scale),
+    dist.InverseGamma: _inverse_gamma,
     dist.Beta: _beta,
     dist.Pareto: lambda fn: _log_scaled(fn.scale),
     dist.Weibull: lambda fn: Prior(fn.scale.log(), fn.concentration.reciprocal()),
