@@ -30,7 +30,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from torch import Tensor
 
@@ -212,15 +211,10 @@ def encoded_fits(chosen: Sequence[Case]) -> Iterator[Row]:
         yield looked("idle encoder", case, "does not look", judged(encoded(case, Blind()), case))
 
 
-def encoded(case: Case, encoder: bool | torch.nn.Module, num_steps: int = 1200) -> AutoFlow:
-    """A guide whose rows have an encoder, trained by ``SVI``."""
-    pyro.set_rng_seed(0)
-    pyro.clear_param_store()
+def encoded(case: Case, encoder: bool | torch.nn.Module) -> AutoFlow:
+    """A guide whose rows have an encoder, trained by ``VI``."""
     guide = AutoFlow(case.model, amortize=encoder)
-    optim = pyro.optim.ClippedAdam({"lr": 0.01, "lrd": 0.01 ** (1 / num_steps)})
-    svi = pyro.infer.SVI(case.model, guide, optim, pyro.infer.Trace_ELBO())
-    for _ in range(num_steps):
-        svi.step(*case.args)
+    VI(guide, seed=0, progress_bar=False).run(*case.args)
     return guide
 
 
