@@ -27,7 +27,8 @@ from .guides import (
     AutoResidual,
     AutoSpline,
 )
-from .inference.elbo import ELBO, IWAE
+from .inference.elbo import ELBO
+from .inference.iwae import IWAE
 from .inference.sbc import SBC
 from .inference.vi import VI
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import init_to_median
+from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
 from .. import flows
@@ -28,6 +29,7 @@ from ..model.log_joint import LogJoint
 from ..system.exclusive import validation
 from . import checks, row_checks, sites
 from .joint import Centers, shown
+from .optimizer import LR, StepSize, guide_optimizer
 from .rows import RowGuide
 from .structure import Structure, chosen, described, whitened
 
@@ -168,6 +170,40 @@ class AutoFlow(RowGuide):
         """The flow, once the model has been run."""
         super()._need_setup()
         return cast(Rescaled, self.layer)
+
+    def optimizer(self, lr: StepSize = LR, num_steps: int | None = None, *, average: bool = True) -> PyroOptim:
+        r"""An optimiser for a loop over ``SVI.step`` that ends at the optimum.
+
+        Adam, whose steps decay to a hundredth in the second half of the loop and are averaged over its last quarter
+        (:class:`~pyro_nflows.guides.optimizer.DecayingAdam`). It trains the model's own parameters too.
+
+        :param lr: the step size at first; or a dict with one for each part that is to have its own: ``"end"``, the
+            means, scales and correlations of the affine end; ``"flow"``, what is before it; ``"encoder"``, with
+            ``amortize``; ``"model"``, the model's own parameters.
+        :param num_steps: how many steps the loop has; without it, steps stay as long as they are.
+        :param average: whether the mean over the last quarter of the steps is taken at their end.
+        :raises ValueError: for other values; TypeError for other types.
+
+        Example::
+
+            >>> import pyro, pyro.infer
+            >>> guide = AutoFlow(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)))
+            >>> optimizer = guide.optimizer(lr={"end": 0.05}, num_steps=1000)
+            >>> svi = pyro.infer.SVI(guide.bare_model, guide, optimizer, pyro.infer.Trace_ELBO())
+            >>> for _ in range(10):
+            ...     loss = svi.step()
+            ...
+            >>> len(optimizer.get_state()) == len(list(guide.parameters()))
+            True
+        """
+        return guide_optimizer(type(self).__name__, self._part_of, lr, num_steps, average)
+
+    def _part_of(self, param_name: str) -> str:
+        """What a parameter of a loop belongs to, by its name in Pyro's store."""
+        prefix = self._pyro_get_fullname("layer")
+        if param_name.startswith(f"{prefix}."):
+            return "end" if param_name.startswith(f"{prefix}.layer.{Whitened.END}.") else "flow"
+        return "encoder" if param_name.startswith(f"{self._pyro_get_fullname('amortizer')}.") else "model"
 
     # ---- the posterior --------------------------------------------------------------------------------------
 

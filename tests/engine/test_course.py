@@ -15,8 +15,9 @@ from pyro_nflows.engine import Engine, Round, Trainer
 from pyro_nflows.engine.course import MAX_RESTARTS
 from pyro_nflows.engine.trainer import BLOCK
 from pyro_nflows.inference import fit
-from pyro_nflows.inference.elbo import ELBO, IWAE
+from pyro_nflows.inference.elbo import ELBO
 from pyro_nflows.inference.fitted import weighed
+from pyro_nflows.inference.iwae import IWAE
 from pyro_nflows.inference.mark import Mark
 from pyro_nflows.inference.plan import Plan
 from pyro_nflows.layers import LocScale, TriangularAffine

@@ -19,6 +19,7 @@ from pyro_nflows.inference.elbo import Gradient
 from pyro_nflows.layers.base import Layer
 from pyro_nflows.objectives.covering import Balanced, Covering
 from pyro_nflows.objectives.draws import Draws, base_noise, draw
+from pyro_nflows.objectives.tempered import tempered
 from tests.guide_registry import moved
 from tests.models import PAIRS, pairs
 
@@ -83,7 +84,9 @@ def gradients(layer: Layer, objective: ELBO, gradient: Gradient, noise: Tensor) 
 
 @pytest.mark.parametrize("name", FEW)
 @pytest.mark.parametrize(
-    ("objective", "gradient"), [(ELBO(1), Gradient.PATH), (IWAE(3), Gradient.DREG)], ids=["ELBO-path", "IWAE-dreg"]
+    ("objective", "gradient"),
+    [(ELBO(1), Gradient.PATH), (IWAE(3, temper=False), Gradient.DREG)],
+    ids=["ELBO-path", "IWAE-dreg"],
 )
 def test_gradients_equal_the_total_gradient_in_expectation(name: str, objective: ELBO, gradient: Gradient) -> None:
     layer = layer_of(name)
@@ -96,7 +99,7 @@ def test_gradients_equal_the_total_gradient_in_expectation(name: str, objective:
 
 @pytest.mark.parametrize("name", [name for name in FEW if "CIF" not in name])
 @pytest.mark.parametrize(
-    ("objective", "gradient"), [(ELBO(5), Gradient.PATH), (IWAE(5), Gradient.PATH)], ids=["ELBO", "IWAE"]
+    ("objective", "gradient"), [(ELBO(5), Gradient.PATH), (IWAE(5, temper=False), Gradient.PATH)], ids=["ELBO", "IWAE"]
 )
 def test_path_gradients_hold_the_density_fixed(name: str, objective: ELBO, gradient: Gradient) -> None:
     """The gradient of the bound where ``log q`` is a fixed function of the draws, by way of the inverse."""
@@ -196,3 +199,36 @@ def test_the_loss_of_a_guide_has_the_estimators_gradient(
     assert loss == pytest.approx(-objective.bound(draws.log_weight).item())
     for param, value in zip(guide.parameters(), expected):
         torch.testing.assert_close(param.grad, value)
+
+
+def test_tempered_weights_are_the_weights_near_the_posterior_and_even_far_from_it() -> None:
+    near, far = torch.randn(16), 1000 * torch.randn(16)
+    assert torch.equal(tempered(near), near.softmax(0))
+    assert (tempered(far) - 1 / 16).abs().max() < 1e-3
+    between = tempered(3 * torch.arange(16.0))
+    assert between[-1] < (3 * torch.arange(16.0)).softmax(0)[-1]
+    assert (between.diff() > 0).all()
+    assert between.sum() == pytest.approx(1)
+    gone = tempered(torch.tensor([-math.inf, 0.0, 0.0, -math.inf, -math.inf]))
+    assert torch.allclose(gone, torch.tensor([0.0, 0.5, 0.5, 0.0, 0.0]))
+    assert not tempered(torch.full((4,), -math.inf)).any()
+    assert tempered(torch.tensor([3.0])) == tempered(torch.tensor([3.0, -math.inf]))[0] == 1
+
+
+@pytest.mark.parametrize("gradient", list(Gradient))
+def test_an_iwae_far_from_the_posterior_has_nearly_the_direction_of_the_elbo(gradient: Gradient) -> None:
+    layer = layer_of("AutoFlow", 0.01)
+    noise = base_noise(layer, 16)[None]
+
+    def far(z: Tensor) -> Tensor:
+        return -500 * (z - 5).square().sum(-1)
+
+    def direction(objective: ELBO, estimator: Gradient) -> Tensor:
+        layer.zero_grad()
+        draws = objective.draws(far, layer, noise[0], estimator)
+        objective.surrogate(draws, estimator).backward()  # type: ignore[no-untyped-call]
+        flat = torch.cat([p.grad.flatten() for p in layer.parameters() if p.grad is not None])
+        return flat / flat.norm()
+
+    right = direction(ELBO(16), Gradient.TOTAL if gradient is Gradient.TOTAL else Gradient.PATH)
+    assert direction(IWAE(16), gradient) @ right > 0.999 > direction(IWAE(16, temper=False), gradient) @ right

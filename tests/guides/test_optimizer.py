@@ -1,0 +1,208 @@
+"""The optimiser that a guide gives to a loop of one's own."""
+
+import functools
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from torch import Tensor, nn
+
+from pyro_nflows import AutoFlow, AutoPlanar
+from pyro_nflows.guides.optimizer import DecayingAdam, decay
+from tests.guides.test_amortized import EACH, Mean, groups
+
+Y = torch.tensor([0.4, 1.2, -0.3], dtype=torch.float64)
+
+
+def pair(y: Tensor = Y) -> None:
+    """A latent, and a parameter of the model's own."""
+    shift = pyro.param("shift", lambda: y.new_zeros(()))
+    z = pyro.sample("z", dist.Normal(y.new_zeros(2), 1.0).to_event(1))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(shift + 0 * z[..., :1], 1.0), obs=y)
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+
+
+def train(guide: AutoFlow, optimizer: Any, num_steps: int, model: Any = pair) -> dict[str, Tensor]:
+    svi = SVI(model, guide, optimizer, Trace_ELBO())
+    for _ in range(num_steps):
+        svi.step()
+    return {name: value.detach().clone() for name, value in pyro.get_param_store().named_parameters()}
+
+
+def test_steps_are_those_of_adam_with_its_schedule() -> None:
+    ours, other = (torch.tensor([3.0, -2.0], requires_grad=True) for _ in range(2))
+    optimizer = DecayingAdam([ours], lr=0.1, num_steps=40, average=False)
+    adam = torch.optim.Adam([other], lr=0.1, betas=(0.9, 0.99))
+    for step in range(1, 61):
+        for x, opt in ((ours, optimizer), (other, adam)):
+            opt.zero_grad()
+            ((x - 1) ** 4).sum().backward()  # type: ignore[no-untyped-call]
+        adam.param_groups[0]["lr"] = 0.1 * decay(step, 40)
+        optimizer.step()
+        adam.step()
+        assert torch.allclose(ours, other, atol=1e-6)
+
+
+def test_at_the_end_each_number_is_the_mean_of_its_last_quarter() -> None:
+    path = []
+    found = []
+    for average in (False, True):
+        x = torch.tensor(3.0, requires_grad=True)
+        optimizer = DecayingAdam([x], lr=0.1, num_steps=40, average=average)
+        for _ in range(40):
+            optimizer.zero_grad()
+            (x - 1).square().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            path.append(x.item())
+        found.append(x.item())
+    assert found[1] == pytest.approx(sum(path[30:40]) / 10)
+    assert found[0] == path[39] != found[1]
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    optimizer = DecayingAdam([x], lr=0.1)
+    x.grad = torch.tensor([1.0, torch.nan])
+    optimizer.step()
+    assert x.tolist() == [1.0, 2.0]
+    x.grad = torch.ones(2)
+    optimizer.step()
+    assert torch.allclose(x, torch.tensor([0.9, 1.9]))
+
+
+def test_a_closure_is_run_with_gradients() -> None:
+    x = torch.tensor(1.0, requires_grad=True)
+
+    def closure() -> Tensor:
+        loss = x.square()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    assert DecayingAdam([x], lr=0.1).step(closure).item() == 1.0
+    assert x.item() == pytest.approx(0.9)
+
+
+def test_it_trains_guide_and_model_together() -> None:
+    guide = AutoPlanar(pair, num_layers=2)
+    train(guide, guide.optimizer(lr=0.1, num_steps=120), 120)
+    assert pyro.param("shift").item() == pytest.approx(Y.mean().item(), abs=1e-3)
+    with torch.no_grad():
+        assert (guide.get_posterior().sample((4000,)).std(0) - 1).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("still", ["end", "flow", "model"])
+def test_each_part_has_a_step_size_of_its_own(still: str) -> None:
+    guide = AutoPlanar(pair, num_layers=2)
+    SVI(pair, guide, guide.optimizer(), Trace_ELBO()).evaluate_loss()
+    before = {name: value.detach().clone() for name, value in pyro.get_param_store().named_parameters()}
+    after = train(guide, guide.optimizer(lr={still: 0.0}), 3)
+    part = {"shift": "model"} | {
+        name: "end" if "layer.layers.1." in name else "flow" for name in before if name != "shift"
+    }
+    for name, value in before.items():
+        assert torch.equal(value, after[name]) == (part[name] == still)
+
+
+def test_an_encoder_is_a_part() -> None:
+    y = torch.randn(20, EACH, dtype=torch.float64)
+    guide = AutoFlow(groups, amortize=True)
+    guide(y)
+    before = [parameter.detach().clone() for parameter in guide.amortizer.parameters()]  # type: ignore[union-attr]
+    svi = SVI(groups, guide, guide.optimizer(lr={"encoder": 0.0}), Trace_ELBO())
+    svi.step(y)
+    after = list(guide.amortizer.parameters())  # type: ignore[union-attr]
+    assert all(torch.equal(a, b) for a, b in zip(before, after))
+
+
+def test_training_goes_on_from_a_saved_state_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    guide = AutoPlanar(pair, num_layers=2)
+    optimizer = guide.optimizer(num_steps=40)
+    train(guide, optimizer, 35)
+    optimizer.save(str(tmp_path / "optimizer.pt"))
+    pyro.get_param_store().save(str(tmp_path / "params.pt"))
+    torch.manual_seed(1)
+    right = train(guide, optimizer, 10)
+
+    pyro.clear_param_store()
+    again = AutoPlanar(pair, num_layers=2)
+    again()
+    pyro.get_param_store().load(str(tmp_path / "params.pt"))
+    optimizer = again.optimizer(lr=0.5, num_steps=99)
+    optimizer.load(str(tmp_path / "optimizer.pt"))
+    torch.manual_seed(1)
+    found = train(again, optimizer, 10)
+    assert found.keys() == right.keys()
+    assert all(torch.equal(found[name], right[name]) for name in right)
+
+
+def test_parameters_that_appear_later_are_trained() -> None:
+    calls = itertools.count()
+
+    def model() -> None:
+        pair()
+        if next(calls) > 20:
+            pyro.factor("late_factor", -pyro.param("late", torch.tensor(1.0)).square())
+
+    guide = AutoPlanar(model, num_layers=2)
+    optimizer = guide.optimizer(num_steps=30)
+    train(guide, optimizer, 30, model)
+    assert pyro.param("late").item() < 0.95
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"lr": "fast"}, TypeError, "expected lr to be a number, or a dict of them, got 'fast'"),
+        ({"lr": -0.1}, ValueError, "lr must be finite and not negative, got -0.1"),
+        ({"lr": float("nan")}, ValueError, "lr must be finite and not negative, got nan"),
+        ({"lr": {"base": 0.1}}, ValueError, "lr has no part base; the parts are end, flow, encoder, model"),
+        ({"num_steps": 2.5}, TypeError, "num_steps must be a whole number or None, got 2.5"),
+        ({"num_steps": 0}, ValueError, "num_steps must be at least 1, got 0"),
+        ({"average": 3}, TypeError, "average must be True or False, got 3"),
+    ],
+)
+def test_wrong_arguments_are_told(arguments: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"AutoPlanar.optimizer: {message}"):
+        AutoPlanar(pair, num_layers=2).optimizer(**arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("amortize", [Mean()], ids=["encoder"])
+def test_minibatches_of_each_row_equally_often_reach_the_exact_posterior(amortize: bool | nn.Module) -> None:
+    """200 rows, 20 a step: means to a twentieth of a standard deviation, these to 1%, correlations to 0.02."""
+    num, size, num_epochs = 200, 20, 300
+    y = 1.5 + torch.randn(num, 1, dtype=torch.float64) + torch.randn(num, EACH, dtype=torch.float64)
+    model = functools.partial(groups, size=size)
+    guide = AutoFlow(model, amortize=amortize)
+    svi = SVI(model, guide, guide.optimizer(num_steps=num_epochs * num // size), Trace_ELBO())
+    for _ in range(num_epochs):
+        for index in torch.randperm(num).split(size):
+            svi.step(y, index=index)
+    with torch.no_grad():
+        if amortize:
+            draws = guide.for_rows(y, size=num, num_samples=40_000)
+        else:
+            draws = guide.constrain(guide.get_posterior().sample((40_000,)), y)
+    mu, z = draws["mu"].reshape(-1), draws["z"][..., 0]
+
+    precision, shrink = num / (1 + 1 / EACH) + 1 / 4, EACH / (EACH + 1)
+    mean, sd = y.mean(-1).sum() / (1 + 1 / EACH) / precision, precision**-0.5
+    means = shrink * y.mean(-1) + (1 - shrink) * mean
+    row_sd = (1 / (EACH + 1) + (1 - shrink) ** 2 / precision) ** 0.5
+    correlations = ((z - z.mean(0)) * (mu - mu.mean())[:, None]).mean(0) / z.std(0) / mu.std()
+    assert abs(mu.mean() - mean) < 0.05 * sd
+    assert abs(mu.std() / sd - 1) < 0.02
+    assert ((z.mean(0) - means) / row_sd).square().mean().sqrt() < 0.02
+    assert (z.std(0) / row_sd - 1).square().mean().sqrt() < 0.01
+    assert (correlations - (1 - shrink) * sd / row_sd).abs().mean() < 0.01
