@@ -239,7 +239,7 @@ def test_svi_trains_it_with_pyros_bound_and_ours() -> None:
         guide = AutoDAIS(bent, num_steps=2, init_scale=1.0)
         svi = SVI(bent, guide, ClippedAdam({"lr": 6e-2}), loss)
         before = ELBO(2000).loss(bent, guide)
-        for _ in range(300):
+        for _ in range(120):
             svi.step()
         assert ELBO(2000).loss(bent, guide) < before - 0.05
         assert guide.layer is not None

@@ -306,7 +306,7 @@ def test_mistakes_are_named() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "centering"),
-    [(AutoCIF, 0.0), (AutoCIF, "auto"), (AutoDAIS, "auto"), pytest.param(AutoDAIS, 0.0, marks=pytest.mark.slow)],
+    [(AutoCIF, 0.0), (AutoCIF, "auto"), *(pytest.param(AutoDAIS, c, marks=pytest.mark.slow) for c in ("auto", 0.0))],
 )
 def test_guides_with_auxiliary_variables_take_it_too(kind: Any, centering: Any) -> None:
     """Without, the annealed guide's bound is -32.6 at as many steps."""

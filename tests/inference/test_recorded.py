@@ -48,7 +48,7 @@ def train(objective, make, num_steps=25):
         lambda **k: IWAE(4, "path", **k),
     ],
 )
-@pytest.mark.parametrize("make", [AutoFlow, AutoCIF])
+@pytest.mark.parametrize("make", [AutoFlow, pytest.param(AutoCIF, marks=pytest.mark.slow)])
 def test_steps_on_minibatches_are_those_without(make_objective, make):
     (plain, params), (recorded, others) = (train(make_objective(compile=c), make) for c in (False, True))
     assert recorded == pytest.approx(plain, rel=1e-8)
