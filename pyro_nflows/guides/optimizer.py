@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adam
 
 #: What parameters of a loop belong to.
 PARTS = ("end", "flow", "encoder", "model")
@@ -23,7 +23,7 @@ BETAS = (0.9, 0.99)
 StepSize = float | Mapping[str, float]
 
 
-class DecayingAdam(Optimizer):
+class DecayingAdam(Adam):
     r"""Adam whose steps are long for the first half of a run, and then decay, with the mean of the last quarter.
 
     Step :math:`t` of :math:`T` has the size
@@ -60,49 +60,42 @@ class DecayingAdam(Optimizer):
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, num_steps: int | None = None, average: bool = True):
-        super().__init__(params, {"lr": lr, "num_steps": num_steps, "average": average})
+        super().__init__(params, lr=lr, betas=BETAS)
+        own = {"first_lr": lr, "num_steps": num_steps, "average": average, "number": 0}
+        self.defaults.update(own)
+        for group in self.param_groups:
+            group.update(own)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of each parameter that has a gradient."""
+        """One step of each parameter that has a finite gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            group["number"] += 1
+            group["lr"] = group["first_lr"] * decay(group["number"], group["num_steps"])
             for param in group["params"]:
-                if param.grad is not None:
-                    self._move(param, param.grad, group)
+                if param.grad is not None and not param.grad.isfinite().all():
+                    param.grad = None  # Adam leaves such a parameter, and its moments, as they are
+        super().step()
+        for group in self.param_groups:
+            if group["num_steps"] is not None and group["average"]:
+                self._average(group)
         return loss
 
-    def _move(self, param: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> None:
-        state, total = self.state[param], group["num_steps"]
-        if not state:
-            zeros = torch.zeros_like(param)
-            state.update(step=0, moved=0, mean=zeros, square=zeros.clone())
-        state["step"] += 1
-        if bool(gradient.isfinite().all()):
-            state["moved"] += 1
-            state["mean"].lerp_(gradient, 1 - BETAS[0])
-            state["square"].lerp_(gradient.square(), 1 - BETAS[1])
-            first, second = (1 - beta ** state["moved"] for beta in BETAS)
-            width = (state["square"] / second).sqrt_().add_(torch.finfo(param.dtype).tiny ** 0.5)
-            param.addcdiv_(state["mean"] / first, width, value=-group["lr"] * decay(state["step"], total))
-        if total is not None and group["average"]:
-            _average(param, state, total)
-
-
-def _average(param: Tensor, state: dict[str, Any], total: int) -> None:
-    """Keep the mean of the last quarter, and take it at the end."""
-    tail = max(1, round(TAIL * total))
-    number = state["step"] - (total - tail)
-    if not 1 <= number <= tail:
-        return
-    if number == 1:
-        state["average"] = param.clone()
-    state["average"].lerp_(param, 1 / number)
-    if number == tail:
-        param.copy_(state.pop("average"))
+    def _average(self, group: Mapping[str, Any]) -> None:
+        """Keep the mean of the last quarter, and take it at the end."""
+        tail = max(1, round(TAIL * group["num_steps"]))
+        number = group["number"] - (group["num_steps"] - tail)
+        if not 1 <= number <= tail:
+            return
+        for param in group["params"]:
+            if state := self.state.get(param):  # it has been moved
+                state.setdefault("average", param.clone()).lerp_(param, 1 / number)
+                if number == tail:
+                    param.copy_(state.pop("average"))
 
 
 def decay(step: int, num_steps: int | None) -> float:
