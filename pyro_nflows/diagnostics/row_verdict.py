@@ -24,7 +24,7 @@ def with_rows(verdict: Verdict[Outcome], rows: RowFit, is_encoded: bool = False)
         >>> with_rows(flat, RowFit("groups", 2000, 17, 0.1, 0.9)).outcome.name
         'ROWS'
     """
-    trusted = verdict.outcome in (Outcome.TRUST, Outcome.RESAMPLED, Outcome.TAILS)
+    trusted = verdict.outcome.is_trusted
     if trusted and rows.uneven > DISTORTED:
         sentence = (
             f"Do not trust these draws: with the rows of plate '{rows.plate}' integrated out, the weights of what is "

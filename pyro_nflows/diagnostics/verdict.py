@@ -97,6 +97,11 @@ class Outcome(enum.Enum):
         "at site '{site}'; look at its distribution's parameters for overflow, or rescale the model."
     )
 
+    @property
+    def is_trusted(self) -> bool:
+        """Whether means and central intervals of the draws can be used."""
+        return self in (Outcome.TRUST, Outcome.RESAMPLED, Outcome.TAILS)
+
 
 class Evidence(NamedTuple):
     """What a verdict rests on.

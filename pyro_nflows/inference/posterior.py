@@ -11,10 +11,9 @@ from torch import Tensor
 
 from ..arviz import to_arviz
 from ..checks import check_sizes
-from ..diagnostics import log_evidence
 from ..diagnostics.findings import Faults, MissedMass, Subsampled
 from ..diagnostics.table import print_summary
-from ..diagnostics.verdict import Evidence, Outcome, Verdict, choose, chosen, effective, judge, tail_index
+from ..diagnostics.verdict import chosen
 from ..engine import AllRows, History, sample
 from ..guides import AutoFlow
 from ..layers import Rescaled
@@ -25,7 +24,10 @@ from ..system.exclusive import exclusive, seeded
 from ..system.files import Path, write
 from .all_rows import over_all_rows
 from .columns import columns, compact
-from .fitted import bound_of, evidence_of, sound
+from .exported import Export, facts, warn_of
+from .exported import chosen as chosen_for
+from .fitted import sound
+from .judged import Judged
 from .mark import put
 from .portable import packed, unpacked
 from .refine import Refined, refine
@@ -37,7 +39,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Posterior:
+class Posterior(Judged):
     r"""Weighted draws of a trained guide, the evidence about them, and the verdict; nothing of it changes.
 
     ``VI(guide).run(data).posterior`` is one. It keeps the flow that its run has trained: a later run of the same
@@ -55,7 +57,7 @@ class Posterior:
     :param modes: components and block size of the mixture at the flow's base, if it has one.
     :param leaves: values of the model's own parameters.
     :param values: the draws of each site in its own space, where they cannot be computed from ``draws``.
-    :param seed: of the random numbers of :meth:`refine` and :meth:`to_arviz`.
+    :param seed: of the run, if it had one, and of the random numbers of :meth:`refine` and :meth:`to_arviz`.
     :param absent: why there are no arguments, where there are none.
 
     Example::
@@ -84,43 +86,8 @@ class Posterior:
     modes: tuple[int, int] | None = None
     leaves: Sequence[Tensor] = ()
     values: dict[str, Tensor] | None = None
-    seed: int = 0
+    seed: int | None = None
     absent: str = "was loaded without its data"
-
-    # ---- the evidence ---------------------------------------------------------------------------------------
-
-    @property
-    def log_weight(self) -> Tensor:
-        """Log-weights ``log p - log q`` of the draws, ``(S,)``."""
-        return self.draws.log_weight
-
-    @property
-    def evidence(self) -> Evidence:
-        """What the verdict rests on."""
-        bounds = [bound_of(part.log_weight, log_evidence) for part in self.starts]
-        means, sd = [part.z.mean(0) for part in self.starts], self.draws.z.std(0)
-        drift, missed, faults = self.history.drift, self.missed, self.faults
-        return Evidence(self.log_weight, bounds, means, sd, drift, missed, faults, self.subsampled)
-
-    def verdict(self) -> Verdict[Outcome]:
-        """What to make of the draws: an outcome and one sentence."""
-        h = self.history
-        return judge(self.evidence, h.num_steps, h.skipped, h.restarts)
-
-    def diagnostics(self) -> dict[str, Any]:
-        """The evidence in numbers; see :meth:`pyro_nflows.VI.diagnostics`."""
-        history, log_weight = self.history, self.evidence.log_weight
-        return {
-            **evidence_of(log_weight),
-            "pareto_k": tail_index(log_weight),
-            "ess": effective(log_weight),
-            "num_steps": history.num_steps,
-            "num_skipped": history.skipped,
-            "num_restarts": history.restarts,
-            "interrupted": history.interrupted,
-            "seconds": history.seconds,
-            "outcome": self.verdict().outcome,
-        }
 
     def summary(self, prob: float = 0.9) -> None:
         """Print each parameter's mean, sd, median and interval, the evidence, and the verdict.
@@ -198,7 +165,7 @@ class Posterior:
         :param progress_bar: whether to show one, for NUTS.
         """
         sizes = num_samples, warmup_steps, num_chains
-        with seeded(self.seed), self._own_parameters():
+        with seeded(self.seed or 0), self._own_parameters():
             joint = self.log_joint()
             joint = joint.in_one if isinstance(joint, AllRows) else joint
             return refine(joint, self.guide, self.layer, self.draws, method, *sizes, progress_bar)
@@ -208,28 +175,46 @@ class Posterior:
         self,
         num_samples: int = 4000,
         *,
+        resample: bool | None = None,
+        num_chains: int | None = None,
+        untrusted: bool = False,
         coords: dict[str, Sequence[Any]] | None = None,
         dims: dict[str, Sequence[str]] | None = None,
     ) -> Any:
         """The draws and all that ArviZ can use; see :meth:`pyro_nflows.VI.to_arviz`."""
         args, kwargs = self._need_call()
-        num = max(1, len(self.starts))
-        each = min(num_samples // num, *(len(draws.z) for draws in self.starts)) if num > 1 else 0
-        parts = [choose(draws, each) for draws in self.starts] if num > 1 else []
-        draws = concatenate(parts) if parts else choose(self.with_draws(num_samples).draws, num_samples)
-        stats = {"lp": draws.log_p, "log_q": draws.log_q, "log_weight": draws.log_weight}
+        parts = self.starts if len(self.starts) > 1 else [self.with_draws(num_samples).draws]
+        export = self._exported(parts, num_samples, num_chains, resample, untrusted)
         with self._own_parameters():
             return to_arviz(
                 self.guide.bare_model,
-                {name: value.unflatten(0, (num, -1)) for name, value in self._constrained(draws.z).items()},
+                export.by_chain(self._constrained(export.draws.z)),
                 args,
                 kwargs,
-                sample_stats={name: value.view(num, -1) for name, value in stats.items()},
+                sample_stats=export.by_chain(export.stats()),
                 group_by_chain=True,
                 coords=coords,
                 dims=dims,
-                seed=self.seed,
+                attrs=self._facts(export),
+                seed=self.seed or 0,
             )
+
+    def _exported(
+        self,
+        parts: Sequence[Draws],
+        num_samples: int,
+        num_chains: int | None,
+        resample: bool | None,
+        untrusted: bool,
+    ) -> Export:
+        """Draws for ArviZ, once it is said aloud where they are not to be trusted."""
+        verdict = self.verdict()
+        warn_of(verdict, verdict.outcome.is_trusted, untrusted)
+        with seeded(self.seed or 0):
+            return chosen_for(parts, num_samples, num_chains, resample)
+
+    def _facts(self, export: Export) -> Any:
+        return facts(self.diagnostics(), self.verdict(), self.seed, export.resampled)
 
     @contextlib.contextmanager
     def _own_parameters(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..arviz import to_arviz
 from ..diagnostics.findings import RowFit
 from ..diagnostics.row_verdict import with_rows
-from ..diagnostics.verdict import NEARLY_EQUAL, Evidence, Outcome, Verdict, choose
+from ..diagnostics.verdict import NEARLY_EQUAL, Evidence, Outcome, Verdict
 from ..guides import AutoFlow
 from ..guides.amortized import Amortizer
 from ..model.bound import BoundModel
@@ -87,7 +87,7 @@ class RowPosterior(Posterior):
         own = self._own_guide()
         terms = RowTerms(BoundModel(own.bare_model, args, kwargs), own.latents)
         rows = EncodedRows(own, terms) if self.amortizer is not None else TabledRows(own, terms)
-        with seeded(self.seed + len(self.draws.z)), self._own_parameters():
+        with seeded((self.seed or 0) + len(self.draws.z)), self._own_parameters():
             return weighed_draws(collapser_of(rows.weighed, terms, own.hierarchy), num_samples).draws
 
     def own_leaves(self, call: Call) -> list[Tensor]:
@@ -110,6 +110,9 @@ class RowPosterior(Posterior):
         self,
         num_samples: int = 4000,
         *,
+        resample: bool | None = None,
+        num_chains: int | None = None,
+        untrusted: bool = False,
         coords: dict[str, Sequence[Any]] | None = None,
         dims: dict[str, Sequence[str]] | None = None,
     ) -> Any:
@@ -117,7 +120,8 @@ class RowPosterior(Posterior):
 
         There is no log-likelihood: one run of the model has some rows only. See :meth:`pyro_nflows.VI.to_arviz`.
         """
-        draws = choose(self.draws, min(num_samples, len(self.draws.z)))
+        num_samples = min(num_samples, len(self.draws.z))
+        export = self._exported([self.draws], num_samples, num_chains, resample, untrusted)
         sites, named = self.guide.latents.sites, dict(dims or {})
         for name, latent in sites.items():
             labels = {axis: plate for plate, axis in latent.axes.items()}
@@ -130,14 +134,16 @@ class RowPosterior(Posterior):
 
         return to_arviz(
             latents,
-            self._constrained(draws.z),
-            sample_stats={"log_weight": draws.log_weight},
+            export.by_chain(self._constrained(export.draws.z)),
+            sample_stats=export.by_chain({"log_weight": export.stats()["log_weight"]}),
+            group_by_chain=True,
             log_likelihood=False,
             posterior_predictive=False,
             num_prior=0,
             coords=coords,
             dims=named,
-            seed=self.seed,
+            attrs=self._facts(export),
+            seed=self.seed or 0,
         )
 
     @torch.no_grad()

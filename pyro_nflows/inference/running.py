@@ -167,7 +167,7 @@ class Fitter:
             subsampled=self.subsampled,
             modes=self.guide.modes,
             leaves=[leaf.detach().clone() for leaf in trainer.leaves],
-            seed=plan.seed or 0,
+            seed=plan.seed,
         )
 
     def _search(

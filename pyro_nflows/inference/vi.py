@@ -1,15 +1,11 @@
 r"""``VI``: shaped like ``MCMC``, one changed line."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
-from ..checks import check_sizes
-from ..diagnostics.verdict import Outcome, Verdict
-from ..engine import Engine, History
+from ..engine import Engine
 from ..guides import AutoFlow
 from ..system.exclusive import exclusive, seeded, usable
 from ..system.files import Path
@@ -23,12 +19,12 @@ from .minibatch_run import run_minibatches
 from .plan import Plan, check_guide
 from .portable import is_packed, packed, unpacked
 from .posterior import Call, Posterior
-from .refine import Refined
+from .results import Results
 from .resume import Checkpoint, check_file
 from .running import Fitter, RowsAreSubsampled
 
 
-class VI:
+class VI(Results):
     r"""Variational inference with a flow guide, from start to verdict.
 
     ``VI(AutoFlow(model)).run(data)`` stands where ``MCMC(NUTS(model), ...).run(data)`` stood: it trains the guide,
@@ -92,7 +88,7 @@ class VI:
             num_starts=num_starts,
             progress_bar=progress_bar,
         )
-        self._posterior: Posterior | None = None
+        self._posterior = None
         self._fitter: Fitter | None = None
 
     @exclusive()
@@ -162,7 +158,7 @@ class VI:
     def _finished(self, fit: dict[str, Any], guide: AutoFlow, call: Call) -> Posterior:
         """The fit of a checkpoint's run that is complete."""
         with seeded(0):  # the model is run for its structure
-            return replace(take_fit(fit, guide, call), seed=self.plan.seed or 0)
+            return replace(take_fit(fit, guide, call), seed=self.plan.seed)
 
     def _checkpoint(self, call: Call) -> Checkpoint | None:
         if self.checkpoint is None:
@@ -178,100 +174,6 @@ class VI:
             if self.guide.layer is not posterior.layer:
                 posterior.give_to(self.guide)
             self._posterior = posterior
-
-    @property
-    def posterior(self) -> Posterior:
-        """What the last run left: an object that does not change when this one is run again.
-
-        :raises RuntimeError: before ``run``.
-        """
-        if self._posterior is None:
-            raise RuntimeError("VI has no draws yet; call run(*args) with the model's arguments first")
-        return self._posterior
-
-    @property
-    def history(self) -> History:
-        """What training has seen, and why it ended."""
-        return History() if self._posterior is None else self._posterior.history
-
-    @property
-    def log_weight(self) -> Tensor:
-        """Log-weights ``log p - log q`` of the draws that are kept, ``(S,)``."""
-        return self.posterior.log_weight
-
-    @exclusive()
-    def get_samples(self, num_samples: int = 1000, *, resample: bool | None = None) -> dict[str, Tensor]:
-        """Posterior draws, as ``MCMC.get_samples`` gives them.
-
-        :param num_samples: how many; where there are fewer, further ones are drawn and kept.
-        :param resample: whether to resample by Pareto-smoothed importance weights; by default where the verdict's
-            k-hat allows it.
-        :return: a dict from site to a tensor ``(num_samples, *site shape)``.
-        :raises RuntimeError: before ``run``.
-        """
-        check_sizes("get_samples", num_samples=num_samples)
-        self._posterior = self.posterior.with_draws(num_samples)
-        return self._posterior.get_samples(num_samples, resample=resample)
-
-    def refine(
-        self, num_samples: int = 1000, warmup_steps: int = 300, num_chains: int = 4, method: str = "nuts"
-    ) -> Refined:
-        """Markov chains that use the trained guide, for when the verdict is no; see
-        :mod:`pyro_nflows.inference.refine`.
-
-        :param num_samples: draws a chain; ``warmup_steps`` come before them, for NUTS.
-        :param num_chains: they begin at importance-resampled draws.
-        :param method: ``"nuts"`` or, faster, ``"hmc"``, in the flow's coordinates; or ``"independence"``.
-        """
-        return self.posterior.refine(num_samples, warmup_steps, num_chains, method, self.plan.progress_bar)
-
-    def verdict(self) -> Verdict[Outcome]:
-        """What to make of the draws: an outcome and one sentence."""
-        return self.posterior.verdict()
-
-    def diagnostics(self) -> dict[str, Any]:
-        """The evidence, from fresh draws of the trained guide.
-
-        :return: ``elbo``, ``elbo_se``, ``iwae`` (the importance estimate of the log evidence), ``iwae_se``,
-            ``pareto_k``, ``ess`` (as a fraction of the draws), ``num_steps``, ``num_skipped``, ``num_restarts`` (times
-            that training diverged and went back), ``interrupted``, ``seconds`` (of the whole run) and ``outcome``.
-        """
-        return self.posterior.diagnostics()
-
-    def summary(self, prob: float = 0.9) -> None:
-        """Print each parameter's mean, sd, median and interval, the evidence, and the verdict.
-
-        :param prob: mass of the central interval.
-        """
-        self.posterior.summary(prob)
-
-    @exclusive()
-    def to_arviz(
-        self,
-        num_samples: int = 4000,
-        *,
-        coords: dict[str, Sequence[Any]] | None = None,
-        dims: dict[str, Sequence[str]] | None = None,
-    ) -> Any:
-        """The draws and all that ArviZ can use: ``InferenceData`` (ArviZ < 1) or ``DataTree`` (ArviZ >= 1).
-
-        :param num_samples: posterior draws. Those of several starts are chains of equal length, so that ``az.rhat``
-            says whether they agree.
-        :param coords: labels along a dimension, such as ``{"school": ["A", "B"]}``.
-        :param dims: names of a site's dimensions, where plates do not name them.
-        """
-        if len(self.posterior.starts) < 2 and not self.guide.subsamples:
-            self._posterior = self.posterior.with_draws(num_samples)
-        return self.posterior.to_arviz(num_samples, coords=coords, dims=dims)
-
-    def save(self, path: Path) -> None:
-        """Write the trained guide, the draws, the evidence and the model's own parameters to a file.
-
-        The model itself is not saved. A file that is there already stays as it was until the new one is complete.
-
-        :raises OSError: if the file cannot be written.
-        """
-        self.posterior.save(path)
 
     @staticmethod
     def load(path: Path, guide: AutoFlow, *args: Any, minibatches: Iterable[Any] | None = None, **kwargs: Any) -> "VI":

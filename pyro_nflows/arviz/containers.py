@@ -1,0 +1,79 @@
+"""Groups of named arrays as what the installed ArviZ works on: ``InferenceData`` (0.x) or ``xarray.DataTree`` (1.x)."""
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .labels import SAMPLE_DIMS, Groups, Variable
+
+#: Facts about the draws, for the attributes of what holds them: words and numbers, which a netCDF file can hold.
+Facts = Mapping[str, str | int | float]
+#: The groups that these facts are of; the whole has them too.
+OF_THE_DRAWS = ("posterior", "sample_stats")
+
+
+def contained(groups: Groups, coords: Mapping[str, Sequence[Any]], facts: Facts) -> Any:
+    """The groups that are not empty, as what the installed ArviZ works on.
+
+    :param groups: variables by group and name.
+    :param coords: labels along a dimension.
+    :param facts: about the draws.
+    """
+    import arviz
+
+    about: dict[str, Any] = {name: _plain(value) for name, value in facts.items()}
+    common = {"inference_library": "pyro_nflows", "inference_library_version": _version("pyro_nflows")}
+    whole = {**common, "torch_version": _version("torch"), "pyro_version": _version("pyro-ppl"), **about}
+    datasets = {
+        group: _dataset(group, variables, coords, whole if group in OF_THE_DRAWS else common)
+        for group, variables in groups.items()
+        if variables
+    }
+    if not _is_modern(arviz.__version__):
+        return arviz.InferenceData(**datasets, attrs=whole)
+    from xarray import DataTree
+
+    tree = DataTree.from_dict(datasets)
+    tree.attrs.update(whole)
+    return tree
+
+
+def _dataset(group: str, variables: Mapping[str, Variable], coords: Mapping[str, Any], attrs: dict[str, Any]) -> Any:
+    import arviz
+
+    keyword = "sample_dims" if _is_modern(arviz.__version__) else "default_dims"
+    sample_dims = {keyword: [] if group.endswith("_data") else SAMPLE_DIMS}
+    coords = {**coords, **{dim: labels for v in variables.values() for dim, labels in v.coords.items()}}
+    values = {safe(name): variable.values for name, variable in variables.items()}
+    dims = {safe(name): [safe(dim) for dim in variable.dims] for name, variable in variables.items()}
+    coords = {safe(dim): labels for dim, labels in coords.items()}
+    return arviz.dict_to_dataset(values, dims=dims, coords=coords, attrs=attrs, **sample_dims)
+
+
+def _is_modern(version: str) -> bool:
+    return int(version.split(".")[0]) >= 1
+
+
+def safe(name: str) -> str:
+    """Without the slash of ``pyro.contrib.autoname.scope``, which a netCDF file takes for a group.
+
+    Example::
+
+        >>> safe("part/z")
+        'part.z'
+    """
+    return name.replace("/", ".")
+
+
+def _plain(value: str | int | float) -> str | int | float:
+    """A truth value as 0 or 1: netCDF files have none."""
+    return int(value) if isinstance(value, bool | np.bool_) else value
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return "0+unknown"

@@ -1,0 +1,128 @@
+"""Everything that ArviZ asks of a model at posterior draws, found by running the model once for each draw."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model.predictive import Answers, Draw, Run, Site, each_draw, is_observation, is_partial, isolated
+from .containers import Facts, contained
+from .labels import Labels
+
+__all__ = ["to_arviz"]
+
+
+def to_arviz(
+    model: Callable[..., Any],
+    samples: Mapping[str, Tensor],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    sample_stats: Mapping[str, Tensor] | None = None,
+    group_by_chain: bool = False,
+    log_likelihood: bool = True,
+    posterior_predictive: bool = True,
+    num_prior: int | None = None,
+    coords: Mapping[str, Sequence[Any]] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    attrs: Facts | None = None,
+    seed: int | None = None,
+) -> Any:
+    r"""Turn posterior draws of a model into ArviZ data.
+
+    - The log-likelihood is that of single observations, without ``poutine.scale``. Of a site with masked entries it
+      has only the others, along the one dimension ``{site}_unmasked``. ``pyro.factor`` is no observation.
+    - Discrete latents that are enumerated are summed out of the log-likelihood where that leaves one term an
+      observation, as in a mixture; in replicated data they are drawn anew, as for new units.
+    - What cannot be had is left out, and the attribute ``notes`` of the group ``posterior`` says why: the prior if a
+      site has none to draw from (``ImproperUniform``), data in a plate that shows a random part of it only.
+
+    The model runs under ``torch.vmap``, or once a draw if it cannot. The param store is left as it was.
+
+    :param model: a Pyro model.
+    :param samples: draws of every latent site, shape ``(num_samples, ...)``.
+    :param args: positional arguments of the model.
+    :param kwargs: keyword arguments of the model.
+    :param sample_stats: statistics of each draw, shape ``(num_samples,)``.
+    :param group_by_chain: draws and statistics have shape ``(num_chains, num_samples, ...)``, as from ``MCMC``.
+    :param log_likelihood: whether to include the log-likelihood.
+    :param posterior_predictive: whether to include replicated data.
+    :param num_prior: how many prior draws, 0 for none; by default as many as there are draws, at most 1,000.
+    :param coords: labels along a dimension, such as ``{"school": ["A", "B"]}``.
+    :param dims: names of the dimensions of a site or argument, where plates do not name them.
+    :param attrs: facts about the draws, words or numbers, for the attributes of ``posterior``, ``sample_stats`` and
+        the whole.
+    :param seed: makes the result reproducible and leaves torch's random state alone.
+    :return: ``InferenceData`` or ``DataTree``.
+    :raises ValueError: if a latent site is missing from ``samples``, or the numbers of draws differ.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("unit", len(y)):
+        ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> data = to_arviz(model, {"mu": torch.randn(100)}, (torch.zeros(5),), seed=0)
+        >>> data["log_likelihood"]["y"].dims
+        ('chain', 'draw', 'unit')
+    """
+    run = Run(model, args, kwargs or {})
+    shape, draws = _flatten("samples", samples, group_by_chain)
+    num_prior = min(shape[0] * shape[1], 1000) if num_prior is None else num_prior
+    with isolated(seed, next(iter(draws.values())).device):
+        sites = run.sites({name: values[0] for name, values in draws.items()})
+        answers, notes = _ask(run, draws, log_likelihood, posterior_predictive)
+        if sample_stats:
+            stats = _flatten("sample_stats", sample_stats, group_by_chain, shape)[1]
+            answers |= {("sample_stats", name): values for name, values in stats.items()}
+        prior, no_prior = _had(lambda: each_draw(run.prior, {"": torch.arange(num_prior)}), "prior", num_prior > 0)
+        label = Labels(sites, dims or {})
+        groups = label.drawn(answers, shape) | label.drawn(prior, (1, num_prior))
+        constant, no_constant = label.constant(run)
+        groups |= {"observed_data": label.observed(), "constant_data": constant}
+    notes = no_prior + notes + no_constant + _left_out(sites, answers, log_likelihood)
+    return contained(groups, coords or {}, {**(attrs or {}), **({"notes": "; ".join(notes)} if notes else {})})
+
+
+def _flatten(
+    argument: str, values: Draw, group_by_chain: bool, expected: tuple[int, ...] | None = None
+) -> tuple[tuple[int, ...], dict[str, Tensor]]:
+    """The shape (num_chains, num_samples), and the values with both along one dimension."""
+    ndim = 2 if group_by_chain else 1
+    shapes = {name: (1, *value.shape[:ndim])[-2:] for name, value in values.items()}
+    expected = expected or max(shapes.values(), key=len, default=(1,))
+    if len(expected) < 2 or set(shapes.values()) != {expected}:
+        raise ValueError(
+            f"{argument}: got (num_chains, num_samples) = {shapes}, expected {expected} for every name. "
+            "Draw all sites together; group_by_chain=True is for values with a leading dimension of chains."
+        )
+    return expected, {name: value.detach().flatten(0, ndim - 1) for name, value in values.items()}
+
+
+def _ask(run: Run, draws: Draw, log_likelihood: bool, posterior_predictive: bool) -> tuple[Answers, list[str]]:
+    answers = {("posterior", name): values for name, values in draws.items()}
+    answers |= each_draw(run.deterministic, draws)
+    if log_likelihood:
+        answers |= each_draw(run.log_likelihood, draws)
+    replicated, notes = _had(
+        lambda: each_draw(run.posterior_predictive, draws), "posterior_predictive", posterior_predictive
+    )
+    return answers | replicated, notes
+
+
+def _had(ask: Callable[[], Answers], group: str, wanted: bool) -> tuple[Answers, list[str]]:
+    """The answers, or why there are none: a distribution may have a density and no sampler."""
+    try:
+        return ask() if wanted else {}, []
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        message = (str(error) or "a distribution has no sampler").splitlines()[0]
+        return {}, [f"no {group}: {type(error).__name__}: {message}"]
+
+
+def _left_out(sites: Mapping[str, Site], answers: Answers, log_likelihood: bool) -> list[str]:
+    partial = [f"no data of {n}: a plate shows a random part of it" for n, s in sites.items() if is_partial(s)]
+    whole = [n for n, s in sites.items() if is_observation(s) and log_likelihood]
+    coupled = [n for n in whole if ("log_likelihood", n) not in answers]
+    return partial + [f"no log_likelihood of {n}: its discrete latents do not split by observation" for n in coupled]

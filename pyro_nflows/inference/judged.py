@@ -1,0 +1,57 @@
+"""Draws with what is known of them: the evidence in numbers, and the verdict."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..diagnostics import log_evidence
+from ..diagnostics.findings import Faults, MissedMass, Subsampled
+from ..diagnostics.verdict import Evidence, Outcome, Verdict, effective, judge, tail_index
+from ..engine import History
+from ..objectives.draws import Draws
+from .fitted import bound_of, evidence_of
+
+
+class Judged:
+    """What can be said of draws of a fit from their weights and from its course."""
+
+    draws: Draws
+    starts: Sequence[Draws]
+    history: History
+    missed: MissedMass
+    faults: Faults
+    subsampled: Subsampled
+
+    @property
+    def log_weight(self) -> Tensor:
+        """Log-weights ``log p - log q`` of the draws, ``(S,)``."""
+        return self.draws.log_weight
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the verdict rests on."""
+        bounds = [bound_of(part.log_weight, log_evidence) for part in self.starts]
+        means, sd = [part.z.mean(0) for part in self.starts], self.draws.z.std(0)
+        drift, missed, faults = self.history.drift, self.missed, self.faults
+        return Evidence(self.log_weight, bounds, means, sd, drift, missed, faults, self.subsampled)
+
+    def verdict(self) -> Verdict[Outcome]:
+        """What to make of the draws: an outcome and one sentence."""
+        h = self.history
+        return judge(self.evidence, h.num_steps, h.skipped, h.restarts)
+
+    def diagnostics(self) -> dict[str, Any]:
+        """The evidence in numbers; see :meth:`pyro_nflows.VI.diagnostics`."""
+        history, log_weight = self.history, self.evidence.log_weight
+        return {
+            **evidence_of(log_weight),
+            "pareto_k": tail_index(log_weight),
+            "ess": effective(log_weight),
+            "num_steps": history.num_steps,
+            "num_skipped": history.skipped,
+            "num_restarts": history.restarts,
+            "interrupted": history.interrupted,
+            "seconds": history.seconds,
+            "outcome": self.verdict().outcome,
+        }

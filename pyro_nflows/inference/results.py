@@ -1,0 +1,138 @@
+"""What can be asked of a :class:`~pyro_nflows.VI` once it has run; its posterior answers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..checks import check_sizes
+from ..diagnostics.verdict import Outcome, Verdict
+from ..engine import History
+from ..guides import AutoFlow
+from ..system.exclusive import exclusive
+from ..system.files import Path
+from .plan import Plan
+from .posterior import Posterior
+from .refine import Refined
+
+
+class Results:
+    """Hands what is asked on to the posterior of the last run.
+
+    ``guide`` and ``plan`` are those of the runs.
+    """
+
+    guide: AutoFlow
+    plan: Plan
+    _posterior: Posterior | None
+
+    @property
+    def posterior(self) -> Posterior:
+        """What the last run left: an object that does not change when this one is run again.
+
+        :raises RuntimeError: before ``run``.
+        """
+        if self._posterior is None:
+            raise RuntimeError("VI has no draws yet; call run(*args) with the model's arguments first")
+        return self._posterior
+
+    @property
+    def history(self) -> History:
+        """What training has seen, and why it ended."""
+        return History() if self._posterior is None else self._posterior.history
+
+    @property
+    def log_weight(self) -> Tensor:
+        """Log-weights ``log p - log q`` of the draws that are kept, ``(S,)``."""
+        return self.posterior.log_weight
+
+    @exclusive()
+    def get_samples(self, num_samples: int = 1000, *, resample: bool | None = None) -> dict[str, Tensor]:
+        """Posterior draws, as ``MCMC.get_samples`` gives them.
+
+        :param num_samples: how many; where there are fewer, further ones are drawn and kept.
+        :param resample: whether to resample by Pareto-smoothed importance weights; by default where the verdict's
+            k-hat allows it.
+        :return: a dict from site to a tensor ``(num_samples, *site shape)``.
+        :raises RuntimeError: before ``run``.
+        """
+        check_sizes("get_samples", num_samples=num_samples)
+        self._posterior = self.posterior.with_draws(num_samples)
+        return self._posterior.get_samples(num_samples, resample=resample)
+
+    def refine(
+        self, num_samples: int = 1000, warmup_steps: int = 300, num_chains: int = 4, method: str = "nuts"
+    ) -> Refined:
+        """Markov chains that use the trained guide, for when the verdict is no; see
+        :mod:`pyro_nflows.inference.refine`.
+
+        :param num_samples: draws a chain; ``warmup_steps`` come before them, for NUTS.
+        :param num_chains: they begin at importance-resampled draws.
+        :param method: ``"nuts"`` or, faster, ``"hmc"``, in the flow's coordinates; or ``"independence"``.
+        """
+        return self.posterior.refine(num_samples, warmup_steps, num_chains, method, self.plan.progress_bar)
+
+    def verdict(self) -> Verdict[Outcome]:
+        """What to make of the draws: an outcome and one sentence."""
+        return self.posterior.verdict()
+
+    def diagnostics(self) -> dict[str, Any]:
+        """The evidence, from fresh draws of the trained guide.
+
+        :return: ``elbo``, ``elbo_se``, ``iwae`` (the importance estimate of the log evidence), ``iwae_se``,
+            ``pareto_k``, ``ess`` (as a fraction of the draws), ``num_steps``, ``num_skipped``, ``num_restarts`` (times
+            that training diverged and went back), ``interrupted``, ``seconds`` (of the whole run) and ``outcome``.
+        """
+        return self.posterior.diagnostics()
+
+    def summary(self, prob: float = 0.9) -> None:
+        """Print each parameter's mean, sd, median and interval, the evidence, and the verdict.
+
+        :param prob: mass of the central interval.
+        """
+        self.posterior.summary(prob)
+
+    @exclusive()
+    def to_arviz(
+        self,
+        num_samples: int = 4000,
+        *,
+        resample: bool | None = None,
+        num_chains: int | None = None,
+        untrusted: bool = False,
+        coords: dict[str, Sequence[Any]] | None = None,
+        dims: dict[str, Sequence[str]] | None = None,
+    ) -> Any:
+        """The draws and all that ArviZ can use: ``InferenceData`` (ArviZ < 1) or ``DataTree`` (ArviZ >= 1).
+
+        Weights belong to the draws that they lie beside: after resampling all are equal (``log_weight`` 0, and
+        ``log_q`` is ``lp``, as for draws of the posterior); without, ``log_weight`` is ``lp - log_q``, with ``log_q``
+        the guide's density. The attributes of the whole, of ``posterior`` and of ``sample_stats`` hold ``verdict``,
+        ``verdict_sentence``, ``trusted``, ``resampled``, ``ess`` (a share of the draws), ``pareto_k``,
+        ``log_evidence`` and ``elbo`` with their standard errors, ``seed`` if there was one, and versions.
+
+        :param num_samples: posterior draws.
+        :param resample: whether to resample by Pareto-smoothed importance weights; by default where the verdict's
+            k-hat allows it. False gives the guide's own draws, to be weighted.
+        :param num_chains: by default one, or one for each of several starts, so that ``az.rhat`` says whether these
+            agree. Chains of one fit are parts of one sample: ArviZ has them for plots and standard errors, and their
+            R-hat says nothing of the fit.
+        :param untrusted: whether the export of a fit that is not to be trusted is wanted; else there is a warning.
+        :param coords: labels along a dimension, such as ``{"school": ["A", "B"]}``.
+        :param dims: names of a site's dimensions, where plates do not name them.
+        :raises ValueError: if the draws cannot be put into so many chains.
+        """
+        if len(self.posterior.starts) < 2 and not self.guide.subsamples:
+            self._posterior = self.posterior.with_draws(num_samples)
+        return self.posterior.to_arviz(
+            num_samples, resample=resample, num_chains=num_chains, untrusted=untrusted, coords=coords, dims=dims
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the trained guide, the draws, the evidence and the model's own parameters to a file.
+
+        The model itself is not saved. A file that is there already stays as it was until the new one is complete.
+
+        :raises OSError: if the file cannot be written.
+        """
+        self.posterior.save(path)
