@@ -2,8 +2,9 @@ r"""Draws of a model as ArviZ data, with everything that ``az.summary``, ``az.lo
 
 ======================== ==========================================================================================
 ``posterior``            the draws, and deterministic sites computed from them
-``sample_stats``         what the caller knows of each draw: ``lp``, ``log_q``, ``log_weight``
-``log_likelihood``       log density of every observation given every draw
+``sample_stats``         what the caller knows of each draw, such as ``lp``, ``log_q`` and ``log_weight``
+``log_likelihood``       log density of every observation given every draw, factors with rows among them
+``log_prior``            log density of every latent site at every draw, in the site's own space
 ``posterior_predictive`` one replicated data set a draw
 ``prior``                latent and deterministic sites drawn from the prior
 ``prior_predictive``     data drawn from the prior
@@ -16,5 +17,6 @@ A dimension is named by its plate, and ``{site}_dim_{i}`` if it has none. The re
 """
 
 from .export import to_arviz
+from .factors import FactorWarning
 
-__all__ = ["to_arviz"]
+__all__ = ["FactorWarning", "to_arviz"]

@@ -6,9 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model.predictive import Answers, Draw, Run, Site, each_draw, is_observation, is_partial, isolated
+from ..model.predictive import Answers, Draw, Run, each_draw, isolated
+from ..model.site_kinds import Site, is_observation, is_partial, is_row_factor
 from .containers import Facts, contained
+from .factors import factor_notes
 from .labels import Labels
+from .names import check_coords, check_dims, check_likelihood
 
 __all__ = ["to_arviz"]
 
@@ -21,7 +24,8 @@ def to_arviz(
     *,
     sample_stats: Mapping[str, Tensor] | None = None,
     group_by_chain: bool = False,
-    log_likelihood: bool = True,
+    log_likelihood: bool | Sequence[str] = True,
+    log_prior: bool = True,
     posterior_predictive: bool = True,
     num_prior: int | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
@@ -32,7 +36,10 @@ def to_arviz(
     r"""Turn posterior draws of a model into ArviZ data.
 
     - The log-likelihood is that of single observations, without ``poutine.scale``. Of a site with masked entries it
-      has only the others, along the one dimension ``{site}_unmasked``. ``pyro.factor`` is no observation.
+      has only the others, along the one dimension ``{site}_unmasked``.
+    - A ``pyro.factor`` in a plate, such as that of censored rows, counts as observations, one a row, and the attribute
+      ``notes`` names it. Of one outside of all plates the rows are not known: it is left out, and a
+      :class:`FactorWarning` says so.
     - Discrete latents that are enumerated are summed out of the log-likelihood where that leaves one term an
       observation, as in a mixture; in replicated data they are drawn anew, as for new units.
     - What cannot be had is left out, and the attribute ``notes`` of the group ``posterior`` says why: the prior if a
@@ -46,7 +53,8 @@ def to_arviz(
     :param kwargs: keyword arguments of the model.
     :param sample_stats: statistics of each draw, shape ``(num_samples,)``.
     :param group_by_chain: draws and statistics have shape ``(num_chains, num_samples, ...)``, as from ``MCMC``.
-    :param log_likelihood: whether to include the log-likelihood.
+    :param log_likelihood: whether to include the log-likelihood, or of which sites.
+    :param log_prior: whether to include the log density of each latent site.
     :param posterior_predictive: whether to include replicated data.
     :param num_prior: how many prior draws, 0 for none; by default as many as there are draws, at most 1,000.
     :param coords: labels along a dimension, such as ``{"school": ["A", "B"]}``.
@@ -55,7 +63,8 @@ def to_arviz(
         the whole.
     :param seed: makes the result reproducible and leaves torch's random state alone.
     :return: ``InferenceData`` or ``DataTree``.
-    :raises ValueError: if a latent site is missing from ``samples``, or the numbers of draws differ.
+    :raises ValueError: if a latent site is missing from ``samples``, the numbers of draws differ, or a name in
+        ``coords``, ``dims`` or ``log_likelihood`` is none of the model's.
 
     Example::
 
@@ -73,7 +82,8 @@ def to_arviz(
     num_prior = min(shape[0] * shape[1], 1000) if num_prior is None else num_prior
     with isolated(seed, next(iter(draws.values())).device):
         sites = run.sites({name: values[0] for name, values in draws.items()})
-        answers, notes = _ask(run, draws, log_likelihood, posterior_predictive)
+        check_likelihood(log_likelihood, sites)
+        answers, notes = _ask(run, draws, log_likelihood, log_prior, posterior_predictive)
         if sample_stats:
             stats = _flatten("sample_stats", sample_stats, group_by_chain, shape)[1]
             answers |= {("sample_stats", name): values for name, values in stats.items()}
@@ -82,7 +92,11 @@ def to_arviz(
         groups = label.drawn(answers, shape) | label.drawn(prior, (1, num_prior))
         constant, no_constant = label.constant(run)
         groups |= {"observed_data": label.observed(), "constant_data": constant}
+    check_dims(dims or {}, groups, label)
+    check_coords(coords or {}, groups, label)
     notes = no_prior + notes + no_constant + _left_out(sites, answers, log_likelihood)
+    if log_likelihood is True:
+        notes += factor_notes(sites)
     return contained(groups, coords or {}, {**(attrs or {}), **({"notes": "; ".join(notes)} if notes else {})})
 
 
@@ -101,15 +115,24 @@ def _flatten(
     return expected, {name: value.detach().flatten(0, ndim - 1) for name, value in values.items()}
 
 
-def _ask(run: Run, draws: Draw, log_likelihood: bool, posterior_predictive: bool) -> tuple[Answers, list[str]]:
+def _ask(
+    run: Run, draws: Draw, log_likelihood: bool | Sequence[str], log_prior: bool, posterior_predictive: bool
+) -> tuple[Answers, list[str]]:
     answers = {("posterior", name): values for name, values in draws.items()}
     answers |= each_draw(run.deterministic, draws)
     if log_likelihood:
-        answers |= each_draw(run.log_likelihood, draws)
+        found = each_draw(run.log_likelihood, draws)
+        answers |= {key: term for key, term in found.items() if _is_asked(key[1], log_likelihood)}
+    if log_prior:
+        answers |= each_draw(run.log_prior, draws)
     replicated, notes = _had(
         lambda: each_draw(run.posterior_predictive, draws), "posterior_predictive", posterior_predictive
     )
     return answers | replicated, notes
+
+
+def _is_asked(name: str, log_likelihood: bool | Sequence[str]) -> bool:
+    return log_likelihood if isinstance(log_likelihood, bool) else name in log_likelihood
 
 
 def _had(ask: Callable[[], Answers], group: str, wanted: bool) -> tuple[Answers, list[str]]:
@@ -121,8 +144,8 @@ def _had(ask: Callable[[], Answers], group: str, wanted: bool) -> tuple[Answers,
         return {}, [f"no {group}: {type(error).__name__}: {message}"]
 
 
-def _left_out(sites: Mapping[str, Site], answers: Answers, log_likelihood: bool) -> list[str]:
+def _left_out(sites: Mapping[str, Site], answers: Answers, log_likelihood: bool | Sequence[str]) -> list[str]:
     partial = [f"no data of {n}: a plate shows a random part of it" for n, s in sites.items() if is_partial(s)]
-    whole = [n for n, s in sites.items() if is_observation(s) and log_likelihood]
+    whole = [n for n, s in sites.items() if (is_observation(s) or is_row_factor(s)) and _is_asked(n, log_likelihood)]
     coupled = [n for n in whole if ("log_likelihood", n) not in answers]
     return partial + [f"no log_likelihood of {n}: its discrete latents do not split by observation" for n in coupled]

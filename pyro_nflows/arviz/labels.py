@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from ..model.constants import arguments, array, arrays, as_array, same
-from ..model.predictive import Answers, Run, Site, is_deterministic, is_observation, log_prob_and_mask
+from ..model.data_checks import is_deterministic
+from ..model.pointwise import log_prob_and_mask
+from ..model.predictive import Answers, Run
+from ..model.site_kinds import Site, is_observation
 
 SAMPLE_DIMS = ["chain", "draw"]
 
@@ -39,7 +42,7 @@ class Labels:
         """Groups of variables that have draws."""
         groups: Groups = {}
         for (group, name), values in answers.items():
-            variable = self._pointwise(name, values) if group == "log_likelihood" else self._draws(name, values)
+            variable = self._variable(group, name, values)
             held = variable.values.reshape(shape + variable.values.shape[1:])
             if held.size:
                 groups.setdefault(group, {})[name] = variable._replace(values=held)
@@ -64,8 +67,16 @@ class Labels:
                 found[name] = Variable(held, self._dims(name, held.shape))
         return found, notes
 
-    def _draws(self, name: str, values: Tensor) -> Variable:
-        return Variable(array(values), self._dims(name, values.shape[1:]))
+    def plates(self) -> dict[str, int]:
+        """The plates of the model by the names of their dimensions, and their sizes."""
+        frames = [frame for site in self.sites.values() for frame in site["cond_indep_stack"] if frame.vectorized]
+        return {_renamed(frame.name): frame.size for frame in frames}
+
+    def _variable(self, group: str, name: str, values: Tensor) -> Variable:
+        if group == "log_likelihood":
+            return self._pointwise(name, values)
+        event_dim = 0 if group == "log_prior" else None
+        return Variable(array(values), self._dims(name, values.shape[1:], event_dim))
 
     def _pointwise(self, name: str, values: Tensor) -> Variable:
         mask = log_prob_and_mask(self.sites[name])[1]

@@ -80,6 +80,7 @@ def restored(state: dict[str, Any], guide: AutoFlow) -> Posterior:
         guide.modes,
         state["leaves"],
         expanded(state["values"], draws.z),
+        state.get("seed"),
     )
     return found
 

@@ -178,6 +178,7 @@ class Posterior(Judged):
         resample: bool | None = None,
         num_chains: int | None = None,
         untrusted: bool = False,
+        log_likelihood: bool | Sequence[str] = True,
         coords: dict[str, Sequence[Any]] | None = None,
         dims: dict[str, Sequence[str]] | None = None,
     ) -> Any:
@@ -193,6 +194,7 @@ class Posterior(Judged):
                 kwargs,
                 sample_stats=export.by_chain(export.stats()),
                 group_by_chain=True,
+                log_likelihood=log_likelihood,
                 coords=coords,
                 dims=dims,
                 attrs=self._facts(export),
@@ -266,6 +268,7 @@ class Posterior(Judged):
             "state_dict": dict(guide.state_dict()),
             "arguments": self.call is None or bool(self.call[0] or self.call[1]),
             "leaves": list(self.leaves),
+            "seed": self.seed,
             "draws": columns(self.draws),
             "starts": [columns(draws) for draws in self.starts],
             "history": self.history.state(),

@@ -100,6 +100,7 @@ class Results:
         resample: bool | None = None,
         num_chains: int | None = None,
         untrusted: bool = False,
+        log_likelihood: bool | Sequence[str] = True,
         coords: dict[str, Sequence[Any]] | None = None,
         dims: dict[str, Sequence[str]] | None = None,
     ) -> Any:
@@ -118,14 +119,22 @@ class Results:
             agree. Chains of one fit are parts of one sample: ArviZ has them for plots and standard errors, and their
             R-hat says nothing of the fit.
         :param untrusted: whether the export of a fit that is not to be trusted is wanted; else there is a warning.
+        :param log_likelihood: whether to include the log density of each observation, or of which sites; see
+            :func:`pyro_nflows.arviz.to_arviz` for what becomes of factors.
         :param coords: labels along a dimension, such as ``{"school": ["A", "B"]}``.
         :param dims: names of a site's dimensions, where plates do not name them.
-        :raises ValueError: if the draws cannot be put into so many chains.
+        :raises ValueError: if the draws cannot be put into so many chains, or a name is none of the model's.
         """
         if len(self.posterior.starts) < 2 and not self.guide.subsamples:
             self._posterior = self.posterior.with_draws(num_samples)
         return self.posterior.to_arviz(
-            num_samples, resample=resample, num_chains=num_chains, untrusted=untrusted, coords=coords, dims=dims
+            num_samples,
+            resample=resample,
+            num_chains=num_chains,
+            untrusted=untrusted,
+            log_likelihood=log_likelihood,
+            coords=coords,
+            dims=dims,
         )
 
     def save(self, path: Path) -> None:

@@ -113,6 +113,7 @@ class RowPosterior(Posterior):
         resample: bool | None = None,
         num_chains: int | None = None,
         untrusted: bool = False,
+        log_likelihood: bool | Sequence[str] = True,
         coords: dict[str, Sequence[Any]] | None = None,
         dims: dict[str, Sequence[str]] | None = None,
     ) -> Any:
@@ -120,6 +121,11 @@ class RowPosterior(Posterior):
 
         There is no log-likelihood: one run of the model has some rows only. See :meth:`pyro_nflows.VI.to_arviz`.
         """
+        if not isinstance(log_likelihood, bool):
+            raise ValueError(
+                f"to_arviz: got log_likelihood={log_likelihood!r}, but a fit by minibatches has none, since one run of "
+                "its model has some rows only; leave it out"
+            )
         num_samples = min(num_samples, len(self.draws.z))
         export = self._exported([self.draws], num_samples, num_chains, resample, untrusted)
         sites, named = self.guide.latents.sites, dict(dims or {})
@@ -138,6 +144,7 @@ class RowPosterior(Posterior):
             sample_stats=export.by_chain({"log_weight": export.stats()["log_weight"]}),
             group_by_chain=True,
             log_likelihood=False,
+            log_prior=False,
             posterior_predictive=False,
             num_prior=0,
             coords=coords,

@@ -1,4 +1,4 @@
-r"""One run of a model per draw: pointwise log-likelihood, predictive draws, prior draws.
+r"""One run of a model per draw: pointwise log-likelihood, log prior, predictive draws, prior draws.
 
 Each question is a function of one draw; :func:`each_draw` asks it of all of them at once by ``torch.vmap``, and one by
 one where the model cannot be vectorised so (a branch on a value, a sampler with a rejection loop, enumeration).
@@ -6,7 +6,6 @@ Answers are keyed by ``(group, site)``, with ArviZ's names for the groups.
 """
 
 import contextlib
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,22 +14,24 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import MaskedDistribution
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_factor, site_is_subsample
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..system.exclusive import validation
 from .bound import BoundModel
 from .data_checks import is_deterministic
+from .pointwise import log_prob_and_mask, sum_out_enumerated
+from .site_kinds import Site, is_data, is_latent, is_marked, is_observation, is_row_factor
 from .transformable import transformable
 
-__all__ = ["Run", "each_draw", "is_deterministic", "is_observation", "is_partial", "isolated", "log_prob_and_mask"]
+__all__ = ["Run", "each_draw", "isolated"]
 
-Site = Mapping[str, Any]
 Draw = Mapping[str, Tensor]
 Answers = dict[tuple[str, str], Tensor]
+#: Answers that a draw determines.
+FIXED = ("posterior", "log_likelihood", "log_prior")
 ELEMENTS_AT_ONCE = 2**24  # so that thousands of draws of a large model fit in memory
 
 
@@ -63,17 +64,23 @@ class Run(BoundModel):
     def log_likelihood(self, draw: Draw) -> Answers:
         """Log density of every observation, without ``poutine.scale``; NaN where it is masked.
 
-        Enumerated latents are summed out. Sites where that does not leave one term an observation are left out.
+        Factors with rows count as observations. Enumerated latents are summed out. Sites where that does not leave one
+        term an observation are left out.
         """
         sites = self.sites(draw)
         enumerated = self._enumerated(draw, sites)
-        masks = {n: log_prob_and_mask(s)[1] for n, s in sites.items() if is_observation(s)}
-        terms = {n: _sum_out_enumerated(enumerated, n, mask.numel()) for n, mask in masks.items()}
+        masks = {n: log_prob_and_mask(s)[1] for n, s in sites.items() if is_observation(s) or is_row_factor(s)}
+        terms = {n: sum_out_enumerated(enumerated, n, mask.numel()) for n, mask in masks.items()}
         return {
             ("log_likelihood", n): torch.where(masks[n], term.reshape(masks[n].shape), torch.nan)
             for n, term in terms.items()
             if term is not None
         }
+
+    def log_prior(self, draw: Draw) -> Answers:
+        """Log density of every latent site that the draw has, without ``poutine.scale``; 0 where it is masked."""
+        found = {n: log_prob_and_mask(s) for n, s in self.sites(draw).items() if is_latent(s) and n in draw}
+        return {("log_prior", n): torch.where(mask, term, 0.0) for n, (term, mask) in found.items()}
 
     def posterior_predictive(self, draw: Draw) -> Answers:
         """Replicated observations; enumerated latents are drawn anew, as for new units."""
@@ -128,7 +135,7 @@ class _Replicate(Messenger):
     """Has observations drawn anew. Unlike ``poutine.uncondition``, leaves deterministic sites and factors alone."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and _is_data(msg):
+        if msg["is_observed"] and is_data(msg):
             msg["infer"] = {**msg["infer"], "was_observed": True}
             msg["is_observed"], msg["value"], msg["done"] = False, None, False
 
@@ -150,40 +157,6 @@ class _Substitute(Messenger):
                 f"samples: got {sorted(self.draw)}, expected the latent site {msg['name']!r} too. "
                 "Pass draws of every latent site of the model."
             )
-
-
-def is_marked(site: Any) -> bool:
-    """Whether the site is a discrete latent marked for enumeration, in parallel or one value after the other."""
-    return site["infer"].get("enumerate") is not None and is_latent(site)
-
-
-def is_latent(site: Any) -> bool:
-    """Whether the site is neither observed nor was so before it was drawn anew."""
-    return not (site["is_observed"] or site["infer"].get("was_observed"))
-
-
-def is_observation(site: Any) -> bool:
-    """Whether the site is data, and all of it."""
-    return _is_data(site) and all(f.full_size in (None, f.size) for f in site["cond_indep_stack"])
-
-
-def is_partial(site: Any) -> bool:
-    """Whether the site is data in a plate that shows a part of it, another one in each run."""
-    return _is_data(site) and not is_observation(site)
-
-
-def _is_data(site: Any) -> bool:
-    return not (is_latent(site) or is_deterministic(site) or site_is_factor(site))
-
-
-def log_prob_and_mask(site: Site) -> tuple[Tensor, Tensor]:
-    """Log density of a site, neither scaled nor masked, and its mask, broadcast to one shape."""
-    fn, mask = site["fn"], torch.as_tensor(True if site["mask"] is None else site["mask"])
-    while isinstance(fn, MaskedDistribution):
-        mask, fn = mask & fn._mask, fn.base_dist
-    log_prob = fn.log_prob(site["value"])
-    shape = torch.broadcast_shapes(log_prob.shape, mask.shape)
-    return log_prob.expand(shape), mask.to(log_prob.device).expand(shape)
 
 
 def each_draw(ask: Callable[[Draw], Answers], draws: Draw) -> Answers:
@@ -254,7 +227,7 @@ def _agree(answers: Answers, first: Answers) -> bool:
     shapes = {key: value.shape for key, value in first.items()}
     if {key: value.shape[1:] for key, value in answers.items()} != shapes:
         return False
-    fixed = {key for key in first if key[0] in ("posterior", "log_likelihood")}
+    fixed = {key for key in first if key[0] in FIXED}
     same = all(torch.allclose(answers[k][0].double(), first[k].double(), 1e-4, 1e-4, equal_nan=True) for k in fixed)
     return same and not any(answers[key].isnan().any() > first[key].isnan().any() for key in shapes.keys() - fixed)
 
@@ -266,44 +239,3 @@ def _chunk_size(first: Answers, draws: Draw) -> int:
 
 def _left_of_plates(sites: Mapping[str, Site]) -> int:
     return -1 - max(len(s["fn"].batch_shape) for s in sites.values())
-
-
-def _sum_out_enumerated(sites: Mapping[str, Site], name: str, num_observed: int) -> Tensor | None:
-    r"""``log p(y_i | z) = logsumexp_d [log p(d_i | z) + log p(y_i | d_i, z)]``, or None if it has no such form.
-
-    It has where every discrete latent that ``y`` depends on is in the same plates as ``y`` and touches no other site:
-    a mixture has it; a label shared between observations, or a hidden Markov model, does not.
-    """
-    own_dim = {n: s["infer"].get("_enumerate_dim") for n, s in sites.items() if is_marked(s)}
-    if None in own_dim.values():  # enumerated sequentially
-        return None
-    terms = {n: _masked_log_prob(s) for n, s in sites.items() if not is_deterministic(s)}
-    group = _coupled(terms, set(own_dim.values()), name)
-    dims = [own_dim[n] for n in group if n in own_dim]
-    if not dims:
-        return terms[name]
-    plates = {frozenset(sites[n]["cond_indep_stack"]) for n in group}
-    in_plates = math.prod(f.size for f in next(iter(plates)) if f.vectorized) == num_observed
-    if not in_plates or len(plates) > 1 or len(group) > len(dims) + 1 or len(set(dims)) < len(dims):
-        return None
-    return torch.stack(torch.broadcast_tensors(*(terms[n] for n in group))).sum(0).logsumexp(dims)
-
-
-def _masked_log_prob(site: Site) -> Tensor:
-    log_prob, mask = log_prob_and_mask(site)
-    return torch.where(mask, log_prob, 0.0)
-
-
-def _coupled(terms: Draw, dims: set[int], name: str) -> set[str]:
-    """The sites tied to ``name`` by enumerated dimensions, directly or through each other."""
-    group: set[str] = set()
-    grown = {name}
-    while grown != group:
-        group = grown
-        shared = {d for n in group for d in dims if _varies(terms[n], d)}
-        grown = group | {n for n, term in terms.items() if any(_varies(term, d) for d in shared)}
-    return group
-
-
-def _varies(term: Tensor, dim: int) -> bool:
-    return term.dim() >= -dim and term.shape[dim] > 1

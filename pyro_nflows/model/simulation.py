@@ -8,8 +8,10 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
+from .data_checks import is_deterministic
 from .initialization import is_flat
-from .predictive import Run, each_draw, is_deterministic, isolated, log_prob_and_mask
+from .pointwise import log_prob_and_mask
+from .predictive import Run, each_draw, isolated
 
 Model = Callable[..., Any]
 Values = dict[str, Tensor]

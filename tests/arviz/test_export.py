@@ -28,6 +28,7 @@ GROUPS = {
     "posterior",
     "sample_stats",
     "log_likelihood",
+    "log_prior",
     "posterior_predictive",
     "prior",
     "prior_predictive",
@@ -81,6 +82,7 @@ def test_all_groups_are_there(data: Any) -> None:
         ("prior", {"mu": (), "tau": (), "theta": ("school",), "effect": ("school",)}),
         ("sample_stats", {"lp": (), "log_q": (), "log_weight": ()}),
         ("log_likelihood", {"y": ("school",)}),
+        ("log_prior", {"mu": (), "tau": (), "theta": ("school",)}),
         ("posterior_predictive", {"y": ("school",)}),
         ("prior_predictive", {"y": ("school",)}),
     ],
@@ -114,6 +116,11 @@ def test_values_are_those_of_the_model(data: Any) -> None:
     torch.testing.assert_close(posterior["effect"], posterior["theta"] - posterior["mu"][:, None])
     expected = dist.Normal(posterior["theta"], SIGMA).log_prob(Y)
     np.testing.assert_allclose(data["log_likelihood"]["y"].values[0], expected)
+    tau = torch.tensor(data["posterior"]["tau"].values[0])
+    prior = {"tau": dist.HalfCauchy(5.0).log_prob(tau), "mu": dist.Normal(0.0, 5.0).log_prob(posterior["mu"])}
+    prior["theta"] = dist.Normal(posterior["mu"], tau).log_prob(posterior["theta"].T).T
+    for name, value in prior.items():
+        np.testing.assert_allclose(data["log_prior"][name].values[0], value, rtol=1e-5, atol=1e-5)
     replicated = (torch.tensor(data["posterior_predictive"]["y"].values[0]) - posterior["theta"]) / SIGMA
     assert abs(replicated.mean()) < 5 / replicated.numel() ** 0.5
     assert abs(replicated.square().mean() - 1) < 5 * (2 / replicated.numel()) ** 0.5
@@ -180,7 +187,7 @@ def test_chains_stay_apart() -> None:
 
 
 def test_groups_can_be_left_out() -> None:
-    options = {"log_likelihood": False, "posterior_predictive": False, "num_prior": 0}
+    options = {"log_likelihood": False, "log_prior": False, "posterior_predictive": False, "num_prior": 0}
     data = to_arviz(eight_schools, school_draws(10), (Y, SIGMA), **options)
     assert groups(data) == {"posterior", "observed_data", "constant_data"}
     assert "notes" not in data["posterior"].attrs
@@ -229,7 +236,7 @@ def test_an_improper_prior_is_left_out_with_a_note() -> None:
         pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
     data = to_arviz(model, {"z": torch.randn(20)}, (torch.tensor(1.0),), seed=0)
-    assert groups(data) == {"posterior", "log_likelihood", "posterior_predictive", "observed_data"}
+    assert groups(data) == {"posterior", "log_likelihood", "log_prior", "posterior_predictive", "observed_data"}
     assert data["posterior"].attrs["notes"].startswith("no prior: NotImplementedError")
 
 
@@ -240,7 +247,7 @@ def test_a_subsampled_plate_is_left_out_with_a_note() -> None:
             pyro.sample("y", dist.Normal(z, 1.0), obs=y[rows])
 
     data = to_arviz(model, {"z": torch.randn(20)}, (Y,), seed=0)
-    assert groups(data) == {"posterior", "prior", "constant_data"}
+    assert groups(data) == {"posterior", "log_prior", "prior", "constant_data"}
     assert data["posterior"].attrs["notes"] == "no data of y: a plate shows a random part of it"
 
 
@@ -265,10 +272,9 @@ def test_enumerated_latents_do_not_break_it() -> None:
     assert set(data["posterior_predictive"].data_vars) == {"again", "y"}
 
 
-def test_factors_and_sequential_plates() -> None:
+def test_sequential_plates() -> None:
     def model(y: Tensor) -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.factor("soft", -z.square())
         for i in pyro.plate("school", 3):
             pyro.sample(f"y_{i}", dist.Normal(z, 1.0), obs=y[i])
 
