@@ -1,7 +1,7 @@
 """Where in the user's own code a warning belongs."""
 
 import contextlib
-import sys
+import inspect
 from pathlib import Path
 
 _PACKAGE = str(Path(__file__).parents[1])
@@ -17,8 +17,9 @@ def user_level() -> int:
         >>> user_level()
         1
     """
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and _is_ours(frame.f_code.co_filename):
+    here = inspect.currentframe()
+    frame, level = here and here.f_back, 1
+    while frame is not None and frame.f_back is not None and _is_ours(frame.f_code.co_filename):
         frame, level = frame.f_back, level + 1
     return level
 

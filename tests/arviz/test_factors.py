@@ -48,9 +48,7 @@ def test_what_is_in_the_log_likelihood_can_be_said() -> None:
     assert set(data["log_likelihood"].data_vars) == {"time"}
     assert arviz.loo(data).n_data_points == len(SEEN)
     assert "notes" not in data["posterior"].attrs
-    with pytest.raises(
-        ValueError, match="log_likelihood names 'tiem', but the observed sites and factors"
-    ):
+    with pytest.raises(ValueError, match="log_likelihood names 'tiem', but the observed sites and factors"):
         to_arviz(survival, draws(40), (SEEN, LIMIT), log_likelihood=["tiem"], seed=0)
 
 
