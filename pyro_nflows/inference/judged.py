@@ -10,6 +10,8 @@ from ..diagnostics.findings import Faults, MissedMass, Subsampled
 from ..diagnostics.verdict import Evidence, Outcome, Verdict, effective, judge, tail_index
 from ..engine import History
 from ..objectives.draws import Draws
+from ..system.exclusive import seeded
+from .exported import Export, chosen, facts, warn_of
 from .fitted import bound_of, evidence_of
 
 
@@ -22,6 +24,7 @@ class Judged:
     missed: MissedMass
     faults: Faults
     subsampled: Subsampled
+    seed: int | None
 
     @property
     def log_weight(self) -> Tensor:
@@ -55,3 +58,21 @@ class Judged:
             "seconds": history.seconds,
             "outcome": self.verdict().outcome,
         }
+
+    def exported(
+        self,
+        parts: Sequence[Draws],
+        num_samples: int,
+        num_chains: int | None,
+        resample: bool | None,
+        untrusted: bool,
+    ) -> Export:
+        """Draws for ArviZ, once it is said aloud where they are not to be trusted."""
+        verdict = self.verdict()
+        warn_of(verdict, verdict.outcome.is_trusted, untrusted)
+        with seeded(self.seed or 0):
+            return chosen(parts, num_samples, num_chains, resample)
+
+    def facts_of(self, export: Export) -> dict[str, Any]:
+        """What is to be known of them, for the attributes."""
+        return facts(self.diagnostics(), self.verdict(), self.seed, export.resampled)

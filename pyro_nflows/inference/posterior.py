@@ -20,12 +20,10 @@ from ..layers import Rescaled
 from ..model.bound import BoundModel
 from ..model.log_joint import LogJoint
 from ..objectives.draws import Draws, LogDensity, concatenate
-from ..system.exclusive import exclusive, seeded
+from ..system.exclusive import exclusive
 from ..system.files import Path, write
 from .all_rows import over_all_rows
 from .columns import columns, compact
-from .exported import Export, facts, warn_of
-from .exported import chosen as chosen_for
 from .fitted import sound
 from .judged import Judged
 from .mark import put
@@ -121,7 +119,7 @@ class Posterior(Judged):
 
     def _further(self, num_samples: int) -> Draws:
         """Fresh draws with their weights."""
-        with self._own_parameters():
+        with self.own_parameters():
             return sound(sample(self.log_joint(), self.layer, num_samples))
 
     def log_joint(self) -> LogDensity:
@@ -142,13 +140,16 @@ class Posterior(Judged):
         :param index: which draws.
         """
         if self.values is None:
-            return self._constrained(self.draws.z[index])
+            return self.sites_at(self.draws.z[index])
         return {name: value[index] for name, value in self.values.items()}
 
-    def _constrained(self, z: Tensor) -> dict[str, Tensor]:
-        """On the supports that sites have at this posterior's data; the guide may have been given others since."""
+    def sites_at(self, z: Tensor) -> dict[str, Tensor]:
+        """Each site in its own space at flat unconstrained draws, on its support at this posterior's data.
+
+        :param z: ``(num_samples, D)``; the guide may have been given other data since.
+        """
         args, kwargs = self.call or ((), {})
-        with self._own_parameters() if self.guide.latents.moving else contextlib.nullcontext():
+        with self.own_parameters() if self.guide.latents.moving else contextlib.nullcontext():
             return self.guide.constrain(z, *args, **kwargs)
 
     @exclusive()
@@ -159,16 +160,29 @@ class Posterior(Judged):
         num_chains: int = 4,
         method: str = "nuts",
         progress_bar: bool = True,
+        seed: int | None = None,
     ) -> Refined:
         """Markov chains that use the trained flow; see :meth:`pyro_nflows.VI.refine`.
 
         :param progress_bar: whether to show one, for NUTS.
         """
-        sizes = num_samples, warmup_steps, num_chains
-        with seeded(self.seed or 0), self._own_parameters():
+        seed = self.seed if seed is None else seed
+        seed = int(torch.randint(2**31, ())) if seed is None else seed
+        with self.own_parameters():
             joint = self.log_joint()
-            joint = joint.in_one if isinstance(joint, AllRows) else joint
-            return refine(joint, self.guide, self.layer, self.draws, method, *sizes, progress_bar)
+            return refine(
+                self,
+                joint.in_one if isinstance(joint, AllRows) else joint,
+                self.layer,
+                self.draws,
+                self._further,
+                method=method,
+                num_samples=num_samples,
+                warmup_steps=warmup_steps,
+                num_chains=num_chains,
+                progress_bar=progress_bar,
+                seed=seed,
+            )
 
     @exclusive()
     def to_arviz(
@@ -183,43 +197,30 @@ class Posterior(Judged):
         dims: dict[str, Sequence[str]] | None = None,
     ) -> Any:
         """The draws and all that ArviZ can use; see :meth:`pyro_nflows.VI.to_arviz`."""
-        args, kwargs = self._need_call()
+        self._need_call()
         parts = self.starts if len(self.starts) > 1 else [self.with_draws(num_samples).draws]
-        export = self._exported(parts, num_samples, num_chains, resample, untrusted)
-        with self._own_parameters():
-            return to_arviz(
-                self.guide.bare_model,
-                export.by_chain(self._constrained(export.draws.z)),
-                args,
-                kwargs,
-                sample_stats=export.by_chain(export.stats()),
-                group_by_chain=True,
-                log_likelihood=log_likelihood,
-                coords=coords,
-                dims=dims,
-                attrs=self._facts(export),
-                seed=self.seed or 0,
-            )
+        export = self.exported(parts, num_samples, num_chains, resample, untrusted)
+        z, stats = export.by_chain({"z": export.draws.z})["z"], export.by_chain(export.stats())
+        options: dict[str, Any] = {"log_likelihood": log_likelihood, "coords": coords, "dims": dims}
+        return self.described(z, stats, self.facts_of(export), self.seed or 0, **options)
 
-    def _exported(
-        self,
-        parts: Sequence[Draws],
-        num_samples: int,
-        num_chains: int | None,
-        resample: bool | None,
-        untrusted: bool,
-    ) -> Export:
-        """Draws for ArviZ, once it is said aloud where they are not to be trusted."""
-        verdict = self.verdict()
-        warn_of(verdict, verdict.outcome.is_trusted, untrusted)
-        with seeded(self.seed or 0):
-            return chosen_for(parts, num_samples, num_chains, resample)
+    def described(self, z: Tensor, stats: dict[str, Tensor], facts: dict[str, Any], seed: int, **options: Any) -> Any:
+        """Draws as ArviZ data, with all that the model says of them.
 
-    def _facts(self, export: Export) -> Any:
-        return facts(self.diagnostics(), self.verdict(), self.seed, export.resampled)
+        :param z: flat and unconstrained, ``(num_chains, num_samples, D)``.
+        :param stats: of each draw.
+        :param facts: for the attributes.
+        :param seed: of replicated data and draws of the prior.
+        :param options: of :func:`pyro_nflows.arviz.to_arviz`.
+        """
+        args, kwargs = self._need_call()
+        with self.own_parameters():
+            sites = {name: value.unflatten(0, z.shape[:2]) for name, value in self.sites_at(z.flatten(0, 1)).items()}
+            about: dict[str, Any] = {"sample_stats": stats, "attrs": facts, "seed": seed, "group_by_chain": True}
+            return to_arviz(self.guide.bare_model, sites, args, kwargs, **about, **options)
 
     @contextlib.contextmanager
-    def _own_parameters(self) -> Iterator[None]:
+    def own_parameters(self) -> Iterator[None]:
         """Within it, the model's own parameters are as this run left them; a later one may have moved them."""
         if self.call is None or not self.leaves:
             yield

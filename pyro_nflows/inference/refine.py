@@ -8,7 +8,10 @@ on which a trained flow has left little to do: the density is near a standard no
 good. ``hmc`` is Hamiltonian Monte Carlo there, all chains in one batch: a trajectory about a quarter of the way round a
 standard normal, with a step size adapted to an acceptance of 0.8. It is faster than NUTS, whose chains go one after the
 other; many chains cost little more than one. ``independence`` is Metropolis-Hastings with the guide's own draws as
-proposals: no new evaluation of the model, and slow only where weights vary much.
+proposals: no new evaluation of the model as long as there are draws, and slow only where weights vary much.
+
+Chains are judged by rank-normalised R-hat and effective sample sizes (:mod:`~pyro_nflows.diagnostics.mixing`) of every
+scalar of every site, as ArviZ gives them, and go on with ``refined.more()``.
 
 **References**
 
@@ -16,33 +19,28 @@ proposals: no new evaluation of the model, and slow only where weights vary much
 Hamiltonian Monte Carlo Using Neural Transport.
 """
 
-import contextlib
 import enum
-import logging
-import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import torch
-from pyro.infer import MCMC, NUTS
-from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
 from ..checks import check_sizes
+from ..diagnostics.mixing import ess_bulk, ess_tail, r_hat
 from ..diagnostics.table import summary_table
 from ..diagnostics.verdict import Verdict
 from ..diagnostics.weights import psis_resample
 from ..engine import DensityGradient
 from ..guides import AutoFlow
 from ..layers.base import Exactness, Layer
-from ..modes.hamiltonian import Points, move
-from ..numerics import finite
 from ..objectives.draws import Draws, LogDensity
-from ..system.exclusive import validation
+from ..system.exclusive import exclusive, seeded
+from .chains import Advanced, Chains, Hamiltonian, Independence, NoUTurn
+from .exported import warn_of
 
 METHODS = ("nuts", "hmc", "independence")
-#: Acceptance that HMC's step size is adapted to, and the most leapfrog steps of a trajectory.
-ACCEPTANCE, MAX_LEAPFROGS = 0.8, 64
 #: R-hat below which chains count as mixed, and the least effective sample size of a parameter.
 MIXED, ENOUGH = 1.01, 400
 
@@ -53,30 +51,95 @@ class Mixing(enum.Enum):
     MIXED = "Trust these draws: R-hat is {r_hat:.3f} and the least effective sample size {ess:.0f}."
     APART = (
         "Do not trust these draws yet: R-hat is {r_hat:.3f} and the least effective sample size {ess:.0f} (they should "
-        "be below {mixed} and above {enough}); draw more, or train the guide further."
+        "be below {mixed} and above {enough}); draw more with refined.more(), or train the guide further."
     )
+
+
+class Source(Protocol):
+    """What chains were made from: a :class:`~pyro_nflows.inference.posterior.Posterior`."""
+
+    @property
+    def guide(self) -> AutoFlow:
+        """What the latents are."""
+
+    def sites_at(self, z: Tensor) -> dict[str, Tensor]:
+        """Each site's value in its own space at flat unconstrained draws."""
+
+    def own_parameters(self) -> AbstractContextManager[None]:
+        """Within it, the model's own parameters are as they were fitted."""
+
+    def log_joint(self) -> LogDensity:
+        """The model's log density."""
+
+    def described(self, z: Tensor, stats: dict[str, Tensor], facts: dict[str, Any], seed: int, **options: Any) -> Any:
+        """Draws ``(num_chains, num_samples, D)`` as ArviZ data."""
 
 
 class Refined:
     """Posterior draws from chains.
 
-    :param guide: what the latents are.
+    :param source: what they were made from.
     :param z: flat unconstrained draws, ``(num_chains, num_samples, latent_dim)``.
     :param accepted: mean share of accepted proposals.
+    :param chains: where the chains are; None if they cannot go on.
+    :param layer: from the chains' coordinates to ``z``, if they are others.
+    :param seed: of the random numbers with which they go on.
     """
 
-    def __init__(self, guide: AutoFlow, z: Tensor, accepted: float):
-        self.guide, self.z, self.accepted = guide, z, accepted
-        wide = z.double()
-        self.r_hat = float(split_gelman_rubin(wide).nan_to_num(nan=torch.inf).max()) if z.shape[1] >= 4 else torch.inf
-        self.ess = float(effective_sample_size(wide).nan_to_num(nan=0.0).min()) if z.shape[1] >= 4 else 0.0
+    def __init__(
+        self,
+        source: Source,
+        z: Tensor,
+        accepted: float,
+        chains: Chains | None = None,
+        layer: Layer | None = None,
+        seed: int = 0,
+    ):
+        self.source, self.z, self.accepted = source, z, accepted
+        self._chains, self._layer, self._seed = chains, layer, seed
+        scalars = [part for part in self._scalars() if bool((part != part[0, 0]).any())]
+        self.r_hat = _worst(max, [r_hat(part) for part in scalars], torch.inf)
+        self.ess = _worst(min, [min(ess_bulk(part), ess_tail(part)) for part in scalars], 0.0)
 
+    def _scalars(self) -> list[Tensor]:
+        """Every scalar of every site, ``(num_chains, num_samples)`` each."""
+        values = self.get_samples(group_by_chain=True).values()
+        return (
+            [scalar for value in values for scalar in value.reshape(*self.z.shape[:2], -1).unbind(2)]
+            if self.z.numel()
+            else []
+        )
+
+    @exclusive()
+    @torch.no_grad()
     def get_samples(self, *, group_by_chain: bool = False) -> dict[str, Tensor]:
         """A dict from site to ``(num_chains * num_samples, *site shape)``, or with chains apart."""
-        samples = self.guide.constrain(self.z.flatten(0, 1))
+        samples = self.source.sites_at(self.z.flatten(0, 1))
         if not group_by_chain:
             return samples
         return {name: value.unflatten(0, self.z.shape[:2]) for name, value in samples.items()}
+
+    @exclusive()
+    def more(self, num_samples: int = 1000, *, seed: int | None = None, progress_bar: bool = False) -> "Refined":
+        """The same chains, longer: they go on where they are, with the step sizes that they have found.
+
+        :param num_samples: further draws a chain.
+        :param seed: of their random numbers; by default one that follows from that of the draws so far.
+        :param progress_bar: whether to show one, for NUTS.
+        :return: another object, with the draws of this one and the further ones.
+        :raises ValueError: if the chains cannot go on, as after unpickling.
+        """
+        check_sizes("more", num_samples=num_samples)
+        if self._chains is None:
+            raise ValueError(
+                "more: these draws came back without their chains, which cannot go on; call refine() again"
+            )
+        seed = self._seed if seed is None else seed
+        further, follow = _further(self.source, self._chains, num_samples, progress_bar, seed)
+        num_before = self.z.shape[1]
+        accepted = (num_before * self.accepted + num_samples * further.accepted) / (num_before + num_samples)
+        z = torch.cat([self.z, _at(self._layer, further.x)], 1)
+        return Refined(self.source, z, accepted, further.chains, self._layer, follow)
 
     @property
     def mixed(self) -> bool:
@@ -95,135 +158,135 @@ class Refined:
         print(f"\n{self.z.shape[0]} chains of {self.z.shape[1]}, {self.accepted:.0%} accepted")
         print(self.verdict())
 
+    @exclusive()
+    def to_arviz(
+        self,
+        *,
+        untrusted: bool = False,
+        log_likelihood: bool | Sequence[str] = True,
+        coords: dict[str, Sequence[Any]] | None = None,
+        dims: dict[str, Sequence[str]] | None = None,
+        seed: int = 0,
+    ) -> Any:
+        """The chains and all that ArviZ can use; the groups are those of :meth:`pyro_nflows.VI.to_arviz`.
+
+        Draws of chains have no weights: ``sample_stats`` holds ``lp``. The attributes hold ``verdict``,
+        ``verdict_sentence``, ``trusted``, ``r_hat``, ``ess_least`` and ``accepted``.
+
+        :param untrusted: whether the export of chains that are not to be trusted is wanted; else there is a warning.
+        :param log_likelihood: whether to include the log density of each observation, or of which sites.
+        :param coords: labels along a dimension, such as ``{"school": ["A", "B"]}``.
+        :param dims: names of a site's dimensions, where plates do not name them.
+        :param seed: of replicated data and draws of the prior.
+        :raises ValueError: if the model's arguments are not at hand, or a name is none of the model's.
+        """
+        verdict = self.verdict()
+        warn_of(verdict, self.mixed, untrusted)
+        about = {
+            "verdict": verdict.outcome.name,
+            "verdict_sentence": verdict.sentence,
+            "trusted": self.mixed,
+            "resampled": False,
+            "weights": "equal",
+            "r_hat": self.r_hat,
+            "ess_least": self.ess,
+            "accepted": self.accepted,
+        }
+        with torch.no_grad(), self.source.own_parameters():
+            lp = self.source.log_joint()(self.z.flatten(0, 1)).unflatten(0, self.z.shape[:2])
+        options: dict[str, Any] = {"log_likelihood": log_likelihood, "coords": coords, "dims": dims}
+        return self.source.described(self.z, {"lp": lp}, about, seed, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_chains": None, "_layer": None}  # densities are functions, which cannot be pickled
+
+
+def _worst(of: Any, found: list[float], where_none: float) -> float:
+    """The worst of what was found; as bad as can be where there is nothing, or it is not a number."""
+    if not found or any(number != number for number in found):
+        return where_none
+    return float(of(found))
+
 
 def refine(
+    source: Source,
     log_joint: LogDensity,
-    guide: AutoFlow,
     layer: Layer | None,
     draws: Draws,
+    further: Callable[[int], Draws],
+    *,
     method: str,
     num_samples: int,
     warmup_steps: int,
     num_chains: int,
     progress_bar: bool = False,
+    seed: int = 0,
 ) -> Refined:
     """Chains that begin at importance-resampled draws of the guide.
 
+    :param source: the posterior that they are of.
     :param log_joint: the model, ``(K, D) -> (K,)``.
-    :param guide: what the latents are.
     :param layer: the trained flow.
     :param draws: of the guide, with their weights.
+    :param further: gives so many fresh draws of it.
     :param method: ``"nuts"``, ``"hmc"`` or ``"independence"``.
+    :param seed: of the random numbers.
     :raises ValueError: for another method, or if NUTS or HMC is asked of a flow with auxiliary variables.
     """
     check_sizes("refine", num_samples=num_samples, warmup_steps=warmup_steps, num_chains=num_chains)
     if method not in METHODS:
         raise ValueError(f"refine: method must be one of {list(METHODS)}, got {method!r}")
     if method == "independence":
-        return _independence(guide, draws, num_samples, num_chains)
+        chains: Chains = Independence.starting(draws, num_chains, further)
+        layer = None
+    else:
+        chains, seed = _warmed(source, log_joint, layer, draws, method, warmup_steps, num_chains, seed)
+    first, follow = _further(source, chains, num_samples, progress_bar, seed)
+    return Refined(source, _at(layer, first.x), first.accepted, first.chains, layer, follow)
+
+
+def _warmed(
+    source: Source,
+    log_joint: LogDensity,
+    layer: Layer | None,
+    draws: Draws,
+    method: str,
+    warmup_steps: int,
+    num_chains: int,
+    seed: int,
+) -> tuple[Chains, int]:
+    """Chains in the flow's coordinates, and the seed that follows."""
     if not isinstance(layer, Layer) or layer.exactness < Exactness.EXACT or layer.noise_dim or not layer.has_inverse:
         raise ValueError(
             f"refine: {method.upper()} in the flow's coordinates needs a bijective flow with an inverse, got "
-            f"{type(guide).__name__}; use method='independence'"
+            f"{type(source.guide).__name__}; use method='independence'"
         )
-    with torch.no_grad():
-        starts, _ = layer.inverse(draws.z[psis_resample(draws.log_weight, num_chains)])
     density = DensityGradient(lambda x: _log_density(log_joint, layer, x))
-    if method == "hmc":
-        x, accepted = _hmc(density, starts, num_samples, warmup_steps)
-    else:
-        chains = [_nuts(density, x, num_samples, warmup_steps, progress_bar) for x in starts]
-        x, accepted = torch.stack([x for x, _ in chains]), sum(share for _, share in chains) / num_chains
-    with torch.no_grad():
-        return Refined(guide, layer(x)[0], accepted)
+    with seeded(seed), source.own_parameters():
+        with torch.no_grad():
+            starts, _ = layer.inverse(draws.z[psis_resample(draws.log_weight, num_chains)])
+        if method == "hmc":
+            return Hamiltonian.warmed(density, starts, warmup_steps), _next_seed()
+        return NoUTurn(density, starts, warmup_steps), _next_seed()
+
+
+def _further(source: Source, chains: Chains, num_samples: int, progress_bar: bool, seed: int) -> tuple[Advanced, int]:
+    """Further draws, and the seed that follows."""
+    with seeded(seed), source.own_parameters():
+        return chains.advance(num_samples, progress_bar), _next_seed()
+
+
+def _next_seed() -> int:
+    return int(torch.randint(2**31, ()))
+
+
+@torch.no_grad()
+def _at(layer: Layer | None, x: Tensor) -> Tensor:
+    """From the chains' coordinates to those of the latents."""
+    return x if layer is None else layer(x)[0]
 
 
 def _log_density(log_joint: LogDensity, layer: Layer, x: Tensor) -> Tensor:
     """In the flow's coordinates. The base density is not part of it: x is a point, not a draw."""
     z, log_weight = layer(x)
     return log_joint(z) + log_weight
-
-
-def _hmc(density: DensityGradient, starts: Tensor, num_samples: int, warmup_steps: int) -> tuple[Tensor, float]:
-    """Chains ``(num_chains, num_samples, D)`` side by side, and their mean acceptance."""
-
-    def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
-        return finite(*density.values_and_grads(x, len(x)))
-
-    points, step_size, shares, kept = Points(starts, *evaluate(starts)), starts.shape[1] ** -0.25, [], []
-    for step in range(warmup_steps + num_samples):
-        num_leapfrogs = min(MAX_LEAPFROGS, max(1, round(0.5 * math.pi / step_size)))
-        points, accepted = move(evaluate, points, step_size, num_leapfrogs)
-        if step < warmup_steps:
-            step_size *= math.exp((accepted - ACCEPTANCE) / (1 + step) ** 0.6)
-        else:
-            shares.append(accepted)
-            kept.append(points.x)
-    return torch.stack(kept, 1), sum(shares) / num_samples
-
-
-def _nuts(
-    density: DensityGradient, start: Tensor, num_samples: int, warmup_steps: int, progress_bar: bool
-) -> tuple[Tensor, float]:
-    """One chain in the flow's coordinates, and its mean acceptance."""
-    kernel = NUTS(
-        potential_fn=lambda values: -_Sloped.apply(values["x"], density.value_and_grad), target_accept_prob=0.8
-    )
-    mcmc = MCMC(
-        kernel,
-        num_samples=num_samples,
-        warmup_steps=warmup_steps,
-        initial_params={"x": start.clone()},
-        disable_progbar=not progress_bar,
-    )
-    with validation(False), _restored_logger():  # as Pyro would itself, but leaving things as they were
-        mcmc.run()
-    rates = mcmc.diagnostics()["acceptance rate"]
-    return mcmc.get_samples()["x"], float(sum(rates.values()) / len(rates))
-
-
-@contextlib.contextmanager
-def _restored_logger() -> Iterator[None]:
-    """Pyro gives its logger a handler for each run."""
-    logger = logging.getLogger("pyro.infer.mcmc")
-    before = logger.handlers, logger.propagate
-    try:
-        yield
-    finally:
-        logger.handlers, logger.propagate = before
-
-
-class _Sloped(torch.autograd.Function):
-    """A value whose gradient is known already."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-        value, grad = value_and_grad(x)
-        ctx.save_for_backward(grad)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (grad,) = ctx.saved_tensors
-        return grads[0] * grad, None
-
-
-def _independence(guide: AutoFlow, draws: Draws, num_samples: int, num_chains: int) -> Refined:
-    """Metropolis-Hastings over the draws as they come; each chain has its own."""
-    needed = num_chains * (num_samples + 1)
-    if needed > len(draws.z):
-        raise ValueError(
-            f"refine: {num_chains} independence chains of {num_samples} need {needed} draws of the guide, "
-            f"got {len(draws.z)}; ask for fewer"
-        )
-    log_weight = draws.log_weight[:needed].view(num_chains, num_samples + 1)
-    bar = torch.rand(log_weight.shape, dtype=log_weight.dtype).log()
-    at = torch.zeros(num_chains, dtype=torch.long)
-    rows, index, moved = torch.arange(num_chains), [], 0
-    for t in range(1, num_samples + 1):
-        accept = bar[:, t] < log_weight[:, t] - log_weight[rows, at]
-        at = torch.where(accept, t, at)
-        moved += int(accept.sum())
-        index.append(at)
-    z = draws.z[:needed].view(num_chains, num_samples + 1, -1)
-    return Refined(guide, z[rows[:, None], torch.stack(index, 1)], moved / (num_chains * num_samples))

@@ -61,16 +61,24 @@ class Results:
         return self._posterior.get_samples(num_samples, resample=resample)
 
     def refine(
-        self, num_samples: int = 1000, warmup_steps: int = 300, num_chains: int = 4, method: str = "nuts"
+        self,
+        num_samples: int = 1000,
+        warmup_steps: int = 300,
+        num_chains: int = 4,
+        method: str = "nuts",
+        *,
+        seed: int | None = None,
     ) -> Refined:
         """Markov chains that use the trained guide, for when the verdict is no; see
-        :mod:`pyro_nflows.inference.refine`.
+        :mod:`pyro_nflows.inference.refine`. ``refined.more()`` goes on with them.
 
-        :param num_samples: draws a chain; ``warmup_steps`` come before them, for NUTS.
+        :param num_samples: draws a chain; ``warmup_steps`` come before them, for NUTS and HMC.
         :param num_chains: they begin at importance-resampled draws.
         :param method: ``"nuts"`` or, faster, ``"hmc"``, in the flow's coordinates; or ``"independence"``.
+        :param seed: by default that of the run or, if it had none, another one each time.
         """
-        return self.posterior.refine(num_samples, warmup_steps, num_chains, method, self.plan.progress_bar)
+        progress_bar = self.plan.progress_bar
+        return self.posterior.refine(num_samples, warmup_steps, num_chains, method, progress_bar, seed)
 
     def verdict(self) -> Verdict[Outcome]:
         """What to make of the draws: an outcome and one sentence."""

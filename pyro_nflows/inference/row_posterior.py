@@ -87,7 +87,7 @@ class RowPosterior(Posterior):
         own = self._own_guide()
         terms = RowTerms(BoundModel(own.bare_model, args, kwargs), own.latents)
         rows = EncodedRows(own, terms) if self.amortizer is not None else TabledRows(own, terms)
-        with seeded((self.seed or 0) + len(self.draws.z)), self._own_parameters():
+        with seeded((self.seed or 0) + len(self.draws.z)), self.own_parameters():
             return weighed_draws(collapser_of(rows.weighed, terms, own.hierarchy), num_samples).draws
 
     def own_leaves(self, call: Call) -> list[Tensor]:
@@ -127,7 +127,7 @@ class RowPosterior(Posterior):
                 "its model has some rows only; leave it out"
             )
         num_samples = min(num_samples, len(self.draws.z))
-        export = self._exported([self.draws], num_samples, num_chains, resample, untrusted)
+        export = self.exported([self.draws], num_samples, num_chains, resample, untrusted)
         sites, named = self.guide.latents.sites, dict(dims or {})
         for name, latent in sites.items():
             labels = {axis: plate for plate, axis in latent.axes.items()}
@@ -140,7 +140,7 @@ class RowPosterior(Posterior):
 
         return to_arviz(
             latents,
-            export.by_chain(self._constrained(export.draws.z)),
+            export.by_chain(self.sites_at(export.draws.z)),
             sample_stats=export.by_chain({"log_weight": export.stats()["log_weight"]}),
             group_by_chain=True,
             log_likelihood=False,
@@ -149,7 +149,7 @@ class RowPosterior(Posterior):
             num_prior=0,
             coords=coords,
             dims=named,
-            attrs=self._facts(export),
+            attrs=self.facts_of(export),
             seed=self.seed or 0,
         )
 
