@@ -84,7 +84,7 @@ def by_flow(posterior: Posterior, args: tuple[Any, ...], seed: int, path: str | 
         "first": first,
         "warm": warm,
         "verdict": vi.verdict().outcome.name,
-        "engine": vi.history.engines[-1].value,
+        "engine": vi.history.engines[-1].value if vi.history.engines else "none",
     }
 
 

@@ -99,6 +99,39 @@ class Faults:
 
 
 @dataclass(frozen=True)
+class Training:
+    """What a verdict says of the training.
+
+    :param num_steps: steps taken.
+    :param skipped: steps skipped because something was not finite.
+    :param restarts: how often training diverged and went back.
+    :param was_right: whether a start needed no training.
+
+    Example::
+
+        >>> print(Training(restarts=2).words(refused=True), Training(was_right=True).words(refused=False), sep="")
+         Training diverged and went back 2 times. The start was already right: no training was needed.
+    """
+
+    num_steps: int = 0
+    skipped: int = 0
+    restarts: int = 0
+    was_right: bool = False
+
+    def words(self, refused: bool) -> str:
+        """What is said after a verdict's sentence.
+
+        :param refused: whether the draws are not to be trusted.
+        """
+        said = ""
+        if refused and self.restarts:
+            said += f" Training diverged and went back {self.restarts} time{'s' * (self.restarts > 1)}."
+        if self.was_right and not self.num_steps and not refused:
+            said += " The start was already right: no training was needed."
+        return said
+
+
+@dataclass(frozen=True)
 class RowFit:
     """The row of a subsampled plate that is fitted worst, by importance weights of its own.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..objectives.draws import Draws
 from . import weights as diagnostics
-from .findings import Faults, MissedMass, Subsampled
+from .findings import Faults, MissedMass, Subsampled, Training
 
 O = TypeVar("O", bound=enum.Enum)
 
@@ -142,13 +142,11 @@ HALF = 0.5
 NEARLY_EQUAL = 0.95
 
 
-def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0, restarts: int = 0) -> Verdict[Outcome]:
+def judge(evidence: Evidence, training: Training = Training()) -> Verdict[Outcome]:
     """The verdict on draws with these weights.
 
     :param evidence: see :class:`Evidence`.
-    :param num_steps: steps taken.
-    :param skipped: steps skipped because something was not finite.
-    :param restarts: how often training diverged and went back; told of where the draws are not to be trusted.
+    :param training: how the guide was trained, which the sentence tells of.
 
     Example::
 
@@ -167,8 +165,8 @@ def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0, restarts: in
         threshold=threshold,
         lowest=min(values),
         highest=max(values),
-        skipped=skipped,
-        num_steps=num_steps,
+        skipped=training.skipped,
+        num_steps=training.num_steps,
         site=evidence.faults.not_finite,
         drift=evidence.drift,
         missed=evidence.missed,
@@ -183,9 +181,7 @@ def judge(evidence: Evidence, num_steps: int = 0, skipped: int = 0, restarts: in
     refused = sentence.startswith("Do not trust")
     if refused and words["scale"]:
         sentence += f" And {words['scale']}: other units will help."
-    if refused and restarts:
-        sentence += f" Training diverged and went back {restarts} time{'s' * (restarts > 1)}."
-    return Verdict(outcome, sentence)
+    return Verdict(outcome, sentence + training.words(refused))
 
 
 def _rests_on(subsampled: Subsampled, outcome: Outcome) -> str:

@@ -11,6 +11,7 @@ from .round import Round
 from .runners import Engine, Runner
 from .sampler import Sampler, sample
 from .trainer import Trainer
+from .work import work_of
 
 __all__ = [
     "ROWS",
@@ -30,4 +31,5 @@ __all__ = [
     "Trainer",
     "prepare",
     "sample",
+    "work_of",
 ]

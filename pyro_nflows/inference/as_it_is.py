@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from ..engine import History
+from ..engine import History, work_of
 from ..guides import AutoFlow
 from ..model.bound import BoundModel
 from ..model.row_terms import RowTerms
@@ -36,8 +36,9 @@ def judged_as_it_is(guide: AutoFlow, plan: Plan, call: Call) -> Posterior:
     try:
         with fitter.ready(no_refit, call, found.append, as_it_is=True) as ready:
             layer, trainer = guide.plain_layer(), ready.trainer
-            trainer.sampler.expect(layer, plan.schedule.num_samples)
-            draws = trainer.sampler.sample(layer, plan.schedule.num_samples)
+            num = plan.schedule.for_work(work_of(trainer.log_joint, layer.end.loc)).num_samples
+            trainer.sampler.expect(layer, num)
+            draws = trainer.sampler.sample(layer, num)
             fitter.judge(no_refit, ready, [weighed(layer, draws)])
     except RowsAreSubsampled:
         found.append(_of_rows(guide, plan, call))

@@ -1,6 +1,7 @@
 r"""From a guide and a model to trained guides and weighed draws, by a schedule.
 
-1. Start at ``init_loc_fn``, or at the best Gaussian on the way to a mode, whichever has the better ELBO.
+1. Start at ``init_loc_fn``, or at the best Gaussian on the way to a mode, whichever has the better ELBO. If draws of it
+   show that it is the posterior already (:mod:`~pyro_nflows.inference.evident`), the fit is complete.
 2. Fit the guide's affine end by itself (a Gaussian): the flow in front of it then works in whitened coordinates.
    If the initial Gaussian is nearly singular, a second one started at ``init_loc_fn`` is trained too, and the one
    with the higher ELBO is kept.
@@ -27,8 +28,9 @@ from ..modes.gaussians import gaussian_at, gaussian_of
 from ..modes.mixtures import Modes
 from .fitted import Fit
 from .plan import Plan
-from .rounds import Fitting, Task
+from .rounds import Fitting
 from .schedule import Schedule
+from .stages import Task
 
 
 def fit_all(trainer: Trainer, guide: AutoFlow, plan: Plan, locs: Sequence[Tensor]) -> list[Fit]:
@@ -114,6 +116,7 @@ def drive(fittings: Iterable[Fitting], prefix: str = "", width: int | None = Non
             title = prefix + first.title
             wells = first.trainer.run_many(layers, first.objective, first.gradient, first.round, title, trainers)
             ready = list(zip(chosen, wells))
+            del chosen, tasks, layers, trainers, first  # fits that are complete need no memory
 
 
 def _largest_group(waiting: Mapping[Fitting, Task]) -> list[Fitting]:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ..diagnostics import log_evidence
-from ..diagnostics.findings import Faults, MissedMass, Subsampled
+from ..diagnostics.findings import Faults, MissedMass, Subsampled, Training
 from ..diagnostics.verdict import Evidence, Outcome, Verdict, effective, judge, tail_index
 from ..engine import History
 from ..objectives.draws import Draws
@@ -42,7 +42,7 @@ class Judged:
     def verdict(self) -> Verdict[Outcome]:
         """What to make of the draws: an outcome and one sentence."""
         h = self.history
-        return judge(self.evidence, h.num_steps, h.skipped, h.restarts)
+        return judge(self.evidence, Training(h.num_steps, h.skipped, h.restarts, h.was_right))
 
     def diagnostics(self) -> dict[str, Any]:
         """The evidence in numbers; see :meth:`pyro_nflows.VI.diagnostics`."""

@@ -20,6 +20,7 @@ class Plan:
     :param engine: what runs the steps; None for the fastest.
     :param num_starts: independent fits.
     :param search: whether to look for mass that a fit misses, and to fit again where there is some.
+    :param goes_on: whether a fit is trained from where it is, even if it was right there.
     :param seed: of the random numbers; None for some that torch's own decide.
     :param progress_bar: whether to show one.
     """
@@ -29,6 +30,7 @@ class Plan:
     engine: Engine | None = None
     num_starts: int = 1
     search: bool = True
+    goes_on: bool = False
     seed: int | None = None
     progress_bar: bool = True
 
@@ -67,7 +69,7 @@ class Plan:
         objective = objective or ELBO()
         schedule = schedule or Schedule.of(num_steps, objective.num_particles, annealing)
         engine = None if engine is None else Engine(engine)
-        return Plan(objective, schedule, engine, num_starts, search, seed, progress_bar)
+        return Plan(objective, schedule, engine, num_starts, search, False, seed, progress_bar)
 
     @property
     def gradient(self) -> Gradient:

@@ -2,9 +2,12 @@ r"""The sizes of a fit's rounds: how many steps, how many particles, which step 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..engine import Round
+
+#: Draws that a verdict needs, however dear they are.
+FEWEST = 2000
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,8 @@ class Schedule:
     :param max_ends: rounds of the affine end alone, more than one only while the model's own parameters move.
     :param good_ess: an ESS at which no further round is run.
     :param light_tails: whether k-hat must be below its threshold for that, too.
+    :param work: how many numbers ``num_samples`` draws may take to compute: of a dearer model there are fewer, but
+        :data:`FEWEST` at least.
     """
 
     end: Round = field(default_factory=lambda: Round(800, 64, 2e-2))
@@ -30,6 +35,7 @@ class Schedule:
     max_ends: int = 30
     good_ess: float = 0.95
     light_tails: bool = True
+    work: float = 2e9
 
     @staticmethod
     def of_modes() -> "Schedule":
@@ -56,6 +62,19 @@ class Schedule:
         if last:
             rounds.append(Round(last, num_particles, 1e-3, covering=True))
         return Schedule(end, rounds, max_ends=1, good_ess=math.inf)
+
+    def for_work(self, work: int) -> "Schedule":
+        """With as many draws as are worth their cost, for a log density of so much work.
+
+        :param work: numbers to compute for one draw; see :func:`~pyro_nflows.engine.work.work_of`.
+
+        Example::
+
+            >>> Schedule().for_work(1000).num_samples, Schedule().for_work(500_000).num_samples
+            (22500, 4000)
+        """
+        most = max(FEWEST, int(self.work / work)) if work else self.num_samples
+        return replace(self, num_samples=min(self.num_samples, most))
 
     @property
     def is_default(self) -> bool:

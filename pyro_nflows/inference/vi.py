@@ -20,7 +20,7 @@ from .plan import Plan, check_guide
 from .portable import is_packed, packed, unpacked
 from .posterior import Call, Posterior
 from .results import Results
-from .resume import Checkpoint, check_file
+from .resume import Checkpoint, check_file, described
 from .running import Fitter, RowsAreSubsampled
 
 
@@ -28,14 +28,15 @@ class VI(Results):
     r"""Variational inference with a flow guide, from start to verdict.
 
     ``VI(AutoFlow(model)).run(data)`` stands where ``MCMC(NUTS(model), ...).run(data)`` stood: it trains the guide,
-    stops by itself, judges the result with fresh importance-weighted draws, and keeps those draws. The model's own
+    stops by itself, judges the result with fresh importance-weighted draws, and keeps those draws. Where the Gaussian
+    that a fit starts from is shown by its draws to be the posterior already, nothing is trained. The model's own
     ``pyro.param`` s are trained too (maximum likelihood); nothing else in the param store is touched, nor is the
     global random state when ``seed`` is given.
 
     :param guide: a flow guide such as ``AutoFlow(model)``. A trained one is trained further.
     :param objective: ``ELBO(...)`` or ``IWAE(...)``; its ``num_particles`` is used if more than one. By default the
         ELBO by path gradients, with the schedule's numbers of particles.
-    :param num_steps: steps of the flow; by default the schedule runs rounds until the ESS is good.
+    :param num_steps: steps of the flow, which are all taken; by default the schedule runs rounds until the ESS is good.
     :param num_starts: independent fits; the best is kept, and their agreement enters the verdict.
     :param seed: makes the run reproducible, but for rounding where the engine is not named.
     :param engine: ``"eager"``, ``"traced"`` or ``"compiled"``; by default the fastest that can run the model:
@@ -96,7 +97,7 @@ class VI(Results):
         """Fit the guide to the model at these arguments.
 
         ``Ctrl-C`` stops training and keeps what has been reached; the second one stops that too. Called again, it
-        trains further. If the run fails, guide and draws stay as they were.
+        trains further, also where no training was needed. If the run fails, guide and draws stay as they were.
 
         With ``run(minibatches=loader)`` the model is one of a minibatch, and takes what the loader gives: a tuple by
         position, a dict by name. How many rows there are in all is said by its plate, as in
@@ -122,9 +123,10 @@ class VI(Results):
         if self._fitter is None or self._fitter.guide is not guide:
             self._fitter = Fitter(guide)
         try:
-            with self._fitter.ready(self.plan, call, self._keep, checkpoint) as ready:
-                fits = fit_all(ready.trainer, guide, self.plan, ready.locs)
-                self._fitter.judge(self.plan, ready, fits)
+            plan = replace(self.plan, goes_on=self._goes_on(call))
+            with self._fitter.ready(plan, call, self._keep, checkpoint) as ready:
+                fits = fit_all(ready.trainer, guide, plan, ready.locs)
+                self._fitter.judge(plan, ready, fits)
         except RowsAreSubsampled:
             run_minibatches(guide, self.plan, call, self._keep, self.checkpoint)
         return self
@@ -154,6 +156,13 @@ class VI(Results):
         call = usable((args, kwargs))
         self._posterior = judged_as_it_is(self.guide, self.plan, call)
         return self
+
+    def _goes_on(self, call: Call) -> bool:
+        """Whether a run found at these very arguments that its start was right: who runs again wants it trained."""
+        last = self._posterior
+        if last is None or last.call is None or not last.history.was_right:
+            return False
+        return described(last.call) == described(call)
 
     def _finished(self, fit: dict[str, Any], guide: AutoFlow, call: Call) -> Posterior:
         """The fit of a checkpoint's run that is complete."""

@@ -38,8 +38,8 @@ def plot_elbo(
     :param steps: the number of each step, by default counted from 0.
     :param stop: the step whose state was kept.
     :param ax: where to draw, by default a new figure.
-    :return: the axes.
-    :raises ValueError: if no value is finite.
+    :return: the axes; they say so where there are no steps.
+    :raises ValueError: if there are values, and none is finite.
 
     Example::
 
@@ -48,6 +48,8 @@ def plot_elbo(
         'ELBO (nats)'
     """
     values = torch.as_tensor(elbos, dtype=torch.float64).detach().cpu()
+    if values.shape == (0,):  # a fit whose start was right has no steps
+        return _without_steps(_axes() if ax is None else ax)
     if values.dim() != 1 or not values.isfinite().any():
         raise ValueError(
             f"elbos: got shape {tuple(values.shape)}, {int(values.isfinite().sum())} finite; expected one number a "
@@ -63,6 +65,12 @@ def plot_elbo(
     ax.set(xlabel="step", ylabel="ELBO (nats)", ylim=_settled(values))
     ax.margins(x=0.02)
     ax.legend(loc="lower right", edgecolor="none", framealpha=1.0)
+    return ax
+
+
+def _without_steps(ax: "Axes") -> "Axes":
+    ax.set(xlabel="step", ylabel="ELBO (nats)", xticks=[], yticks=[])
+    ax.text(0.5, 0.5, "no steps of training", ha="center", va="center", color=INK, transform=ax.transAxes)
     return ax
 
 

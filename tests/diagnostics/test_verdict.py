@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_nflows.diagnostics.findings import Faults, RowFit
+from pyro_nflows.diagnostics.findings import Faults, RowFit, Training
 from pyro_nflows.diagnostics.row_verdict import with_rows
 from pyro_nflows.diagnostics.verdict import Evidence, Outcome, effective, judge, tail_index
 from pyro_nflows.diagnostics.weights import Estimate
@@ -50,7 +50,7 @@ def starts(gap: float = 0.0, shift: float = 0.0) -> dict[str, Any]:
     ],
 )
 def test_every_outcome(given: Evidence, outcome: Outcome, says: str) -> None:
-    verdict = judge(given, num_steps=9, skipped=3)
+    verdict = judge(given, Training(num_steps=9, skipped=3))
     assert verdict.outcome is outcome
     assert says in verdict.sentence
     assert "{" not in verdict.sentence
@@ -87,5 +87,5 @@ def test_weights_that_rows_leave_uncertain_are_not_trusted() -> None:
 def test_the_verdict_tells_of_restarts_only_where_it_is_no() -> None:
     flat, heavy = torch.zeros(1000), -0.9 * ((torch.arange(1000) + 0.5) / 1000).log()
     for log_weight, tells in ((flat, False), (heavy, True)):
-        sentence = judge(Evidence(log_weight, [], [], torch.ones(1)), 100, 0, 2).sentence
+        sentence = judge(Evidence(log_weight, [], [], torch.ones(1)), Training(100, 0, 2)).sentence
         assert ("went back 2 times" in sentence) is tells

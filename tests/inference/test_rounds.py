@@ -47,8 +47,16 @@ def test_a_fit_begins_with_a_gaussian_and_goes_on_until_its_draws_are_good() -> 
     assert one.fit is not None
     assert not one.fit.failed
     assert len(one.fit.draws.z) == 500
-    good = fitting(replace(PLAN, schedule=replace(PLAN.schedule, good_ess=0.5)))
-    assert titles(good) == ["Gaussian", "flow"]  # the start is the posterior itself
+
+
+def test_a_start_that_is_the_posterior_itself_is_not_trained_unless_it_goes_on() -> None:
+    plan = replace(PLAN, schedule=replace(PLAN.schedule, good_ess=0.5))
+    one = fitting(plan)
+    assert titles(one) == []
+    assert one.fit is not None
+    assert len(one.fit.draws.z) == 500
+    again = Fitting(one.trainer, replace(plan, goes_on=True), one.layer, one.init)
+    assert titles(again) == ["flow"]
 
 
 def test_a_gaussian_that_fails_is_begun_again_at_the_plain_start() -> None:

@@ -191,7 +191,7 @@ def test_an_old_autograd_function_is_no_obstacle() -> None:
     assert vi.diagnostics()["elbo"] == pytest.approx(-0.5 * math.log(3), abs=0.01)
 
 
-@pytest.mark.parametrize("where", ["rounds.best_start", "rounds.sound", "search.missed_regions"])
+@pytest.mark.parametrize("where", ["rounds.best_start", "stages.sound", "search.missed_regions"])
 def test_an_interrupt_between_rounds_keeps_what_there_is(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     def interrupt(*args: Any) -> None:
         raise KeyboardInterrupt

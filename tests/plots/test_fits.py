@@ -153,7 +153,7 @@ def test_without_matplotlib_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch)
     ("mistake", "message"),
     [
         (lambda: plot_elbo([math.nan, math.inf]), "elbos: got shape \\(2,\\), 0 finite"),
-        (lambda: plot_elbo([]), "elbos: got shape \\(0,\\)"),
+        (lambda: plot_elbo(torch.zeros(2, 2)), "elbos: got shape \\(2, 2\\)"),
         (lambda: plot_density(NORMAL.log_prob, samples=torch.randn(5, 3)), "samples: got shape \\(5, 3\\)"),
         (lambda: plot_weights(torch.tensor([math.nan, 0.0])), "got 1 NaN"),
     ],
@@ -162,3 +162,7 @@ def test_mistakes_are_named(mistake, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mistake()
     assert not pyplot.get_fignums()
+
+
+def test_a_run_without_steps_is_said_to_have_none() -> None:
+    assert [text.get_text() for text in plot_elbo([]).texts] == ["no steps of training"]
