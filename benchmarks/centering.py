@@ -1,6 +1,6 @@
 r"""Hierarchies written centered and non-centered: by default, both ways should come out alike.
 
-    python -m benchmarks.centering [--models schools,groups,sparse] [--centerings none,auto] [--seeds 2]
+    python -m benchmarks.centering [--models schools,groups,radon,sparse] [--centerings none,auto] [--seeds 2]
 
 ELBO, evidence (the importance estimate of log p(x)), effective sample size, k-hat, training steps, seconds of processor
 time, and the verdict, for :class:`~pyro_nflows.AutoFlow` with default settings in single precision. ``--centerings``
@@ -17,6 +17,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from benchmarks.structure import case, radon
 from benchmarks.svi_models import MODELS
 from pyro_nflows import VI, AutoFlow
 
@@ -59,6 +60,17 @@ def standard_sparse(x: Tensor, y: Tensor) -> None:
         pyro.sample("y", dist.Bernoulli(logits=x @ (tau * scale * eta)), obs=y)
 
 
+def standard_radon(county: Tensor, x: Tensor, y: Tensor, num_counties: int) -> None:
+    """An intercept and a slope for each county, non-centered; the centered one is in ``benchmarks.structure``."""
+    mu_a, mu_b = (pyro.sample(name, dist.Normal(0.0, 5.0)) for name in ("mu_a", "mu_b"))
+    s_a, s_b, s = (pyro.sample(name, dist.HalfNormal(1.0)) for name in ("s_a", "s_b", "s"))
+    with pyro.plate("counties", num_counties):
+        eta_a, eta_b = (pyro.sample(name, dist.Normal(0.0, 1.0)) for name in ("eta_a", "eta_b"))
+    a, b = mu_a + s_a * eta_a, mu_b + s_b * eta_b
+    with pyro.plate("houses", len(y)):
+        pyro.sample("y", dist.Normal(a[county] + b[county] * x, s), obs=y)
+
+
 def data() -> dict[str, tuple[Callable[..., None], Callable[..., None], tuple[Tensor, ...]]]:
     """The models, centered and non-centered, with their data, which are the same at each call."""
     generator = torch.Generator().manual_seed(0)
@@ -73,6 +85,7 @@ def data() -> dict[str, tuple[Callable[..., None], Callable[..., None], tuple[Te
     return {
         "schools": (MODELS["schools_centered"], MODELS["schools_noncentered"], ()),
         "groups": (groups, standard_groups, (y,)),
+        "radon": (radon, standard_radon, case("radon_85").args),
         "sparse": (sparse, standard_sparse, (x, labels)),
     }
 

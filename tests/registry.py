@@ -34,6 +34,7 @@ from pyro_nflows.layers import (
     Radial,
     Rescaled,
     Residual,
+    RowCoupling,
     Split,
     Squeeze,
     Sylvester,
@@ -51,6 +52,10 @@ CONTEXT = torch.randn(2, generator=torch.Generator().manual_seed(0), dtype=torch
 GROUPS = Hierarchy.of_outlines({"mu": Outline((), {}), "z": Outline((2,), {"groups": 0})})
 ROWS = Hierarchy.of_outlines({"z": Outline((1, 2), {"groups": 0})})
 PAIRS = Hierarchy.of_outlines({"z": Outline((1, 3), {"groups": 0}), "mu": Outline((), {})})
+#: Rows of two, and a row of one that they are within.
+NESTED_PAIRS = Hierarchy.of_outlines(
+    {"inner": Outline((2, 1, 2), {"inner": 0, "outer": 1}), "outer": Outline((1, 1), {"outer": 0})}
+)
 NESTED = Hierarchy.of_outlines(
     {"inner": Outline((2, 1), {"inner": 0, "outer": 1}), "outer": Outline((1, 1), {"outer": 0}), "mu": Outline((), {})}
 )
@@ -121,6 +126,9 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "PlateShear(rows)": lambda: PlateShear(ROWS),
     "PlateShear(pairs)": lambda: PlateShear(PAIRS, num_features=2, hidden_dims=(4,)),
     "Indexed(PlateAffine)": lambda: Indexed(PlateAffine(GROUPS)),
+    "RowCoupling(pairs)": lambda: RowCoupling(PAIRS, hidden_dim=3),
+    "RowCoupling(nested)": lambda: RowCoupling(NESTED_PAIRS, hidden_dim=2),
+    "RowCoupling(rows, flip)": lambda: RowCoupling(ROWS, SinhArcsinh(), flip=True, hidden_dim=3),
     "Indexed(PlateCoupling)": lambda: Indexed(PlateCoupling(GROUPS, num_features=2, hidden_dims=(3,))),
     "Coupling(1)": lambda: Coupling(1),
     "Coupling(2)": lambda: Coupling(2),
@@ -252,6 +260,7 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "spline(3, inverted)": lambda: flows.spline(3, 4, (4,), 3, inverted=True),
     "spline(2, context)": lambda: flows.spline(2, 2, context_dim=2).at(CONTEXT),
     "on_plates(groups)": lambda: flows.on_plates(GROUPS, lambda dim: flows.nice(dim, 2, (4,))),
+    "within_rows(pairs)": lambda: flows.within_rows(PAIRS, flows.nice(4, 2, (4,))),
     "on_plates(pairs)": lambda: flows.on_plates(PAIRS, lambda dim: flows.nice(dim, 2, (4,))),
     "conditional(3)": lambda: flows.conditional(3, 2, lambda dim: flows.nice(dim, 2, (4,)), (4,)).at(CONTEXT),
     "on_mixture(2)": lambda: flows.on_mixture(2, lambda dim: flows.couplings(dim, 2, (4,)), 3),

@@ -7,7 +7,7 @@ A flow here is only a composition; write your own and hand it to ``AutoFlow(mode
 from .flowified import flowified, flowify
 from .images import glow_image
 from .matching import num_params, widened
-from .plates import on_plates
+from .plates import on_plates, within_rows
 from .vectors import (
     Build,
     cnf,
@@ -51,4 +51,5 @@ __all__ = [
     "spline",
     "spline_autoregressive",
     "widened",
+    "within_rows",
 ]

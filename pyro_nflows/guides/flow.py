@@ -31,7 +31,7 @@ from . import checks, row_checks, sites
 from .joint import Centers, shown
 from .optimizer import LR, StepSize, guide_optimizer
 from .rows import RowGuide
-from .structure import Structure, chosen, described, whitened
+from .structure import Structure, chosen, coupled_rows, described, whitened
 
 
 class AutoFlow(RowGuide):
@@ -109,6 +109,7 @@ class AutoFlow(RowGuide):
         self.modes: tuple[int, int] | None = None
         self.layer = None
         self._hierarchy: Hierarchy | None = None
+        self._rows: Hierarchy | None = None
         self._loaded_shapes: checks.Shapes | None = None
         self._claims_store = False
 
@@ -121,6 +122,8 @@ class AutoFlow(RowGuide):
             row_checks.refuse_subsampled(type(self).__name__, self.latents.sites.values(), not self.needs_model)
         joint = functools.partial(self._joint_on, BoundModel(self.bare_model, args, kwargs))
         self._hierarchy = chosen(type(self).__name__, self.structure, self.latents, joint)
+        if self.build is not None:
+            self._rows = coupled_rows(self.build, self.latents, self._hierarchy)
         if self.layer is None:
             self.layer = Rescaled(self.make_layer(loc, self.modes), Whitened.END)
         checks.check_sites(type(self).__name__, self._loaded_shapes, self._shapes())
@@ -163,8 +166,9 @@ class AutoFlow(RowGuide):
     def extra_repr(self) -> str:
         if self._latents is None:
             return ""
+        structure = described(self._hierarchy, self.latents.dim, self._rows)
         amortized = ["rows by an encoder of their data"] if self.amortizer is not None else []
-        return "; ".join([described(self._hierarchy, self.latents.dim), *amortized, *shown(self.latents.centering)])
+        return "; ".join([structure, *amortized, *shown(self.latents.centering)])
 
     def _need_setup(self) -> Rescaled:
         """The flow, once the model has been run."""

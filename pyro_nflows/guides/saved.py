@@ -25,6 +25,7 @@ class SavedGuide(JointGuide):
     amortize: bool | nn.Module
     amortizer: Amortizer | None
     _hierarchy: Hierarchy | None
+    _rows: Hierarchy | None
     _loaded_shapes: checks.Shapes | None
     _claims_store: bool
 
@@ -44,7 +45,8 @@ class SavedGuide(JointGuide):
         if self.amortize and hierarchy is not None and hierarchy.subsampled:
             rows = typical(hierarchy)
             loc, hierarchy = loc if len(loc) == rows.hierarchy.dim else loc[rows.columns], rows.hierarchy
-        return whitened(type(self).__name__, build, loc, self.init_scale, hierarchy, modes, self._full_rank)
+        full_rank, name = self._full_rank, type(self).__name__
+        return whitened(name, build, loc, self.init_scale, hierarchy, modes, full_rank, self._rows)
 
     @property
     def site_shapes(self) -> checks.Shapes:
@@ -92,10 +94,13 @@ class SavedGuide(JointGuide):
         """The sites' names and shapes, and their centering."""
         known = self._latents is not None or self._loaded_shapes is not None
         shapes = self.site_shapes if known else None
-        hierarchy = self._hierarchy and self._hierarchy.listed()
+        known_plates = {
+            "hierarchy": self._hierarchy and self._hierarchy.listed(),
+            "rows": self._rows and self._rows.listed(),
+        }
         centering = listed(self.centering, self._latents)
         encoders = self.amortizer and self.amortizer.known
-        return encoded(shapes=shapes, modes=self.modes, centering=centering, hierarchy=hierarchy, encoders=encoders)
+        return encoded(shapes=shapes, modes=self.modes, centering=centering, encoders=encoders, **known_plates)
 
     def set_extra_state(self, state: Tensor) -> None:
         shapes, self.centering = decoded(state)["shapes"], unlisted(decoded(state)["centering"])
@@ -112,7 +117,9 @@ class SavedGuide(JointGuide):
         if extra is not None and self.build is not None:
             modes, hierarchy = decoded(extra)["modes"], decoded(extra)["hierarchy"]
             if self._latents is None:
+                rows = decoded(extra)["rows"]
                 self._hierarchy = hierarchy and Hierarchy.unlisted(hierarchy)
+                self._rows = rows and Hierarchy.unlisted(rows)
             if (modes and tuple(modes)) != self.modes:
                 self.modes, self.layer = modes and tuple(modes), None
             encoders = decoded(extra)["encoders"]

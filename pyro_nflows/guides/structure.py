@@ -31,6 +31,10 @@ Structure = Literal["auto", "joint", "plates"]
 MAX_JOINT = 48
 #: Above this many dimensions the end of a joint guide is diagonal: a full matrix costs D^2 numbers.
 MAX_FULL_RANK = 512
+#: A joint guide has couplings within rows of several coordinates, but not of more than these.
+MAX_COUPLED = 12
+#: Couplings of all latents in front of those within rows, in place of the default's eight.
+NUM_JOINT = 4
 
 
 def chosen(
@@ -56,6 +60,21 @@ def chosen(
     return None if joint is not None and _interact(joint, hierarchy) else hierarchy
 
 
+def coupled_rows(build: flows.Build, latents: Latents, hierarchy: Hierarchy | None) -> Hierarchy | None:
+    """The plates within whose rows a joint guide has couplings too; None for none.
+
+    They are a part of the default flow, where rows have several coordinates.
+
+    :param build: the guide's flow.
+    :param latents: the model's.
+    :param hierarchy: the plates that the guide follows, if it does.
+    """
+    if hierarchy is not None or build is not flows.default:
+        return None
+    found = Hierarchy.of(latents)
+    return found if any(1 < block.row_dim <= MAX_COUPLED for block in found.blocks) else None
+
+
 def _interact(joint: Callable[[], LogJoint], hierarchy: Hierarchy) -> bool:
     with poutine.block(), torch.random.fork_rng(devices=[]), validation(False):
         density = joint()
@@ -65,10 +84,15 @@ def _interact(joint: Callable[[], LogJoint], hierarchy: Hierarchy) -> bool:
             return False
 
 
-def described(hierarchy: Hierarchy | None, latent_dim: int) -> str:
-    """Which structure a guide has, and why."""
+def described(hierarchy: Hierarchy | None, latent_dim: int, rows: Hierarchy | None = None) -> str:
+    """Which structure a guide has, and why.
+
+    :param rows: the plates within whose rows a joint guide has couplings.
+    """
     if hierarchy is None:
-        return f"joint over {latent_dim} latents"
+        coupled = [] if rows is None else [" x ".join(block.plates) for block in rows.blocks if block.row_dim > 1]
+        within = f", with couplings within rows of {', '.join(coupled)}" if coupled else ""
+        return f"joint over {latent_dim} latents{within}"
     blocks = ", ".join(f"{' x '.join(b.plates)}: {b.num_rows:,} rows of {b.row_dim}" for b in hierarchy.blocks)
     return f"follows plates: {len(hierarchy.top)} latents outside of plates; {blocks}"
 
@@ -81,6 +105,7 @@ def whitened(
     hierarchy: Hierarchy | None = None,
     modes: tuple[int, int] | None = None,
     is_full_rank: bool = True,
+    rows: Hierarchy | None = None,
 ) -> Whitened:
     """A flow with its affine end.
 
@@ -91,8 +116,12 @@ def whitened(
     :param hierarchy: the plates that it follows.
     :param modes: components and block size of a mixture to put the flow on; see :func:`~pyro_nflows.flows.on_modes`.
     :param is_full_rank: whether the end of a joint guide may be.
+    :param rows: the plates within whose rows a joint guide has couplings; the flow is then of fewer layers than
+        the default, whose place it takes.
     """
     latent_dim = loc.numel()
+    if rows is not None:
+        build = functools.partial(flows.realnvp, num_layers=NUM_JOINT)
     if modes is not None:
         inner = build if build is flows.default else functools.partial(_flow, name=name, build=build)
         build = functools.partial(flows.on_modes, inner=inner, num_components=modes[0], block_dim=modes[1])
@@ -100,7 +129,8 @@ def whitened(
         flow = flows.on_plates(hierarchy, functools.partial(_flow, name=name, build=build))
         return Whitened(flow, PlateAffine(hierarchy, loc, init_scale)).to(loc)
     end = (TriangularAffine if is_full_rank and latent_dim <= MAX_FULL_RANK else LocScale)(latent_dim, loc, init_scale)
-    return Whitened(_flow(latent_dim, name, build), end).to(loc)
+    flow = _flow(latent_dim, name, build)
+    return Whitened(flow if rows is None else flows.within_rows(rows, flow), end).to(loc)
 
 
 def _flow(latent_dim: int, name: str, build: flows.Build) -> Layer:

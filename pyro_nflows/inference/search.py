@@ -4,8 +4,9 @@ r"""After a fit: is anything missing, how much, where, and can a second fit have
 2. Otherwise run sequential Monte Carlo from a Gaussian wide enough for all that was found
    (:mod:`~pyro_nflows.modes.tempering`), and count the particles that lie where the guide's density is far too small:
    the share of the posterior that is missing.
-3. If that share is above a threshold, or the fit is poor, fit again from the modes of those particles
-   (:mod:`~pyro_nflows.modes.mixtures`), search again, and keep the fit that misses less.
+3. If that share is above a threshold, or the fit is poor and a mixture of Gaussians describes its draws about as well,
+   fit again from the modes of those particles (:mod:`~pyro_nflows.modes.mixtures`), search again, and keep the fit that
+   misses less.
 4. Where the guide follows plates, look along lines for modes of single rows (:mod:`~pyro_nflows.modes.row_lines`).
 """
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from ..diagnostics.findings import MissedMass
 from ..diagnostics.invertibility import round_trip_errors
 from ..diagnostics.verdict import MISSED, WORTHLESS, effective, is_heavy
+from ..diagnostics.weights import psis_resample
 from ..engine import ROWS, Trainer
 from ..guides import AutoFlow
 from ..layers import PlateAffine
@@ -40,6 +42,11 @@ NUM_ASCENTS, NUM_FURTHER = 32, 64
 NOTABLE = 1e-4
 #: An ESS below which a fit is tried again.
 POOR = 0.9
+#: By how many nats a mixture may describe the draws of a poor fit worse than the fit does, and a fit that begins there
+#: is still tried. Such a fit costs as much as all rounds before it.
+HOPELESS = 3.0
+#: Draws of which that is found out.
+NUM_COMPARED = 2000
 #: Particles, and the seconds that they may take; with less time there are fewer.
 NUM_PARTICLES, BUDGET = (512, 2048), 30.0
 #: Draws that are taken back to the base.
@@ -88,7 +95,7 @@ def search(
         for _ in range(MAX_REFITS):
             if refit is None or trainer.history.interrupted or found.fit.failed:
                 break
-            if not (found.missed.share > MISSED or _is_poor(found.fit)):
+            if not (found.missed.share > MISSED or _may_improve(guide, found)):
                 break
             other = _again(ascents, found, refit)
             if other is None or not _is_better(other, found):
@@ -105,6 +112,32 @@ def search(
 def _is_poor(fit: Fit) -> bool:
     ess = effective(fit.draws.log_weight)
     return ess < POOR or is_heavy(fit.draws.log_weight, ess)
+
+
+def _may_improve(guide: AutoFlow, found: Found) -> bool:
+    """Whether a fit that misses nothing is poor, and not yet one that began at modes, which may be better."""
+    return found.modes is None and _is_poor(found.fit) and may_help(guide, found.fit)
+
+
+@torch.no_grad()
+def may_help(guide: AutoFlow, fit: Fit) -> bool:
+    """Whether a mixture of Gaussians comes near to a fit, so that one that begins there may be better.
+
+    :param guide: makes the flow whose base a mixture is.
+    :param fit: one that misses nothing, but is poor.
+    """
+    if effective(fit.draws.log_weight) < WORTHLESS or not fit.layer.has_inverse:
+        return True  # its draws say little about the posterior
+    chosen = psis_resample(fit.draws.log_weight, NUM_COMPARED)
+    z, log_p = fit.draws.z[chosen], fit.draws.log_p[chosen]
+    try:
+        modes = find_modes(z, fit.layer.is_full_rank)
+        layer = guide.make_layer(modes.frame.loc, modes.sizes).to(z)
+        modes.place(layer)
+        lost = excess(layer, z, log_p, 0.0) - excess(fit.layer, z, log_p, 0.0)
+    except (ValueError, RuntimeError):  # the draws may have collapsed
+        return True
+    return not float(lost.mean()) > HOPELESS
 
 
 def _is_better(other: Found, found: Found) -> bool:

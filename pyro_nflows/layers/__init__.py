@@ -23,6 +23,7 @@ from .plate_shear import PlateShear
 from .radial import Radial
 from .rescaled import Rescaled
 from .residual import LogDet, Residual
+from .row_coupling import RowCoupling
 from .sylvester import Sylvester
 from .triangular import TriangularAffine
 
@@ -56,6 +57,7 @@ __all__ = [
     "Radial",
     "Rescaled",
     "Residual",
+    "RowCoupling",
     "Solver",
     "Split",
     "Squeeze",

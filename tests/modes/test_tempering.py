@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pyro
@@ -15,8 +16,9 @@ from pyro_nflows.diagnostics.verdict import Outcome
 from pyro_nflows.engine import DensityGradient, Engine, Trainer
 from pyro_nflows.flows.whitened import Whitened
 from pyro_nflows.inference.fitted import Fit
-from pyro_nflows.inference.search import search
-from pyro_nflows.layers import LocScale, Mixture
+from pyro_nflows.inference.search import may_help, search
+from pyro_nflows.layers import LocScale, Mixture, RowCoupling
+from pyro_nflows.model.hierarchy import Hierarchy
 from pyro_nflows.modes.gaussians import Gaussian
 from pyro_nflows.modes.mixture_em import Clusters, log_densities
 from pyro_nflows.modes.mixtures import Modes, find_modes, hull, place_mixture
@@ -174,3 +176,23 @@ def test_particles_that_collapsed_have_no_modes() -> None:
     one = torch.zeros(100, 2, dtype=torch.float64)
     with pytest.raises((RuntimeError, ValueError)):
         find_modes(one)
+
+
+def rows_of_two() -> None:
+    with pyro.plate("rows", 10):
+        pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+
+
+@pytest.mark.parametrize(("slope", "expected"), [(0.3, True), (3.0, False)])
+def test_a_mixture_that_is_far_worse_than_a_poor_fit_is_not_tried(slope: float, expected: bool) -> None:
+    """The logarithm of a width follows another coordinate: a little, so that a mixture does as well, or steeply."""
+    torch.manual_seed(0)
+    guide = AutoFlow(rows_of_two)
+    guide()
+    rows = RowCoupling(Hierarchy.of(guide.latents)).double()
+    with torch.no_grad():
+        rows.nets["0"].skip.copy_(torch.tensor([[0.0], [slope]]).expand(10, 2, 1))
+    layer = Whitened(rows, LocScale(20).double())
+    draws = draw(lambda z: torch.zeros(len(z), dtype=z.dtype), layer, base_noise(layer, 4000))
+    fit = Fit(layer, replace(draws, log_p=draws.log_q), torch.zeros(4000, dtype=torch.bool))
+    assert may_help(guide, fit) is expected
