@@ -15,6 +15,7 @@ from torch import Tensor
 from ..model import data_checks
 from ..model.all_rows import all_rows
 from ..model.bound import BoundModel
+from ..model.call_checks import told
 from ..model.following import hierarchical_sites
 from ..model.initialization import FlatPriors
 from ..model.latents import Latents
@@ -99,7 +100,8 @@ class JointGuide(AutoContinuous):
     def _look_at_model(self, *args: Any, **kwargs: Any) -> None:
         name = type(self).__name__
         try:
-            AutoGuide._setup_prototype(self, *args, **kwargs)
+            with told(name, self.bare_model, args, kwargs):
+                AutoGuide._setup_prototype(self, *args, **kwargs)
         except (RuntimeError, ValueError) as error:  # NotImplementedError is a RuntimeError
             if self.prototype_trace is not None:
                 checks.refuse_sites(name, self.prototype_trace)

@@ -292,14 +292,23 @@ class Posterior(Judged):
         guide.modes = self.modes
         guide.adopt(self.layer)
 
+    @exclusive()
+    @torch.no_grad()
     def __getstate__(self) -> dict[str, Any]:
         layer = None if self.guide.layer is self.layer else copy.deepcopy(self.layer)
-        return {**self.__dict__, "guide": None, "call": None, "layer": layer, **packed(self.guide, self.call)}
+        values = self.values
+        if self.call is not None and self.guide.latents.moving:  # the model may not come along
+            values = self.constrained(torch.arange(len(self.draws.z)))
+        kept = {**self.__dict__, "guide": None, "call": None, "layer": layer, "values": values}
+        return {**kept, **packed(self.guide, self.call)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         guide, call, absent = unpacked(state)
         layer = guide.layer if state["layer"] is None else state["layer"]
-        self.__dict__.update({**state, "guide": guide, "layer": layer, "call": call, "absent": absent})
+        values = state["values"] if call is None else None
+        self.__dict__.update(
+            {**state, "guide": guide, "layer": layer, "call": call, "absent": absent, "values": values}
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Posterior":
         kept = {part.name: getattr(self, part.name) for part in fields(self)}

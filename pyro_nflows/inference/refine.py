@@ -97,6 +97,7 @@ class Refined:
     ):
         self.source, self.z, self.accepted = source, z, accepted
         self._chains, self._layer, self._seed = chains, layer, seed
+        self._samples = self._sites()
         scalars = [part for part in self._scalars() if bool((part != part[0, 0]).any())]
         self.r_hat = _worst(max, [r_hat(part) for part in scalars], torch.inf)
         self.ess = _worst(min, [min(ess_bulk(part), ess_tail(part)) for part in scalars], 0.0)
@@ -112,12 +113,14 @@ class Refined:
 
     @exclusive()
     @torch.no_grad()
+    def _sites(self) -> dict[str, Tensor]:
+        return self.source.sites_at(self.z.flatten(0, 1))
+
     def get_samples(self, *, group_by_chain: bool = False) -> dict[str, Tensor]:
         """A dict from site to ``(num_chains * num_samples, *site shape)``, or with chains apart."""
-        samples = self.source.sites_at(self.z.flatten(0, 1))
         if not group_by_chain:
-            return samples
-        return {name: value.unflatten(0, self.z.shape[:2]) for name, value in samples.items()}
+            return dict(self._samples)
+        return {name: value.unflatten(0, self.z.shape[:2]) for name, value in self._samples.items()}
 
     @exclusive()
     def more(self, num_samples: int = 1000, *, seed: int | None = None, progress_bar: bool = False) -> "Refined":

@@ -13,9 +13,8 @@ from torch import Tensor
 
 def arguments(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a model by the names of its signature."""
-    model = _bare(model)
     try:
-        signature = inspect.signature(getattr(model, "forward", model))
+        signature = signature_of(model)
         bound = signature.bind(*args, **kwargs).arguments
     except (TypeError, ValueError):  # a decorator hides what the model takes
         return {"args": args, **kwargs}
@@ -23,6 +22,15 @@ def arguments(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[st
         if parameter.kind is parameter.VAR_KEYWORD:
             bound.update(bound.pop(parameter.name, {}))
     return bound
+
+
+def signature_of(model: Callable[..., Any]) -> inspect.Signature:
+    """What a model takes: a function, a module, or either inside of handlers.
+
+    :raises ValueError, TypeError: if that cannot be told.
+    """
+    model = _bare(model)
+    return inspect.signature(getattr(model, "forward", model))
 
 
 def _bare(model: Any) -> Any:

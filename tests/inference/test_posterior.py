@@ -139,6 +139,43 @@ def test_a_copy_of_a_vi_and_its_posterior_have_one_guide(copied: Callable[[VI], 
     assert again.guide.layer is again.posterior.layer
 
 
+def test_a_fit_whose_model_cannot_be_pickled_keeps_its_draws() -> None:
+    """Those of a hierarchy are computed with the model, which does not come along."""
+
+    def nested(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(y.new_zeros(()), 3.0))
+        with pyro.plate("n", len(y)):
+            theta = pyro.sample("theta", dist.Normal(mu, 1.0))
+            pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+    vi = line(nested).run(Y)
+    assert vi.guide.latents.moving
+    again = pickle.loads(pickle.dumps(vi))
+    for name, values in vi.posterior.constrained(torch.arange(50)).items():
+        assert torch.equal(again.posterior.constrained(torch.arange(50))[name], values)
+    assert again.get_samples(100)["theta"].shape == (100, 3)
+    with pytest.raises(ValueError, match="was unpickled without its model and data"):
+        again.to_arviz()
+    chains = vi.refine(10, num_chains=2, method="independence")
+    assert torch.equal(pickle.loads(pickle.dumps(chains)).get_samples()["theta"], chains.get_samples()["theta"])
+
+
+def test_a_guide_that_was_loaded_without_data_says_what_its_model_takes(fitted: VI, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "fit.pt")
+    again = VI.load(tmp_path / "fit.pt", AutoFlow(model, flow))
+    for ask in (again.guide.median, again.guide, again.judge):
+        with pytest.raises(TypeError, match=r"AutoFlow: the model takes \(y: .*, and was run without any argument"):
+            ask()
+    assert torch.equal(again.guide.median(Y)["mu"], fitted.guide.median()["mu"])
+
+
+def test_a_fit_of_a_model_without_arguments_is_not_loaded_into_one_that_takes_some(tmp_path: Path) -> None:
+    line(lambda: model(Y), num_steps=5).run().save(tmp_path / "fit.pt")
+    with pytest.raises(TypeError, match=r"the model takes .* VI\.load"):
+        VI.load(tmp_path / "fit.pt", AutoFlow(model, flow))
+    assert len(VI.load(tmp_path / "fit.pt", AutoFlow(lambda: model(Y), flow)).log_weight)
+
+
 def test_saving_does_not_run_the_model(fitted: VI, tmp_path: Path) -> None:
     def broken(y: Tensor) -> None:
         raise ZeroDivisionError("the model was run")
