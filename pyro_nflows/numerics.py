@@ -72,6 +72,22 @@ def quasi_normal(num_points: int, dim: int, seed: int) -> Tensor:
     return torch.special.ndtri(uniform.clamp(1e-10, 1 - 1e-10))
 
 
+def in_pairs(x: Tensor) -> Tensor:
+    """Points of a symmetric distribution of which the second half are the first half's negatives.
+
+    Each point has the distribution that it had. A last one that has no partner stays as it is.
+
+    :param x: independent points, along the first dimension.
+
+    Example::
+
+        >>> in_pairs(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
+        tensor([ 1.,  2., -1., -2.,  5.])
+    """
+    half = len(x) // 2
+    return torch.cat([x[:half], -x[:half], x[2 * half :]])
+
+
 def soft_bound(x: Tensor, bound: float) -> Tensor:
     r"""Squash to :math:`(-b, b)` by :math:`b \tanh(x / b)`: the identity near zero.
 

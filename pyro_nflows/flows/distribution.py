@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..checks import check_sizes
 from ..layers.base import Exactness, Layer
-from ..numerics import finite_rows, standard_normal_log_prob
+from ..numerics import finite_rows, in_pairs, standard_normal_log_prob
 from .transforms import as_transform
 
 
@@ -28,6 +28,8 @@ class FlowDistribution(TorchDistribution):
     :param path_gradient: whether Pyro's ELBOs get the gradient of the entropy without the score of :math:`q`, whose
         mean is zero (sticking the landing [2]): its noise vanishes as the flow comes to fit. Guides ask for it; it
         changes no value, and no gradient in the mean.
+    :param paired: whether the standard normal points of draws along the first dimension are in pairs, the second
+        half the negatives of the first, in place of independent ones. Each draw has the same distribution as without.
     :raises ValueError: if the base has another event shape.
 
     Example::
@@ -61,6 +63,7 @@ class FlowDistribution(TorchDistribution):
         *,
         batch_shape: torch.Size = torch.Size(),
         path_gradient: bool = False,
+        paired: bool = False,
     ):
         if base_dist is not None and base_dist.event_shape != (layer.input_dim,):
             raise ValueError(
@@ -72,14 +75,24 @@ class FlowDistribution(TorchDistribution):
         parts = [part.batch_shape for part in layer.modules() if isinstance(part, Layer)]
         batch_shape = torch.broadcast_shapes(batch_shape, *parts)
         self.layer, self.base_dist = layer, base_dist
-        self.path_gradient = path_gradient and base_dist is None
+        self.path_gradient, self.paired = path_gradient and base_dist is None, paired and base_dist is None
         self._path: Tensor | None = None
         self._drawn: tuple[Tensor, Tensor, list[tuple[Tensor, int]]] | None = None
         super().__init__(batch_shape, torch.Size((layer.output_dim,)), validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "FlowDistribution":
         return FlowDistribution(
-            self.layer, self.base_dist, batch_shape=torch.Size(batch_shape), path_gradient=self.path_gradient
+            self.layer,
+            self.base_dist,
+            batch_shape=torch.Size(batch_shape),
+            path_gradient=self.path_gradient,
+            paired=self.paired,
+        )
+
+    def in_pairs(self) -> "FlowDistribution":
+        """The same distribution, whose draws are in pairs (``paired``)."""
+        return FlowDistribution(
+            self.layer, self.base_dist, batch_shape=self.batch_shape, path_gradient=self.path_gradient, paired=True
         )
 
     def _like(self) -> Tensor:
@@ -106,6 +119,8 @@ class FlowDistribution(TorchDistribution):
         x, noise = numbers[..., :width], numbers[..., width:]
         if self.base_dist is not None:
             x = self.base_dist.expand(shape).rsample()
+        elif self.paired and shape:
+            x = in_pairs(x)
         return x, noise if self.layer.noise_dim else None
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:

@@ -2,7 +2,7 @@ r"""Guides over all latents of a model at once: its sites, and one flat vector t
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pyro
 import torch
@@ -20,6 +20,8 @@ from ..model.following import hierarchical_sites
 from ..model.initialization import FlatPriors
 from ..model.latents import Latents
 from ..model.log_joint import LogJoint
+from ..model.subsample import look
+from ..model.subsampled_plates import plates_of
 from ..model.values import constrained, unconstrained
 from ..system.exclusive import validation
 from . import checks, minibatch, sites
@@ -43,6 +45,7 @@ class JointGuide(AutoContinuous):
     centering: Centers | None = None
     _latents: Latents | None = None
     _bound: BoundModel | None = None
+    _takes_minibatches: bool | None = None
 
     def __init__(self, model: Callable[..., Any], init_loc_fn: Callable[..., Any]):
         super().__init__(model, init_loc_fn=FlatPriors(init_loc_fn))
@@ -95,7 +98,7 @@ class JointGuide(AutoContinuous):
             raise
 
     def _forget_structure(self) -> None:
-        self.prototype_trace, self._latents = None, None
+        self.prototype_trace, self._latents, self._takes_minibatches = None, None, None
 
     def _look_at_model(self, *args: Any, **kwargs: Any) -> None:
         name = type(self).__name__
@@ -155,6 +158,20 @@ class JointGuide(AutoContinuous):
         if self._latents is None:
             raise checks.need_setup(type(self).__name__)
         return self._latents
+
+    def takes_minibatches(self, args: Any, kwargs: Any) -> bool:
+        """Whether the model has some rows of a plate only, with latents or without; as it was when first asked.
+
+        :param args: the model's arguments, with ``kwargs``; without any, those that the guide has received.
+        """
+        if self._takes_minibatches is None and self.has_model:
+            sites = {name: latent.site for name, latent in self.latents.sites.items()}
+            is_received = self._bound is not None and not (args or kwargs)
+            bound = self._bound if is_received else BoundModel(self.bare_model, args, kwargs)
+            with torch.random.fork_rng(devices=[]):
+                trace = look(cast(BoundModel, bound), sites)
+            self._takes_minibatches = bool(plates_of(trace))
+        return bool(self._takes_minibatches)
 
     def init_loc(self) -> Tensor:
         """The flat latent that a fresh guide is centered at."""
@@ -247,6 +264,14 @@ class JointGuide(AutoContinuous):
         latent, plates = self.sample_latent(*args, **kwargs), self._create_plates(*args, **kwargs)
         model = self.bare_model if self.latents.moving or self.latents.filled else None
         return self._draw(sites.points(self.latents, model, latent, args, kwargs), plates)
+
+    def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Draw the flat latent; particles that share a minibatch in pairs (:mod:`pyro_nflows.guides.minibatch`)."""
+        fn = self.get_posterior(*args, **kwargs)
+        if minibatch.is_of_particles() and self.takes_minibatches(args, kwargs):
+            fn = fn.in_pairs()
+        latent: Tensor = pyro.sample(f"_{self._pyro_name}_latent", fn, infer={"is_auxiliary": True})
+        return latent
 
     def _draw(self, points: Mapping[str, Any], plates: Mapping[str, Any]) -> dict[str, Tensor]:
         """A sample statement for each site, in its plates."""

@@ -3,6 +3,12 @@ r"""A guide's draw where plates are subsampled: the rows of this call, each in i
 What is outside of plates is one auxiliary site, and the rows of each block are one in their plates. So Pyro's own
 machinery scales the log densities of a minibatch's rows by :math:`N / B`, in the guide as in the model, and the mean of
 the ELBO over minibatches is that of all rows.
+
+Where there are several particles, what is outside of plates is drawn in pairs from base points :math:`x` and
+:math:`-x`. A minibatch of :math:`B` of :math:`N` rows moves the gradient of :math:`\log p - \log q` at all draws by
+about the same :math:`\epsilon`, of the size :math:`\sqrt{N / B - 1}` in units of the posterior's width, so that the
+gradient of a scale, the mean of :math:`x \epsilon`, has noise of that size, which is left in the scale after training:
+:math:`\sqrt{(N / B - 1) / (4 n)}` of it after :math:`n` steps of one particle. In a pair it cancels.
 """
 
 import contextlib
@@ -12,6 +18,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.runtime import get_plates
 from torch import Tensor
 
 from ..flows.distribution import FlowDistribution
@@ -113,7 +120,7 @@ def sample_rows(
     """
     nesting, top = nesting_of(latents), next(view.parameters()).new_zeros(0)
     if len(hierarchy.top):
-        fn = FlowDistribution(outside, path_gradient=True)
+        fn = FlowDistribution(outside, path_gradient=True, paired=is_of_particles())
         top = pyro.sample(name, fn, infer={"is_auxiliary": True})
     batch = top.shape[: max(0, top.dim() - 1 - nesting)]
     given = top.reshape(*batch, -1)
@@ -132,6 +139,11 @@ def sample_rows(
         for known in (flow, stopped) if stopped is not None else (flow,):
             known.add(known.back(number, parts[-1])[0] if is_above else [parts[-1]] * len(known.stages))
     return _flat(hierarchy, parts, nesting)
+
+
+def is_of_particles() -> bool:
+    """Whether a call is for all particles of one of Pyro's objectives at once, which have one minibatch together."""
+    return any(frame.name == "num_particles_vectorized" for frame in get_plates())
 
 
 def _without_gradients(view: Whitened) -> Whitened:

@@ -37,9 +37,9 @@ from ..guides import AutoFlow
 from ..model.bound import BoundModel
 from ..model.log_joint import LogJoint
 from ..objectives.base import Gradient, Objective
-from ..objectives.draws import Draws, LogDensity, base_noise
+from ..objectives.draws import Draws, LogDensity, base_noise, paired_noise
 from ..system.exclusive import differentiable
-from .recorded import Recorded
+from .recorded import NoiseOf, Recorded
 
 
 class GradientWarning(UserWarning):
@@ -77,6 +77,8 @@ class ELBO(Objective, elbo.ELBO):
 
     _gradients: tuple[Gradient, ...] = (Gradient.TOTAL, Gradient.PATH)
     best_gradient = Gradient.PATH
+    #: Whether particles that have one minibatch together are drawn in pairs.
+    pairs = True
 
     def __init__(self, num_particles: int = 1, gradient: Gradient | str | None = None, *, compile: bool = False):
         name = type(self).__name__
@@ -149,9 +151,9 @@ class ELBO(Objective, elbo.ELBO):
             layer = guide.registered_layer()
             self.check_layer(layer)
             joint = _prepared(model, guide, args, kwargs)
-            gradient = self.gradient or self.best_gradient
+            gradient, noise_of = self.gradient or self.best_gradient, self._noise_of(guide, args, kwargs)
             with torch.random.fork_rng():  # the loop's random numbers stay what they would have been
-                recorded = self._recorded = Recorded(self, gradient, joint, guide, self._say)
+                recorded = self._recorded = Recorded(self, gradient, joint, guide, noise_of, self._say)
         guide.registered_layer()  # Pyro's SVI steps the parameters that it saw used
         return recorded.loss_and_grads(bound.tensors)
 
@@ -188,7 +190,7 @@ class ELBO(Objective, elbo.ELBO):
         layer = guide.registered_layer()
         self.check_layer(layer)
         log_joint = self._joint(model, guide, args, kwargs)
-        noise = base_noise(layer, self.num_particles)
+        noise = self._noise_of(guide, args, kwargs)(layer, self.num_particles)
         try:
             return self.draws(log_joint, layer, noise, gradient)
         except RuntimeError as error:  # NotImplementedError is one too
@@ -197,6 +199,10 @@ class ELBO(Objective, elbo.ELBO):
                 raise
             self._tell(reason)
             return self.draws(log_joint, layer, noise, Gradient.TOTAL)
+
+    def _noise_of(self, guide: AutoFlow, args: Any, kwargs: Any) -> NoiseOf:
+        """What draws the base points of a guide's particles."""
+        return paired_noise if self.pairs and guide.takes_minibatches(args, kwargs) else base_noise
 
     def _joint(self, model: Any, guide: AutoFlow, args: Any, kwargs: Any) -> LogDensity:
         joint = self._log_joint

@@ -45,6 +45,7 @@ class IWAE(ELBO):
 
     _gradients = (Gradient.TOTAL, Gradient.PATH, Gradient.DREG)
     best_gradient = Gradient.DREG
+    pairs = False  # its bound is that of independent particles
 
     def __init__(
         self,

@@ -35,7 +35,7 @@ from ..model.rows import Rows
 from ..modes.gaussians import gaussian_at, put_top
 from ..modes.pathfinder import best_start
 from ..objectives.base import Gradient, Objective
-from ..objectives.draws import base_noise
+from ..objectives.draws import paired_noise
 from .collapsed import Collapser, move
 from .encoded import EncodedRows
 from .plan import Plan
@@ -133,7 +133,7 @@ class Minibatches:
                 chosen, rows = self.rows(rows), terms.with_others(rows)
                 index, factors = state.index(chosen), state.factors(chosen)
                 before = state.take(index)
-                inputs = Inputs(base_noise(small, NUM_PARTICLES), step_sizes[number], one, 0 * one)
+                inputs = Inputs(paired_noise(small, NUM_PARTICLES), step_sizes[number], one, 0 * one)
                 if not number:
                     steps.prepare(before, inputs, factors, rows, num_steps)
                 after, loss = steps.run(before, inputs, factors, rows)

@@ -20,6 +20,9 @@ from ..model.log_joint import LogJoint
 from ..objectives.base import Gradient, Objective
 from ..objectives.draws import base_noise
 
+#: Draws the base points of so many particles of a layer.
+NoiseOf = Callable[[Layer, int], Tensor]
+
 
 class Recorded:
     """The loss and gradient of a flow guide, as a function of parameters, noise and the model's tensor arguments.
@@ -28,6 +31,7 @@ class Recorded:
     :param gradient: its estimator.
     :param joint: the model at its arguments, prepared; later arguments must have the same shapes.
     :param guide: whose flow is trained, set up.
+    :param noise_of: draws the base points of a layer's particles.
     :param tell: is told why the recording is not compiled, if it is not.
     :raises TraceError: if the model cannot be recorded faithfully.
     """
@@ -38,9 +42,11 @@ class Recorded:
         gradient: Gradient,
         joint: LogJoint,
         guide: AutoFlow,
+        noise_of: NoiseOf = base_noise,
         tell: Callable[[str], None] = lambda _: None,
     ):
         self.joint, self.guide, self.layer, self.tell = joint, guide, cast(Layer, guide.layer), tell
+        self.noise_of = noise_of
         self._form = joint.bound.form
         self.names = _param_names(joint)
         leaves = joint.leaves(joint.latents.init_loc())
@@ -91,7 +97,7 @@ class Recorded:
         for name in self.names:  # so that Pyro's SVI sees them used
             pyro.param(name)
         params = torch.cat([p.detach().reshape(-1) for p in self.tensors])
-        noise = base_noise(self.layer, self.program.num_particles)
+        noise = self.noise_of(self.layer, self.program.num_particles)
         loss, gradient = self._run([params, noise, *data])
         for tensor, part in zip(self.tensors, gradient.split([p.numel() for p in self.tensors])):
             part = part.view(tensor.shape)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..layers.base import Layer, Scored
-from ..numerics import LogDensity, finite_rows, pullback, quasi_normal, standard_normal_log_prob
+from ..numerics import LogDensity, finite_rows, in_pairs, pullback, quasi_normal, standard_normal_log_prob
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,15 @@ def base_noise(layer: Layer, num_particles: int) -> Tensor:
     like = next(layer.parameters())
     width = layer.input_dim + layer.noise_dim
     return torch.randn(num_particles, width, dtype=like.dtype, device=like.device)
+
+
+def paired_noise(layer: Layer, num_particles: int) -> Tensor:
+    """The same, but the second half the negatives of the first: for particles that have one minibatch together.
+
+    The minibatch moves the gradient at all draws alike, and in a pair that cancels in what is odd in the noise, such as
+    the gradients of scales and correlations (:mod:`pyro_nflows.guides.minibatch`).
+    """
+    return in_pairs(base_noise(layer, num_particles))
 
 
 def even_noise(layer: Layer, num_samples: int) -> Tensor:

@@ -92,6 +92,19 @@ def test_draws_follow_the_density():
     assert ((values.mean(0) - expected).abs() < 5 * values.std(0) / len(values) ** 0.5 + 2e-3).all()
 
 
+def test_paired_draws_follow_the_density_and_have_negative_base_points():
+    flow = FlowDistribution(perturbed(FLOWS["realnvp"], 0.25), paired=True)
+    points, area = grid()
+    with torch.no_grad():
+        expected = (flow.log_prob(points).exp()[:, None] * points.sigmoid()).sum(0) * area
+        pairs = flow.expand((20_001, 1)).sample().squeeze(1)
+        x, _ = flow.layer.inverse(pairs)
+    assert torch.allclose(x[:10_000], -x[10_000:20_000], atol=1e-4)
+    assert not torch.allclose(x[-1].abs(), x[-2].abs(), atol=1e-4)
+    values = (pairs[:10_000].sigmoid() + pairs[10_000:20_000].sigmoid()) / 2
+    assert ((values.mean(0) - expected).abs() < 5 * values.std(0) / len(values) ** 0.5 + 2e-3).all()
+
+
 # ---- auxiliary variables ----------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoGuideList, AutoNormal
 
-from pyro_nflows import AutoCIF, AutoDAIS, AutoFlow
+from pyro_nflows import ELBO, IWAE, AutoCIF, AutoDAIS, AutoFlow
 
 Y = torch.tensor([0.4, 2.2, -1.0, 3.1, 1.7, 0.2], dtype=torch.float64)
 
@@ -141,7 +141,7 @@ def at_the_posterior(centering):
 
 @pytest.mark.parametrize("centering", [None, 0.0, 0.3])
 def test_the_exact_posterior_is_where_minibatches_have_no_gradient_on_average(centering):
-    """Those of the rows are zero in each draw; that of mu is noise of the minibatch."""
+    """Those of the rows are zero in each draw, that of mu's scale in each pair; that of its mean is noise."""
     guide, elbo = at_the_posterior(centering), Trace_ELBO(50, vectorize_particles=True, max_plate_nesting=1)
     losses, gradients = [], {}
     for _ in range(30):
@@ -156,13 +156,69 @@ def test_the_exact_posterior_is_where_minibatches_have_no_gradient_on_average(ce
         if name in ("layer.layers.1.loc", "layer.layers.1.log_scale"):
             assert found[:, z].abs().max() < 1e-10
             found = found[:, mu]
-            assert found.std() > 0.1
+            assert (found.abs().max() < 1e-10) if name.endswith("log_scale") else (found.std() > 0.1)
         error = found.std(0) / len(found) ** 0.5 + 1e-10
         assert (found.mean(0).abs() < 5 * error).all(), name
     covariance = 2 * torch.eye(6).double() + 4
     evidence = torch.distributions.MultivariateNormal(torch.zeros_like(Y), covariance).log_prob(Y)
     losses = torch.tensor(losses)
     assert abs(losses.mean() + evidence) < 5 * losses.std() / len(losses) ** 0.5
+
+
+def test_particles_without_a_partner_have_the_minibatchs_noise_in_scales():
+    guide = at_the_posterior(0.0)
+    at, sizes = guide.latents.sites["mu"].columns, {}
+    for num in (1, 3, 4):
+        guide.zero_grad()
+        Trace_ELBO(num, vectorize_particles=True, max_plate_nesting=1).loss_and_grads(groups, guide, Y)
+        sizes[num] = guide.layer.layer.end.log_scale.grad[at].abs().item()
+    assert sizes[4] < 1e-10 < 1e-3 < min(sizes[1], sizes[3])
+
+
+def data_alone(y, size=5):
+    """No latents in the plate that is subsampled."""
+    mu = pyro.sample("mu", dist.Normal(y.new_zeros(2), 1.0).to_event(1))
+    with pyro.plate("data", len(y), subsample_size=size) as rows:
+        pyro.sample("y", dist.Normal(mu, 1.0).to_event(1), obs=y[rows])
+
+
+@pytest.mark.parametrize(
+    ("loss", "is_paired"),
+    [
+        (Trace_ELBO(6, vectorize_particles=True, max_plate_nesting=1), True),
+        (ELBO(6), True),
+        (ELBO(6, compile=True), True),
+        (IWAE(6), False),
+    ],
+)
+def test_particles_of_a_minibatch_of_data_are_pairs_too(loss, is_paired):
+    """At the exact posterior: a minibatch says where it is, and nothing of its width."""
+    y = torch.randn(20, 2, dtype=torch.float64)
+    guide = AutoFlow(data_alone)
+    guide(y)
+    end = guide.layer.layer.end
+    with torch.no_grad():
+        end.loc.copy_(y.sum(0) / 21)
+        end.log_scale.fill_(-0.5 * math.log(21))
+    for _ in range(3):
+        guide.zero_grad()
+        loss.loss_and_grads(data_alone, guide, y)
+        assert end.loc.grad.abs().max() > 0.1
+        assert (end.log_scale.grad.abs().max().item() < 1e-10) is is_paired
+
+
+@pytest.mark.parametrize(("plate", "is_paired"), [("num_particles_vectorized", True), ("predictions", False)])
+def test_only_particles_of_an_objective_are_pairs(plate, is_paired):
+    y = Y[:, None].expand(6, 2)
+    for model, args in ((data_alone, (y,)), (groups, (Y,))):
+        pyro.clear_param_store()
+        guide = AutoFlow(model)
+        guide(*args)
+        with pyro.plate(plate, 4, dim=-2):
+            mu = guide(*args)["mu"].reshape(4, -1)
+        loc = guide.layer.layer.end.loc[guide.latents.sites["mu"].columns]
+        apart = (mu[:2] + mu[2:] - 2 * loc).abs()
+        assert apart.max() < 1e-10 if is_paired else apart.min() > 1e-4
 
 
 def fitted(guide, model, args=lambda: (Y,), num_steps=3000):

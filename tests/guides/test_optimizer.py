@@ -178,13 +178,14 @@ def test_wrong_arguments_are_told(arguments: Any, error: type[Exception], messag
 
 
 @pytest.mark.slow
-def test_minibatches_of_each_row_equally_often_have_the_exact_means_and_rows() -> None:
-    """200 rows, 20 a step. What is outside of plates came out up to 7% too narrow, by the seed."""
+def test_minibatches_of_each_row_equally_often_end_at_the_exact_posterior() -> None:
+    """200 rows, 20 a step. With one particle, the sd of mu is off by 4% at random."""
     num, size, num_epochs = 200, 20, 300
     y = 1.5 + torch.randn(num, 1, dtype=torch.float64) + torch.randn(num, EACH, dtype=torch.float64)
     model = functools.partial(groups, size=size)
     guide = AutoFlow(model, amortize=Mean())
-    svi = SVI(model, guide, guide.optimizer(num_steps=num_epochs * num // size), Trace_ELBO())
+    loss = Trace_ELBO(8, vectorize_particles=True)
+    svi = SVI(model, guide, guide.optimizer(num_steps=num_epochs * num // size), loss)
     for _ in range(num_epochs):
         for index in torch.randperm(num).split(size):
             svi.step(y, index=index)
@@ -198,7 +199,7 @@ def test_minibatches_of_each_row_equally_often_have_the_exact_means_and_rows() -
     row_sd = (1 / (EACH + 1) + (1 - shrink) ** 2 / precision) ** 0.5
     correlations = ((z - z.mean(0)) * (mu - mu.mean())[:, None]).mean(0) / z.std(0) / mu.std()
     assert abs(mu.mean() - mean) < 0.05 * sd
-    assert abs(mu.std() / sd - 1) < 0.1
+    assert abs(mu.std() / sd - 1) < 0.01 + 5 * 0.5**0.5 / len(mu) ** 0.5
     assert ((z.mean(0) - means) / row_sd).square().mean().sqrt() < 0.02
     assert (z.std(0) / row_sd - 1).square().mean().sqrt() < 0.01
     assert (correlations - (1 - shrink) * sd / row_sd).abs().mean() < 0.01
