@@ -1,10 +1,14 @@
 r"""Evidence before training: a start that is the posterior already, as far as a verdict can tell, is not trained.
 
-Where there are many data, a posterior is nearly Gaussian, and the start of a fit has that Gaussian
-(:mod:`~pyro_nflows.modes.pathfinder`). A few hundred weighed draws say whether that is so; if they do, so have to all
-the draws that a verdict needs. Both are looked at as after a round of training, but with a margin: training would
-improve on a start that only just passes.
+Where there are many data, a posterior is nearly Gaussian, and the start of a fit has about that Gaussian
+(:mod:`~pyro_nflows.modes.pathfinder`). Where a few hundred weighed draws do not speak against it, it is moved to the
+mean and the covariance of weighed draws (:mod:`~pyro_nflows.inference.moments`), and as many fresh draws are looked at
+as a verdict needs: as after a round of training, but with a margin, since training would improve on a Gaussian that
+only just passes.
 """
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 
@@ -13,43 +17,67 @@ from ..engine import Trainer
 from ..flows.whitened import Whitened
 from ..objectives.draws import Draws
 from .fitted import sound, undefined
+from .moments import moved
 from .schedule import Schedule
 
-#: Draws that are looked at first.
-FIRST_LOOK = 500
+#: Draws that are looked at first, and an ESS at which they speak against it.
+FIRST_LOOK, HOPELESS = 500, 0.01
+#: Draws by which it is moved, and an ESS that needs no move.
+MOVED, SETTLED = 2000, 0.995
 #: An ESS of a start that needs no training.
-EVIDENT = 0.98
+EVIDENT = 0.97
 
 
 def evident(trainer: Trainer, layer: Whitened, schedule: Schedule) -> Draws | None:
-    """All the draws of a layer as it is that a verdict needs, if they show that it is the posterior.
+    """All the draws of a layer that a verdict needs, if they show that it is the posterior; its end may be moved.
 
     The random numbers to come do not depend on whether this is asked.
 
     :param trainer: has the model.
     :param layer: at its start.
     :param schedule: how many draws, and how good they have to be.
-    :return: the draws; None where the layer should be trained.
+    :return: the draws; None where the layer should be trained, which is then as it was.
     """
-    if schedule.num_samples < FIRST_LOOK:  # so few show nothing
+    if schedule.num_samples < FIRST_LOOK or schedule.good_ess > 1:  # so few show nothing
         return None
-    with torch.random.fork_rng():
-        torch.manual_seed(int(torch.randint(2**62, ())))  # not those that training will have
-        few = trainer.sampler.sample(layer, FIRST_LOOK)
-        if not is_evident(few, schedule.good_ess, tail=False):
+    before = {name: value.clone() for name, value in layer.end.state_dict().items()}
+    with _aside(0):
+        some = trainer.sampler.sample(layer, FIRST_LOOK)
+        ess = effective(sound(some).log_weight)
+        if not ess >= HOPELESS or bool(undefined(some).any()):
             return None
-        draws = trainer.sampler.sample(layer, schedule.num_samples)
-    return draws if is_evident(draws, schedule.good_ess, schedule.light_tails) else None
+        if ess < SETTLED:
+            some = moved(trainer, layer, SETTLED, min(MOVED, schedule.num_samples))
+    if is_evident(some, schedule.good_ess, tail=False):
+        draws = fresh_draws(trainer, layer, schedule)
+        if is_evident(draws, schedule.good_ess, schedule.light_tails):
+            return draws
+    layer.end.load_state_dict(before)
+    return None
+
+
+def fresh_draws(trainer: Trainer, layer: Whitened, schedule: Schedule) -> Draws:
+    """Those that :func:`evident` judges last, however often they are taken."""
+    with _aside(1):
+        return trainer.sampler.sample(layer, schedule.num_samples)
+
+
+@contextlib.contextmanager
+def _aside(number: int) -> Iterator[None]:
+    """Random numbers that are not those which training will have, and leave these alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(int(torch.randint(2**60, ())) + number)
+        yield
 
 
 def is_evident(draws: Draws, good_ess: float, tail: bool = True) -> bool:
     r"""Whether draws show by a margin that they are of the posterior.
 
-    The ESS has to be 0.98 at least, and :math:`\hat k` below its threshold by the standard error of its estimate.
+    The ESS has to be 0.97 at least, and :math:`\hat k` below its threshold by the standard error of its estimate.
 
     :param draws: with their weights.
     :param good_ess: an ESS that is asked for, if that is more.
-    :param tail: whether to look at :math:`\hat k`, for which a few hundred draws are not enough.
+    :param tail: whether to look at :math:`\hat k`, for which few draws are not enough.
 
     Example::
 

@@ -18,7 +18,7 @@ from ..layers.base import Layer
 from ..modes.gaussians import Frame
 from ..modes.pathfinder import best_start
 from ..objectives.draws import Draws, base_noise
-from .evident import evident
+from .evident import evident, fresh_draws
 from .fitted import Fit, weighed
 from .mark import put
 from .plan import Plan
@@ -119,17 +119,19 @@ class Fitting:
 
     def _evidence(self) -> Draws | None:
         """The draws of a start that is right already; a run that is resumed decides as it did before."""
+        trainer, layer, schedule = self.trainer, self.layer, self.plan.schedule
         found: list[Draws | None] = []
 
-        def look() -> bool:
-            found.append(evident(self.trainer, self.layer, self.plan.schedule))
-            return found[0] is not None
+        def look() -> tuple[Tensor, ...] | bool:
+            found.append(evident(trainer, layer, schedule))
+            return found[0] is not None and tuple(layer.end.parameters())
 
-        if not self.trainer.journal.step("evidence", look):
+        end = trainer.journal.step("evidence", look)
+        if not end:
             return None
-        if not found:
-            look()
-        return found[0] or self.trainer.sampler.sample(self.layer, self.plan.schedule.num_samples)
+        with torch.no_grad():
+            put(list(layer.end.parameters()), end)
+        return (found and found[0]) or fresh_draws(trainer, layer, schedule)
 
     def _after(self, stage: Stage) -> Stage | None:
         """What comes after a stage that is complete."""

@@ -240,12 +240,30 @@ def test_the_ess_and_the_tail_have_to_be_good_by_a_margin() -> None:
     assert not is_evident(draws(torch.cat([torch.zeros(999), torch.tensor([math.nan])])), 0.95)
 
 
-def test_whether_it_is_asked_changes_no_random_number() -> None:
+def test_where_it_is_not_evident_nothing_has_changed() -> None:
+    guide, plan = AutoFlow(skewed, TWO), Plan.asked("VI", engine="eager", seed=0, progress_bar=False)
+    with Fitter(guide).ready(plan, ((PAIRS[0],), {}), lambda _: None) as ready:
+        layer = guide.plain_layer()
+        with torch.no_grad():
+            layer.end.log_scale.zero_()
+        random, state = torch.get_rng_state(), {name: value.clone() for name, value in layer.state_dict().items()}
+        assert evident(ready.trainer, layer, plan.schedule) is None
+        assert torch.equal(torch.get_rng_state(), random)
+        assert all(torch.equal(value, state[name]) for name, value in layer.state_dict().items())
+
+
+def test_a_start_beside_its_place_is_moved_there() -> None:
     guide, plan = AutoFlow(pairs, TWO), Plan.asked("VI", engine="eager", seed=0, progress_bar=False)
     with Fitter(guide).ready(plan, ((PAIRS,), {}), lambda _: None) as ready:
-        before = torch.get_rng_state()
-        assert evident(ready.trainer, guide.plain_layer(), plan.schedule) is None  # init_scale is too small
-        assert torch.equal(torch.get_rng_state(), before)
+        layer = guide.plain_layer()
+        with torch.no_grad():
+            layer.end.loc.copy_(PAIRS / 2 + 0.3)
+            layer.end.log_scale.fill_(math.log(0.8))
+        found = evident(ready.trainer, layer, plan.schedule)
+    assert found is not None
+    assert len(found.z) == plan.schedule.num_samples
+    torch.testing.assert_close(layer.end.loc.detach(), PAIRS / 2, atol=0.05, rtol=0)
+    torch.testing.assert_close(layer.end.log_scale.detach().exp(), torch.full_like(PAIRS, 0.5**0.5), atol=0.05, rtol=0)
 
 
 # ---- what draws cost ------------------------------------------------------------------------------------------------
