@@ -1,13 +1,12 @@
 """What the ranks of all parameters say together; the members of :class:`Calibration` are the sentences."""
 
-import enum
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
-from .verdict import Verdict
+from .verdict import Sentences, Verdict
 
 __all__ = ["Calibration", "PValues", "judge_ranks"]
 
@@ -17,7 +16,7 @@ LEVEL = 0.01
 FEW = 0.1
 
 
-class Calibration(enum.Enum):
+class Calibration(Sentences):
     """What the ranks say. The value is the sentence, its numbers to be filled in."""
 
     CALIBRATED = (

@@ -40,7 +40,20 @@ class Verdict(Generic[O]):
         return self.sentence
 
 
-class Outcome(enum.Enum):
+class Sentences(enum.Enum):
+    """Outcomes whose values are sentences, their numbers to be filled in: shown by their names.
+
+    Example::
+
+        >>> Outcome.TRUST
+        Outcome.TRUST
+    """
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+class Outcome(Sentences):
     """What was found, what it means, and what to try. The value is the sentence, its numbers to be filled in."""
 
     TRUST = "Trust these draws: ESS is {ess:.0%} of the draws and k-hat {pareto_k:.2f} ({tail})."

@@ -10,9 +10,9 @@ from .course import Course
 from .runners import Engine, Runner
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
-    """What training has seen: minus the loss at every step, and why it ended.
+    """What training has seen: minus the loss at every step, and why it ended. ``repr`` says it in a line.
 
     ``restarts`` is how often training diverged and went back, and ``failed`` says that this did not help: values were
     not finite however small the steps. ``was_right`` says that a start needed no training.
@@ -33,6 +33,19 @@ class History:
     engines: list[Engine] = field(default_factory=list)
     engine_notes: list[str] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        steps = self.num_steps
+        said = [f"{steps:,} step{'s' * (steps != 1)} in {len(self.rounds)} round{'s' * (len(self.rounds) != 1)}"]
+        if steps:
+            last = self.trace()[-max(1, steps // 20) :]
+            said.append(f"ELBO {float(last.nanmedian()):.3f} at the end")
+        said += [
+            f"{number} {what}" for number, what in ((self.skipped, "skipped"), (self.restarts, "restarts")) if number
+        ]
+        said += [what for happened, what in ((self.interrupted, "interrupted"), (self.failed, "failed")) if happened]
+        engines = sorted({engine.value for engine in self.engines})
+        return f"History({', '.join([*said, *engines, f'{self.seconds:.1f} s'])})"
 
     @property
     def num_steps(self) -> int:

@@ -12,7 +12,6 @@ from torch import Tensor
 from ..arviz import to_arviz
 from ..checks import check_sizes
 from ..diagnostics.findings import Faults, MissedMass, Subsampled
-from ..diagnostics.table import print_summary
 from ..diagnostics.verdict import chosen
 from ..engine import AllRows, History, sample
 from ..guides import AutoFlow
@@ -25,10 +24,10 @@ from ..system.files import Path, write
 from .all_rows import over_all_rows
 from .columns import columns, compact
 from .fitted import sound
-from .judged import Judged
 from .mark import put
 from .portable import packed, unpacked
 from .refine import Refined, refine
+from .shown import Shown
 
 #: What the file of a fit is.
 KIND = "fit"
@@ -37,7 +36,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Posterior(Judged):
+class Posterior(Shown):
     r"""Weighted draws of a trained guide, the evidence about them, and the verdict; nothing of it changes.
 
     ``VI(guide).run(data).posterior`` is one. It keeps the flow that its run has trained: a later run of the same
@@ -86,14 +85,6 @@ class Posterior(Judged):
     values: dict[str, Tensor] | None = None
     seed: int | None = None
     absent: str = "was loaded without its data"
-
-    def summary(self, prob: float = 0.9) -> None:
-        """Print each parameter's mean, sd, median and interval, the evidence, and the verdict.
-
-        :param prob: mass of the central interval.
-        """
-        samples = self.get_samples(len(self.draws.z))
-        print_summary(samples, self.diagnostics(), self.verdict().sentence, prob)
 
     # ---- draws ----------------------------------------------------------------------------------------------
 

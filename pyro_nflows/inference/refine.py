@@ -19,7 +19,7 @@ scalar of every site, as ArviZ gives them, and go on with ``refined.more()``.
 Hamiltonian Monte Carlo Using Neural Transport.
 """
 
-import enum
+import html
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -29,8 +29,8 @@ from torch import Tensor
 
 from ..checks import check_sizes
 from ..diagnostics.mixing import ess_bulk, ess_tail, r_hat
-from ..diagnostics.table import summary_table
-from ..diagnostics.verdict import Verdict
+from ..diagnostics.summary import Summary
+from ..diagnostics.verdict import Sentences, Verdict
 from ..diagnostics.weights import psis_resample
 from ..engine import DensityGradient
 from ..guides import AutoFlow
@@ -45,7 +45,7 @@ METHODS = ("nuts", "hmc", "independence")
 MIXED, ENOUGH = 1.01, 400
 
 
-class Mixing(enum.Enum):
+class Mixing(Sentences):
     """What chains say of themselves. The value is the sentence, its numbers to be filled in."""
 
     MIXED = "Trust these draws: R-hat is {r_hat:.3f} and the least effective sample size {ess:.0f}."
@@ -155,11 +155,36 @@ class Refined:
         numbers = {"r_hat": self.r_hat, "ess": self.ess, "mixed": MIXED, "enough": ENOUGH}
         return Verdict(outcome, outcome.value.format(**numbers))
 
-    def summary(self, prob: float = 0.9) -> None:
-        """Print each parameter's mean, sd, median and interval, and what to make of them."""
-        print(summary_table(self.get_samples(), prob))
-        print(f"\n{self.z.shape[0]} chains of {self.z.shape[1]}, {self.accepted:.0%} accepted")
-        print(self.verdict())
+    def summary(self, var_names: Sequence[str] | str | None = None, *, kind: str = "all", prob: float = 0.9) -> Summary:
+        """Print a table of the parameters, and what to make of them; see :meth:`pyro_nflows.VI.summary`.
+
+        Its diagnostics are ``mcse``, ``ess_bulk``, ``ess_tail`` and ``r_hat``.
+        """
+        summary = self._summarised(var_names, kind, prob)
+        print(summary)
+        return summary
+
+    def _summarised(
+        self, var_names: Sequence[str] | str | None = None, kind: str = "all", prob: float = 0.9
+    ) -> Summary:
+        notes = [self._told(), str(self.verdict())]
+        return Summary(self._samples, self._worth, var_names=var_names, kind=kind, prob=prob, notes=notes)
+
+    def _told(self) -> str:
+        return f"{self.z.shape[0]} chains of {self.z.shape[1]}, {self.accepted:.0%} accepted"
+
+    def _worth(self, _: str, values: Tensor) -> dict[str, float]:
+        chains = values.view(self.z.shape[:2])
+        bulk = ess_bulk(chains)
+        mcse = float(values.std()) / bulk**0.5 if bulk > 0 else torch.nan
+        return {"mcse": mcse, "ess_bulk": bulk, "ess_tail": ess_tail(chains), "r_hat": r_hat(chains)}
+
+    def __repr__(self) -> str:
+        return f"Refined: {self._told()}\n{self.verdict()}"
+
+    def _repr_html_(self) -> str:
+        said = html.escape(str(self.verdict()))
+        return f"<p><b>{said}</b></p><p>{self._told()}</p>{self._summarised().to_html()}"
 
     @exclusive()
     def to_arviz(

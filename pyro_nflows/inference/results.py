@@ -1,11 +1,12 @@
 """What can be asked of a :class:`~pyro_nflows.VI` once it has run; its posterior answers."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..checks import check_sizes
+from ..diagnostics.summary import Summary
 from ..diagnostics.verdict import Outcome, Verdict
 from ..engine import History
 from ..guides import AutoFlow
@@ -14,6 +15,10 @@ from ..system.files import Path
 from .plan import Plan
 from .posterior import Posterior
 from .refine import Refined
+from .shown import named
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Results:
@@ -93,12 +98,36 @@ class Results:
         """
         return self.posterior.diagnostics()
 
-    def summary(self, prob: float = 0.9) -> None:
-        """Print each parameter's mean, sd, median and interval, the evidence, and the verdict.
+    def summary(self, var_names: Sequence[str] | str | None = None, *, kind: str = "all", prob: float = 0.9) -> Summary:
+        """Print a table of the parameters, the evidence, and the verdict.
 
+        The table has each scalar's mean, sd, median and interval, and ``mcse``, the Monte-Carlo standard error of the
+        mean. Sites of many scalars are shortened, unless they are asked for by name.
+
+        :param var_names: the sites; by default all.
+        :param kind: ``"stats"``, ``"diagnostics"`` (``mcse`` alone) or ``"all"``.
         :param prob: mass of the central interval.
+        :return: what was printed, with ``.frame``, a ``pandas.DataFrame`` of all scalars.
+        :raises ValueError: for another kind, a name that is no site's, or if ``prob`` is not between 0 and 1.
         """
-        self.posterior.summary(prob)
+        return self.posterior.summary(var_names, kind=kind, prob=prob)
+
+    def plot(self, var_names: Sequence[str] | str | None = None) -> "Figure":
+        """One figure to look at first: the bound at each step with the rounds, the weights with k-hat, and marginals.
+
+        :param var_names: the sites whose marginals are drawn, by default all; of many scalars, the first.
+        :return: a Matplotlib figure.
+        :raises ValueError: for a name that is no site's.
+        """
+        return self.posterior.plot(var_names)
+
+    def __repr__(self) -> str:
+        if self._posterior is None:
+            return f"{type(self).__name__}({named(self.guide)}), not run yet"
+        return f"{type(self).__name__}: {self._posterior!r}"
+
+    def _repr_html_(self) -> str | None:
+        return None if self._posterior is None else self._posterior._repr_html_()
 
     @exclusive()
     def to_arviz(

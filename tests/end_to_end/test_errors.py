@@ -399,7 +399,7 @@ def test_arguments_of_questions() -> None:
         vi.get_samples(0)
     for prob in (0.0, 1.0, 90):
         with pytest.raises(ValueError, match=f"prob must be between 0 and 1, got {prob}"):
-            vi.summary(prob)
+            vi.summary(prob=prob)
 
 
 # ---- checkpoints --------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def test_summary_prints_a_table_the_evidence_and_the_verdict(fitted: VI, capsys:
     fitted.summary(prob=0.8)
     out = capsys.readouterr().out
     head, *rows = out.splitlines()
-    assert head.split() == ["mean", "std", "median", "10.0%", "90.0%"]
+    assert head.split() == ["mean", "std", "median", "10.0%", "90.0%", "mcse"]
     assert [row.split()[0] for row in rows[:4]] == ["z[0]", "z[1]", "z[2]", "z[3]"]
     mean, std = (float(number) for number in rows[2].split()[1:3])
     assert (mean, std) == pytest.approx((1.0, 0.5**0.5), abs=0.05)

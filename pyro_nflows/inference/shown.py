@@ -1,0 +1,71 @@
+"""How a fit looks: a few lines, a table, HTML in a notebook, and one figure."""
+
+import html
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..diagnostics.summary import Summary, by_weights
+from ..diagnostics.table import evidence_lines
+from ..diagnostics.verdict import chosen, effective, has_light_tail
+from ..guides import AutoFlow
+from ..plots.overview import plot_overview
+from ..system.exclusive import exclusive, seeded
+from .judged import Judged
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Shown(Judged):
+    """A fit that can be looked at."""
+
+    guide: AutoFlow
+
+    def constrained(self, index: Tensor) -> dict[str, Tensor]:
+        """Some of the draws, each site in its own space."""
+        raise NotImplementedError
+
+    def summary(self, var_names: Sequence[str] | str | None = None, *, kind: str = "all", prob: float = 0.9) -> Summary:
+        """Print a table of the parameters, the evidence, and the verdict; see :meth:`pyro_nflows.VI.summary`."""
+        summary = self.summarised(var_names, kind, prob)
+        print(summary)
+        return summary
+
+    @exclusive()
+    @torch.no_grad()
+    def summarised(self, var_names: Sequence[str] | str | None = None, kind: str = "all", prob: float = 0.9) -> Summary:
+        """The same without printing it."""
+        worth = len(self.log_weight) * (effective(self.log_weight) if has_light_tail(self.log_weight) else 1.0)
+        notes = [*evidence_lines(self.diagnostics()), self.verdict().sentence]
+        return Summary(self._whole_sample(), by_weights(worth), var_names=var_names, kind=kind, prob=prob, notes=notes)
+
+    def _whole_sample(self) -> dict[str, Tensor]:
+        """As many draws as there are, resampled where weights allow it; the same each time."""
+        with seeded(self.seed or 0):
+            return self.constrained(chosen(self.log_weight, len(self.log_weight)))
+
+    @exclusive()
+    @torch.no_grad()
+    def plot(self, var_names: Sequence[str] | str | None = None) -> "Figure":
+        """One figure; see :meth:`pyro_nflows.VI.plot`."""
+        asked = self.summarised(var_names).samples
+        return plot_overview(self.history.trace(), self.history.rounds, self.log_weight, asked)
+
+    def __repr__(self) -> str:
+        said = [*evidence_lines(self.diagnostics()), self.verdict().sentence]
+        return "\n".join([f"{len(self.log_weight):,} draws of {named(self.guide)}", *said])
+
+    def _repr_html_(self) -> str:
+        verdict, lines = self.verdict(), evidence_lines(self.diagnostics())
+        colour = "#1a7f37" if verdict.outcome.is_trusted else "#b42318"
+        said = f'<p style="color: {colour}; font-weight: bold">{html.escape(verdict.sentence)}</p>'
+        return said + "".join(f"<p>{html.escape(line)}</p>" for line in lines) + self.summarised().to_html()
+
+
+def named(guide: AutoFlow) -> str:
+    """A guide in a line, without its layers."""
+    said = guide.extra_repr()
+    return f"{type(guide).__name__}{f', {said}' if said else ''}"
