@@ -26,6 +26,7 @@ from .columns import columns, compact
 from .fitted import sound
 from .mark import put
 from .portable import packed, unpacked
+from .predicted import predicted
 from .refine import Refined, refine
 from .shown import Shown
 
@@ -142,6 +143,16 @@ class Posterior(Shown):
         args, kwargs = self.call or ((), {})
         with self.own_parameters() if self.guide.latents.moving else contextlib.nullcontext():
             return self.guide.constrain(z, *args, **kwargs)
+
+    @exclusive()
+    @torch.no_grad()
+    def predict(
+        self, *args: Any, num_samples: int = 1000, fresh: Sequence[str] = (), seed: int | None = None, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Data at other arguments of the model; see :meth:`pyro_nflows.VI.predict`."""
+        samples = self.get_samples(num_samples)
+        with self.own_parameters():
+            return predicted(self.guide.bare_model, samples, fresh, seed, args, kwargs)
 
     @exclusive()
     def refine(

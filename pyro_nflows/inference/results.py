@@ -85,6 +85,40 @@ class Results:
         progress_bar = self.plan.progress_bar
         return self.posterior.refine(num_samples, warmup_steps, num_chains, method, progress_bar, seed)
 
+    @exclusive()
+    def predict(
+        self, *args: Any, num_samples: int = 1000, fresh: Sequence[str] = (), seed: int | None = None, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Data that the posterior expects at other arguments of the model, such as new covariates of another number.
+
+        Whatever the model observed is drawn, whether its value is given or None; values of data that are given are
+        not read. Draws of the latent sites are those of :meth:`get_samples`.
+
+        :param args: the model's arguments, with ``kwargs``.
+        :param num_samples: how many data sets.
+        :param fresh: latent sites to draw from their prior given the others, such as the effects of new groups.
+        :param seed: makes the result reproducible, given the draws.
+        :return: a dict from site to a tensor ``(num_samples, ...)``: data, deterministic sites, and those in ``fresh``.
+        :raises ValueError: if a latent site has another shape at these arguments, and is not in ``fresh``.
+        :raises TypeError: if these are not the arguments that the model takes.
+
+        Example::
+
+            >>> import pyro, torch, pyro.distributions as dist
+            >>> from pyro_nflows import VI, AutoFlow
+            >>> def model(x, y=None):
+            ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+            ...     with pyro.plate("row", len(x)):
+            ...         pyro.sample("y", dist.Normal(slope * x, 0.1), obs=y)
+            ...
+            >>> x = torch.linspace(0, 1, 20)
+            >>> vi = VI(AutoFlow(model), num_steps=50, seed=0, progress_bar=False).run(x, 2 * x)
+            >>> vi.predict(torch.tensor([0.0, 1.0, 2.0]))["y"].mean(0).round().tolist()
+            [0.0, 2.0, 4.0]
+        """
+        self._posterior = self.posterior.with_draws(num_samples)
+        return self._posterior.predict(*args, num_samples=num_samples, fresh=fresh, seed=seed, **kwargs)
+
     def verdict(self) -> Verdict[Outcome]:
         """What to make of the draws: an outcome and one sentence."""
         return self.posterior.verdict()

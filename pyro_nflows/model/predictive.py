@@ -23,7 +23,7 @@ from ..system.exclusive import validation
 from .bound import BoundModel
 from .data_checks import is_deterministic
 from .pointwise import log_prob_and_mask, sum_out_enumerated
-from .site_kinds import Site, is_data, is_latent, is_marked, is_observation, is_row_factor
+from .site_kinds import Site, is_data, is_factor, is_latent, is_marked, is_observation, is_row_factor
 from .transformable import transformable
 
 __all__ = ["Run", "each_draw", "isolated"]
@@ -88,6 +88,17 @@ class Run(BoundModel):
             sites = self._trace()
         return {("posterior_predictive", n): s["value"] for n, s in sites.items() if is_observation(s)}
 
+    def prediction(self, draw: Draw) -> Answers:
+        """Data drawn anew, whether given or not, and deterministic sites, with the latent sites that the draw has.
+
+        All others are drawn: the model may be run on other data than the draws are of.
+
+        :raises ValueError: if a site of the draw has another shape here.
+        """
+        with _Sample(), _Substitute(draw, is_whole=False), _Replicate():
+            sites = self._trace()
+        return {("prediction", n): s["value"] for n, s in sites.items() if n not in draw and not is_factor(s)}
+
     def prior(self, _: Draw) -> Answers:
         """Latent and deterministic sites, and observations, drawn from the prior."""
         with _Sample(), _Replicate():
@@ -141,22 +152,36 @@ class _Replicate(Messenger):
 
 
 class _Substitute(Messenger):
-    """Gives latent sites the values drawn for them; unlike conditioning, leaves them latent."""
+    """Gives latent sites the values drawn for them; unlike conditioning, leaves them latent.
 
-    def __init__(self, draw: Draw) -> None:
+    :param draw: values of the latent sites.
+    :param is_whole: whether it has those of all of them; else the others are drawn, and shapes are compared.
+    """
+
+    def __init__(self, draw: Draw, is_whole: bool = True) -> None:
         super().__init__()
-        self.draw = draw
+        self.draw, self.is_whole = draw, is_whole
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) or not is_latent(msg):
             return
         if msg["name"] in self.draw:
+            if not self.is_whole:
+                _check_shape(msg["name"], self.draw[msg["name"]].shape, msg["fn"].shape())
             msg["value"], msg["done"] = self.draw[msg["name"]], True
-        elif not is_marked(msg):
+        elif self.is_whole and not is_marked(msg):
             raise ValueError(
                 f"samples: got {sorted(self.draw)}, expected the latent site {msg['name']!r} too. "
                 "Pass draws of every latent site of the model."
             )
+
+
+def _check_shape(name: str, drawn: tuple[int, ...], here: tuple[int, ...]) -> None:
+    if tuple(drawn) != tuple(here):
+        raise ValueError(
+            f"predict: the latent site {name!r} has shape {tuple(drawn)} in the posterior and {tuple(here)} at these "
+            f"arguments. Give data of the same rows or, for new ones, fresh=[{name!r}], which draws it from its prior"
+        )
 
 
 def each_draw(ask: Callable[[Draw], Answers], draws: Draw) -> Answers:

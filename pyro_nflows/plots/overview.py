@@ -10,6 +10,7 @@ from ..diagnostics.table import scalar_names
 from .fits import BLUE, INK, ORANGE, _pyplot, plot_elbo, plot_weights
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: Marginals that are drawn at most, and how many stand side by side.
@@ -36,19 +37,18 @@ def plot_overview(elbos: Tensor, rounds: Sequence[int], log_weight: Tensor, samp
     figure = _pyplot().figure(figsize=(11, 3.4 + 1.9 * num_rows), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[3.4, max(1.9 * num_rows, 0.1)])
     course, weights = above.subplots(1, 2)
-    if elbos.isfinite().any():
+    if elbos.numel() and not elbos.isfinite().any():
+        _words(course, "the bound was not finite at any step")
+    else:
         plot_elbo(elbos, ax=course)
+    if elbos.isfinite().any():
         for number, end in enumerate(rounds):
             course.axvline(end, color=INK, lw=0.8, ls=":", label=None if number else "end of a round")
         course.legend(loc="lower right", edgecolor="none", framealpha=1.0)
-    else:
-        course.text(0.5, 0.5, "not trained", ha="center", transform=course.transAxes)
-        course.set_axis_off()
     if bool((log_weight > -math.inf).any()):
         plot_weights(log_weight[log_weight > -math.inf], ax=weights)
     else:
-        weights.text(0.5, 0.5, "no draw has any weight", ha="center", transform=weights.transAxes)
-        weights.set_axis_off()
+        _words(weights, "no draw has any weight")
     for place, (name, values) in enumerate(scalars):
         ax = below.add_subplot(num_rows, WIDTH, place + 1)
         ax.hist(values.double().cpu().numpy(), bins=60, density=True, color=BLUE, histtype="stepfilled")
@@ -59,6 +59,12 @@ def plot_overview(elbos: Tensor, rounds: Sequence[int], log_weight: Tensor, samp
             ax.legend(edgecolor="none", fontsize="small")
         ax.spines[["left", "top", "right"]].set_visible(False)
     return figure
+
+
+def _words(ax: "Axes", words: str) -> None:
+    """In the place of a picture."""
+    ax.text(0.5, 0.5, words, ha="center", transform=ax.transAxes)
+    ax.set_axis_off()
 
 
 def _first(samples: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam, ClippedAdam
 from torch import Tensor
@@ -144,7 +146,22 @@ def has_right_means(names: Names) -> None:
     assert float((draws["z"].mean(0) - expected).square().mean()) ** 0.5 < 0.1
 
 
+def is_in_arviz(names: Names) -> None:
+    """Weighted and resampled draws have one mean; LOO is over all rows."""
+    resampled = names["vi"].to_arviz()["posterior"]["mu"].values
+    assert float(names["mean"]) == pytest.approx(float(resampled.mean()), abs=5 * float(resampled.std()) / 1000**0.5)
+    assert names["loo"].n_data_points == len(names["seen"]) + len(names["limit"])
+
+
+def schools(y: Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("school", len(y)):
+        theta = pyro.sample("theta", dist.Normal(mu, 5.0))
+        pyro.sample("y", dist.Normal(theta, 10.0), obs=y)
+
+
 REACHED: dict[str, Callable[[Names], None]] = {
+    "arviz": is_in_arviz,
     "big_models": has_right_means,
     "index": is_trusted,
     "how_to_choose": is_refined_and_calibrated,
@@ -158,6 +175,11 @@ def start_of(page: str) -> Names:
     """What a page's first example takes for granted."""
     if page == "with_pyros_tools":
         return {"__name__": "__main__"}
+    if page == "arviz":
+        vi = VI(AutoFlow(schools), seed=0, progress_bar=False).run(torch.tensor([28.0, 8.0, -3.0, 7.0]))
+        given = {"vi": vi, "names": list("ABCD"), "VI": VI, "AutoFlow": AutoFlow, "np": np, "xarray": xarray}
+        data = {"seen": torch.tensor([0.3, 1.2, 0.7, 2.0]), "limit": torch.tensor([1.5, 2.5, 0.9])}
+        return {**given, **data, "pyro": pyro, "dist": dist, "torch": torch}
     if page == "big_models":
         y = 1 + 2**0.5 * torch.randn(1000, generator=torch.Generator().manual_seed(0))
         names = {"pyro": pyro, "dist": dist, "torch": torch, "y": y, "new_y": y[:500]}

@@ -98,7 +98,7 @@ def test_a_figure_has_the_course_the_weights_and_marginals(fitted: VI) -> None:
         assert titles[2:] == ["mu", *(f"z[{i}]" for i in range(7))]
         assert [ax.get_title() for ax in fitted.plot("mu").axes[2:]] == ["mu"]
         judged = line().judge(Y)
-        assert "not trained" in [text.get_text() for text in judged.plot().axes[0].texts]
+        assert "no steps of training" in [text.get_text() for text in judged.plot().axes[0].texts]
         pyplot.close("all")
     with pytest.raises(ValueError, match="var_names has"):
         fitted.plot("nu")
