@@ -106,6 +106,8 @@ class Training:
     :param skipped: steps skipped because something was not finite.
     :param restarts: how often training diverged and went back.
     :param was_right: whether a start needed no training.
+    :param out_of_time: whether its time was over before it was complete.
+    :param unsearched: whether that was so before other modes were searched for.
 
     Example::
 
@@ -117,6 +119,8 @@ class Training:
     skipped: int = 0
     restarts: int = 0
     was_right: bool = False
+    out_of_time: bool = False
+    unsearched: bool = False
 
     def words(self, refused: bool) -> str:
         """What is said after a verdict's sentence.
@@ -128,6 +132,10 @@ class Training:
             said += f" Training diverged and went back {self.restarts} time{'s' * (self.restarts > 1)}."
         if self.was_right and not self.num_steps and not refused:
             said += " The start was already right: no training was needed."
+        if self.out_of_time:
+            said += f" Training ended because max_seconds was over{': more time may help' if refused else ''}."
+        if self.unsearched:
+            said += " There was no time left to search for other modes."
         return said
 
 

@@ -2,6 +2,7 @@
 
 from .all_rows import AllRows
 from .backends import EngineWarning, prepare
+from .budget import Budget, Stretch
 from .density_gradient import ROWS, DensityGradient
 from .history import History
 from .journal import Journal
@@ -16,6 +17,7 @@ from .work import work_of
 __all__ = [
     "ROWS",
     "AllRows",
+    "Budget",
     "CacheWarning",
     "DensityGradient",
     "Engine",
@@ -28,6 +30,7 @@ __all__ = [
     "Runner",
     "Sampler",
     "State",
+    "Stretch",
     "Trainer",
     "prepare",
     "sample",

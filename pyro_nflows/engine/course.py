@@ -6,6 +6,7 @@ there.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -98,6 +99,27 @@ class Course:
         self.factor, self.num_restarts, self.failed, self.done, self._height, self._noise = where["numbers"]
         if where["stream"] is not None:
             self.stream.state = where["stream"]
+
+
+def look_at(courses: Sequence[Course], powers: Tensor) -> None:
+    """Whether a block of steps has led some fits astray.
+
+    :param courses: the fits.
+    :param powers: of ``log p`` in these steps; losses compare with earlier ones where it is not annealed.
+    """
+    for course in courses:
+        course.look(bool((powers == 1).all()))
+
+
+def place(start: int, courses: Sequence[Course]) -> dict[str, Any]:
+    """Where the round of some fits is."""
+    return {"start": start, "courses": [course.where() for course in courses]}
+
+
+def finish(courses: Sequence[Course]) -> None:
+    """Put what was reached into the layers."""
+    for course in courses:
+        course.finish()
 
 
 def _medians(values: Tensor) -> Tensor:

@@ -15,7 +15,9 @@ class History:
     """What training has seen: minus the loss at every step, and why it ended. ``repr`` says it in a line.
 
     ``restarts`` is how often training diverged and went back, and ``failed`` says that this did not help: values were
-    not finite however small the steps. ``was_right`` says that a start needed no training.
+    not finite however small the steps. ``was_right`` says that a start needed no training,
+    ``out_of_time`` that the time of the run was over before training was, and ``unsearched`` that it was before other
+    modes were searched for.
     ``seconds`` are those of training, and of the whole run once ``VI`` is done.
     ``drift`` is how much the model's own parameters changed the log joint in the last round.
     ``engines`` are those that the rounds ended on; ``engine_notes`` say, once each, why a faster one could not be used
@@ -28,6 +30,8 @@ class History:
     interrupted: bool = False
     failed: bool = False
     was_right: bool = False
+    out_of_time: bool = False
+    unsearched: bool = False
     seconds: float = 0.0
     drift: float = 0.0
     engines: list[Engine] = field(default_factory=list)

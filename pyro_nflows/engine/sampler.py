@@ -11,6 +11,7 @@ from ..checks import first_line
 from ..layers.base import Layer
 from ..objectives.base import Gradient, Objective
 from ..objectives.draws import Draws, LogDensity, base_noise, concatenate, draw, even_noise
+from .budget import Budget
 from .compiling import Compiling, compile_seconds, compiles
 from .native import Run
 from .program import Program
@@ -22,6 +23,8 @@ CHUNKS = (250, 2000)
 BATCH = 128
 #: Seconds that are long by any clock.
 LONG = 20.0
+#: Where time is limited, draws that are timed, and the share of what is left that all may take.
+TIMED, DRAWS = 400, 0.4
 #: Draws at once, and seconds for them all, while somebody is waiting.
 FEW, HURRY = 100, 1.0
 
@@ -72,6 +75,7 @@ class Sampler:
         self.note: str | None = None
         self.compiling: Compiling | None = None
         self.deadline: float | None = None
+        self.budget = Budget()
         self._form: object = None
 
     def hurry(self) -> None:
@@ -113,9 +117,22 @@ class Sampler:
     def sample(self, layer: Layer, num_samples: int) -> Draws:
         """Fresh draws with their log densities: from evenly spread points of the base, in random order.
 
-        There are fewer than asked for where that are more than ``most``, or somebody is waiting.
+        There are fewer than asked for where that are more than ``most``, somebody is waiting, or time is short.
         """
         num_samples = num_samples if self.most is None else min(num_samples, self.most)
+        if self.budget.is_limited and num_samples > TIMED and self.deadline is None:
+            num_samples = self._affordable(layer, num_samples)
+        return self._sample(layer, num_samples)
+
+    def _affordable(self, layer: Layer, num_samples: int) -> int:
+        """As many draws as there is time for, by how long some take."""
+        began = time.perf_counter()
+        with torch.random.fork_rng():  # what there is time for gives the same as without a limit
+            self._sample(layer, TIMED)
+        pace = (time.perf_counter() - began) / TIMED
+        return max(TIMED, min(num_samples, int(DRAWS * self.budget.left / pace)))
+
+    def _sample(self, layer: Layer, num_samples: int) -> Draws:
         if self.deadline is not None:
             return self._some(layer, num_samples)
         noise = even_noise(layer, num_samples)

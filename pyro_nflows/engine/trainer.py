@@ -16,7 +16,8 @@ from ..objectives.base import Gradient, Objective
 from ..objectives.draws import LogDensity
 from .all_rows import AllRows
 from .backends import prepare
-from .course import Course
+from .budget import Budget, Stretch
+from .course import Course, finish, look_at, place
 from .density_gradient import DensityGradient
 from .ensemble import Data, Ensemble, Stream
 from .history import History
@@ -69,6 +70,7 @@ class Trainer:
         self._density: DensityGradient | None = None
         self.sampler = self._sampler()
         self.journal = Journal()
+        self.budget = Budget()
 
     def at(self, log_joint: LogDensity, data: Sequence[Tensor], near: Tensor, seed: int) -> "Trainer":
         """A member of an ensemble: the same model with other data of the same shapes.
@@ -115,7 +117,7 @@ class Trainer:
         """
         members = members or [self] * len(layers)
         histories, before, name = _histories(members), len(self.history.elbos), f"{title}: {plan}"
-        if all(history.interrupted for history in histories):
+        if all(history.interrupted for history in histories) or self.is_over():
             return [True] * len(layers)
         recalled = self.journal.recall(name, functools.partial(self._recall, layers, objective, gradient, plan))
         if recalled is not None:
@@ -137,6 +139,8 @@ class Trainer:
             history.seconds += (time.perf_counter() - began) / len(histories)
         if any(history.interrupted for history in histories):
             return [True] * len(layers)
+        if self.history.out_of_time:  # a run that is resumed may have more
+            return [not course.failed for course in courses]
         well, params = [not course.failed for course in courses], [course.program.params() for course in courses]
         self.journal.record(name, {"params": params, "history": self.history.state(before), "well": well})
         return well
@@ -156,6 +160,18 @@ class Trainer:
             with restored_threads():
                 _, runner = self._get(layer, objective, gradient, plan)
             runner.expect(num_steps * self.num_fits)
+
+    def limit(self, budget: Budget) -> None:
+        """Have training, and draws, heed the time of a run."""
+        self.budget = self.sampler.budget = budget
+
+    def is_over(self) -> bool:
+        """Whether training has to end, though there is more to train: somebody is waiting, or the time is over."""
+        if self.budget.is_over and not self.history.out_of_time:
+            self.history.out_of_time = True
+            self.journal.write()  # from there a run with more time goes on
+            self.journal = Journal()
+        return self.history.interrupted or self.budget.is_over
 
     def interrupt(self) -> None:
         """Somebody is waiting: training ends, and draws take about a second from now on."""
@@ -228,6 +244,7 @@ class Trainer:
         begun = self._resume(courses)
         bar.update(begun)
         ensemble, pace = Ensemble(runner, programs, [member._bound for member in members]), Pace(2 * PAUSE)
+        stretch = Stretch(self.budget, plan.share)
         try:
             for start in range(begun, plan.num_steps, BLOCK):
                 which = [i for i, course in enumerate(courses) if not course.done]
@@ -236,17 +253,23 @@ class Trainer:
                 num = min(BLOCK, plan.num_steps - start)
                 inputs = [_own(courses[i], schedule, start, num) for i in which]
                 for part in pace.parts(num):  # an interrupt loses no more than one part
-                    states, given = [courses[i].state for i in which], [_rows(own, part) for own in inputs]
+                    slowed = stretch.slowed((start + part.start) / plan.num_steps)
+                    states, given = [courses[i].state for i in which], [_rows(own, part, slowed) for own in inputs]
                     for i, (state, losses) in zip(which, ensemble.run(states, given, which)):
                         courses[i].advance(state, losses)
                     bar.update(part.stop - part.start)
-                _look([courses[i] for i in which], schedule, start, num)
+                    if stretch.is_over:
+                        break
+                if stretch.is_over:
+                    self.is_over()
+                    break
+                look_at([courses[i] for i in which], schedule[1][max(0, start - 1) : start + num])
                 bar.set_description(title + (", compiling" if runner.is_compiling else ""), refresh=False)
                 elbos = [float(courses[i].elbos[-1].nanmean()) for i in which]
                 bar.set_postfix_str(f"ELBO {max(elbos):.3f}", refresh=False)
-                self.journal.reach(functools.partial(_place, start + BLOCK, courses))
+                self.journal.reach(functools.partial(place, start + BLOCK, courses))
         finally:
-            unbroken(lambda: _finish(courses))
+            unbroken(lambda: finish(courses))
             for member, course in zip(members, courses):
                 member.history.add(course)
             for history in _histories(members):
@@ -263,25 +286,9 @@ class Trainer:
         return int(found["start"])
 
 
-def _look(courses: Sequence[Course], schedule: Schedule, start: int, num: int) -> None:
-    """Whether a block of steps has led astray; its losses compare with earlier ones where ``log p`` is not annealed."""
-    comparable = bool((schedule[1][max(0, start - 1) : start + num] == 1).all())
-    for course in courses:
-        course.look(comparable)
-
-
-def _rows(inputs: Inputs, part: slice) -> Inputs:
-    return Inputs(*(rows[part] for rows in inputs))
-
-
-def _place(start: int, courses: Sequence[Course]) -> dict[str, Any]:
-    """Where a round is."""
-    return {"start": start, "courses": [course.where() for course in courses]}
-
-
-def _finish(courses: Sequence[Course]) -> None:
-    for course in courses:
-        course.finish()
+def _rows(inputs: Inputs, part: slice, slowed: float = 1.0) -> Inputs:
+    given = Inputs(*(rows[part] for rows in inputs))
+    return given if slowed == 1 else given._replace(step_size=slowed * given.step_size)
 
 
 def _schedule(plan: Round, share: float | Tensor, like: Tensor) -> Schedule:

@@ -31,7 +31,7 @@ def judged_as_it_is(guide: AutoFlow, plan: Plan, call: Call) -> Posterior:
     :raises ValueError: if the model cannot be evaluated at its start.
     """
     found = list[Posterior]()
-    no_refit = replace(plan, schedule=replace(plan.schedule, good_ess=math.inf))
+    no_refit = replace(plan, schedule=replace(plan.schedule, good_ess=math.inf), max_seconds=math.inf)
     fitter = Fitter(guide)
     try:
         with fitter.ready(no_refit, call, found.append, as_it_is=True) as ready:

@@ -22,7 +22,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..engine import Round, Trainer
+from ..engine import Budget, Round, Trainer
 from ..guides import AutoFlow
 from ..layers.base import Chain
 from ..model.centering import Prior, prior_of
@@ -36,7 +36,7 @@ from ..objectives.draws import LogDensity
 from .plan import Plan
 
 #: The round in which the Gaussian is fitted.
-FIRST = Round(300, 32, 5e-2)
+FIRST = Round(300, 32, 5e-2, share=0.2)
 #: Draws at which precisions are compared.
 NUM_DRAWS = 24
 #: Draws that carry the Gaussian over to the new coordinates: so many, or so many numbers, and no fewer than the last.
@@ -48,20 +48,23 @@ MAX_TURNS = 8
 
 
 def measured_centering(
-    joint: LogJoint, guide: AutoFlow, plan: Plan, leaves: Sequence[Tensor], loc: Tensor
+    joint: LogJoint, guide: AutoFlow, plan: Plan, budget: Budget, leaves: Sequence[Tensor], loc: Tensor
 ) -> tuple[dict[str, Tensor], Tensor]:
     """A centering for each entry of the sites that have one, and draws of the Gaussian, in unconstrained space.
 
     :param joint: the model, with those sites non-centered.
     :param guide: its end is fitted; the guide itself is left alone.
     :param plan: the engine.
+    :param budget: the time of the run.
     :param leaves: the model's own parameters.
     :param loc: a point of finite density.
     """
     names, layer = list(joint.latents.centering), guide.plain_layer()
     trainer = Trainer(joint, leaves, plan.engine, plan.progress_bar, joint.bound.tensors)
+    trainer.limit(budget)
     with contextlib.closing(trainer):
-        best_start(trainer.density, gaussian_at(layer, loc, guide.init_scale)).place(layer)
+        init = gaussian_at(layer, loc, guide.init_scale)
+        best_start(trainer.density, init, until=budget.after(FIRST.share)).place(layer)
         end = Chain(layer.end)
         trainer.run(end, Objective(), Gradient.PATH, FIRST, "centering")
         if trainer.history.interrupted:

@@ -47,7 +47,9 @@ def fit_all(trainer: Trainer, guide: AutoFlow, plan: Plan, locs: Sequence[Tensor
     fittings = [start(trainer, guide, plan, loc) for loc in locs]
     together = not trainer.leaves
     try:
-        for i, group in enumerate([fittings] if together else [[fitting] for fitting in fittings]):
+        groups = [fittings] if together else [[fitting] for fitting in fittings]
+        for i, group in enumerate(groups):
+            trainer.budget.share(len(groups) - i)
             prefix = (f"{len(fittings)} starts, " if len(fittings) > 1 else "") if together else _numbered(i)
             if not trainer.history.interrupted:
                 for _ in drive(group, prefix):

@@ -42,7 +42,8 @@ class Judged:
     def verdict(self) -> Verdict[Outcome]:
         """What to make of the draws: an outcome and one sentence."""
         h = self.history
-        return judge(self.evidence, Training(h.num_steps, h.skipped, h.restarts, h.was_right))
+        training = Training(h.num_steps, h.skipped, h.restarts, h.was_right, h.out_of_time, h.unsearched)
+        return judge(self.evidence, training)
 
     def diagnostics(self) -> dict[str, Any]:
         """The evidence in numbers; see :meth:`pyro_nflows.VI.diagnostics`."""

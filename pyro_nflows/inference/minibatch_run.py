@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine import History
+from ..engine import Budget, History
 from ..flows.whitened import Whitened
 from ..guides import AutoFlow
 from ..layers import Rescaled
@@ -30,6 +30,8 @@ from .tabled import TabledRows
 MOST_NUMBERS, FEWEST, MOST = 2**26, 100, 1000
 #: Draws that are judged at least; after an interrupt, no more than the fewest that are kept.
 JUDGED = 500
+#: The share of the time that is left, where it is limited, that weighing them may take.
+WEIGHED = 0.6
 
 
 def run_minibatches(guide: AutoFlow, plan: Plan, call: Call, keep: Keep, checkpoint: Any = None) -> None:
@@ -43,6 +45,7 @@ def run_minibatches(guide: AutoFlow, plan: Plan, call: Call, keep: Keep, checkpo
     :raises ValueError: if the plan asks for what minibatches have not, or not one plate of the model is subsampled.
     """
     _refuse(guide, plan, checkpoint)
+    budget = Budget(plan.max_seconds)
     imported(*NEEDED)
     began, seed = time.perf_counter(), plan.seed
     seed = int(torch.randint(2**31, ())) if seed is None else seed
@@ -50,10 +53,12 @@ def run_minibatches(guide: AutoFlow, plan: Plan, call: Call, keep: Keep, checkpo
         terms, history = RowTerms(BoundModel(guide.bare_model, *call), guide.latents), History()
         leaves = terms.leaves()
         with unless_kept(guide, leaves, keep) as kept:
-            fit = Minibatches(guide, terms, plan, history, leaves)
+            fit = Minibatches(guide, terms, plan, history, leaves, budget)
             fit.fit()
             fit.correct()
-            posterior = row_posterior(guide, fit.of_rows, fit.collapser, call, history, leaves, seed)
+            time_for = int(min(MOST, WEIGHED * budget.left / fit.pace)) if fit.pace else MOST
+            history.unsearched |= budget.left <= 0
+            posterior = row_posterior(guide, fit.of_rows, fit.collapser, call, history, leaves, seed, time_for)
             history.seconds = time.perf_counter() - began
             kept(posterior)
 
@@ -66,6 +71,7 @@ def row_posterior(
     history: History,
     leaves: Sequence[Tensor],
     seed: int,
+    time_for: int = MOST,
 ) -> RowPosterior:
     """A flow over all rows, with weighed draws of it, and what it misses.
 
@@ -76,11 +82,13 @@ def row_posterior(
     :param history: what training has seen.
     :param leaves: the model's own parameters.
     :param seed: of the draws.
+    :param time_for: draws that there is time for; :data:`FEWEST` are weighed even if there is none.
     """
     num_kept = FEWEST if history.interrupted else max(FEWEST, min(MOST, MOST_NUMBERS // guide.latents.dim))
     num_judged = FEWEST if history.interrupted else max(JUDGED, num_kept)
+    num_kept, num_judged = (max(FEWEST, min(num, time_for)) for num in (num_kept, num_judged))
     draws, worst, judged = weighed_draws(collapser, num_judged, num_kept)
-    missed = None if history.interrupted else missed_by_minibatches(collapser)
+    missed = None if history.interrupted or history.unsearched else missed_by_minibatches(collapser)
     return RowPosterior(
         guide,
         Rescaled(rows.layer, Whitened.END),

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ..diagnostics.verdict import effective
-from ..engine import History, Round, Trainer
+from ..engine import Budget, History, Round, Stretch, Trainer
 from ..engine.density_gradient import DensityGradient
 from ..engine.lazy import RowState
 from ..engine.minibatch_steps import MinibatchSteps
@@ -42,15 +42,19 @@ from .plan import Plan
 from .tabled import TabledRows
 
 #: The round in which the pilot's Gaussian is fitted.
-PILOT = Round(400, 64, 2e-2)
+PILOT = Round(400, 64, 2e-2, share=0.1)
 #: Draws a step.
 NUM_PARTICLES = 32
 #: How often each row is visited, and how many steps there are at least, by the end alone and by the flow.
 VISITS, FEWEST = (4, 12), (600, 1600)
 #: Step sizes of both.
 STEP_SIZES = 5e-2, 3e-3
+#: Shares of what is left for training that both may take, where the time of a run is limited.
+SHARES = 0.35, 1.0
 #: Draws of what is outside of the plate by which it is corrected, how often at most, and an ESS that needs no more.
 NUM_CORRECTING, MAX_CORRECTIONS, GOOD = 200, 4, 0.9
+#: A correction is the last if the time that is left is not so many times as long as it took.
+LATE = 3.0
 #: Steps between looks at the bar.
 BLOCK = 50
 
@@ -63,9 +67,19 @@ class Minibatches:
     :param plan: the engine, the bar, and perhaps how many steps.
     :param history: is told of the steps.
     :param leaves: the model's own parameters, which are trained too.
+    :param budget: the time of the run.
     """
 
-    def __init__(self, guide: AutoFlow, terms: RowTerms, plan: Plan, history: History, leaves: Sequence[Tensor] = ()):
+    def __init__(
+        self,
+        guide: AutoFlow,
+        terms: RowTerms,
+        plan: Plan,
+        history: History,
+        leaves: Sequence[Tensor] = (),
+        budget: Budget | None = None,
+    ):
+        self.budget, self.pace = budget or Budget(), 0.0
         self.guide, self.terms, self.plan, self.history, self.leaves = guide, terms, plan, history, list(leaves)
         self.whole = cast(Hierarchy, guide.hierarchy)
         self.of_rows = EncodedRows(guide, terms) if guide.amortize else TabledRows(guide, terms)
@@ -88,12 +102,17 @@ class Minibatches:
             if not self.history.interrupted:
                 self.of_rows.place()
                 self._train(0)
-            if not self.history.interrupted:
+            if not (self.history.interrupted or self._is_over()):
                 self._train(1)
         except KeyboardInterrupt:
             self.history.interrupted = True
         self.history.seconds += time.perf_counter() - began
         return self.layer
+
+    def _is_over(self) -> bool:
+        """Whether training has to end, though there is more to train."""
+        self.history.out_of_time |= self.budget.is_over
+        return self.budget.is_over
 
     def _pilot(self) -> None:
         """Start what is outside of the plate at a Gaussian that one minibatch gives."""
@@ -107,6 +126,7 @@ class Minibatches:
 
         trainer = Trainer(density, (), self.plan.engine, self.plan.progress_bar)
         trainer.history = self.history
+        trainer.limit(self.budget)
         with contextlib.closing(trainer):
             init = gaussian_at(small, small.end.loc.detach(), self.guide.init_scale)
             best_start(DensityGradient(density), init).place(small)
@@ -127,13 +147,18 @@ class Minibatches:
         program = Program(terms.log_joint, small, Objective(), Gradient.PATH, NUM_PARTICLES, self.leaves, most)
         steps, one = MinibatchSteps(program, terms.choose, plan.engine), torch.ones(())
         step_sizes = Round(num_steps, NUM_PARTICLES, STEP_SIZES[stage]).step_sizes(one)
+        stretch = Stretch(self.budget, SHARES[stage])
         bar = tqdm(total=num_steps, disable=not plan.progress_bar, unit="step", desc="flow" if stage else "Gaussian")
         try:
             for number, rows in enumerate(minibatches(terms.num_rows, terms.size, num_steps)):
+                if stretch.is_over and losses:
+                    self._is_over()
+                    break
                 chosen, rows = self.rows(rows), terms.with_others(rows)
                 index, factors = state.index(chosen), state.factors(chosen)
                 before = state.take(index)
-                inputs = Inputs(paired_noise(small, NUM_PARTICLES), step_sizes[number], one, 0 * one)
+                step_size = stretch.slowed(number / num_steps) * step_sizes[number]
+                inputs = Inputs(paired_noise(small, NUM_PARTICLES), step_size, one, 0 * one)
                 if not number:
                     steps.prepare(before, inputs, factors, rows, num_steps)
                 after, loss = steps.run(before, inputs, factors, rows)
@@ -162,12 +187,14 @@ class Minibatches:
         collapser, num = self.collapser, max(NUM_CORRECTING, 20 * affine.input_dim)
         best, best_ess = copy.deepcopy(affine.state_dict()), -1.0
         for _ in range(MAX_CORRECTIONS):
+            began = time.perf_counter()
             found = collapser.weigh(num, int(torch.randint(2**31, ())))
+            self.pace = (time.perf_counter() - began) / num
             ess = effective(found.log_weight)
             if ess <= best_ess:
                 break
             best, best_ess = copy.deepcopy(affine.state_dict()), ess
-            if ess > GOOD:
+            if ess > GOOD or self.budget.left < LATE * num * self.pace:
                 break
             move(affine, found)
         affine.load_state_dict(best)

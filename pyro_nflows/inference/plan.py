@@ -1,5 +1,6 @@
 r"""``Plan``: how fits are made, as one value that is checked once and handed around."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ class Plan:
     :param num_starts: independent fits.
     :param search: whether to look for mass that a fit misses, and to fit again where there is some.
     :param goes_on: whether a fit is trained from where it is, even if it was right there.
+    :param max_seconds: that a run may take; infinitely many for no limit.
     :param seed: of the random numbers; None for some that torch's own decide.
     :param progress_bar: whether to show one.
     """
@@ -31,6 +33,7 @@ class Plan:
     num_starts: int = 1
     search: bool = True
     goes_on: bool = False
+    max_seconds: float = math.inf
     seed: int | None = None
     progress_bar: bool = True
 
@@ -44,6 +47,7 @@ class Plan:
         seed: Any = None,
         num_steps: int | None = None,
         num_starts: int = 1,
+        max_seconds: Any = None,
         schedule: Schedule | None = None,
         search: bool = True,
         progress_bar: bool = True,
@@ -65,11 +69,13 @@ class Plan:
             raise ValueError(f"{who}: annealing is a share of the steps, from 0 to 1, got {annealing!r}")
         if seed is not None and not isinstance(seed, int):
             raise TypeError(f"{who}: expected seed to be an integer or None, got {type(seed).__name__}")
+        check_seconds(who, max_seconds)
         check_sizes(who, num_starts=num_starts, **({} if num_steps is None else {"num_steps": num_steps}))
         objective = objective or ELBO()
         schedule = schedule or Schedule.of(num_steps, objective.num_particles, annealing)
         engine = None if engine is None else Engine(engine)
-        return Plan(objective, schedule, engine, num_starts, search, False, seed, progress_bar)
+        seconds = math.inf if max_seconds is None else float(max_seconds)
+        return Plan(objective, schedule, engine, num_starts, search, False, seconds, seed, progress_bar)
 
     @property
     def gradient(self) -> Gradient:
@@ -93,6 +99,22 @@ class Plan:
             "annealing": rounds[0].annealing,
             "engine": None if self.engine is None else self.engine.value,
         }
+
+
+def check_seconds(who: str, max_seconds: Any) -> None:
+    """Refuse what is no time that a run can take.
+
+    :raises TypeError: if it is no number.
+    :raises ValueError: if it is not above zero.
+    """
+    if max_seconds is None:
+        return
+    if isinstance(max_seconds, bool) or not isinstance(max_seconds, int | float):
+        raise TypeError(f"{who}: max_seconds must be a number of seconds, got {type(max_seconds).__name__}")
+    if not max_seconds > 0:
+        raise ValueError(
+            f"{who}: max_seconds must be above 0, got {max_seconds!r}; leave it out for as long as the fit takes"
+        )
 
 
 def check_guide(guide: Any, who: str) -> None:

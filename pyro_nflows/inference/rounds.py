@@ -27,6 +27,8 @@ from .stages import FlowRounds, GaussianRounds, Stage, Task, objective_of
 #: A start so much narrower in one direction than in another may be stuck in a funnel: the plain start is
 #: trained too.
 NARROW = 1e-3
+#: Where time is limited, the share of training's that finding a start may take.
+STARTING = 0.3
 
 
 class Fitting:
@@ -101,7 +103,9 @@ class Fitting:
         return self._gaussian
 
     def _expect(self) -> None:
-        """Have the steps of the flow compiled meanwhile."""
+        """Have the steps of the flow compiled meanwhile, unless it is not known that there will be time for any."""
+        if self.trainer.budget.is_limited:
+            return
         plan, first = self.plan, self.plan.schedule.rounds[0]
         num_steps = sum(part.num_steps for part in plan.schedule.rounds if part.num_particles == first.num_particles)
         objective = objective_of(self.layer, plan, first, 0.0)
@@ -111,7 +115,7 @@ class Fitting:
         """Put the affine end to the best Gaussian on the way to a mode."""
 
         def begin() -> tuple[Tensor, ...]:
-            best_start(self.trainer.density, init).place(self.layer)
+            best_start(self.trainer.density, init, until=self.trainer.budget.after(STARTING)).place(self.layer)
             return tuple(self.layer.end.parameters())
 
         with torch.no_grad():
@@ -140,7 +144,7 @@ class Fitting:
             return None
         gaussian, other = self._gaussian, self._other
         failed = gaussian is not None and gaussian.failed
-        if other is None and (failed or self._is_narrow) and not self.trainer.history.interrupted:
+        if other is None and (failed or self._is_narrow) and not self.trainer.is_over():
             layer = copy.deepcopy(self.layer)
             if self.init is not None:
                 self.init.place(layer)
@@ -153,7 +157,7 @@ class Fitting:
 
     def _flow(self, failed: bool = False) -> Stage | None:
         """The rounds of the whole flow, unless the fit ends here."""
-        if failed or self.trainer.history.interrupted:
+        if failed or self.trainer.is_over():
             self.fit = self.drawn(failed)
             return None
         return FlowRounds(self.trainer, self.plan, self.layer)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..diagnostics.findings import Faults, Subsampled
 from ..diagnostics.verdict import effective, is_heavy, is_hopeless, starts_disagree
-from ..engine import Journal, Trainer
+from ..engine import Budget, Journal, Trainer
 from ..flows.whitened import Whitened
 from ..guides import AutoFlow
 from ..layers import Rescaled
@@ -72,6 +72,7 @@ class Fitter:
         :param as_it_is: whether even a fresh guide's coordinates are to stay what they are.
         :raises ValueError: if the model cannot be started.
         """
+        budget = Budget(plan.max_seconds)
         imported(*NEEDED)
         seed = checkpoint.seed if checkpoint is not None and checkpoint.seed is not None else plan.seed
         seed = int(torch.randint(2**31, ())) if seed is None else seed
@@ -83,12 +84,14 @@ class Fitter:
             with unless_kept(self.guide, leaves, keep) as kept:
                 loc = begin(journal, joint, cast(Layer, self.guide.layer), leaves, loc)
                 if not as_it_is:
-                    joint, loc = self._centered(plan, call, journal, joint, leaves, loc)
+                    joint, loc = self._centered(plan, call, journal, budget, joint, leaves, loc)
                 with contextlib.closing(self._trainer_at(plan, joint, leaves, journal)) as trainer:
+                    trainer.limit(budget)
                     yield Ready(trainer, joint, self._locs(plan, joint, loc), kept)
             if kept.posterior is not None:
-                kept.posterior.history.seconds = time.perf_counter() - began
-                if checkpoint is not None and not kept.posterior.history.interrupted:
+                history = kept.posterior.history
+                history.seconds = time.perf_counter() - began
+                if checkpoint is not None and not (history.interrupted or history.out_of_time):
                     at_the_end.pop_all()
                     checkpoint.finish(seed, kept.posterior)
 
@@ -107,14 +110,21 @@ class Fitter:
         return joint, loc
 
     def _centered(
-        self, plan: Plan, call: Call, journal: Journal, joint: LogJoint, leaves: list[Tensor], loc: Tensor
+        self,
+        plan: Plan,
+        call: Call,
+        journal: Journal,
+        budget: Budget,
+        joint: LogJoint,
+        leaves: list[Tensor],
+        loc: Tensor,
     ) -> tuple[LogJoint, Tensor]:
         """The same in coordinates that suit the data, where the guide leaves them to be found."""
         guide = self.guide
         is_fresh = torch.equal(guide.plain_layer().end.loc, guide.init_loc())
         if guide.centering != "auto" or not joint.latents.centering or not is_fresh:
             return joint, loc
-        centering, z = journal.step("centering", lambda: measured_centering(joint, guide, plan, leaves, loc))
+        centering, z = journal.step("centering", lambda: measured_centering(joint, guide, plan, budget, leaves, loc))
         guide.recenter(centering)
         joint, _ = self._joint_at(call)
         return joint, carry(joint, guide, z)

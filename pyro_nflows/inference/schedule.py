@@ -25,7 +25,7 @@ class Schedule:
         :data:`FEWEST` at least.
     """
 
-    end: Round = field(default_factory=lambda: Round(800, 64, 2e-2))
+    end: Round = field(default_factory=lambda: Round(800, 64, 2e-2, share=0.3))
     rounds: Sequence[Round] = (
         Round(600, 128, 5e-3),
         Round(2400, 128, 3e-3),
@@ -56,7 +56,7 @@ class Schedule:
         if num_steps is None and num_particles == 1 and not annealing:
             return Schedule()
         num_steps, num_particles = num_steps or 4000, num_particles if num_particles > 1 else 128
-        end = Round(min(800, max(1, num_steps // 2)), 64, 2e-2)
+        end = Round(min(800, max(1, num_steps // 2)), 64, 2e-2, share=0.3)
         last = 0 if annealing else num_steps // 4
         rounds = [Round(num_steps - last, num_particles, 3e-3, annealing, balanced=annealing > 0)]
         if last:

@@ -93,7 +93,7 @@ def search(
     try:
         found = ascents.search(found, disagree)
         for _ in range(MAX_REFITS):
-            if refit is None or trainer.history.interrupted or found.fit.failed:
+            if refit is None or found.fit.failed or trainer.history.interrupted or trainer.budget.is_over:
                 break
             if not (found.missed.share > MISSED or _may_improve(guide, found)):
                 break
@@ -101,7 +101,8 @@ def search(
             if other is None or not _is_better(other, found):
                 break
             found = other
-        row = missed_of_rows(trainer, found.fit.layer)
+        trainer.history.unsearched |= trainer.budget.left <= 0
+        row = None if trainer.history.unsearched else missed_of_rows(trainer, found.fit.layer)
         if row is not None and row.share > found.missed.share:
             found = replace(found, missed=described(guide, row))
     except KeyboardInterrupt:  # what was found before is no less true
@@ -197,7 +198,8 @@ class _Ascents:
         log_evidence = float(fit.log_evidence.value)
         end = fit.layer.end
         frame = PlateGaussian(end) if isinstance(end, PlateAffine) else frame_of(draws)
-        return missed_regions(self.trainer.density, fit.layer, log_evidence, points, frame, self.precise)
+        until = self.trainer.budget.end
+        return missed_regions(self.trainer.density, fit.layer, log_evidence, points, frame, self.precise, until)
 
 
 def round_trip(fit: Fit) -> float:
@@ -216,7 +218,8 @@ def _temper(trainer: Trainer, draws: Tensor, regions: list[Missed]) -> Tempered 
     def run() -> tuple[Any, ...]:
         try:
             num = _affordable(trainer, draws)
-            return tuple(temper(trainer.density, hull(draws, modes), num, 2 * BUDGET) or ())
+            seconds = min(2 * BUDGET, trainer.budget.left)
+            return tuple(temper(trainer.density, hull(draws, modes), num, seconds) or ())
         except (ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
             return ()
 
@@ -230,7 +233,8 @@ def _affordable(trainer: Trainer, draws: Tensor) -> int:
     began = time.perf_counter()
     trainer.density.values_and_grads(draws[:ROWS])
     pace = (time.perf_counter() - began) / ROWS
-    return max(NUM_PARTICLES[0], int(min(NUM_PARTICLES[1], BUDGET / (pace * NUM_EVALUATIONS))))
+    seconds = min(BUDGET, 0.5 * trainer.budget.left)
+    return max(NUM_PARTICLES[0], int(min(NUM_PARTICLES[1], seconds / (pace * NUM_EVALUATIONS))))
 
 
 def _missing(tempered: Tempered | None, regions: list[Missed], fit: Fit) -> float:

@@ -70,10 +70,9 @@ class GaussianRounds:
 
     def done(self, well: bool) -> None:
         """See :class:`Stage`: only the model's own parameters, where they still move, ask for another round."""
-        history = self.trainer.history
         self._num_done += 1
         self.failed = not well
-        self._is_complete = not well or history.interrupted or history.drift < SETTLED
+        self._is_complete = not well or self.trainer.is_over() or self.trainer.history.drift < SETTLED
 
 
 class FlowRounds:
@@ -106,7 +105,7 @@ class FlowRounds:
         """See :class:`Stage`: where the flow is, and whether its draws are good."""
         trainer, schedule = self.trainer, self.plan.schedule
         self._num_done, self._failed = self._num_done + 1, not well
-        self._is_complete = not well or trainer.history.interrupted or self._num_done == len(schedule.rounds)
+        self._is_complete = not well or self._num_done == len(schedule.rounds) or trainer.is_over()
         if self._is_complete:
             return
         draws = self._draws(min(2000, schedule.num_samples))

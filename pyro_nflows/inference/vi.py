@@ -38,6 +38,7 @@ class VI(Results):
         ELBO by path gradients, with the schedule's numbers of particles.
     :param num_steps: steps of the flow, which are all taken; by default the schedule runs rounds until the ESS is good.
     :param num_starts: independent fits; the best is kept, and their agreement enters the verdict.
+    :param max_seconds: that a run may take, its judging included; what has been reached by then is judged.
     :param seed: makes the run reproducible, but for rounding where the engine is not named.
     :param engine: ``"eager"``, ``"traced"`` or ``"compiled"``; by default the fastest that can run the model:
         training starts traced, and goes on compiled where that pays.
@@ -69,6 +70,7 @@ class VI(Results):
         objective: ELBO | None = None,
         num_steps: int | None = None,
         num_starts: int = 1,
+        max_seconds: float | None = None,
         seed: int | None = None,
         engine: Engine | str | None = None,
         annealing: float = 0.0,
@@ -87,6 +89,7 @@ class VI(Results):
             seed=seed,
             num_steps=num_steps,
             num_starts=num_starts,
+            max_seconds=max_seconds,
             progress_bar=progress_bar,
         )
         self._posterior = None

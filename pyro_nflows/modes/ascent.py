@@ -9,6 +9,9 @@ longest of them.
 [1] J. Nocedal, S. Wright (2006). Numerical Optimization, 2nd edition, chapter 7.
 """
 
+import math
+import time
+
 import torch
 from torch import Tensor
 
@@ -28,13 +31,16 @@ SHORTEST = 1e-8
 NUM_NEARER = 6
 
 
-def ascend(density: DensityGradient, starts: Tensor, frame: Frame, num_evaluations: int = 120) -> list[Tensor]:
+def ascend(
+    density: DensityGradient, starts: Tensor, frame: Frame, num_evaluations: int = 120, until: float = math.inf
+) -> list[Tensor]:
     """The path up from each point, its start first.
 
     :param density: the log density.
     :param starts: ``(K, D)``.
     :param frame: coordinates to climb in; best those in which the density is round.
     :param num_evaluations: of the batch.
+    :param until: when to stop where they are, by ``time.perf_counter``.
     :return: for each start a tensor ``(steps + 1, D)``.
 
     Example::
@@ -47,7 +53,7 @@ def ascend(density: DensityGradient, starts: Tensor, frame: Frame, num_evaluatio
     """
     climb = _Climb(density, starts, frame)
     for _ in range(num_evaluations):
-        if bool(climb.done.all()):
+        if bool(climb.done.all()) or time.perf_counter() > until:
             break
         climb.step()
     return climb.paths()

@@ -11,6 +11,7 @@ then that mass is missing. What no ascent reaches is not found: not detecting a 
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -57,6 +58,7 @@ def missed_regions(
     points: Sequence[Tensor],
     frame: Frame | None = None,
     precise: Callable[[Tensor], Tensor | None] = lambda z: None,
+    until: float = math.inf,
 ) -> list[Missed]:
     """The missed regions that are found from these points, the heaviest first.
 
@@ -67,12 +69,15 @@ def missed_regions(
     :param frame: a Gaussian of about the posterior's shape, in whose coordinates to climb.
     :param precise: the log density in double precision, or None where it cannot be had: far out, in single precision, a
         density may be nothing but rounding.
+    :param until: when to stop looking, by ``time.perf_counter``.
     """
     if not layer.has_inverse or not math.isfinite(log_evidence) or not points:
         return []
     found, density = [], log_joint if isinstance(log_joint, DensityGradient) else DensityGradient(log_joint)
     frame = frame or Gaussian(torch.zeros_like(points[0]), torch.eye(len(points[0])).to(points[0]))
-    for path in _distinct(ascend(density, torch.stack(list(points)), frame), frame):
+    for path in _distinct(ascend(density, torch.stack(list(points)), frame, until=until), frame):
+        if time.perf_counter() > until:
+            break
         with contextlib.suppress(ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
             found.append(_region_of(density, layer, log_evidence, path, precise, frame))
     return sorted((missed for missed in found if missed), key=lambda missed: -missed.mass)

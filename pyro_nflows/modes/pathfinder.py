@@ -9,6 +9,9 @@ the highest ELBO wins, the guide's own start included.
 [1] L. Zhang, B. Carpenter, A. Gelman, A. Vehtari (2022). Pathfinder: Parallel Quasi-Newton Variational Inference.
 """
 
+import contextlib
+import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,17 +26,31 @@ from .gaussians import Frame, odd_widths
 FAR = 1e30
 
 
-def best_start(log_joint: LogDensity, init: Frame, num_iterations: int = 150, num_candidates: int = 8) -> Frame:
-    """The best Gaussian along an L-BFGS path from ``init.loc``, or ``init`` itself."""
+class _Late(Exception):
+    """The time for a climb is over."""
+
+
+def best_start(
+    log_joint: LogDensity, init: Frame, num_iterations: int = 150, num_candidates: int = 8, until: float = math.inf
+) -> Frame:
+    """The best Gaussian along an L-BFGS path from ``init.loc``, or ``init`` itself.
+
+    :param until: when to make do with what was found, by ``time.perf_counter``.
+    """
     density = log_joint if isinstance(log_joint, DensityGradient) else DensityGradient(log_joint)
-    return best_of(density, lbfgs_path(density, init.loc, num_iterations), init, num_candidates)
+    return best_of(density, lbfgs_path(density, init.loc, num_iterations, until), init, num_candidates, until)
 
 
-def best_of(density: DensityGradient, path: Sequence[Tensor], init: Frame, num_candidates: int) -> Frame:
-    """The best Gaussian of the curvature at some points of a path, or ``init``."""
+def best_of(
+    density: DensityGradient, path: Sequence[Tensor], init: Frame, num_candidates: int, until: float = math.inf
+) -> Frame:
+    """The best Gaussian of the curvature at some points of a path, or ``init``; see :func:`best_start`."""
     noise = torch.randn(64, len(init.loc), dtype=init.loc.dtype, device=init.loc.device)
     best, best_elbo = init, _elbo(density, init, noise)
-    for point in _spread(path, num_candidates):
+    points = _spread(path, num_candidates)
+    for number, point in enumerate(points if until == math.inf else points[::-1]):
+        if number and time.perf_counter() > until:
+            break
         try:
             candidate = init.laplace(density, point)
             elbo = _elbo(density, candidate, noise)
@@ -49,7 +66,7 @@ def _elbo(log_joint: LogDensity, gaussian: Frame, noise: Tensor) -> Tensor:
         return gaussian.elbo(log_joint, noise)
 
 
-def lbfgs_path(density: DensityGradient, start: Tensor, num_iterations: int) -> list[Tensor]:
+def lbfgs_path(density: DensityGradient, start: Tensor, num_iterations: int, until: float = math.inf) -> list[Tensor]:
     """Points of an L-BFGS ascent of the log joint, the start first."""
     from scipy.optimize import minimize  # type: ignore[import-untyped]  # its import adds a filter of warnings
 
@@ -69,9 +86,13 @@ def lbfgs_path(density: DensityGradient, start: Tensor, num_iterations: int) -> 
 
     def note(x: Any) -> None:
         path.append(point(x).clone())
+        if time.perf_counter() > until:
+            raise _Late
 
     options = {"maxiter": num_iterations, "maxcor": 10, "ftol": 1e-9}
-    minimize(loss, (start.double().cpu() / units).numpy(), jac=True, method="L-BFGS-B", callback=note, options=options)
+    first = (start.double().cpu() / units).numpy()
+    with contextlib.suppress(_Late):
+        minimize(loss, first, jac=True, method="L-BFGS-B", callback=note, options=options)
     return path
 
 

@@ -1,0 +1,91 @@
+"""How long a run may take: training leaves a part of it for judging, and its steps fall to zero as its time ends."""
+
+import math
+import time
+
+#: The share of a run's time that is left for judging.
+JUDGING = 0.25
+#: How much of its steps a round may be behind its time before they are made smaller.
+LATE = 0.02
+
+
+class Budget:
+    """The seconds of a run, from now on.
+
+    :param seconds: how many; by default there is no limit.
+
+    Example::
+
+        >>> Budget().is_over, Budget(1e-9).is_over, Budget(100.0).left > 99
+        (False, True, True)
+    """
+
+    def __init__(self, seconds: float = math.inf):
+        self.seconds, began = seconds, time.perf_counter()
+        self.end = began + seconds
+        self._training = self.until = began + (1 - JUDGING) * seconds
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a limit."""
+        return self.seconds < math.inf
+
+    @property
+    def left(self) -> float:
+        """Seconds to the end; 0 after it."""
+        return max(0.0, self.end - time.perf_counter())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether training has to end."""
+        return time.perf_counter() >= self.until
+
+    def share(self, num_left: int) -> None:
+        """Have training end once its part of the time that is left is over.
+
+        :param num_left: fits, one after the other, of which this is the first.
+        """
+        now = time.perf_counter()
+        self.until = now + (self._training - now) / num_left
+
+    def after(self, share: float) -> float:
+        """When a share of training's time that is left will be over, by ``time.perf_counter``."""
+        now = time.perf_counter()
+        return self.until if share == 1 else now + share * (self.until - now)
+
+
+class Stretch:
+    """A round's part of a budget: its steps are as small, at any time, as if the round ended when its time does.
+
+    :param budget: of the run.
+    :param share: of training's time that is left.
+
+    Example::
+
+        >>> Stretch(Budget(), 1.0).slowed(0.3), Stretch(Budget(1e-9), 1.0).slowed(0.3)
+        (1.0, 0.0)
+    """
+
+    def __init__(self, budget: Budget, share: float):
+        self.budget, self.began, self.until = budget, time.perf_counter(), budget.after(share)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its time is."""
+        return time.perf_counter() >= self.until
+
+    def slowed(self, done: float) -> float:
+        """What steps are to be multiplied by.
+
+        Their size falls along a cosine of the steps that are done. Where the time ends first, it is to be that of the
+        share of the time.
+
+        :param done: the share of the steps that are.
+        """
+        if not self.budget.is_limited:
+            return 1.0
+        length = self.until - self.began
+        gone = min(1.0, (time.perf_counter() - self.began) / length) if length > 0 else 1.0
+        if gone <= done + LATE:
+            return 1.0
+        return (1 + math.cos(math.pi * gone)) / (1 + math.cos(math.pi * done))
