@@ -93,7 +93,7 @@ class Summary:
 
     def __str__(self) -> str:
         rows = self._shown()
-        width = max((len(name) for name, _ in rows), default=0)
+        width = max((len(name) for name, row in rows if row is not None), default=0)
         lines = [" " * width + "".join(f"{head:>10}" for head in self.columns)]
         lines += [
             name if row is None else f"{name:<{width}}" + "".join(cell(*item) for item in row.items())
@@ -139,7 +139,7 @@ class Summary:
         found: dict[str, float] = {}
         if self._kind != "diagnostics":
             low, high = (1 - self._prob) / 2, (1 + self._prob) / 2
-            middle = [float(values.quantile(q)) for q in (0.5, low, high)]
+            middle = values.quantile(values.new_tensor([0.5, low, high])).tolist()
             found = dict(zip(("mean", "std"), (float(values.mean()), float(values.std()))))
             found |= dict(zip(("median", f"{low:.1%}", f"{high:.1%}"), middle))
         return found if self._kind == "stats" else found | self._worth(name, values)

@@ -33,6 +33,7 @@ def test_long_sites_are_shortened_unless_asked_for() -> None:
     assert shown[:2] == ["mu", "county[0]"]
     assert shown[-7:] == ["...", "county[83]", "county[84]", "pair[0,0]", "pair[0,1]", "pair[1,0]", "pair[1,1]"]
     assert '... 73 more: summary(var_names=["county"]) prints them' in str(Summary(SAMPLES))
+    assert len(str(Summary(SAMPLES)).splitlines()[0]) == len("county[83]") + 5 * 10  # the words widen no column
     assert names(str(Summary(SAMPLES, var_names="county"))) == [f"county[{i}]" for i in range(85)]
     assert names(str(Summary(SAMPLES, var_names=["pair", "mu"])))[-1] == "mu"
 
