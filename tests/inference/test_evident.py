@@ -70,6 +70,15 @@ def two_modes(y: Tensor) -> None:
     pyro.factor("modes", torch.logaddexp(-0.5 * (z - 10).square(), -0.5 * (z + 10).square()))
 
 
+def heavy(y: Tensor) -> None:
+    pyro.sample("z", dist.StudentT(y.new_tensor(5.0), y.new_zeros(5), 1.0).to_event(1))
+
+
+def near_modes(y: Tensor) -> None:
+    z = pyro.sample("z", dist.Normal(y.new_tensor(0.0), 30.0))
+    pyro.factor("modes", torch.logaddexp(-0.5 * z.square(), -0.5 * (z - 3.5).square()))
+
+
 @pytest.fixture(scope="module")
 def untrained() -> VI:
     return line().run(PAIRS)
@@ -194,8 +203,8 @@ def first_title(model: Callable[..., Any], *args: Tensor, **options: Any) -> str
 
 @pytest.mark.parametrize(
     ("model", "y"),
-    [(skewed, PAIRS[0]), (funnel, PAIRS), (schools, SCHOOLS)],
-    ids=["gamma", "funnel", "eight schools"],
+    [(skewed, PAIRS[0]), (funnel, PAIRS), (schools, SCHOOLS), (heavy, PAIRS), (near_modes, PAIRS)],
+    ids=["gamma", "funnel", "eight schools", "student t", "near modes"],
 )
 def test_a_posterior_that_is_no_gaussian_is_trained(model: Callable[..., Any], y: Tensor) -> None:
     assert first_title(model, y, centering=None) == "Gaussian"
