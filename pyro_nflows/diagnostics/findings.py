@@ -165,3 +165,18 @@ class RowFit:
 
     def __str__(self) -> str:
         return f"{self.plate}[{self.row}] (ESS {self.ess:.0%}, k-hat {self.pareto_k:.2f})"
+
+
+def apart(value: float, threshold: float) -> tuple[str, str]:
+    """Both with two digits, or with as many as show that they differ.
+
+    Example::
+
+        >>> apart(0.7312, 0.7), apart(0.6213, 0.6186)
+        (('0.73', '0.70'), ('0.621', '0.619'))
+    """
+    for digits in range(2, 7):
+        shown = f"{value:.{digits}f}", f"{threshold:.{digits}f}"
+        if shown[0] != shown[1] or value == threshold:
+            break
+    return shown

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..objectives.draws import Draws
 from . import weights as diagnostics
-from .findings import Faults, MissedMass, Subsampled, Training
+from .findings import Faults, MissedMass, Subsampled, Training, apart
 
 O = TypeVar("O", bound=enum.Enum)
 
@@ -56,17 +56,17 @@ class Sentences(enum.Enum):
 class Outcome(Sentences):
     """What was found, what it means, and what to try. The value is the sentence, its numbers to be filled in."""
 
-    TRUST = "Trust these draws: ESS is {ess:.0%} of the draws and k-hat {pareto_k:.2f} ({tail})."
+    TRUST = "Trust these draws: ESS is {ess:.0%} of the draws and k-hat {pareto_k} ({tail})."
     RESAMPLED = (
         "Trust the draws of get_samples(), which are importance-resampled, but not the guide by itself: ESS is only "
-        "{ess:.0%} of the draws (k-hat {pareto_k:.2f}); for a closer guide try more steps or AutoCIF."
+        "{ess:.0%} of the draws (k-hat {pareto_k}); for a closer guide try more steps or AutoCIF."
     )
     TAILS = (
         "Trust means and central intervals, but not far tails: ESS is {ess:.0%} of the draws, yet k-hat "
-        "{pareto_k:.2f} is above {threshold:.2f}; vi.refine() or a non-centered model may help."
+        "{pareto_k} is above {threshold}; vi.refine() or a non-centered model may help."
     )
     DISTRUST = (
-        "Do not trust these draws: k-hat {pareto_k:.2f} is above {threshold:.2f} (ESS {ess:.1%}), so the guide misses "
+        "Do not trust these draws: k-hat {pareto_k} is above {threshold} (ESS {ess:.1%}), so the guide misses "
         "part of the posterior; try vi.refine(), more steps, AutoCIF, or a non-centered or rescaled model."
     )
     TOO_FEW = (
@@ -75,7 +75,7 @@ class Outcome(Sentences):
     )
     ROWS = "Do not trust the rows of the plate: the weights of their own draws are bad."
     MINIBATCH = (
-        "Do not judge these draws by their weights (ESS {ess:.1%}, k-hat {pareto_k:.2f}): log p of each is that of a "
+        "Do not judge these draws by their weights (ESS {ess:.1%}, k-hat {pareto_k}): log p of each is that of a "
         "minibatch, {rows}, scaled up, whose noise says nothing of the guide. It could not be had over all rows: "
         "{obstacle}."
     )
@@ -170,12 +170,12 @@ def judge(evidence: Evidence, training: Training = Training()) -> Verdict[Outcom
     ess = effective(evidence.log_weight)
     pareto_k, threshold = tail_index(evidence.log_weight), k_limit(len(evidence.log_weight), ess)
     values = [float(e.value) for e in evidence.log_evidences] or [math.nan]
-    outcome, words = _decide(evidence, ess), evidence.faults.words()
+    outcome, words, shown = _decide(evidence, ess), evidence.faults.words(), apart(pareto_k, threshold)
     sentence = outcome.value.format(
         ess=ess,
         worth=ess * len(evidence.log_weight),
-        pareto_k=pareto_k,
-        threshold=threshold,
+        pareto_k=shown[0],
+        threshold=shown[1],
         lowest=min(values),
         highest=max(values),
         skipped=training.skipped,
@@ -188,7 +188,7 @@ def judge(evidence: Evidence, training: Training = Training()) -> Verdict[Outcom
         edge=words["edge"],
         rows=evidence.subsampled,
         obstacle=evidence.subsampled.obstacle,
-        tail=f"below {threshold:.2f}" if pareto_k < threshold else "a tail of nearly equal weights",
+        tail=f"below {shown[1]}" if pareto_k < threshold else "a tail of nearly equal weights",
     )
     sentence += _rests_on(evidence.subsampled, outcome)
     refused = sentence.startswith("Do not trust")

@@ -21,6 +21,8 @@ __all__ = ["plot_density", "plot_elbo", "plot_weights"]
 
 BLUE, ORANGE, GREY, INK = "#2a6fbb", "#d9631e", "#b8c4d0", "#30363d"  # told apart by the colour-blind, and in print
 MASSES = (0.5, 0.8, 0.95)
+#: An axis of weights begins no lower than this times the weight that one draw in a thousand is below.
+SPREAD = 0.01
 
 
 def plot_elbo(
@@ -105,6 +107,9 @@ def plot_weights(log_weight: Tensor, *, r_eff: float = 1.0, ax: "Axes | None" = 
         ax.loglog(weights[body:], beyond[body:], ".", color=BLUE, ms=4, label=f"tail of {len(tail.members)}")
         ax.loglog(x * largest, y, color=ORANGE, lw=1.8, label="generalized Pareto fit")
     ax.set(xlabel="importance weight / mean weight", ylabel="share of draws beyond", title=_verdict(log_weight, tail))
+    least = float(weights[len(weights) // 1000])
+    if weights[0] < SPREAD * least:  # a draw of no weight would take most of the axis
+        ax.set_xlim(SPREAD * least, 1.3 * float(weights[-1]))
     _plain_ticks(ax)
     ax.legend(loc="lower left", edgecolor="none", framealpha=1.0)
     return ax

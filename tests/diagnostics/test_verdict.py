@@ -56,6 +56,15 @@ def test_every_outcome(given: Evidence, outcome: Outcome, says: str) -> None:
     assert "{" not in verdict.sentence
 
 
+def test_a_k_hat_just_above_its_threshold_is_shown_to_be_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = evidence(weights("heavy"))
+    k_hat = tail_index(given.log_weight)
+    monkeypatch.setattr("pyro_nflows.diagnostics.verdict.k_limit", lambda num, ess: k_hat - 0.0004)
+    words = judge(given).sentence.split()
+    shown, limit = (float(words[words.index(word) + 1].rstrip(";,")) for word in ("k-hat", "above"))
+    assert shown > limit
+
+
 @pytest.mark.parametrize(
     ("size", "outcome", "words"),
     [(0.05, Outcome.TRUST, "a tail of nearly equal weights"), (0.065, Outcome.TAILS, "but not far tails")],

@@ -52,6 +52,16 @@ def test_elbo_axis_shows_the_end_and_not_the_fall_before_it() -> None:
     assert 0 < top < 10
 
 
+def test_a_draw_of_no_weight_does_not_stretch_the_axis() -> None:
+    torch.manual_seed(0)
+    log_weight = 0.1 * torch.randn(5000)
+    expected = plot_weights(log_weight).get_xlim()
+    log_weight[0] = -90.0
+    left, right = plot_weights(log_weight).get_xlim()
+    assert left > 1e-3 * expected[0]
+    assert right == pytest.approx(expected[1], rel=0.3)
+
+
 @pytest.mark.parametrize("bad", [math.nan, -math.inf])
 def test_failed_steps_leave_gaps(bad: float) -> None:
     elbos = run_of(100)
