@@ -157,7 +157,7 @@ def test_a_parameter_that_still_moves_is_told_of(tmp_path: Path) -> None:
 def test_a_narrow_start_is_raced_against_the_plain_one(narrow: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a funnel, where a Gaussian can have the better ELBO, and cannot be widened in time."""
     thin = torch.tensor([1.0, 1.0, 1.0, 1e-8]).diag()
-    monkeypatch.setattr(rounds, "best_start", lambda _, init: init._replace(scale_tril=thin))
+    monkeypatch.setattr(rounds, "best_start", lambda _, init, **options: init._replace(scale_tril=thin))
     monkeypatch.setattr(rounds, "NARROW", narrow)
     ess = quick(num_steps=400, engine=None).run(PAIRS).diagnostics()["ess"]
     assert ess > 0.99 if narrow else ess < 0.5
@@ -193,7 +193,7 @@ def test_an_old_autograd_function_is_no_obstacle() -> None:
 
 @pytest.mark.parametrize("where", ["rounds.best_start", "stages.sound", "search.missed_regions"])
 def test_an_interrupt_between_rounds_keeps_what_there_is(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    def interrupt(*args: Any) -> None:
+    def interrupt(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(f"pyro_nflows.inference.{where}", interrupt)
