@@ -11,6 +11,7 @@ from .program import Inputs, Program, State
 from .round import Round
 from .runners import Engine, Runner
 from .sampler import Sampler, sample
+from .threads import threads_for
 from .trainer import Trainer
 from .work import work_of
 
@@ -34,5 +35,6 @@ __all__ = [
     "Trainer",
     "prepare",
     "sample",
+    "threads_for",
     "work_of",
 ]

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+#: Operations of a row from which on threads are worth it: those of a thousand rows then take milliseconds.
+WORTH_THREADS = 100_000
+
 
 @contextmanager
 def restored_threads() -> Iterator[None]:
@@ -16,6 +19,21 @@ def restored_threads() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def threads_for(work: int) -> Iterator[None]:
+    """One thread of torch's where a row takes few operations, of which more threads make nothing faster.
+
+    With other programs on the machine they make everything slower: each operation waits for the last of its threads,
+    and those that are done wait by computing.
+
+    :param work: operations of a row, of the model and of the flow.
+    """
+    with restored_threads():
+        if work < WORTH_THREADS:
+            torch.set_num_threads(1)
+        yield
 
 
 def fastest_threads(step: Callable[[], Any], num_steps: int = 3) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..diagnostics.findings import Faults, Subsampled
 from ..diagnostics.verdict import effective, is_heavy, is_hopeless, starts_disagree
-from ..engine import Budget, Journal, Trainer
+from ..engine import Budget, Journal, Trainer, threads_for, work_of
 from ..flows.whitened import Whitened
 from ..guides import AutoFlow
 from ..layers import Rescaled
@@ -80,9 +80,11 @@ class Fitter:
         with seeded(seed), before_sigterm(journal.write), contextlib.ExitStack() as at_the_end:
             at_the_end.callback(journal.write)
             joint, loc = self._joint_at(call)
-            leaves = joint.leaves(loc)
-            with unless_kept(self.guide, leaves, keep) as kept:
-                loc = begin(journal, joint, cast(Layer, self.guide.layer), leaves, loc)
+            layer, leaves = cast(Layer, self.guide.layer), joint.leaves(loc)
+            size = sum(parameter.numel() for parameter in layer.parameters())
+            threads = threads_for(size + work_of(joint, loc))
+            with threads, unless_kept(self.guide, leaves, keep) as kept:
+                loc = begin(journal, joint, layer, leaves, loc)
                 if not as_it_is:
                     joint, loc = self._centered(plan, call, journal, budget, joint, leaves, loc)
                 with contextlib.closing(self._trainer_at(plan, joint, leaves, journal)) as trainer:
