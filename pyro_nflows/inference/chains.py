@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from pyro.infer import MCMC, NUTS
@@ -34,7 +34,7 @@ class Advanced(NamedTuple):
     accepted: float
 
 
-class Chains:
+class Chains(Protocol):
     """Chains of one kind, side by side."""
 
     def advance(self, num_samples: int, progress_bar: bool = False) -> Advanced:
@@ -43,7 +43,6 @@ class Chains:
         :param num_samples: draws a chain.
         :param progress_bar: whether to show one, for NUTS.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """How a fit looks: a few lines, a table, HTML in a notebook, and one figure."""
 
 import html
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Shown(Judged):
+class Shown(Judged, ABC):
     """A fit that can be looked at."""
 
     guide: AutoFlow
 
+    @abstractmethod
     def constrained(self, index: Tensor) -> dict[str, Tensor]:
         """Some of the draws, each site in its own space."""
-        raise NotImplementedError
 
     def summary(self, var_names: Sequence[str] | str | None = None, *, kind: str = "all", prob: float = 0.9) -> Summary:
         """Print a table of the parameters, the evidence, and the verdict; see :meth:`pyro_nflows.VI.summary`."""

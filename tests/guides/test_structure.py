@@ -109,10 +109,10 @@ def test_an_annealed_guide_is_joint():
 def test_a_conjugate_hierarchy_is_fitted_exactly():
     y = DATA.double()
     mean, sd, evidence = exact(y)
-    vi = VI(AutoFlow(groups), seed=0, progress_bar=False).run(y)
+    vi = VI(AutoFlow(groups), num_steps=600, seed=0, progress_bar=False).run(y)  # a start is right to less than this
     found = vi.diagnostics()
     assert found["outcome"] is Outcome.TRUST
-    assert found["ess"] > 0.995
+    assert found["ess"] > 0.999
     assert abs(found["elbo"] - evidence) < 0.01
     mu = vi.get_samples(4000)["mu"]
     assert abs(mu.mean().item() - mean) < 5 * sd / math.sqrt(4000)
