@@ -153,6 +153,8 @@ ENOUGH = 400
 HALF = 0.5
 #: From this ESS on the weights are so nearly equal that the shape of their tail matters little.
 NEARLY_EQUAL = 0.95
+#: Where no weight exceeds their mean by more than this share, no probability is off by more, as far as was drawn.
+EVEN = 0.1
 
 
 def judge(evidence: Evidence, training: Training = Training()) -> Verdict[Outcome]:
@@ -250,8 +252,27 @@ def k_limit(num_samples: int, ess: float) -> float:
 
 
 def is_heavy(log_weight: Tensor, ess: float) -> bool:
-    """Whether the tail of the weights is too heavy, which matters little where they are nearly equal."""
-    return not has_light_tail(log_weight) and not (ess >= NEARLY_EQUAL and tail_index(log_weight) < 1)
+    r"""Whether the tail of the weights is too heavy, which matters little where they are nearly equal.
+
+    K-hat is the shape of the tail whatever its size: of weights between 0.99 and 1.01 it may be 3. But where
+    :math:`p / q \le 1 + \varepsilon`, no event has probabilities under :math:`p` and :math:`q` that differ by more than
+    :math:`\varepsilon`: so a tenth above their mean is little.
+
+    Example::
+
+        >>> is_heavy(torch.linspace(-0.01, 0.01, 1000).pow(3) * 1000, ess=1.0)
+        False
+    """
+    return (
+        not has_light_tail(log_weight)
+        and not (ess >= NEARLY_EQUAL and tail_index(log_weight) < 1)
+        and not is_even(log_weight)
+    )
+
+
+def is_even(log_weight: Tensor) -> bool:
+    """Whether no weight is more than a tenth above their mean."""
+    return float((log_weight.double() - log_weight.max()).exp().mean()) * (1 + EVEN) > 1
 
 
 def has_light_tail(log_weight: Tensor) -> bool:

@@ -77,6 +77,15 @@ def test_tails_alone_do_not_condemn(size: float, outcome: Outcome, words: str) -
     assert words in verdict.sentence
 
 
+@pytest.mark.parametrize(("largest", "outcome"), [(0.08, Outcome.TRUST), (0.3, Outcome.TAILS)])
+def test_the_shape_of_a_tail_of_even_weights_says_nothing(largest: float, outcome: Outcome) -> None:
+    """A k-hat of 3, as of a guide that is right to a thousandth, where no weight is a tenth above their mean."""
+    exceedances = ((torch.arange(300) + 0.5) / 300) ** -3.0
+    weight = torch.cat([1 + 1e-9 * torch.rand(9700).double(), 1 + largest * exceedances / exceedances.max()])
+    assert tail_index(weight.log()) > 2
+    assert judge(evidence(weight.log())).outcome is outcome
+
+
 @pytest.mark.parametrize(("k", "outcome"), [(0.5, Outcome.RESAMPLED), (0.67, Outcome.DISTRUST)])
 def test_below_an_ess_of_a_half_k_hat_has_to_be_clearly_low(k: float, outcome: Outcome) -> None:
     """Quantiles of a Pareto distribution: below 0.7, but not by the standard error of a k-hat."""
