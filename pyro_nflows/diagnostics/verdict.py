@@ -9,7 +9,6 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ..objectives.draws import Draws
 from . import weights as diagnostics
 from .findings import Faults, MissedMass, Subsampled, Training, apart
 
@@ -315,20 +314,3 @@ def starts_disagree(evidence: Evidence) -> bool:
             if not gap <= 0.1 + 5 * noise or not shift <= 0.3:
                 return True
     return False
-
-
-def choose(draws: Draws, num_samples: int, resample: bool | None = None) -> Draws:
-    """Some of the draws: resampled by their smoothed importance weights, or as they come.
-
-    :param num_samples: how many; without resampling, at most as many as there are.
-    :param resample: by default, where k-hat allows it.
-    """
-    index = chosen(draws.log_weight, num_samples, resample)
-    return Draws(draws.z[index], draws.log_p[index], draws.log_q[index])
-
-
-def chosen(log_weight: Tensor, num_samples: int, resample: bool | None = None) -> Tensor:
-    """The indices that :func:`choose` takes."""
-    if has_light_tail(log_weight) if resample is None else resample:
-        return diagnostics.psis_resample(log_weight, num_samples)
-    return torch.arange(min(num_samples, len(log_weight)))  # draws are independent, the first as good as any

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..checks import check_sizes
-from ..diagnostics.verdict import Outcome, Verdict, choose, has_light_tail
+from ..diagnostics.resampling import choose
+from ..diagnostics.verdict import Outcome, Verdict, has_light_tail
 from ..objectives.draws import Draws, concatenate
 from ..system.frames import user_level
 

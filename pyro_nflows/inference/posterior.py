@@ -12,7 +12,7 @@ from torch import Tensor
 from ..arviz import to_arviz
 from ..checks import check_sizes
 from ..diagnostics.findings import Faults, MissedMass, Subsampled
-from ..diagnostics.verdict import chosen
+from ..diagnostics.resampling import chosen
 from ..engine import AllRows, History, sample
 from ..guides import AutoFlow
 from ..layers import Rescaled

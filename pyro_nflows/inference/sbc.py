@@ -15,8 +15,9 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from ..checks import check_sizes
 from ..diagnostics.calibration import Calibration, PValues, judge_ranks
 from ..diagnostics.ranks import rank, symmetry, uniformity
+from ..diagnostics.resampling import chosen
 from ..diagnostics.table import calibration_table, scalar_names
-from ..diagnostics.verdict import Evidence, Outcome, Verdict, chosen, effective, is_hopeless, judge, tail_index
+from ..diagnostics.verdict import Evidence, Outcome, Verdict, effective, is_hopeless, judge, tail_index
 from ..engine import Engine, Round
 from ..guides import AutoFlow
 from ..objectives.draws import Draws

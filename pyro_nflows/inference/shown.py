@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..diagnostics.resampling import chosen
 from ..diagnostics.summary import Summary, by_weights
 from ..diagnostics.table import evidence_lines
-from ..diagnostics.verdict import chosen, effective, has_light_tail
+from ..diagnostics.verdict import effective, has_light_tail
 from ..guides import AutoFlow
 from ..plots.overview import plot_overview
 from ..system.exclusive import exclusive, seeded
