@@ -1,5 +1,6 @@
 """Every layer of the package, by name: one line each, and every law is tested on it (``test_laws.py``)."""
 
+import functools
 from collections.abc import Callable
 
 import pyro.distributions.transforms as pyro_transforms
@@ -35,6 +36,7 @@ from pyro_nflows.layers import (
     Rescaled,
     Residual,
     RowCoupling,
+    SequenceAutoregressive,
     Split,
     Squeeze,
     Sylvester,
@@ -42,11 +44,17 @@ from pyro_nflows.layers import (
 )
 from pyro_nflows.layers.base import Chain, Inverse, Layer
 from pyro_nflows.model.hierarchy import Hierarchy, Outline
+from pyro_nflows.nets import CausalConvNet, CausalTransformer
+from pyro_nflows.nets.lengths import up_to
 from pyro_nflows.transformers import Affine, RationalQuadratic, Shift, SinhArcsinh
 
 #: A random context, the same for all layers.
 CONTEXT = torch.randn(2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
+
+#: A network that reads the last two positions, and small transformers.
+NEAR = functools.partial(CausalConvNet, width=4, dilations=(1,), per_position=True)
+ATTENTION = functools.partial(CausalTransformer, width=4, num_blocks=1, num_heads=1, per_position=True)
 
 #: Two rows of one coordinate in a plate, a plate alone, a row of three, and a plate within another one.
 GROUPS = Hierarchy.of_outlines({"mu": Outline((), {}), "z": Outline((2,), {"groups": 0})})
@@ -148,6 +156,24 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "Autoregressive(3, no hidden layers)": lambda: Autoregressive(3, hidden_dims=()),
     "Autoregressive(3, Shift)": lambda: Autoregressive(3, Shift()),
     "Autoregressive(3, RationalQuadratic)": lambda: Autoregressive(3, RationalQuadratic(4, 3.0)),
+    "SequenceAutoregressive(3, 1)": lambda: SequenceAutoregressive((3, 1)),
+    "SequenceAutoregressive(2, 2, reverse)": lambda: SequenceAutoregressive((2, 2), reverse=True),
+    "SequenceAutoregressive(4, 1, near)": lambda: SequenceAutoregressive((4, 1), Shift(), net=NEAR),
+    "SequenceAutoregressive(4, 1, context)": lambda: SequenceAutoregressive((4, 1), net=NEAR, context_dim=1).at(
+        torch.cat([CONTEXT, -CONTEXT])
+    ),
+    "SequenceAutoregressive(3, 1, lengths)": lambda: up_to(
+        SequenceAutoregressive((3, 1), RationalQuadratic(4, 3.0), reverse=True), torch.tensor(2)
+    ),
+    "SequenceAutoregressive(3, 1, transformer)": lambda: SequenceAutoregressive((3, 1), net=ATTENTION),
+    "SequenceAutoregressive(2, 2, transformer)": lambda: SequenceAutoregressive(
+        (2, 2), reverse=True, net=ATTENTION, context_dim=1
+    ).at(CONTEXT),
+    "Inverse(SequenceAutoregressive)": lambda: Inverse(SequenceAutoregressive((2, 2), net=NEAR)),
+    "Conditional(SequenceAutoregressive)": lambda: Conditional(
+        SequenceAutoregressive((3, 1), net=NEAR), 2, hidden_dims=(4,)
+    ).at(CONTEXT),
+    "Indexed(SequenceAutoregressive)": lambda: Indexed(SequenceAutoregressive((2, 1), net=NEAR)),
     "Inverse(Planar)": lambda: Inverse(Planar(2)),
     "Inverse(Radial)": lambda: Inverse(Radial(2)),
     "Inverse(Autoregressive)": lambda: Inverse(Autoregressive(3)),
@@ -244,6 +270,11 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "glow(3)": lambda: flows.glow(3, 4),
     "glow(2, conditional)": lambda: flows.conditional(2, 2, lambda dim: flows.glow(dim, 2, (4,)), (4,)).at(CONTEXT),
     "cif(2, glow)": lambda: flows.cif(2, lambda dim: flows.glow(dim, 2, (4,))),
+    "wavenet(1)": lambda: flows.wavenet(1, 1),
+    "wavenet(3)": lambda: flows.wavenet(3, 2, 4),
+    "wavenet(3, 1, inverted)": lambda: flows.wavenet((3, 1), 2, 4, (1,), inverted=True),
+    "tarflow(2, 2)": lambda: flows.tarflow((2, 2), 2, 4, 1, 1),
+    "tarflow(image, context)": lambda: flows.tarflow((1, 2, 2), 1, 4, 1, 1, patch=(1, 2), context_dim=1).at(CONTEXT),
     "cnf(2)": lambda: flows.cnf(2, 2, (), num_steps=8),
     "residual(2)": lambda: flows.residual(2, 2, (4,)),
     "residual(2, inverted)": lambda: flows.residual(2, 1, (4,), 0.5, inverted=True),

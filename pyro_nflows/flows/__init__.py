@@ -8,6 +8,7 @@ from .flowified import flowified, flowify
 from .images import glow_image
 from .matching import num_params, widened
 from .plates import on_plates, within_rows
+from .sequences import tarflow, wavenet
 from .vectors import (
     Build,
     cnf,
@@ -50,6 +51,8 @@ __all__ = [
     "residual",
     "spline",
     "spline_autoregressive",
+    "tarflow",
+    "wavenet",
     "widened",
     "within_rows",
 ]

@@ -24,6 +24,7 @@ from .radial import Radial
 from .rescaled import Rescaled
 from .residual import LogDet, Residual
 from .row_coupling import RowCoupling
+from .sequence import SequenceAutoregressive
 from .sylvester import Sylvester
 from .triangular import TriangularAffine
 
@@ -58,6 +59,7 @@ __all__ = [
     "Rescaled",
     "Residual",
     "RowCoupling",
+    "SequenceAutoregressive",
     "Solver",
     "Split",
     "Squeeze",

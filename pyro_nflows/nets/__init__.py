@@ -1,9 +1,22 @@
 """Networks inside layers, and parts of them that obey a law: masks, contractions, rotations, latent indices."""
 
+from .attention import CausalTransformer
+from .causal import CausalNet
 from .contraction import Contraction
 from .field import Dynamics
 from .masked import MaskedMLP
 from .mlp import MLP, ConvNet
 from .tiling import TileNet
+from .wavenet import CausalConvNet
 
-__all__ = ["MLP", "Contraction", "ConvNet", "Dynamics", "MaskedMLP", "TileNet"]
+__all__ = [
+    "MLP",
+    "CausalConvNet",
+    "CausalNet",
+    "CausalTransformer",
+    "Contraction",
+    "ConvNet",
+    "Dynamics",
+    "MaskedMLP",
+    "TileNet",
+]
