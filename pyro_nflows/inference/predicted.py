@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..model.arguments import ready
 from ..model.call_checks import told
 from ..model.predictive import Run, each_draw, isolated
 
@@ -34,6 +35,7 @@ def predicted(
     size = next(iter(samples.values()))
     if not kept:
         raise ValueError("predict: fresh has all latent sites, so that nothing of the posterior is left")
+    args, kwargs = ready("predict", model, args, dict(kwargs))
     with isolated(seed, size.device), told("predict", model, args, kwargs):
         answers = each_draw(Run(model, args, kwargs).prediction, kept)
     return {name: values for (_, name), values in answers.items()}

@@ -20,9 +20,10 @@ from ..diagnostics.table import calibration_table, scalar_names
 from ..diagnostics.verdict import Evidence, Outcome, Verdict, effective, is_hopeless, judge, tail_index
 from ..engine import Engine, Round
 from ..guides import AutoFlow
+from ..model.arguments import ready as arguments
 from ..objectives.draws import Draws
 from ..plots.ranks import plot_calibration
-from ..system.exclusive import exclusive, seeded, usable
+from ..system.exclusive import exclusive, seeded
 from .elbo import ELBO
 from .fitted import Fit
 from .plan import Plan, check_guide
@@ -158,7 +159,8 @@ class SBC:
         seed = int(torch.randint(2**31, ())) if self.plan.seed is None else self.plan.seed
         self._checked, self.interrupted = {}, False
         with seeded(seed):
-            replications = Replications(self.guide, self.num_simulations, *usable((args, kwargs)))
+            call = arguments("SBC.run", self.guide.bare_model, args, kwargs)
+            replications = Replications(self.guide, self.num_simulations, *call)
             self._names = [*_names(replications.guide), LOG_JOINT]
             self._fit(replications)
         self.failed = replications.failed

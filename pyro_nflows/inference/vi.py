@@ -7,7 +7,8 @@ from typing import Any
 
 from ..engine import Engine
 from ..guides import AutoFlow
-from ..system.exclusive import exclusive, seeded, usable
+from ..model.arguments import ready as arguments
+from ..system.exclusive import exclusive, seeded
 from ..system.files import Path
 from ..system.signals import uninterrupted
 from .as_it_is import judged_as_it_is
@@ -107,15 +108,17 @@ class VI(Results):
         ``pyro.plate("data", N, subsample_size=len(x))``; where each row has latents, a minibatch has the rows'
         numbers too, for ``subsample=index``. One pass over the loader is made, and its rows are kept in memory.
 
-        :param args: the model's arguments, with ``kwargs``.
+        :param args: the model's arguments, with ``kwargs``. NumPy arrays, columns of data frames and lists of numbers
+            become tensors of torch's default dtype (:mod:`pyro_nflows.model.arrays`).
         :param minibatches: a ``torch.utils.data.DataLoader``, or another iterable of batches, in the place of
             arguments by position.
         :return: this object.
         :raises ValueError: if the model cannot be started (the site is named), or is not one this guide can fit; or if
             the checkpoint is damaged, or of other data or settings.
+        :raises TypeError: if the model cannot use an argument that is a data frame, or an array of no numbers.
         """
         refuse_loader(args, kwargs)
-        guide, call = self.guide, usable((args, kwargs))
+        guide, call = self.guide, arguments("VI.run", self.guide.bare_model, args, kwargs)
         if minibatches is not None:
             with seeded(self.plan.seed or 0):
                 guide, call = of_minibatches("VI.run", guide, minibatches, args, kwargs)
@@ -156,7 +159,7 @@ class VI(Results):
             >>> VI(guide, seed=0, progress_bar=False).judge(torch.tensor(0.5)).verdict().outcome.name
             'RESAMPLED'
         """
-        call = usable((args, kwargs))
+        call = arguments("VI.judge", self.guide.bare_model, args, kwargs)
         self._posterior = judged_as_it_is(self.guide, self.plan, call)
         return self
 
@@ -203,7 +206,7 @@ class VI(Results):
         """
         vi = VI(guide)
         with exclusive(), seeded(0):  # the model is run for its structure
-            inner, call = guide, (args, kwargs)
+            inner, call = guide, arguments("VI.load", guide.bare_model, args, kwargs)
             if minibatches is not None:
                 inner, call = of_minibatches("VI.load", guide, minibatches, args, kwargs)
             vi._keep(load_fit(path, inner, call))

@@ -128,7 +128,7 @@ def test_whoever_turns_validation_off_is_not_told() -> None:
         assert np.isfinite(step(ELBO(2), line, Y[:, None]))
 
 
-@pytest.mark.parametrize("value", [Y.numpy(), np.float64(0.5), 0.5, [0.5]], ids=["array", "scalar", "float", "list"])
+@pytest.mark.parametrize("value", [np.float64(0.5), 0.5, (0.5,)], ids=["scalar", "float", "tuple"])
 def test_data_that_are_no_tensors_are_refused_by_name(value: Any) -> None:
     with pytest.raises(TypeError, match=r"site 'y' is observed with a .*expected a tensor.*torch.as_tensor"):
         VI(AutoFlow(no_plate), progress_bar=False).run(X, value)
@@ -214,7 +214,7 @@ def test_a_matrix_product_of_two_precisions_says_what_to_do(default: torch.dtype
     other = torch.float32 if default is torch.float64 else torch.float64
     words = r"dtypes.*argument 0 \(float\d\d\).*x\.to\(torch\.float\d\d\).*set_default_dtype"
     with pytest.raises(TypeError, match=words):
-        VI(AutoFlow(matmul), progress_bar=False).run(X.to(other), Y.to(other))
+        AutoFlow(matmul)(X.to(other), Y.to(other))
     guide = AutoFlow(matmul)
     guide(X.to(default), Y.to(default))
     with pytest.raises(TypeError, match=words):
