@@ -28,7 +28,7 @@ from .mark import put
 from .portable import packed, unpacked
 from .predicted import predicted
 from .refine import Refined, refine
-from .shown import Shown
+from .reused import Reused
 
 #: What the file of a fit is.
 KIND = "fit"
@@ -37,7 +37,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Posterior(Shown):
+class Posterior(Reused):
     r"""Weighted draws of a trained guide, the evidence about them, and the verdict; nothing of it changes.
 
     ``VI(guide).run(data).posterior`` is one. It keeps the flow that its run has trained: a later run of the same

@@ -14,7 +14,7 @@ from pyro.infer.traceenum_elbo import _compute_model_factors
 from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
-from pyro.poutine.runtime import _ENUM_ALLOCATOR
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _ENUM_ALLOCATOR, _PYRO_STACK
 from torch import Tensor
 
 TORCH, PYRO = (Path(str(package.__file__)).parent for package in (torch, pyro))
@@ -45,6 +45,27 @@ def restored_dims() -> Iterator[None]:
         yield
     finally:
         vars(_ENUM_ALLOCATOR).update(before)
+
+
+@contextlib.contextmanager
+def outside() -> Iterator[None]:
+    """Within it, a model runs as if it were the only one: plates and handlers around this place do not reach it.
+
+    Example::
+
+        >>> with pyro.plate("rows", 3), outside():
+        ...     with pyro.plate("rows", 2):
+        ...         pyro.sample("z", pyro.distributions.Normal(0.0, 1.0)).shape
+        torch.Size([2])
+    """
+    stack, dims = list(_PYRO_STACK), dict(vars(_DIM_ALLOCATOR))
+    _PYRO_STACK.clear()
+    vars(_DIM_ALLOCATOR).update(vars(type(_DIM_ALLOCATOR)()))
+    try:
+        yield
+    finally:
+        _PYRO_STACK[:] = stack
+        vars(_DIM_ALLOCATOR).update(dims)
 
 
 def cause(error: BaseException) -> str:

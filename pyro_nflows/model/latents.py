@@ -271,6 +271,7 @@ def unconstrained_shape(owner: str, site: Mapping[str, Any]) -> torch.Size:
 
 def _alone(node: Mapping[str, Any]) -> dict[str, Any]:
     """A site without the data, parameters and arguments that the model was run with."""
+    node = {**node, "fn": getattr(node["fn"], "as_written", node["fn"])}  # where a handler has put another sampler
     return {**{key: _detached(node[key]) for key in KEPT}, "args": (), "kwargs": {}, "infer": {}}
 
 
