@@ -45,7 +45,6 @@ from pyro_nflows.layers import (
 from pyro_nflows.layers.base import Chain, Inverse, Layer
 from pyro_nflows.model.hierarchy import Hierarchy, Outline
 from pyro_nflows.nets import CausalConvNet, CausalTransformer
-from pyro_nflows.nets.lengths import up_to
 from pyro_nflows.transformers import Affine, RationalQuadratic, Shift, SinhArcsinh
 
 #: A random context, the same for all layers.
@@ -162,7 +161,7 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "SequenceAutoregressive(4, 1, context)": lambda: SequenceAutoregressive((4, 1), net=NEAR, context_dim=1).at(
         torch.cat([CONTEXT, -CONTEXT])
     ),
-    "SequenceAutoregressive(3, 1, lengths)": lambda: up_to(
+    "up_to(SequenceAutoregressive)": lambda: flows.up_to(
         SequenceAutoregressive((3, 1), RationalQuadratic(4, 3.0), reverse=True), torch.tensor(2)
     ),
     "SequenceAutoregressive(3, 1, transformer)": lambda: SequenceAutoregressive((3, 1), net=ATTENTION),

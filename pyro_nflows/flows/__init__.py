@@ -4,6 +4,7 @@ A flow here is only a composition; write your own and hand it to ``AutoFlow(mode
 ``context_dim``, the networks read a context too: ``realnvp(3, context_dim=2).at(context)`` is the flow for its rows.
 """
 
+from ..nets.lengths import up_to
 from .flowified import flowified, flowify
 from .images import glow_image
 from .matching import num_params, widened
@@ -52,6 +53,7 @@ __all__ = [
     "spline",
     "spline_autoregressive",
     "tarflow",
+    "up_to",
     "wavenet",
     "widened",
     "within_rows",

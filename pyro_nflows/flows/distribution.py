@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from ..checks import check_sizes
 from ..layers.base import Exactness, Layer
 from ..numerics import finite_rows, in_pairs, standard_normal_log_prob
+from .padded import inside
 from .transforms import as_transform
 
 
@@ -28,9 +30,12 @@ class FlowDistribution(TorchDistribution):
     :param path_gradient: whether Pyro's ELBOs get the gradient of the entropy without the score of :math:`q`, whose
         mean is zero (sticking the landing [2]): its noise vanishes as the flow comes to fit. Guides ask for it; it
         changes no value, and no gradient in the mean.
+    :param event_shape: shape of a value, such as ``(T, D)`` for a sequence of ``T`` positions: the layer's output in
+        that shape, row by row; ``(layer.output_dim,)`` by default.
     :param paired: whether the standard normal points of draws along the first dimension are in pairs, the second
         half the negatives of the first, in place of independent ones. Each draw has the same distribution as without.
-    :raises ValueError: if the base has another event shape.
+    :raises ValueError: if the base has another event shape, ``event_shape`` holds another number of elements than the
+        layer gives, or the layer is told of lengths and part of it, or the base, is not over positions.
 
     Example::
 
@@ -45,6 +50,9 @@ class FlowDistribution(TorchDistribution):
     ``pyro.sample("x", FlowDistribution(teacher))`` is distillation: a guide of that model is a student, and its ELBO is
     :math:`-KL(\mathrm{student} \| \mathrm{teacher})` [1].
 
+    With ``flows.up_to(layer, lengths)``, sequences end where the lengths say: what is behind an end is zero in draws
+    and does not count in densities.
+
     **References**
 
     [1] A. van den Oord et al. (2018). Parallel WaveNet: Fast High-Fidelity Speech Synthesis.
@@ -53,7 +61,6 @@ class FlowDistribution(TorchDistribution):
     """
 
     arg_constraints: dict[str, Any] = {}
-    support = constraints.real_vector
     has_rsample = True
 
     def __init__(
@@ -62,6 +69,7 @@ class FlowDistribution(TorchDistribution):
         base_dist: TorchDistribution | None = None,
         *,
         batch_shape: torch.Size = torch.Size(),
+        event_shape: Sequence[int] | None = None,
         path_gradient: bool = False,
         paired: bool = False,
     ):
@@ -70,21 +78,36 @@ class FlowDistribution(TorchDistribution):
                 f"FlowDistribution: expected a base_dist of event shape ({layer.input_dim},), "
                 f"got {tuple(base_dist.event_shape)}; use base_dist.to_event(1)"
             )
+        event_shape = torch.Size((layer.output_dim,) if event_shape is None else event_shape)
+        if event_shape.numel() != layer.output_dim or not event_shape:
+            raise ValueError(
+                f"FlowDistribution: expected an event_shape of {layer.output_dim} elements, as many as the layer "
+                f"gives, got {tuple(event_shape)}"
+            )
+        self._inside = inside(layer)
+        if self._inside is not None and base_dist is not None:
+            raise ValueError("FlowDistribution: a flow of sequences of different lengths takes no base_dist")
         if base_dist is not None:
             batch_shape = torch.broadcast_shapes(batch_shape, base_dist.batch_shape)
         parts = [part.batch_shape for part in layer.modules() if isinstance(part, Layer)]
         batch_shape = torch.broadcast_shapes(batch_shape, *parts)
         self.layer, self.base_dist = layer, base_dist
-        self.path_gradient, self.paired = path_gradient and base_dist is None, paired and base_dist is None
+        self.path_gradient = path_gradient and base_dist is None and self._inside is None
+        self.paired = paired and base_dist is None
         self._path: Tensor | None = None
         self._drawn: tuple[Tensor, Tensor, list[tuple[Tensor, int]]] | None = None
-        super().__init__(batch_shape, torch.Size((layer.output_dim,)), validate_args=False)
+        super().__init__(batch_shape, event_shape, validate_args=False)
+
+    @constraints.dependent_property(is_discrete=False)
+    def support(self) -> Any:
+        return constraints.independent(constraints.real, len(self.event_shape))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "FlowDistribution":
         return FlowDistribution(
             self.layer,
             self.base_dist,
             batch_shape=torch.Size(batch_shape),
+            event_shape=self.event_shape,
             path_gradient=self.path_gradient,
             paired=self.paired,
         )
@@ -92,7 +115,12 @@ class FlowDistribution(TorchDistribution):
     def in_pairs(self) -> "FlowDistribution":
         """The same distribution, whose draws are in pairs (``paired``)."""
         return FlowDistribution(
-            self.layer, self.base_dist, batch_shape=self.batch_shape, path_gradient=self.path_gradient, paired=True
+            self.layer,
+            self.base_dist,
+            batch_shape=self.batch_shape,
+            event_shape=self.event_shape,
+            path_gradient=self.path_gradient,
+            paired=True,
         )
 
     def _like(self) -> Tensor:
@@ -109,6 +137,9 @@ class FlowDistribution(TorchDistribution):
 
     def base_log_prob(self, x: Tensor) -> Tensor:
         """Log density of the base at ``x``."""
+        if self._inside is not None:
+            each = standard_normal_log_prob(x[..., None])
+            return torch.where(self._inside, each, 0.0).sum(-1)
         return standard_normal_log_prob(x) if self.base_dist is None else self.base_dist.log_prob(x)
 
     def base_sample(self, shape: torch.Size) -> tuple[Tensor, Tensor | None]:
@@ -129,6 +160,10 @@ class FlowDistribution(TorchDistribution):
         y, log_weight = self._scored(x, noise) or self.layer(x, noise)
         if self.path_gradient and y.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(y):
             y.register_hook(finite_rows)
+        if self._inside is not None:
+            y = torch.where(self._inside, y, 0.0)
+        if len(self.event_shape) > 1:  # not a view, so that it can be changed in place
+            y = y.reshape(*y.shape[:-1], *self.event_shape).clone()
         self._drawn = (y, self.base_log_prob(x) - log_weight, self._parameters())
         return y
 
@@ -180,7 +215,7 @@ class FlowDistribution(TorchDistribution):
 
         Its mean is at most :math:`\log q(y)` and increases to it with ``num_samples``.
 
-        :param value: ``(..., output_dim)``.
+        :param value: ``(..., *event_shape)``.
         :param num_samples: :math:`M`; unused where the layer is exact. More than one asks for the estimate, of a value
             drawn from this object too.
         :raises ValueError: if ``num_samples < 1``.
@@ -191,12 +226,25 @@ class FlowDistribution(TorchDistribution):
         remembered = self._remembered(value) if num_samples == 1 else None
         if remembered is not None:
             return remembered
+        value = self._flat(value)
         value = value.expand(torch.broadcast_shapes(value.shape[:-1], self.batch_shape) + value.shape[-1:])
         if self.layer.exactness is Exactness.EXACT or num_samples == 1:
             return self._log_prob(value)
         self._need_proper()
         estimates = self._log_prob(value.expand(num_samples, *value.shape))
         return estimates.logsumexp(0) - math.log(num_samples)
+
+    def _flat(self, value: Tensor) -> Tensor:
+        """A value as the layer has it."""
+        event_dim = len(self.event_shape)
+        if event_dim == 1:
+            return value
+        if value.shape[-event_dim:] != self.event_shape:
+            raise ValueError(
+                f"FlowDistribution: expected a value of shape (..., {', '.join(map(str, self.event_shape))}), "
+                f"got {tuple(value.shape)}"
+            )
+        return value.flatten(-event_dim)
 
     def _log_prob(self, value: Tensor) -> Tensor:
         x, log_weight = self.layer.inverse(value)

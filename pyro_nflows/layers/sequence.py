@@ -70,8 +70,8 @@ class SequenceAutoregressive(Layer):
         return self._turned(rows) if self.reverse else rows
 
     def _flat(self, rows: Tensor) -> Tensor:
-        """The way back."""
-        return (self._turned(rows) if self.reverse else rows).flatten(-2)
+        """The way back, as a tensor of its own, so that draws can be changed in place."""
+        return (self._turned(rows) if self.reverse else rows).flatten(-2).clone()
 
     def _turned(self, rows: Tensor) -> Tensor:
         """Positions up to the end of each sequence, and their coordinates, from the last to the first."""

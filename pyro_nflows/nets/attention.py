@@ -67,7 +67,7 @@ class CausalTransformer(CausalNet):
     def begin(self) -> list["_Cache"]:
         return [_Cache() for _ in self.blocks]
 
-    def step(self, h: Tensor, past: list["_Cache"]) -> Tensor:
+    def advance(self, h: Tensor, past: list["_Cache"]) -> Tensor:
         for block, cache in zip(self.blocks, past):
             h = block(h[..., None, :], cache)[..., 0, :]
         return h

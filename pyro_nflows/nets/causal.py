@@ -21,7 +21,7 @@ class CausalNet(nn.Module):
 
     :math:`U` is strictly triangular: coordinate :math:`d` of a position also reads the coordinates before it. All
     of :math:`W, b, V, U` are zero at the start. Subclasses write the body, for all positions at once (:meth:`body`) and
-    one after the other with what they keep of the past (:meth:`begin`, :meth:`step`).
+    one after the other with what they keep of the past (:meth:`begin`, :meth:`advance`).
 
     :param size: positions :math:`T` and coordinates of each, ``(T, D)``.
     :param num_params: numbers for each coordinate.
@@ -67,9 +67,9 @@ class CausalNet(nn.Module):
         """What is kept of the past before the first position."""
         raise NotImplementedError(f"{type(self).__name__} does not define begin()")
 
-    def step(self, h: Tensor, past: Any) -> Tensor:
+    def advance(self, h: Tensor, past: Any) -> Tensor:
         """The next row of :meth:`body`, ``(..., width)``; ``past`` is changed in place."""
-        raise NotImplementedError(f"{type(self).__name__} does not define step(h, past)")
+        raise NotImplementedError(f"{type(self).__name__} does not define advance(h, past)")
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``x (..., T, D)`` and ``context (..., T, C)`` to ``(..., T, D, num_params)``."""
@@ -112,7 +112,7 @@ class CausalNet(nn.Module):
         lags = [torch.zeros_like(y[..., 0, :])] * NUM_LAGS
         results = []
         for t in range(self.size[0]):
-            h = self.step(linear(lags[0], weight) + told[..., min(t, told.shape[-2] - 1), :], past)
+            h = self.advance(linear(lags[0], weight) + told[..., min(t, told.shape[-2] - 1), :], past)
             flat = linear(silu(h), self.head) + self.bias[min(t, len(self.bias) - 1)]
             flat = flat + linear(torch.cat(lags, -1), self.skip)
             results.append(_solve_within(y[..., t, :], flat.unflatten(-1, (self.size[1], -1)), within, invert))

@@ -63,7 +63,7 @@ class CausalConvNet(CausalNet):
     def begin(self) -> list[deque[Tensor]]:
         return [deque(maxlen=dilation) for dilation in self.dilations]
 
-    def step(self, h: Tensor, past: list[deque[Tensor]]) -> Tensor:
+    def advance(self, h: Tensor, past: list[deque[Tensor]]) -> Tensor:
         for kept, gate, out in zip(past, layers_of(self.gates), layers_of(self.outs)):
             before = kept[0] if len(kept) == kept.maxlen else torch.zeros_like(h)
             kept.append(h)

@@ -28,6 +28,8 @@ FLOWS = {
     "nice": lambda: flows.nice(2, 4),
     "realnvp": lambda: flows.realnvp(2, 4),
     "spline": lambda: flows.spline(2, 2),
+    "wavenet": lambda: flows.wavenet((2, 1), 2, 4, inverted=True),
+    "tarflow": lambda: flows.tarflow((1, 1, 2), 2, 4, 1, 1),
 }
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from pyro_nflows import flows
+from pyro_nflows.flows import up_to
 from pyro_nflows.layers import SequenceAutoregressive
 from pyro_nflows.layers.base import Inverse
 from pyro_nflows.nets import CausalConvNet, CausalTransformer
-from pyro_nflows.nets.lengths import up_to
 from pyro_nflows.testing import perturbed
 from pyro_nflows.transformers import Affine, Shift
 
@@ -51,13 +51,13 @@ def test_draws_by_what_is_kept_equal_draws_without(net, dtype, tolerance):
 def test_a_position_costs_one_step(net, monkeypatch):
     layer = SequenceAutoregressive((12, 1), net=net)
     shapes = []
-    step = type(layer.net).step
+    advance = type(layer.net).advance
 
     def counted(self, h, past):
         shapes.append(h.shape)
-        return step(self, h, past)
+        return advance(self, h, past)
 
-    monkeypatch.setattr(type(layer.net), "step", counted)
+    monkeypatch.setattr(type(layer.net), "advance", counted)
     monkeypatch.setattr(type(layer.net), "body", None)
     layer.inverse(torch.randn(3, 12))
     assert shapes == [(3, layer.net.width)] * 12
