@@ -27,6 +27,7 @@ from .guides import (
     AutoResidual,
     AutoSpline,
 )
+from .inference.compared import compare
 from .inference.elbo import ELBO
 from .inference.iwae import IWAE
 from .inference.sbc import SBC
@@ -57,6 +58,7 @@ __all__ = [
     "AutoResidual",
     "AutoSpline",
     "FlowDistribution",
+    "compare",
     "flows",
     "layers",
 ]
