@@ -6,7 +6,7 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyro_nflows import FlowDistribution, flows
+from pyro_nflows import AutoFlow, FlowDistribution, flows
 from pyro_nflows.layers import LocScale
 from pyro_nflows.layers.base import Chain
 from pyro_nflows.testing import perturbed
@@ -81,6 +81,18 @@ def test_draws_have_the_density():
     sd = torch.trapezoid(density * (line - mean).square(), line).sqrt()
     assert abs(draws[:, 2].mean() - mean) < 5 * sd / 2000**0.5
     assert abs(draws[:, 2].std() - sd) < 5 * sd / 4000**0.5
+
+
+def test_a_guide_of_a_path_trains_by_plain_steps():
+    def model():
+        path = pyro.sample("path", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+        pyro.sample("y", dist.Normal(path.cumsum(-1), 0.5).to_event(1), obs=torch.ones(4))
+
+    guide = AutoFlow(model, flows.wavenet)
+    svi = pyro.infer.SVI(guide.bare_model, guide, pyro.optim.Adam({"lr": 0.01}), pyro.infer.Trace_ELBO())
+    losses = torch.tensor([svi.step() for _ in range(3)])
+    assert losses.isfinite().all()
+    assert "SequenceAutoregressive" in repr(guide.layer)
 
 
 def test_mistakes_are_named():
