@@ -62,3 +62,8 @@ __all__ = [
     "flows",
     "layers",
 ]
+
+
+def __dir__() -> list[str]:
+    """What a user is to see when a name is completed."""
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,27 @@
+"""What a user sees of the package, and how it is cited."""
+
+import re
+from pathlib import Path
+
+import pyro_nflows
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_only_public_names_are_completed() -> None:
+    assert set(dir(pyro_nflows)) == {*pyro_nflows.__all__, "__version__"}
+    assert all(hasattr(pyro_nflows, name) for name in dir(pyro_nflows))
+
+
+def test_the_citation_is_of_this_version() -> None:
+    cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    built = re.search(r"^version = (.+)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
+    assert cited is not None
+    assert built is not None
+    assert cited[1] == built[1]
+
+
+def test_files_that_the_readme_links_to_are_there() -> None:
+    links = re.findall(r"\]\(((?:docs|tutorials)/[^)#]+)", (ROOT / "README.md").read_text())
+    assert "docs/posteriors.png" in links
+    assert [link for link in links if not (ROOT / link).exists()] == []
