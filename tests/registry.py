@@ -25,6 +25,7 @@ from pyro_nflows.layers import (
     Indexed,
     Langevin,
     LocScale,
+    LowRankAffine,
     LULinear,
     Mixture,
     Permutation,
@@ -37,13 +38,16 @@ from pyro_nflows.layers import (
     Residual,
     RowCoupling,
     SequenceAutoregressive,
+    SparseAffine,
     Split,
     Squeeze,
     Sylvester,
     TriangularAffine,
 )
 from pyro_nflows.layers.base import Chain, Inverse, Layer
+from pyro_nflows.model.elimination import Elimination
 from pyro_nflows.model.hierarchy import Hierarchy, Outline
+from pyro_nflows.model.pattern import pattern_of
 from pyro_nflows.nets import CausalConvNet, CausalTransformer
 from pyro_nflows.transformers import Affine, RationalQuadratic, Shift, SinhArcsinh
 
@@ -68,6 +72,12 @@ NESTED = Hierarchy.of_outlines(
 )
 
 
+def chain_elimination(dim: int) -> Elimination:
+    """The order of a random walk, all of whose steps have the last latent as their scale."""
+    walk = lambda z: -((z[:, 1:-1] - z[:, :-2]).square().sum(-1) * z[:, -1].exp())  # noqa: E731
+    return Elimination.of(pattern_of(walk, torch.ones(dim)))
+
+
 def banana(z: Tensor) -> Tensor:
     """A log density of any number of coordinates, the first of which bends the others."""
     bent = z[..., 1:] - 0.3 * z[..., :1].square()
@@ -84,6 +94,10 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "LocScale(3)": lambda: LocScale(3),
     "TriangularAffine(1)": lambda: TriangularAffine(1),
     "TriangularAffine(3)": lambda: TriangularAffine(3),
+    "SparseAffine(3)": lambda: SparseAffine(chain_elimination(3)),
+    "SparseAffine(6)": lambda: SparseAffine(chain_elimination(6)),
+    "LowRankAffine(1)": lambda: LowRankAffine(1),
+    "LowRankAffine(4, 2)": lambda: LowRankAffine(4, 2),
     "ActNorm(1)": lambda: ActNorm(1),
     "ActNorm(3)": lambda: ActNorm(3),
     "ActNorm(image)": lambda: ActNorm((2, 1, 2)),

@@ -2,8 +2,11 @@
 
 from typing import cast
 
-from ..layers import LocScale, Mixture, PlateAffine, TriangularAffine
+from ..layers import LocScale, LowRankAffine, Mixture, PlateAffine, SparseAffine, TriangularAffine
 from ..layers.base import Chain, Layer
+
+#: An affine layer that a guide may end in.
+Affine = LocScale | TriangularAffine | PlateAffine | SparseAffine | LowRankAffine
 
 
 class Whitened(Chain):
@@ -26,7 +29,7 @@ class Whitened(Chain):
     #: What the names of the affine layer's parameters begin with.
     END = "layers.1"
 
-    def __init__(self, flow: Layer, end: LocScale | TriangularAffine | PlateAffine):
+    def __init__(self, flow: Layer, end: Affine):
         super().__init__(flow, end)
 
     @property
@@ -35,9 +38,9 @@ class Whitened(Chain):
         return self[0]
 
     @property
-    def end(self) -> LocScale | TriangularAffine | PlateAffine:
+    def end(self) -> Affine:
         """From whitened coordinates to the posterior."""
-        return cast(LocScale | TriangularAffine | PlateAffine, self[1])
+        return cast(Affine, self[1])
 
     @property
     def is_full_rank(self) -> bool:

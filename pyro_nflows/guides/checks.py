@@ -146,6 +146,12 @@ def check_structure(name: str, structure: Any) -> None:
         raise ValueError(f'{name}: structure must be "auto", "joint" or "plates", got {structure!r}')
 
 
+def check_end(name: str, end: Any) -> None:
+    """What a guide is asked to end in."""
+    if end not in ("auto", "full", "sparse", "low_rank", "diagonal"):
+        raise ValueError(f'{name}: end must be "auto", "full", "sparse", "low_rank" or "diagonal", got {end!r}')
+
+
 def no_plates(name: str) -> ValueError:
     """For a model without latents in plates."""
     return ValueError(

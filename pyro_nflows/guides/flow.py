@@ -28,6 +28,7 @@ from ..model.hierarchy import Hierarchy
 from ..model.log_joint import LogJoint
 from ..system.exclusive import validation
 from . import checks, row_checks, sites
+from .ends import End, Ends, end_in
 from .joint import Centers, shown
 from .optimizer import LR, StepSize, guide_optimizer
 from .rows import RowGuide
@@ -63,6 +64,10 @@ class AutoFlow(RowGuide):
     :param amortize: whether the numbers of rows in subsampled plates come from an encoder of what is observed in the
         row, in place of a table: ``True`` for a default encoder, or a module from the data of ``B`` rows, ``(B, ...)``,
         to ``(B, F)``. :meth:`for_rows` then gives the posterior of rows that there were not.
+    :param end: the affine end of a joint flow. ``"full"``: any covariance, at :math:`D^2` numbers. ``"sparse"``: a
+        precision with the pattern of the model's Hessian, which is found. ``"low_rank"``: scales, and 32 directions
+        with widths of their own. ``"diagonal"``: scales. By default full up to 64 latents; above, sparse where that
+        has at most half the numbers, else full up to 512 latents, else of low rank. The guide's ``repr`` says which.
     :raises ValueError: if ``init_scale <= 0``; at the first call, if the model has no continuous latents, a
         discrete latent that is not enumerated, or if a latent is in a subsampled plate and ``structure="joint"``.
 
@@ -93,14 +98,16 @@ class AutoFlow(RowGuide):
         centering: Centers | None = "auto",
         structure: Structure = "auto",
         amortize: bool | nn.Module = False,
+        end: Ends = "auto",
     ):
         functions = {"model": model, "build": build, "init_loc_fn": init_loc_fn}
         if create_plates is not None:
             functions["create_plates"] = create_plates
         checks.check_arguments(type(self).__name__, init_scale, **functions)
         checks.check_structure(type(self).__name__, structure)
+        checks.check_end(type(self).__name__, end)
         super().__init__(model, init_loc_fn)
-        self.centering, self.structure = centering, structure
+        self.centering, self.structure, self.end = centering, structure, end
         row_checks.check_amortize(type(self).__name__, amortize)
         self.create_plates, self.amortize, self.amortizer = create_plates, amortize, None
         self.init_scale = float(init_scale)
@@ -110,6 +117,7 @@ class AutoFlow(RowGuide):
         self.layer = None
         self._hierarchy: Hierarchy | None = None
         self._rows: Hierarchy | None = None
+        self._end: End | None = None
         self._loaded_shapes: checks.Shapes | None = None
         self._claims_store = False
 
@@ -122,6 +130,8 @@ class AutoFlow(RowGuide):
             row_checks.refuse_subsampled(type(self).__name__, self.latents.sites.values(), not self.needs_model)
         joint = functools.partial(self._joint_on, BoundModel(self.bare_model, args, kwargs))
         self._hierarchy = chosen(type(self).__name__, self.structure, self.latents, joint)
+        if self._hierarchy is None:
+            self._choose_end(BoundModel(self.bare_model, args, kwargs))
         if self.build is not None:
             self._rows = coupled_rows(self.build, self.latents, self._hierarchy)
         if self.layer is None:
@@ -129,10 +139,23 @@ class AutoFlow(RowGuide):
         checks.check_sites(type(self).__name__, self._loaded_shapes, self._shapes())
         self._look_at_rows(args, kwargs)
 
+    def _choose_end(self, bound: BoundModel) -> None:
+        """A loaded state's end, or one that suits the model, with the coordinates that its pattern needs."""
+        if self._end is not None:
+            return
+        if self.end == "auto" and not self._full_rank:
+            self._end = End("diagonal")
+            return
+        before = self.latents
+        found = end_in(type(self).__name__, self.end, before, self.centering == "auto", bound)
+        self._end, self._latents = found
+        if before.centering and not self.latents.centering:
+            self.centering = None
+
     def fresh(self, args: Any, kwargs: Any) -> "AutoFlow":
         """A guide of the same kind and model that has not been trained, set up at these arguments."""
         new = copy.deepcopy(self)
-        new.layer, new.amortizer, new._loaded_shapes = None, None, None
+        new.layer, new.amortizer, new._loaded_shapes, new._end = None, None, None, None
         new._forget_structure()
         with validation(False):
             new.set_up(args, kwargs)
@@ -161,12 +184,12 @@ class AutoFlow(RowGuide):
         :param loc: where its end is to start.
         """
         build = cast(flows.Build, self.build)
-        return whitened(type(self).__name__, build, loc, self.init_scale, hierarchy, None, self._full_rank)
+        return whitened(type(self).__name__, build, loc, self.init_scale, hierarchy)
 
     def extra_repr(self) -> str:
         if self._latents is None:
             return ""
-        structure = described(self._hierarchy, self.latents.dim, self._rows)
+        structure = described(self._hierarchy, self.latents.dim, self._rows, self._end)
         amortized = ["rows by an encoder of their data"] if self.amortizer is not None else []
         return "; ".join([structure, *amortized, *shown(self.latents.centering)])
 

@@ -11,6 +11,7 @@ from ..layers import Rescaled
 from ..model.hierarchy import Hierarchy
 from . import checks
 from .amortized import Amortizer, typical
+from .ends import End
 from .joint import JointGuide
 from .state import decoded, encoded, listed, unlisted
 from .structure import whitened
@@ -26,6 +27,7 @@ class SavedGuide(JointGuide):
     amortizer: Amortizer | None
     _hierarchy: Hierarchy | None
     _rows: Hierarchy | None
+    _end: End | None
     _loaded_shapes: checks.Shapes | None
     _claims_store: bool
 
@@ -45,8 +47,7 @@ class SavedGuide(JointGuide):
         if self.amortize and hierarchy is not None and hierarchy.subsampled:
             rows = typical(hierarchy)
             loc, hierarchy = loc if len(loc) == rows.hierarchy.dim else loc[rows.columns], rows.hierarchy
-        full_rank, name = self._full_rank, type(self).__name__
-        return whitened(name, build, loc, self.init_scale, hierarchy, modes, full_rank, self._rows)
+        return whitened(type(self).__name__, build, loc, self.init_scale, hierarchy, modes, self._end, self._rows)
 
     @property
     def site_shapes(self) -> checks.Shapes:
@@ -97,6 +98,7 @@ class SavedGuide(JointGuide):
         known_plates = {
             "hierarchy": self._hierarchy and self._hierarchy.listed(),
             "rows": self._rows and self._rows.listed(),
+            "end": self._end and self._end.listed(),
         }
         centering = listed(self.centering, self._latents)
         encoders = self.amortizer and self.amortizer.known
@@ -117,7 +119,8 @@ class SavedGuide(JointGuide):
         if extra is not None and self.build is not None:
             modes, hierarchy = decoded(extra)["modes"], decoded(extra)["hierarchy"]
             if self._latents is None:
-                rows = decoded(extra)["rows"]
+                rows, end = decoded(extra)["rows"], decoded(extra)["end"]
+                self._end = end and End.unlisted(end)
                 self._hierarchy = hierarchy and Hierarchy.unlisted(hierarchy)
                 self._rows = rows and Hierarchy.unlisted(rows)
             if (modes and tuple(modes)) != self.modes:

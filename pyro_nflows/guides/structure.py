@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import flows
 from ..flows.transforms import as_layer
 from ..flows.whitened import Whitened
-from ..layers import LocScale, PlateAffine, TriangularAffine
+from ..layers import PlateAffine
 from ..layers.base import Layer
 from ..model.hierarchy import Hierarchy
 from ..model.independence import rows_interact
@@ -24,13 +24,12 @@ from ..model.latents import Latents
 from ..model.log_joint import LogJoint
 from ..system.exclusive import validation
 from . import checks
+from .ends import End
 
 #: What a guide may be asked for.
 Structure = Literal["auto", "joint", "plates"]
 #: More latents than these are not put into a joint flow if most of them are in plates.
 MAX_JOINT = 48
-#: Above this many dimensions the end of a joint guide is diagonal: a full matrix costs D^2 numbers.
-MAX_FULL_RANK = 512
 #: A joint guide has couplings within rows of several coordinates, but not of more than these.
 MAX_COUPLED = 12
 #: Couplings of all latents in front of those within rows, in place of the default's eight.
@@ -84,15 +83,19 @@ def _interact(joint: Callable[[], LogJoint], hierarchy: Hierarchy) -> bool:
             return False
 
 
-def described(hierarchy: Hierarchy | None, latent_dim: int, rows: Hierarchy | None = None) -> str:
+def described(
+    hierarchy: Hierarchy | None, latent_dim: int, rows: Hierarchy | None = None, end: End | None = None
+) -> str:
     """Which structure a guide has, and why.
 
+    :param end: of a joint guide.
     :param rows: the plates within whose rows a joint guide has couplings.
     """
     if hierarchy is None:
         coupled = [] if rows is None else [" x ".join(block.plates) for block in rows.blocks if block.row_dim > 1]
         within = f", with couplings within rows of {', '.join(coupled)}" if coupled else ""
-        return f"joint over {latent_dim} latents{within}"
+        why = f", end {end.kind} ({end.why})" if end is not None and end.why else ""
+        return f"joint over {latent_dim} latents{within}{why}"
     blocks = ", ".join(f"{' x '.join(b.plates)}: {b.num_rows:,} rows of {b.row_dim}" for b in hierarchy.blocks)
     return f"follows plates: {len(hierarchy.top)} latents outside of plates; {blocks}"
 
@@ -104,7 +107,7 @@ def whitened(
     init_scale: float,
     hierarchy: Hierarchy | None = None,
     modes: tuple[int, int] | None = None,
-    is_full_rank: bool = True,
+    end: End | None = None,
     rows: Hierarchy | None = None,
 ) -> Whitened:
     """A flow with its affine end.
@@ -115,7 +118,7 @@ def whitened(
     :param init_scale: its widths.
     :param hierarchy: the plates that it follows.
     :param modes: components and block size of a mixture to put the flow on; see :func:`~pyro_nflows.flows.on_modes`.
-    :param is_full_rank: whether the end of a joint guide may be.
+    :param end: of a joint guide; full unless given.
     :param rows: the plates within whose rows a joint guide has couplings; the flow is then of fewer layers than
         the default, whose place it takes.
     """
@@ -128,9 +131,8 @@ def whitened(
     if hierarchy is not None:
         flow = flows.on_plates(hierarchy, functools.partial(_flow, name=name, build=build))
         return Whitened(flow, PlateAffine(hierarchy, loc, init_scale)).to(loc)
-    end = (TriangularAffine if is_full_rank and latent_dim <= MAX_FULL_RANK else LocScale)(latent_dim, loc, init_scale)
-    flow = _flow(latent_dim, name, build)
-    return Whitened(flow if rows is None else flows.within_rows(rows, flow), end).to(loc)
+    flow, affine = _flow(latent_dim, name, build), (end or End("full")).made(loc, init_scale)
+    return Whitened(flow if rows is None else flows.within_rows(rows, flow), affine).to(loc)
 
 
 def _flow(latent_dim: int, name: str, build: flows.Build) -> Layer:

@@ -41,7 +41,8 @@ class Fitting:
     """
 
     def __init__(self, trainer: Trainer, plan: Plan, layer: Whitened, init: Frame | None):
-        work = work_of(trainer.log_joint, layer.end.loc)
+        size = sum(parameter.numel() for parameter in layer.parameters())
+        work = size + work_of(trainer.log_joint, layer.end.loc)
         self.plan = replace(plan, schedule=plan.schedule.for_work(work))
         self.trainer, self.layer, self.init = trainer, layer, init
         self.fit: Fit | None = None

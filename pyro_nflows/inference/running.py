@@ -35,7 +35,7 @@ from .mark import FINE, put
 from .plan import Plan
 from .posterior import Call, Posterior
 from .resume import Checkpoint, begin
-from .search import round_trip, search
+from .search import MAX_MATRIX, round_trip, search
 
 #: What a run imports on its way: gradients of torch's, and the start.
 NEEDED = "torch.fx.experimental.symbolic_shapes", "scipy.optimize"
@@ -188,7 +188,7 @@ class Fitter:
         """Is anything missing? If so, and the schedule is ours to choose, a second fit."""
         refit = functools.partial(fit_modes, trainer, self.guide, plan)
         ours = plan.schedule.is_default and not trainer.leaves and not self.guide.needs_model
-        ours = ours and not self.guide.follows_plates
+        ours = ours and not self.guide.follows_plates and self.guide.latents.dim <= MAX_MATRIX
         prior = functools.partial(prior_points, joint.bound, joint.latents)
         precise = functools.partial(_in_double, joint) if trainer.all_rows is None else _already_double
         disagree = starts_disagree(posterior.evidence)

@@ -25,8 +25,8 @@ from ..diagnostics.verdict import MISSED, WORTHLESS, effective, is_heavy
 from ..diagnostics.weights import psis_resample
 from ..engine import ROWS, Trainer
 from ..guides import AutoFlow
-from ..layers import PlateAffine
-from ..modes.gaussians import Gaussian, PlateGaussian, frame_of
+from ..layers import LocScale, PlateAffine, TriangularAffine
+from ..modes.gaussians import Gaussian, frame_of, gaussian_of
 from ..modes.missed import TOO_THIN, Missed, excess, missed_regions, scattered
 from ..modes.mixtures import Modes, find_modes, hull
 from ..modes.tempering import Tempered, temper
@@ -45,6 +45,8 @@ POOR = 0.9
 #: By how many nats a mixture may describe the draws of a poor fit worse than the fit does, and a fit that begins there
 #: is still tried. Such a fit costs as much as all rounds before it.
 HOPELESS = 3.0
+#: Above this many dimensions there are no particles, and ascents climb in the coordinates of the guide's end.
+MAX_MATRIX = 512
 #: Draws of which that is found out.
 NUM_COMPARED = 2000
 #: Particles, and the seconds that they may take; with less time there are fewer.
@@ -186,8 +188,9 @@ class _Ascents:
         if not (disagree or any(region.mass > NOTABLE for region in regions)) or not fit.layer.has_inverse:
             return found
         regions = sorted(regions + self._regions(fit, draws, NUM_FURTHER), key=lambda missed: -missed.mass)
-        follows_plates = isinstance(fit.layer.end, PlateAffine)  # too many dimensions for particles
-        tempered = None if follows_plates else _temper(self.trainer, draws, regions)
+        end = fit.layer.end
+        too_many = isinstance(end, PlateAffine) or end.input_dim > MAX_MATRIX
+        tempered = None if too_many else _temper(self.trainer, draws, regions)
         missed = MissedMass(_missing(tempered, regions, fit), *_where(self.guide, draws, regions))
         return Found(fit, found.modes, missed, tempered)
 
@@ -197,7 +200,8 @@ class _Ascents:
         points = [*scattered(draws, num - num_prior), *(point.to(draws) for point in self.prior(num_prior))]
         log_evidence = float(fit.log_evidence.value)
         end = fit.layer.end
-        frame = PlateGaussian(end) if isinstance(end, PlateAffine) else frame_of(draws)
+        has_matrix = isinstance(end, LocScale | TriangularAffine) and end.input_dim <= MAX_MATRIX
+        frame = frame_of(draws) if has_matrix else gaussian_of(fit.layer)
         until = self.trainer.budget.end
         return missed_regions(self.trainer.density, fit.layer, log_evidence, points, frame, self.precise, until)
 

@@ -13,6 +13,7 @@ from .flowified import FlowifiedConv, FlowifiedLinear
 from .householder import Householder
 from .image import Split, Squeeze
 from .indexed import Indexed
+from .low_rank_affine import LowRankAffine
 from .lu_linear import LULinear
 from .mixture import Mixture
 from .permutation import Permutation
@@ -25,6 +26,7 @@ from .rescaled import Rescaled
 from .residual import LogDet, Residual
 from .row_coupling import RowCoupling
 from .sequence import SequenceAutoregressive
+from .sparse_affine import SparseAffine
 from .sylvester import Sylvester
 from .triangular import TriangularAffine
 
@@ -49,6 +51,7 @@ __all__ = [
     "Layer",
     "LocScale",
     "LogDet",
+    "LowRankAffine",
     "Mixture",
     "Permutation",
     "Planar",
@@ -61,6 +64,7 @@ __all__ = [
     "RowCoupling",
     "SequenceAutoregressive",
     "Solver",
+    "SparseAffine",
     "Split",
     "Squeeze",
     "Sylvester",

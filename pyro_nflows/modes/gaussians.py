@@ -1,18 +1,23 @@
-r"""Gaussians to start from, and to climb in the coordinates of: with any covariance, or with that of rows of plates."""
+r"""Gaussians to start from, and to climb in the coordinates of: of any covariance, or in the form of a guide's end."""
 
 import copy
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..engine.density_gradient import DensityGradient
+from ..engine.density_gradient import MAX_HESSIAN, DensityGradient
 from ..flows.whitened import Whitened
-from ..layers import PlateAffine, TriangularAffine
+from ..layers import LocScale, LowRankAffine, PlateAffine, SparseAffine, TriangularAffine
 from ..model.rows import Rows as ChosenRows
 from ..numerics import LogDensity, log_scale_and_lower
+from .layer_gaussian import DiagonalGaussian, LayerGaussian, elbo_of
+from .low_rank_gaussian import LowRankGaussian
 from .plate_curvature import Rows, factors, precision, probes
 from .plate_moments import moments
+from .sparse_curvature import SparseCurvature
+from .sparse_gaussian import SparseGaussian
 
 #: A width, or one over it, from which on a coordinate climbs in units of its own.
 ODD = 1e5
@@ -68,7 +73,7 @@ class Gaussian(NamedTuple):
 
     def elbo(self, log_joint: LogDensity, noise: Tensor) -> Tensor:
         """Its ELBO without the entropy's constant; ``-inf`` where a draw has no density."""
-        return _elbo(self, log_joint, noise)
+        return elbo_of(self, log_joint, noise)
 
     @torch.no_grad()
     def place(self, layer: Whitened) -> None:
@@ -90,41 +95,11 @@ def odd_widths(curvature: Tensor) -> Tensor:
     return torch.where(odd, widths, 1.0)
 
 
-class PlateGaussian(NamedTuple):
+@dataclass(frozen=True)
+class PlateGaussian(LayerGaussian):
     """A Gaussian in which rows of plates are independent given what they are within, as a layer."""
 
     end: PlateAffine
-
-    @property
-    def loc(self) -> Tensor:
-        """The mean."""
-        return self.end.loc.detach()
-
-    @property
-    def log_det(self) -> Tensor:
-        """Of the factor."""
-        return self.end.log_scale.detach().sum()
-
-    @property
-    def widths(self) -> Tensor:
-        """The factor's diagonal."""
-        return self.end.log_scale.detach().exp()
-
-    @torch.no_grad()
-    def points(self, x: Tensor) -> Tensor:
-        """Standard normal rows ``(N, D)`` as draws."""
-        return self.end(x)[0]
-
-    @torch.no_grad()
-    def whitened(self, z: Tensor) -> Tensor:
-        """The inverse of :meth:`points`."""
-        return self.end.inverse(z)[0]
-
-    def pulled(self, grad: Tensor) -> Tensor:
-        """Gradients in draws, as gradients in the standard normal rows."""
-        with torch.enable_grad():
-            x = torch.zeros_like(grad).requires_grad_()
-            return torch.autograd.grad(self.end(x)[0], x, grad)[0]
 
     def around(self, point: Tensor, width: float) -> "PlateGaussian":
         """One of the same form, of equal widths."""
@@ -141,23 +116,16 @@ class PlateGaussian(NamedTuple):
         finite = all(bool(torch.isfinite(parameter).all()) for parameter in new.end.parameters())
         return new if finite else self
 
-    def elbo(self, log_joint: LogDensity, noise: Tensor) -> Tensor:
-        """Its ELBO without the entropy's constant; ``-inf`` where a draw has no density."""
-        return _elbo(self, log_joint, noise)
-
-    @torch.no_grad()
-    def place(self, layer: Whitened) -> None:
-        """Put a guide's end there."""
-        layer.end.load_state_dict(self.end.state_dict())
+    def through(self, z: Tensor) -> "PlateGaussian":
+        """One of the moments of draws ``(N, D)``: rows are regressed on what they are within."""
+        loc, scale_tril, rows = moments(self.end.hierarchy, z)
+        new = self.around(loc.to(z), 1.0)
+        _put(new.end, scale_tril, rows)
+        return new
 
 
-#: A Gaussian of either form.
-Frame = Gaussian | PlateGaussian
-
-
-def _elbo(gaussian: Frame, log_joint: LogDensity, noise: Tensor) -> Tensor:
-    value = log_joint(gaussian.points(noise)).mean() + gaussian.log_det
-    return torch.where(torch.isfinite(value), value, -torch.inf)
+#: A Gaussian of any form.
+Frame = Gaussian | PlateGaussian | SparseGaussian | LowRankGaussian | DiagonalGaussian
 
 
 @torch.no_grad()
@@ -166,6 +134,12 @@ def gaussian_of(layer: Whitened) -> Frame:
     end = layer.end
     if isinstance(end, PlateAffine):
         return PlateGaussian(copy.deepcopy(end))
+    if isinstance(end, SparseAffine):
+        return SparseGaussian(copy.deepcopy(end), SparseCurvature(end.elimination))
+    if isinstance(end, LowRankAffine):
+        return LowRankGaussian(copy.deepcopy(end))
+    if isinstance(end, LocScale) and end.input_dim > MAX_HESSIAN:
+        return DiagonalGaussian(copy.deepcopy(end))
     matrix = end.scale_tril() if isinstance(end, TriangularAffine) else end.log_scale.exp().diag()
     return Gaussian(end.loc.detach().clone(), matrix)
 
@@ -180,12 +154,7 @@ def gaussian_at(layer: Whitened, loc: Tensor, width: float) -> Frame:
 def gaussian_through(layer: Whitened, z: Tensor) -> Frame:
     """One of the moments of draws ``(N, D)``, in the form that a guide's affine end has."""
     frame = gaussian_of(layer)
-    if isinstance(frame, Gaussian):
-        return frame_of(z)
-    loc, scale_tril, rows = moments(frame.end.hierarchy, z)
-    new = frame.around(loc.to(z), 1.0)
-    _put(new.end, scale_tril, rows)
-    return new
+    return frame_of(z) if isinstance(frame, Gaussian) else frame.through(z)
 
 
 def frame_of(draws: Tensor) -> Gaussian:

@@ -35,18 +35,19 @@ def _regressed(block: Block, base: list[Tensor], part: Tensor) -> tuple[Tensor, 
     if not outer:
         if not top.shape[1]:
             return part.new_zeros(*part.shape[1:], 0), part
-        slope = torch.linalg.solve(_ridged(top.mT @ top / num), (top.mT @ part.flatten(1)) / num)
+        slope = torch.linalg.solve(ridged(top.mT @ top / num), (top.mT @ part.flatten(1)) / num)
         return slope.mT.unflatten(0, part.shape[1:]), part - (top @ slope).unflatten(1, part.shape[1:])
     given = torch.cat([top[:, None].expand(-1, part.shape[1], -1), *outer], -1)
-    gram = _ridged(torch.einsum("nri,nrj->rij", given, given) / num)
+    gram = ridged(torch.einsum("nri,nrj->rij", given, given) / num)
     slope = torch.linalg.solve(gram, torch.einsum("nri,nrj->rij", given, part) / num)
     return slope.mT, part - torch.einsum("nri,rij->nrj", given, slope)
 
 
-def _ridged(covariance: Tensor) -> Tensor:
+def ridged(covariance: Tensor) -> Tensor:
+    """Covariances with a little more on their diagonals; ones where those are zero."""
     diagonal = covariance.diagonal(dim1=-2, dim2=-1)
     return covariance + torch.diag_embed(torch.where(diagonal > 0, RIDGE * diagonal, 1.0))
 
 
 def _root(covariance: Tensor) -> Tensor:
-    return torch.linalg.cholesky(_ridged(covariance))
+    return torch.linalg.cholesky(ridged(covariance))

@@ -14,6 +14,8 @@ from torch.nn.functional import conv2d, linear, silu
 from ..checks import check_widths
 from .context import context_of, join_context, take_context
 
+#: A linear skip of more numbers than these goes through a few linear features: at 200 dimensions in a coupling.
+MAX_SKIP, SKIP_RANK = 20_000, 16
 #: On PyTorch's own start, for a standard deviation of 5/3 in front of a tanh.
 _TANH_GAIN = 5 / 3**0.5
 
@@ -65,7 +67,8 @@ class MLP(nn.Module):
     .. math:: f(x) = W_h\, a(\cdots \tanh(W_1 x + b_1) \cdots) + b_h + W_s x
 
     Hidden layers are tanh; the last of several is SiLU if ``unbounded``, so that :math:`f` goes on growing where
-    tanh would level off: in the tails.
+    tanh would level off: in the tails. Where :math:`W_s` would have more than :data:`MAX_SKIP` numbers, it is a product
+    of two matrices of rank :data:`SKIP_RANK`.
 
     :param input_dim: size of the last dimension of ``x``; 0 makes a learnable constant.
     :param output_dim: size of the last dimension of the result.
@@ -102,14 +105,20 @@ class MLP(nn.Module):
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
         self.bias = nn.Parameter(torch.zeros(output_dim)) if bias else None
         self.head = nn.Parameter(torch.zeros(output_dim, widths[-1])) if widths[-1] else None
-        self.skip = nn.Parameter(torch.zeros(output_dim, input_dim)) if skip else None
+        self.narrow: nn.Parameter | None = None
+        if skip and output_dim * input_dim > MAX_SKIP:
+            self.narrow = nn.Parameter(torch.randn(SKIP_RANK, input_dim) * input_dim**-0.5)
+        skipped = input_dim if self.narrow is None else SKIP_RANK
+        self.skip = nn.Parameter(torch.zeros(output_dim, skipped)) if skip else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.head is None:
             return cast(Tensor, self.bias).expand(*x.shape[:-1], -1)
         x = join_context(self, x)
         y = linear(self._hidden(x), self.head, self.bias)
-        return y if self.skip is None else y + linear(x, self.skip)
+        if self.skip is None:
+            return y
+        return y + linear(x if self.narrow is None else linear(x, self.narrow), self.skip)
 
     def _hidden(self, h: Tensor) -> Tensor:
         for i, layer in enumerate(self.hidden):
