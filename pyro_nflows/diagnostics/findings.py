@@ -98,6 +98,10 @@ class Faults:
         return found
 
 
+#: What to do where memory was not enough.
+LESS_MEMORY = "give VI fewer particles, as in objective=ELBO(num_particles=16), or the model's plate a subsample_size."
+
+
 @dataclass(frozen=True)
 class Training:
     """What a verdict says of the training.
@@ -108,6 +112,7 @@ class Training:
     :param was_right: whether a start needed no training.
     :param out_of_time: whether its time was over before it was complete.
     :param unsearched: whether that was so before other modes were searched for.
+    :param out_of_memory: whether a step had not enough memory.
 
     Example::
 
@@ -121,6 +126,7 @@ class Training:
     was_right: bool = False
     out_of_time: bool = False
     unsearched: bool = False
+    out_of_memory: bool = False
 
     def words(self, refused: bool) -> str:
         """What is said after a verdict's sentence.
@@ -136,6 +142,8 @@ class Training:
             said += f" Training ended because max_seconds was over{': more time may help' if refused else ''}."
         if self.unsearched:
             said += " There was no time left to search for other modes."
+        if self.out_of_memory:
+            said += " Training ended because a step had not enough memory: " + LESS_MEMORY
         return said
 
 

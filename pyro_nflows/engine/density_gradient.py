@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ..model.whole import WholeLogJoint
 from ..objectives.draws import LogDensity
 from .tape import Tape
 
@@ -22,6 +23,8 @@ class DensityGradient:
 
     :param log_joint: ``(K, D) -> (K,)``.
     :param data: tensors that it reads besides, and that :meth:`at` replaces.
+    :param whole: the log density over all rows, where that is a sum over visits to some of them: value, gradient and
+        Hessian are then sums too, and no more is in memory than one visit takes.
 
     Example::
 
@@ -30,14 +33,16 @@ class DensityGradient:
         (tensor(-5.0000), tensor([-2.0000, -4.0000]))
     """
 
-    def __init__(self, log_joint: LogDensity, data: Sequence[Tensor] = ()):
-        self.log_joint, self.data = log_joint, data
+    def __init__(self, log_joint: LogDensity, data: Sequence[Tensor] = (), whole: WholeLogJoint | None = None):
+        self.log_joint, self.data, self.whole = log_joint, data, whole
+        #: Rows, or directions, that there is memory for at once; None for any number.
+        self.block: int | None = getattr(log_joint, "block", None)
         self._tapes: dict[Any, Tape | None] = {}
         self._source: DensityGradient | None = None
 
     def at(self, log_joint: LogDensity, data: Sequence[Tensor]) -> "DensityGradient":
         """That of the same density with other data, by the same recordings."""
-        new = DensityGradient(log_joint, data)
+        new = DensityGradient(log_joint, data, self.whole)
         new._source = self
         return new
 
@@ -60,6 +65,7 @@ class DensityGradient:
 
     def values_and_grads(self, z: Tensor, num_rows: int = ROWS) -> tuple[Tensor, Tensor]:
         """Values ``(N,)`` and gradients ``(N, D)`` at points ``(N, D)``, in batches."""
+        num_rows = min(num_rows, self.block or num_rows)
         num = -(-len(z) // num_rows) * num_rows
         rows = torch.cat([z, z[:1].expand(num - len(z), -1)]).split(num_rows)
         values, grads = zip(*(self._run(self._values_and_grads, part) for part in rows))
@@ -82,56 +88,83 @@ class DensityGradient:
 
     def _run(self, function: Callable[..., list[Tensor]], *inputs: Tensor) -> list[Tensor]:
         inputs = tuple(tensor.detach() for tensor in inputs)
-        tape = self._tape(function.__name__, *inputs)
-        if tape is None:
-            return function(*inputs)
-        with torch.no_grad():
-            return tape.run(list(inputs))
+        if self.whole is None:
+            return self._replayed(function, inputs, ())
+        sums: list[Tensor] = []
+        for visit in self.whole.visits():
+            given = tuple(tensor.to(inputs[0].device) for tensor in visit.tensors)
+            terms = [term.double() for term in self._replayed(function, inputs, given)]
+            sums = [total + term for total, term in zip(sums, terms)] if sums else terms
+        return [total.to(inputs[0]) for total in sums]
 
-    def _tape(self, name: str, *inputs: Tensor) -> Tape | None:
+    def _replayed(
+        self, function: Callable[..., list[Tensor]], inputs: tuple[Tensor, ...], visit: tuple[Tensor, ...]
+    ) -> list[Tensor]:
+        """By a recording, if there is one."""
+        tape = self._tape(function.__name__, inputs, visit)
+        if tape is None:
+            return function(*inputs, *visit)
+        with torch.no_grad():
+            return tape.run([*inputs, *visit])
+
+    def _tape(self, name: str, inputs: tuple[Tensor, ...], visit: tuple[Tensor, ...]) -> Tape | None:
         key = _key(name, *inputs)
         if key not in self._tapes and self._source is None:
-            self._tapes[key] = self._record(getattr(self, name), *inputs)
+            self._tapes[key] = self._record(getattr(self, name), inputs, visit)
         elif key not in self._tapes:
-            shared = cast(DensityGradient, self._source)._tape(name, *inputs)
+            shared = cast(DensityGradient, self._source)._tape(name, inputs, visit)
             self._tapes[key] = shared and shared.bound(self.data)
         return self._tapes[key]
 
-    def _record(self, function: Callable[..., list[Tensor]], *inputs: Tensor) -> Tape | None:
+    def _record(
+        self, function: Callable[..., list[Tensor]], inputs: tuple[Tensor, ...], visit: tuple[Tensor, ...]
+    ) -> Tape | None:
         """A recording that is right at another point too; none of a model that has random numbers of its own."""
         try:
-            tape = Tape(function, list(inputs), self.data)
-            other = [tensor + 0.01 for tensor in inputs]
+            tape = Tape(function, [*inputs, *visit], self.data)
+            other = [*(tensor + 0.01 for tensor in inputs), *self._last_visit(visit)]
             pairs = zip(tape.run(other), function(*other))
             same = all(torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True) for a, b in pairs)
             return tape if same and not tape.is_random else None
         except Exception:
             return None
 
-    def _values_and_grads(self, z: Tensor) -> list[Tensor]:
+    def _last_visit(self, visit: tuple[Tensor, ...]) -> list[Tensor]:
+        """Other rows than those of the first visit, if there are any."""
+        if self.whole is None:
+            return []
+        *_, last = self.whole.visits()
+        return [tensor.to(given.device) for tensor, given in zip(last.tensors, visit)]
+
+    def _density(self, z: Tensor, *visit: Tensor) -> Tensor:
+        return self.log_joint(z) if self.whole is None else self.whole.visit(z, *visit)
+
+    def _values_and_grads(self, z: Tensor, *visit: Tensor) -> list[Tensor]:
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            values = self.log_joint(z)
+            values = self._density(z, *visit)
+            if not values.requires_grad:  # rows on which the latents have no bearing
+                return [values, torch.zeros_like(z)]
             (grads,) = torch.autograd.grad(values.sum(), z)
         return [values.detach(), grads]
 
-    def _value_and_grad(self, z: Tensor) -> list[Tensor]:
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            value = self.log_joint(z[None])[0]
-            (grad,) = torch.autograd.grad(value, z)
-        return [value.detach(), grad]
+    def _value_and_grad(self, z: Tensor, *visit: Tensor) -> list[Tensor]:
+        values, grads = self._values_and_grads(z[None], *visit)
+        return [values[0], grads[0]]
 
-    def _hessian(self, z: Tensor) -> list[Tensor]:
-        return self._products(z, torch.eye(len(z)).to(z))
+    def _hessian(self, z: Tensor, *visit: Tensor) -> list[Tensor]:
+        return self._products(z, torch.eye(len(z)).to(z), *visit)
 
-    def _products(self, z: Tensor, rows: Tensor) -> list[Tensor]:
+    def _products(self, z: Tensor, rows: Tensor, *visit: Tensor) -> list[Tensor]:
         with torch.enable_grad():
             z = z.detach().clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.log_joint(z[None])[0], z, create_graph=True)
+            value = self._density(z[None], *visit)[0]
+            if not value.requires_grad:
+                return [torch.zeros_like(rows)]
+            (gradient,) = torch.autograd.grad(value, z, create_graph=True)
             if not gradient.requires_grad:  # a density that is linear
                 return [torch.zeros_like(rows)]
-            return [_pulled(gradient, z, rows)]
+            return [torch.cat([_pulled(gradient, z, part) for part in rows.split(self.block or len(rows))])]
 
 
 def _pulled(gradient: Tensor, z: Tensor, rows: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ class History:
     ``restarts`` is how often training diverged and went back, and ``failed`` says that this did not help: values were
     not finite however small the steps. ``was_right`` says that a start needed no training,
     ``out_of_time`` that the time of the run was over before training was, and ``unsearched`` that it was before other
-    modes were searched for.
+    modes were searched for. ``out_of_memory`` says that a step had too little, which ends training like an interrupt.
     ``seconds`` are those of training, and of the whole run once ``VI`` is done.
     ``drift`` is how much the model's own parameters changed the log joint in the last round.
     ``engines`` are those that the rounds ended on; ``engine_notes`` say, once each, why a faster one could not be used
@@ -28,6 +28,7 @@ class History:
     skipped: int = 0
     restarts: int = 0
     interrupted: bool = False
+    out_of_memory: bool = False
     failed: bool = False
     was_right: bool = False
     out_of_time: bool = False

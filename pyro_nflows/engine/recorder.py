@@ -1,6 +1,7 @@
 r"""Notes the tensor operations of a function while it runs, below autograd and ``vmap``."""
 
 import itertools
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -53,7 +54,7 @@ class Recorder(TorchDispatchMode):
         self.constants: dict[int, Tensor] = {}
         self._numbers: dict[int, int] = {}
         self._sharing: Counter[int] = Counter()  # tensors by the storage under them
-        self._alive: list[Tensor] = []  # an id is a tensor's only while it lives
+        self._alive: dict[int, Any] = {}  # an id is a tensor's only while it lives
         self._known: dict[Any, Call] = {}
         self._scalars: dict[Any, Tensor] = {}
         self._fresh = itertools.count()
@@ -73,12 +74,25 @@ class Recorder(TorchDispatchMode):
 
     def _bind(self, tensor: Tensor, number: int) -> int:
         if id(tensor) not in self._numbers:
-            self._alive.append(tensor)
-            self._sharing[_storage(tensor)] += 1
+            self._watch(tensor, _storage(tensor))
         self.metas.setdefault(number, (tensor.shape, tensor.dtype))
         self.strides.setdefault(number, tensor.stride())
         self._numbers[id(tensor)] = number
         return number
+
+    def _watch(self, tensor: Tensor, storage: int) -> None:
+        """Forget a tensor once it is gone; where storages say what varies, none goes."""
+        self._sharing[storage] += 1
+        if not self.pure:
+            self._alive[id(tensor)] = tensor
+            return
+        key, numbers, sharing, alive = id(tensor), self._numbers, self._sharing, self._alive
+
+        def forget(_: Any) -> None:
+            del numbers[key], alive[key]
+            sharing[storage] -= 1
+
+        alive[key] = weakref.ref(tensor, forget)
 
     def number(self, tensor: Tensor) -> int:
         """A tensor's number; one that was not seen before is a constant."""
@@ -152,13 +166,14 @@ class Recorder(TorchDispatchMode):
         reuse = self.pure and torch.Tag.nondeterministic_seeded not in func.tags
         if func is _aten._local_scalar_dense.default:  # a number that is part of the recording
             return
-        if reuse and (func in _SHAPED or not self._varies(named)):
-            return self._fold(func, named, tensors, is_list)
-        key = (func, _hashable(named)) if reuse else None
+        key = (func, _hashable(self._shaped(func, named))) if reuse else None
         if reuse and key in self._known:
             for number, tensor in zip(self._known[key].results, tensors):
                 if isinstance(tensor, Tensor):
                     self._bind(tensor, number)
+            return
+        if reuse and (func in _SHAPED or not self._varies(named)):
+            self._known[key] = self._fold(func, named, tensors, is_list)
             return
         results = tuple(self._name(t) if isinstance(t, Tensor) else next(self._fresh) for t in tensors)
         args, kwargs = named
@@ -167,14 +182,23 @@ class Recorder(TorchDispatchMode):
         if reuse:
             self._known[key] = call
 
-    def _fold(self, func: Any, named: Any, tensors: list[Any], is_list: bool) -> None:
+    def _shaped(self, func: Any, named: Any) -> Any:
+        """What the result depends on: of some operations, only the argument's shape and how it lies."""
+        if func not in _SHAPED:
+            return named
+        first = named[0][0].number
+        return (self.metas[first], self.strides[first], *named[0][1:]), named[1]
+
+    def _fold(self, func: Any, named: Any, tensors: list[Any], is_list: bool) -> Call:
         """An operation on constants is not repeated, but where it must be for new data."""
         results = tuple(self._name(t) if isinstance(t, Tensor) else next(self._fresh) for t in tensors)
         self.constants.update((n, t) for n, t in zip(results, tensors) if isinstance(t, Tensor))
         leaves = {leaf.number for leaf in _leaves(named) if isinstance(leaf, Value)}
+        call = Call(func, named[0], named[1], results, is_list)
         if func not in _SHAPED and leaves & self.derived:
-            self.prologue.append(Call(func, named[0], named[1], results, is_list))
+            self.prologue.append(call)
             self.derived |= set(results)
+        return call
 
 
 class Impure(Exception):

@@ -14,27 +14,25 @@ from ..layers.base import Layer
 from ..model.whole import WholeLogJoint
 from ..objectives.base import Gradient, Objective
 from ..objectives.draws import LogDensity
+from ..system.memory import is_out_of_memory
 from .all_rows import AllRows
 from .backends import prepare
 from .budget import Budget, Stretch
 from .course import Course, finish, look_at, place
 from .density_gradient import DensityGradient
 from .ensemble import Data, Ensemble, Stream
+from .given import BLOCK, inputs_of, own_inputs, part_of, schedule_of
 from .history import History
 from .journal import Journal
 from .pace import Pace, unbroken
-from .program import Inputs, Program
+from .program import Program
 from .round import Round
 from .runners import Engine, Runner
 from .sampler import Sampler
 from .threads import fastest_threads, restored_threads
 
-#: Steps between looks at the losses, whatever the engine: what is done about them does not depend on it.
-BLOCK = 50
 #: Seconds between looks at the loss.
 PAUSE = 0.2
-#: Of every step of a round: the step size, the power of ``log p``, and the objective's share.
-Schedule = tuple[Tensor, Tensor, Tensor]
 
 
 class Trainer:
@@ -131,9 +129,13 @@ class Trainer:
                 programs, runner = [program for program, _ in pairs], pairs[0][1]
                 torch.set_num_threads(runner.num_threads or torch.get_num_threads())
                 courses = self._steps(members, programs, runner, plan, title, bar)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, MemoryError, RuntimeError) as error:
+            lacking = is_out_of_memory(error)
+            if not (lacking or isinstance(error, KeyboardInterrupt)):
+                raise
             for member in members:
                 member.interrupt()
+                member.history.out_of_memory |= lacking
         for history in histories:
             history.rounds.append(history.num_steps)
             history.seconds += (time.perf_counter() - began) / len(histories)
@@ -215,8 +217,10 @@ class Trainer:
         """The log joint's gradient, with the model's own parameters as they are now; over all rows if that is cheap."""
         if self._density is None or self.leaves:
             rows = self.all_rows
-            log_joint = self.log_joint if rows is None or not rows.is_cheap else rows.in_one
-            self._density = DensityGradient(log_joint, self.data)
+            if rows is None or not rows.is_cheap:
+                self._density = DensityGradient(self.log_joint, self.data)
+            else:
+                self._density = DensityGradient(rows, self.data, rows.log_joint)
         return self._density
 
     def _get(self, layer: Layer, objective: Objective, gradient: Gradient, plan: Round) -> tuple[Program, Runner]:
@@ -225,8 +229,8 @@ class Trainer:
         key = (program.shapes, objective.key, gradient, plan.num_particles)
         if key not in self._runners:
             with torch.random.fork_rng():  # the numbers to come do not depend on what is prepared when
-                schedule = _schedule(plan, objective.share, program.params())
-                example = _inputs(program, schedule, 0, min(3, plan.num_steps))
+                schedule = schedule_of(plan, objective.share, program.params())
+                example = inputs_of(program, schedule, 0, min(3, plan.num_steps))
             runner = prepare(program, self.engine, example, self.data)
             if runner.engine is not Engine.COMPILED:
                 runner.num_threads = fastest_threads(lambda: runner.run(program.init(), example))
@@ -240,7 +244,7 @@ class Trainer:
         runner.expect(plan.num_steps * max(len(programs), self.num_fits))
         streams = [member.stream or _stream(len(members)) for member in members]
         courses = [Course(program, stream) for program, stream in zip(programs, streams)]
-        schedule = _schedule(plan, programs[0].objective.share, courses[0].state.params)
+        schedule = schedule_of(plan, programs[0].objective.share, courses[0].state.params)
         begun = self._resume(courses)
         bar.update(begun)
         ensemble, pace = Ensemble(runner, programs, [member._bound for member in members]), Pace(2 * PAUSE)
@@ -251,10 +255,10 @@ class Trainer:
                 if not which:
                     break
                 num = min(BLOCK, plan.num_steps - start)
-                inputs = [_own(courses[i], schedule, start, num) for i in which]
+                inputs = [own_inputs(courses[i], schedule, start, num) for i in which]
                 for part in pace.parts(num):  # an interrupt loses no more than one part
                     slowed = stretch.slowed((start + part.start) / plan.num_steps)
-                    states, given = [courses[i].state for i in which], [_rows(own, part, slowed) for own in inputs]
+                    states, given = [courses[i].state for i in which], [part_of(own, part, slowed) for own in inputs]
                     for i, (state, losses) in zip(which, ensemble.run(states, given, which)):
                         courses[i].advance(state, losses)
                     bar.update(part.stop - part.start)
@@ -284,30 +288,6 @@ class Trainer:
         for course, state in zip(courses, found["courses"]):
             course.take(state)
         return int(found["start"])
-
-
-def _rows(inputs: Inputs, part: slice, slowed: float = 1.0) -> Inputs:
-    given = Inputs(*(rows[part] for rows in inputs))
-    return given if slowed == 1 else given._replace(step_size=slowed * given.step_size)
-
-
-def _schedule(plan: Round, share: float | Tensor, like: Tensor) -> Schedule:
-    return plan.step_sizes(like), plan.powers(like), like.new_full((plan.num_steps,), float(share))
-
-
-def _inputs(program: Program, schedule: Schedule, start: int, num: int) -> Inputs:
-    """Noise and schedule of some steps."""
-    noise = schedule[0].new_empty(num, program.num_particles, program.noise_width)
-    for block in noise.split(BLOCK):
-        block.normal_()
-    return Inputs(noise, *(part[start : start + num] for part in schedule))
-
-
-def _own(course: Course, schedule: Schedule, start: int, num: int) -> Inputs:
-    """A member's inputs, by its own random numbers and with steps of its own size."""
-    with course.stream:
-        inputs = _inputs(course.program, schedule, start, num)
-    return inputs._replace(step_size=course.factor * inputs.step_size)
 
 
 def _stream(num_members: int) -> Any:

@@ -42,8 +42,8 @@ class Judged:
     def verdict(self) -> Verdict[Outcome]:
         """What to make of the draws: an outcome and one sentence."""
         h = self.history
-        training = Training(h.num_steps, h.skipped, h.restarts, h.was_right, h.out_of_time, h.unsearched)
-        return judge(self.evidence, training)
+        ended = h.out_of_time, h.unsearched, h.out_of_memory
+        return judge(self.evidence, Training(h.num_steps, h.skipped, h.restarts, h.was_right, *ended))
 
     def diagnostics(self) -> dict[str, Any]:
         """The evidence in numbers; see :meth:`pyro_nflows.VI.diagnostics`."""

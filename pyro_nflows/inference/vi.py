@@ -1,15 +1,19 @@
 r"""``VI``: shaped like ``MCMC``, one changed line."""
 
+import contextlib
 import copy
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from ..diagnostics.findings import LESS_MEMORY
 from ..engine import Engine
 from ..guides import AutoFlow
 from ..model.arguments import ready as arguments
 from ..system.exclusive import exclusive, seeded
 from ..system.files import Path
+from ..system.memory import OutOfMemory, is_out_of_memory
 from ..system.signals import uninterrupted
 from .as_it_is import judged_as_it_is
 from .checkpoint import load_fit, take_fit
@@ -116,26 +120,43 @@ class VI(Results):
         :raises ValueError: if the model cannot be started (the site is named), or is not one this guide can fit; or if
             the checkpoint is damaged, or of other data or settings.
         :raises TypeError: if the model cannot use an argument that is a data frame, or an array of no numbers.
+        :raises MemoryError: if there is not enough memory even for a start. Where training has begun, it ends, and what
+            has been reached is judged.
         """
-        refuse_loader(args, kwargs)
-        guide, call = self.guide, arguments("VI.run", self.guide.bare_model, args, kwargs)
-        if minibatches is not None:
-            with seeded(self.plan.seed or 0):
-                guide, call = of_minibatches("VI.run", guide, minibatches, args, kwargs)
-        checkpoint = self._checkpoint(call)
-        if checkpoint is not None and checkpoint.fit is not None:
-            self._keep(self._finished(checkpoint.fit, guide, call))
-            return self
-        if self._fitter is None or self._fitter.guide is not guide:
-            self._fitter = Fitter(guide)
-        try:
-            plan = replace(self.plan, goes_on=self._goes_on(call))
-            with self._fitter.ready(plan, call, self._keep, checkpoint) as ready:
-                fits = fit_all(ready.trainer, guide, plan, ready.locs)
-                self._fitter.judge(plan, ready, fits)
-        except RowsAreSubsampled:
-            run_minibatches(guide, self.plan, call, self._keep, self.checkpoint)
+        with self._explaining_memory():
+            refuse_loader(args, kwargs)
+            guide, call = self.guide, arguments("VI.run", self.guide.bare_model, args, kwargs)
+            if minibatches is not None:
+                with seeded(self.plan.seed or 0):
+                    guide, call = of_minibatches("VI.run", guide, minibatches, args, kwargs)
+            checkpoint = self._checkpoint(call)
+            if checkpoint is not None and checkpoint.fit is not None:
+                self._keep(self._finished(checkpoint.fit, guide, call))
+                return self
+            if self._fitter is None or self._fitter.guide is not guide:
+                self._fitter = Fitter(guide)
+            try:
+                plan = replace(self.plan, goes_on=self._goes_on(call))
+                with self._fitter.ready(plan, call, self._keep, checkpoint) as ready:
+                    fits = fit_all(ready.trainer, guide, plan, ready.locs)
+                    self._fitter.judge(plan, ready, fits)
+            except RowsAreSubsampled:
+                run_minibatches(guide, self.plan, call, self._keep, self.checkpoint)
         return self
+
+    @contextlib.contextmanager
+    def _explaining_memory(self) -> Iterator[None]:
+        """Say what to do where there is not enough memory; a fit that is there already is kept."""
+        before = self._posterior
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if self._posterior is before:
+                raise OutOfMemory(f"VI.run: there is not enough memory for this fit; {LESS_MEMORY}") from error
+            text = "VI.run: there was not enough memory to judge this fit further; its draws and their weights are kept"
+            warnings.warn(f"{text}. To have all of it, {LESS_MEMORY}", stacklevel=4)
 
     @exclusive()
     def judge(self, *args: Any, **kwargs: Any) -> "VI":

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..checks import first_line
 from ..system.exclusive import validation
 from . import checks, data_checks, enumeration_checks
+from .blocks import block_size, in_blocks
 from .bound import BoundModel
 from .following import filled_sites, moving_sites
 from .handlers import BRANCHES, Enumerate, cause, restored_dims, summed_out, total
@@ -71,12 +72,16 @@ class LogJoint:
         self.start: Tensor | None = None
         self.enumerates = False
         self.max_plate_nesting = 0
+        #: How many latent values go through the model at once; None for any number.
+        self.block: int | None = None
+        self._has_parameters: bool | None = None
         #: Whether shapes are checked: where Pyro's own objectives do, unless the user turned that off.
         self.checks_shapes = is_validation_enabled()
 
     def __call__(self, z: Tensor) -> Tensor:
-        """``z (num_particles, latent_dim)`` to ``(num_particles,)``."""
-        return self._rows(self.how or self.prepare())(z)
+        """``z (num_particles, latent_dim)`` to ``(num_particles,)``, in blocks where they would take much memory."""
+        rows = self._rows(self.how or self.prepare())
+        return in_blocks(rows, z, self.block, self.has_parameters)
 
     def on(self, bound: BoundModel) -> "LogJoint":
         """The log joint of a model with other arguments, or of one with handlers around it; what is known is kept."""
@@ -89,6 +94,7 @@ class LogJoint:
         """Run the model near ``start`` (by default the latents' own), and choose how to vectorise it."""
         near = self.look()
         self.how = self._choose(near)
+        self.block = block_size(self._rows(self.how), near)
         return self.how
 
     @torch.no_grad()
@@ -217,6 +223,14 @@ class LogJoint:
         values = [site["value"] for site in capture.trace.nodes.values()]
         found = [value.unconstrained() for value in values if value is not None]
         return [leaf for leaf in found if leaf.requires_grad]
+
+    def has_parameters(self) -> bool:
+        """Whether the log density depends on tensors that have gradients, besides the latents."""
+        if self._has_parameters is None:
+            with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+                start = self.latents.init_loc() if self.start is None else self.start
+                self._has_parameters = self.single(start.detach()).requires_grad
+        return self._has_parameters
 
     # ---- three ways to run rows -----------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ import torch
 from pyro_nflows import ELBO, VI, AutoFlow
 from pyro_nflows.engine import Engine, History, Round, Trainer, trainer
 from pyro_nflows.engine.ensemble import _side_by_side
+from pyro_nflows.engine.given import inputs_of, schedule_of
 from pyro_nflows.engine.native import Run, Scan, build, scan, turns
 from pyro_nflows.engine.native.lower import Lowering
 from pyro_nflows.engine.pace import Pace, unbroken
@@ -184,8 +185,8 @@ def test_an_interrupted_round_ends_at_the_state_of_the_steps_it_counts(engine, m
         program, runner = made._get(layer, ELBO(), Gradient.PATH, plan)
         torch.manual_seed(5)
         start = Chain(LocScale(3, init_scale=0.5))
-        schedule = trainer._schedule(plan, 0.0, program.params())
-        inputs = trainer._inputs(program, schedule, 0, plan.num_steps)
+        schedule = schedule_of(plan, 0.0, program.params())
+        inputs = inputs_of(program, schedule, 0, plan.num_steps)
         num = made.history.num_steps
         before = made._get(start, ELBO(), Gradient.PATH, plan)[0].init()
         if num:
@@ -207,7 +208,7 @@ def test_an_interrupt_ends_all_members_of_an_ensemble(sorter, monkeypatch):
     program, runner = made._get(layer, ELBO(), Gradient.PATH, plan)
     members = [runner.runner.bound(program, None) for _ in range(3)]
     assert all(isinstance(member, Compiled) for member in members)
-    inputs = trainer._inputs(program, trainer._schedule(plan, 0.0, program.params()), 0, plan.num_steps)
+    inputs = inputs_of(program, schedule_of(plan, 0.0, program.params()), 0, plan.num_steps)
     began = time.perf_counter()
     with raised_after(0.3, KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
         _side_by_side(members, [program.init()] * 3, [inputs] * 3)

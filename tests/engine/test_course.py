@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_nflows import VI, AutoFlow, flows
 from pyro_nflows.engine import Engine, Round, Trainer
 from pyro_nflows.engine.course import MAX_RESTARTS
-from pyro_nflows.engine.trainer import BLOCK
+from pyro_nflows.engine.given import BLOCK
 from pyro_nflows.inference import fit
 from pyro_nflows.inference.elbo import ELBO
 from pyro_nflows.inference.fitted import weighed

@@ -10,10 +10,10 @@ from pyro_nflows import ELBO, IWAE, AutoCIF, AutoFlow, flows
 from pyro_nflows.engine import Engine, EngineWarning, Inputs, Program, Round, Trainer, backends, prepare
 from pyro_nflows.engine.backends import Best
 from pyro_nflows.engine.ensemble import Ensemble
+from pyro_nflows.engine.given import BLOCK
 from pyro_nflows.engine.native import build, ops
 from pyro_nflows.engine.runners import Eager
 from pyro_nflows.engine.threads import restored_threads
-from pyro_nflows.engine.trainer import BLOCK
 from pyro_nflows.inference.elbo import Gradient
 from pyro_nflows.layers import LocScale, TriangularAffine
 from pyro_nflows.layers.base import Chain

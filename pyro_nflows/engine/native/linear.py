@@ -116,7 +116,10 @@ def _convenient(build: Builder, b: Ref) -> Ref:
         matrix = whole(flat, b.meta)
         return matrix.t().contiguous() if turned else matrix.contiguous()
 
-    ref = build.plan.constant(made(b.buffer.constant), origin and (lambda values: made(origin(values))))
+    factors, key = build.plan.factors, (b.buffer, b.meta.shape, b.meta.stride(), b.meta.storage_offset())
+    if key not in factors:
+        factors[key] = build.plan.constant(made(b.buffer.constant), origin and (lambda values: made(origin(values))))
+    ref = factors[key]
     return Ref(ref.buffer, ref.meta.t()) if turned else ref
 
 

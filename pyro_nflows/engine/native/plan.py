@@ -26,6 +26,9 @@ C_TYPES = {
 }
 #: Statements after which a loop is full: longer ones only spill registers.
 MAX_STATEMENTS = 80
+#: Points from which on a statement only joins a loop that makes what it reads, or the last one: of what is computed in
+#: blocks, one block would otherwise wait in memory for the next.
+LARGE = 2**18
 
 
 @dataclass(eq=False)
@@ -142,6 +145,7 @@ class Loops:
     def __init__(self) -> None:
         self.steps: list[Step] = []
         self.buffers: list[Buffer] = []
+        self.factors: dict[Any, Ref] = {}  # constant right factors, as products read them
 
     def buffer(self, dtype: torch.dtype, numel: int, **kwargs: Any) -> Buffer:
         """New memory."""
@@ -205,9 +209,10 @@ class Loops:
         earliest = max((self._after(a, None if a in inner else shape) for a in reads + within), default=0)
         if statement.kind != "let" and statement.out.buffer.writes:
             earliest = max(earliest, statement.out.buffer.writes[-1] + (statement.kind == "scatter"))
+        homes = {a.buffer.writes[-1] for a in reads if a.buffer.writes} | {len(self.steps) - 1}
         for position in range(earliest, len(self.steps)):
             step = self.steps[position]
-            if isinstance(step, Loop) and step.takes(shape):
+            if isinstance(step, Loop) and step.takes(shape) and (position in homes or math.prod(shape) < LARGE):
                 break
         else:
             position, step = len(self.steps), Loop(shape)
