@@ -220,7 +220,7 @@ class Trainer:
             if rows is None or not rows.is_cheap:
                 self._density = DensityGradient(self.log_joint, self.data)
             else:
-                self._density = DensityGradient(rows, self.data, rows.log_joint)
+                self._density = DensityGradient(rows.in_one, self.data, rows.log_joint)
         return self._density
 
     def _get(self, layer: Layer, objective: Objective, gradient: Gradient, plan: Round) -> tuple[Program, Runner]:

@@ -7,6 +7,8 @@ import torch
 from pyro import poutine
 
 from pyro_nflows import AutoFlow
+from pyro_nflows.engine import Trainer
+from pyro_nflows.engine.density_gradient import DensityGradient
 from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint
 from pyro_nflows.model.whole import IndivisibleError, WholeLogJoint, whole
@@ -212,3 +214,17 @@ def test_loops_over_rows_are_not_divided():
 
     with pytest.raises(IndivisibleError, match="'data' is a loop"):
         whole(joint_of(model))
+
+
+def test_gradients_and_curvature_over_all_rows_are_summed_visit_by_visit():
+    """As those of the model with all its rows; also where the density itself is differentiated."""
+    joint, right = joint_of(regression(4)), DensityGradient(joint_of(regression(N)))
+    density = Trainer(joint, progress_bar=False, all_rows=whole(joint)).density
+    z = torch.linspace(-0.5, 0.7, 3)
+    points = torch.stack([z, -z])
+    for name, given in (("value_and_grad", [z]), ("values_and_grads", [points]), ("hessian", [z])):
+        torch.testing.assert_close(getattr(density, name)(*given), getattr(right, name)(*given))
+    torch.testing.assert_close(density.products(z, points), right.products(z, points))
+    leaf = points.clone().requires_grad_()
+    (grads,) = torch.autograd.grad(density.log_joint(leaf).sum(), leaf)
+    torch.testing.assert_close(grads, right.values_and_grads(points)[1])
