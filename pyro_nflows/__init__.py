@@ -26,6 +26,7 @@ from .guides import (
     AutoRealNVP,
     AutoResidual,
     AutoSpline,
+    AutoWasserstein,
 )
 from .inference.compared import compare
 from .inference.elbo import ELBO
@@ -57,6 +58,7 @@ __all__ = [
     "AutoRealNVP",
     "AutoResidual",
     "AutoSpline",
+    "AutoWasserstein",
     "FlowDistribution",
     "compare",
     "flows",

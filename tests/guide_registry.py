@@ -53,6 +53,7 @@ def inner(num_layers: int, *hidden_dims: int) -> dict[str, Any]:
 
 
 CASES = [
+    Case(nf.AutoWasserstein, {}, Training({}, 150, 5e-2)),
     Case(nf.AutoFlow, {}, Training({}, 150, 1e-2)),
     Case(nf.AutoPlanar, {"num_layers": 2}, Training({"num_layers": 10}, 300, 5e-2)),
     Case(nf.AutoRadial, {"num_layers": 2}, Training({"num_layers": 16}, 3000, 2e-2, slow=True)),

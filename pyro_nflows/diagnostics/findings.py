@@ -110,6 +110,7 @@ class Training:
     :param skipped: steps skipped because something was not finite.
     :param restarts: how often training diverged and went back.
     :param was_right: whether a start needed no training.
+    :param descent: steps by which the best Gaussian was found before that.
     :param out_of_time: whether its time was over before it was complete.
     :param unsearched: whether that was so before other modes were searched for.
     :param out_of_memory: whether a step had not enough memory.
@@ -124,6 +125,7 @@ class Training:
     skipped: int = 0
     restarts: int = 0
     was_right: bool = False
+    descent: int = 0
     out_of_time: bool = False
     unsearched: bool = False
     out_of_memory: bool = False
@@ -137,7 +139,11 @@ class Training:
         if refused and self.restarts:
             said += f" Training diverged and went back {self.restarts} time{'s' * (self.restarts > 1)}."
         if self.was_right and not self.num_steps and not refused:
-            said += " The start was already right: no training was needed."
+            said += (
+                " The best Gaussian is right: no flow was trained."
+                if self.descent
+                else " The start was already right: no training was needed."
+            )
         if self.out_of_time:
             said += f" Training ended because max_seconds was over{': more time may help' if refused else ''}."
         if self.unsearched:

@@ -1,5 +1,6 @@
 """What training has seen."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -19,6 +20,9 @@ class History:
     ``out_of_time`` that the time of the run was over before training was, and ``unsearched`` that it was before other
     modes were searched for. ``out_of_memory`` says that a step had too little, which ends training like an interrupt.
     ``seconds`` are those of training, and of the whole run once ``VI`` is done.
+    ``descent`` is the number of steps by which the Gaussian that a flow starts from was found, and
+    ``path`` where a guide that is a Gaussian or a mixture of Gaussians has been
+    (:class:`~pyro_nflows.AutoWasserstein`): weights, means and Cholesky factors, in unconstrained space.
     ``drift`` is how much the model's own parameters changed the log joint in the last round.
     ``engines`` are those that the rounds ended on; ``engine_notes`` say, once each, why a faster one could not be used
     (none where rounds were only too short for it).
@@ -38,6 +42,8 @@ class History:
     engines: list[Engine] = field(default_factory=list)
     engine_notes: list[str] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)
+    descent: int = 0
+    path: list[tuple[Tensor, ...]] = field(default_factory=list)
 
     def __repr__(self) -> str:
         steps = self.num_steps
@@ -63,6 +69,14 @@ class History:
         self.restarts += course.num_restarts
         self.failed |= course.failed
         self.elbos += course.elbos
+
+    def add_path(self, path: Sequence[tuple[Tensor, ...]], elbos: Sequence[float], kept: bool) -> None:
+        """Steps of a flow of Gaussians; the bound after each, and the way, where there is nothing else to train."""
+        self.descent += len(elbos) - 1
+        if kept:
+            self.elbos.append(torch.tensor(elbos[1:]))
+            self.rounds.append(self.num_steps)
+            self.path = list(path)
 
     def note(self, runner: Runner) -> None:
         """What a round ended on, and why not on something faster."""

@@ -26,7 +26,7 @@ from .vectors import (
     spline,
     spline_autoregressive,
 )
-from .wrapped import cif, conditional, on_mixture, on_modes
+from .wrapped import cif, conditional, gaussians, on_mixture, on_modes
 
 __all__ = [
     "Build",
@@ -37,6 +37,7 @@ __all__ = [
     "default",
     "flowified",
     "flowify",
+    "gaussians",
     "glow",
     "glow_image",
     "iaf",

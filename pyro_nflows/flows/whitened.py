@@ -50,5 +50,12 @@ class Whitened(Chain):
     @property
     def base(self) -> Mixture | None:
         """The mixture that the flow is put on, if it is put on one."""
-        first = self.flow[0] if isinstance(self.flow, Chain) else None
+        first = self.flow[0] if isinstance(self.flow, Chain) and len(self.flow) else self.flow
         return first if isinstance(first, Mixture) else None
+
+    @property
+    def is_gaussian(self) -> bool:
+        """Whether it is a Gaussian or a mixture of Gaussians, with nothing else to train."""
+        parts = list(self.flow) if isinstance(self.flow, Chain) else [self.flow]
+        rest = parts[1:] if isinstance(parts[0], Mixture) else parts
+        return not any(parameter.numel() for part in rest for parameter in part.parameters())

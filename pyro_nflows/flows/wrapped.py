@@ -3,6 +3,9 @@
 import functools
 from collections.abc import Sequence
 
+import torch
+
+from ..checks import check_sizes
 from ..layers import ActNorm, Conditional, Indexed, LocScale, LULinear, Mixture, Permutation
 from ..layers.base import Chain, Inverse, Layer
 from ..transformers import Transformer
@@ -80,6 +83,18 @@ def on_mixture(latent_dim: int, inner: Build = default, num_components: int = 2,
         3
     """
     return Chain(Mixture(latent_dim, num_components, block_dim), *_layers(inner(latent_dim)))
+
+
+def gaussians(latent_dim: int, num_components: int = 1) -> Layer:
+    """A mixture of Gaussians, or nothing that changes a Gaussian: with an affine end, a mixture or a Gaussian.
+
+    Example::
+
+        >>> gaussians(3), gaussians(3, num_components=4)
+        (Permutation(3), Mixture(3, 4, block_dim=3))
+    """
+    check_sizes("gaussians", latent_dim=latent_dim, num_components=num_components)
+    return Mixture(latent_dim, num_components) if num_components > 1 else Permutation(torch.arange(latent_dim))
 
 
 def on_modes(latent_dim: int, inner: Build, num_components: int, block_dim: int) -> Layer:

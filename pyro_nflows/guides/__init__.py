@@ -5,6 +5,7 @@ from .couplings import AutoGlow, AutoNICE, AutoRealNVP, AutoSpline
 from .families import AutoCIF, AutoCNF, AutoIAF, AutoMAF, AutoPlanar, AutoRadial, AutoResidual
 from .flow import AutoFlow
 from .networks import AutoFlowified
+from .wasserstein import AutoWasserstein
 
 __all__ = [
     "AutoCIF",
@@ -21,4 +22,5 @@ __all__ = [
     "AutoRealNVP",
     "AutoResidual",
     "AutoSpline",
+    "AutoWasserstein",
 ]

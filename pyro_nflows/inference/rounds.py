@@ -8,6 +8,7 @@ affine end by itself and those of the whole flow (:mod:`~pyro_nflows.inference.s
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from ..layers.base import Layer
 from ..modes.gaussians import Frame
 from ..modes.pathfinder import best_start
 from ..objectives.draws import Draws, base_noise
+from .descended import NUM_STEPS, can_descend, descended
 from .evident import evident, fresh_draws
 from .fitted import Fit, weighed
 from .mark import put
@@ -86,22 +88,67 @@ class Fitting:
         trainer, plan, schedule = self.trainer, self.plan, self.plan.schedule
         trainer.sampler.expect(self.layer, schedule.num_samples)
         if self.init is None or plan.goes_on or not is_fresh(self.layer):
-            self._expect()
-            return self._flow()
+            return self._go_on()
         if any(part.annealing for part in schedule.rounds):
             # An annealed fit begins on a flattened density, where a mode's Gaussian would be a bad place to be.
             self.init.place(self.layer)
             self._expect()
             return self._flow()
         self._place_start(self.init)
-        if schedule.is_default and not trainer.leaves and (draws := self._evidence()) is not None:
-            trainer.history.was_right, self.fit = True, weighed(self.layer, draws)
+        if self._is_evident():
+            return None
+        descended = self._descend()
+        if descended and (self.layer.is_gaussian or self._is_evident()):
+            self.fit = self.fit or self.drawn()
             return None
         self._expect()
         widths = self.layer.end.log_scale.exp()
         self._is_narrow = bool(widths.min() < NARROW * widths.max())
+        if descended and not self._is_narrow:
+            return self._flow()
         self._gaussian = GaussianRounds(trainer, self.layer, schedule)
         return self._gaussian
+
+    def _go_on(self) -> Stage | None:
+        """From where the layer is, or was put: a Gaussian, or a mixture, by its own way."""
+        if self.layer.is_gaussian and self._descend():
+            self.fit = self.drawn()
+            return None
+        self._expect()
+        return self._flow()
+
+    def _descend(self) -> bool:
+        """Move the affine end, or the mixture, to the best one; whether that is done."""
+        trainer, layer, schedule = self.trainer, self.layer, self.plan.schedule
+        if not can_descend(trainer, layer):
+            return False
+        most = NUM_STEPS
+        if layer.is_gaussian and not schedule.is_default:
+            most = sum(part.num_steps for part in schedule.rounds)
+
+        def go() -> tuple[Any, ...]:
+            path = descended(trainer, layer, most)
+            if path is None:
+                return ()
+            params = [parameter.detach().clone() for parameter in layer.parameters()]
+            arrived = path.arrived or (layer.is_gaussian and not schedule.is_default)
+            return params, [tuple(at) for at in path.clusters], path.elbos, arrived
+
+        found = trainer.journal.step("descent", go)
+        if not found:
+            return False
+        params, path, elbos, arrived = found
+        trainer.history.add_path(path, elbos, layer.is_gaussian)
+        with torch.no_grad():
+            put(list(layer.parameters()), params)
+        return bool(arrived)
+
+    def _is_evident(self) -> bool:
+        """Whether the Gaussian is the posterior already, as far as a verdict can tell; the fit is then there."""
+        if not self.plan.schedule.is_default or self.trainer.leaves or (draws := self._evidence()) is None:
+            return False
+        self.trainer.history.was_right, self.fit = True, weighed(self.layer, draws)
+        return True
 
     def _expect(self) -> None:
         """Have the steps of the flow compiled meanwhile, unless it is not known that there will be time for any."""
@@ -182,7 +229,7 @@ def _elbo(trainer: Trainer, layer: Whitened) -> float:
 @torch.no_grad()
 def is_fresh(layer: Whitened) -> bool:
     """Whether the flow in front of the affine end is still the identity."""
-    noise = base_noise(layer.flow, 16)
+    noise = base_noise(layer, 16)
     y, log_weight = layer.flow(noise[:, : layer.input_dim], noise[:, layer.input_dim :])
     tolerance = 1e3 * torch.finfo(y.dtype).eps
     moved = torch.maximum((y - noise[:, : layer.input_dim]).abs().max(), log_weight.abs().max())

@@ -51,13 +51,13 @@ def plot_elbo(
     """
     values = torch.as_tensor(elbos, dtype=torch.float64).detach().cpu()
     if values.shape == (0,):  # a fit whose start was right has no steps
-        return _without_steps(_axes() if ax is None else ax)
+        return _without_steps(axes() if ax is None else ax)
     if values.dim() != 1 or not values.isfinite().any():
         raise ValueError(
             f"elbos: got shape {tuple(values.shape)}, {int(values.isfinite().sum())} finite; expected one number a "
             "step, some of them finite. Look for the first step that failed."
         )
-    ax = _axes() if ax is None else ax
+    ax = axes() if ax is None else ax
     at = torch.arange(len(values)) if steps is None else torch.as_tensor(steps).cpu()
     centers, medians = _running_median(at.double(), values)
     ax.plot(at, values.where(values.isfinite(), math.nan), color=GREY, lw=0.8, label="each step")
@@ -95,7 +95,7 @@ def plot_weights(log_weight: Tensor, *, r_eff: float = 1.0, ax: "Axes | None" = 
     """
     log_weight = log_weight.detach().double().cpu()
     tail = fit_tail(log_weight, r_eff)
-    ax = _axes() if ax is None else ax
+    ax = axes() if ax is None else ax
     # The fit is relative to the largest weight, the picture to the mean.
     largest = (log_weight.max() - log_weight.logsumexp(0)).exp() * len(log_weight)
     weights = (log_weight - log_weight.max()).sort().values.exp() * largest
@@ -148,7 +148,7 @@ def plot_density(
         raise ValueError(
             f"samples: got shape {tuple(samples.shape)}, expected (num_samples, 2). Choose two coordinates first."
         )
-    ax = _axes(square=True) if ax is None else ax
+    ax = axes(square=True) if ax is None else ax
     left, right, bottom, top = limits if len(limits) == 4 else (*limits, *limits)
     x, y = torch.linspace(left, right, num_grid), torch.linspace(bottom, top, num_grid)
     grid = x.numpy(), y.numpy()
@@ -157,12 +157,23 @@ def plot_density(
     if samples is not None:
         ax.plot(*samples.detach().cpu().T.numpy(), ".", color=INK, ms=2, alpha=0.5, label="draws")
     if target is not None:
-        ax.contour(*grid, _mass_above(_on_grid(target, x, y)).numpy(), levels=MASSES, colors=ORANGE, linewidths=1.2)
-        ax.plot([], [], color=ORANGE, lw=1.2, label="target: 50, 80, 95%")
+        _contours(target, x, y, ax)
     ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xlabel="$z_1$", ylabel="$z_2$")
     if samples is not None or target is not None:
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False, fontsize="small")
     return ax
+
+
+def contours(target: LogDensity, ax: "Axes", num_grid: int = 200) -> None:
+    """Those of a density that hold 50%, 80% and 95% of its mass within the limits that axes have."""
+    x, y = (torch.linspace(*limits, num_grid) for limits in (ax.get_xlim(), ax.get_ylim()))
+    _contours(target, x, y, ax)
+
+
+def _contours(target: LogDensity, x: Tensor, y: Tensor, ax: "Axes") -> None:
+    above = _mass_above(_on_grid(target, x, y)).numpy()
+    ax.contour(x.numpy(), y.numpy(), above, levels=MASSES, colors=ORANGE, linewidths=1.2)
+    ax.plot([], [], color=ORANGE, lw=1.2, label="target: 50, 80, 95%")
 
 
 def _pyplot() -> Any:
@@ -173,7 +184,8 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _axes(square: bool = False) -> "Axes":
+def axes(square: bool = False) -> "Axes":
+    """A new figure's."""
     ax = _pyplot().subplots(figsize=(4.2, 4.2) if square else (5.6, 3.6), layout="constrained")[1]
     ax.spines[["top", "right"]].set_visible(square)
     return ax

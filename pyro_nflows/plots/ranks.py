@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..diagnostics.ranks import check_ranks, count_band, ecdf_band
-from .fits import BLUE, GREY, INK, _axes, _pyplot
+from .fits import BLUE, GREY, INK, _pyplot, axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ def plot_ranks(
     counts = ranks.cpu().bincount(minlength=num_samples + 1).cumsum(0)
     heights = torch.cat([counts.new_zeros(1), counts])[edges].diff()
     shares = (edges.diff() / (num_samples + 1)).tolist()
-    ax = _axes() if ax is None else ax
+    ax = axes() if ax is None else ax
     bars = (part.tolist() for part in (edges[:-1], heights, edges.diff()))
     ax.bar(*bars, align="edge", color=BLUE, edgecolor="white", lw=0.6, label="ranks")
     bands = torch.tensor([count_band(len(ranks), share, prob) for share in shares])
@@ -80,7 +80,7 @@ def plot_ecdf(ranks: Tensor, num_samples: int, *, prob: float = 0.95, ax: "Axes 
     below = ranks.cpu().bincount(minlength=num_samples + 1).cumsum(0)[:-1] / len(ranks) - middle
     at = torch.cat([ends, middle, ends + 1])
     low, high = (torch.cat([ends, side - middle, ends]) for side in ecdf_band(len(ranks), num_samples, prob))
-    ax = _axes() if ax is None else ax
+    ax = axes() if ax is None else ax
     ax.fill_between(at, low, high, color=GREY, alpha=0.6, label=f"{prob:.0%} if uniform")
     ax.axhline(0, color=INK, lw=0.6)
     ax.plot(at, torch.cat([ends, below, ends]), color=BLUE, lw=1.8, label="ranks")

@@ -198,7 +198,7 @@ def test_all_data_sets_share_one_recording_and_few_are_open_at_a_time(monkeypatc
     monkeypatch.setattr(replications, "num_cores", lambda: 1)
     done = check(small(regression), 20, schedule=TINY, num_samples=9).run(X, torch.zeros(4))
     assert len(done.ess) == 20
-    assert len(prepared) == 2  # the Gaussian end, and the flow
+    assert len(prepared) == 1  # the flow
     assert most <= 2 * 3  # those that are done, and those that take their place
     gc.collect()
     assert len(alive) == 0
