@@ -35,6 +35,7 @@ class Subsampled:
     :param plates: each one's name, the rows that a run takes, and how many it has.
     :param obstacle: why the log density is that of a minibatch; empty where it is over all rows.
     :param is_noisy: whether that minibatch is another one each time.
+    :param stopped: whether a callback ended it.
     :param unsearched: whether no further modes were searched for, because ascents over all rows would take too long.
 
     Example::
@@ -127,6 +128,7 @@ class Training:
     was_right: bool = False
     descent: int = 0
     out_of_time: bool = False
+    stopped: bool = False
     unsearched: bool = False
     out_of_memory: bool = False
 
@@ -146,6 +148,8 @@ class Training:
             )
         if self.out_of_time:
             said += f" Training ended because max_seconds was over{': more time may help' if refused else ''}."
+        if self.stopped:
+            said += f" Training ended because the callback said so{': more steps may help' if refused else ''}."
         if self.unsearched:
             said += " There was no time left to search for other modes."
         if self.out_of_memory:

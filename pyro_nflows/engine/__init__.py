@@ -6,6 +6,7 @@ from .budget import Budget, Stretch
 from .density_gradient import ROWS, DensityGradient
 from .history import History
 from .journal import Journal
+from .look import Callback, CallbackWarning, Look, Watch
 from .native import CacheWarning
 from .program import Inputs, Program, State
 from .round import Round
@@ -20,12 +21,15 @@ __all__ = [
     "AllRows",
     "Budget",
     "CacheWarning",
+    "Callback",
+    "CallbackWarning",
     "DensityGradient",
     "Engine",
     "EngineWarning",
     "History",
     "Inputs",
     "Journal",
+    "Look",
     "Program",
     "Round",
     "Runner",
@@ -33,6 +37,7 @@ __all__ = [
     "State",
     "Stretch",
     "Trainer",
+    "Watch",
     "prepare",
     "sample",
     "threads_for",

@@ -24,6 +24,7 @@ class Budget:
         self.seconds, began = seconds, time.perf_counter()
         self.end = began + seconds
         self._training = self.until = began + (1 - JUDGING) * seconds
+        self.is_stopped = False
 
     @property
     def is_limited(self) -> bool:
@@ -39,6 +40,11 @@ class Budget:
     def is_over(self) -> bool:
         """Whether training has to end."""
         return time.perf_counter() >= self.until
+
+    def stop(self) -> None:
+        """End training now, whatever time there is; judging has all that is left."""
+        self.is_stopped = True
+        self._training = self.until = min(self.until, time.perf_counter())
 
     def share(self, num_left: int) -> None:
         """Have training end once its part of the time that is left is over.
@@ -72,7 +78,7 @@ class Stretch:
     @property
     def is_over(self) -> bool:
         """Whether its time is."""
-        return time.perf_counter() >= self.until
+        return time.perf_counter() >= min(self.until, self.budget.until)
 
     def slowed(self, done: float) -> float:
         """What steps are to be multiplied by.

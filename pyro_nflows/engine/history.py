@@ -17,8 +17,9 @@ class History:
 
     ``restarts`` is how often training diverged and went back, and ``failed`` says that this did not help: values were
     not finite however small the steps. ``was_right`` says that a start needed no training,
-    ``out_of_time`` that the time of the run was over before training was, and ``unsearched`` that it was before other
-    modes were searched for. ``out_of_memory`` says that a step had too little, which ends training like an interrupt.
+    ``stopped`` that a callback ended training, ``out_of_time`` that the time of the run was over before training was,
+    and ``unsearched`` that it was before other modes were searched for. ``out_of_memory`` says that a step had too
+    little, which ends training like an interrupt.
     ``seconds`` are those of training, and of the whole run once ``VI`` is done.
     ``descent`` is the number of steps by which the Gaussian that a flow starts from was found, and
     ``path`` where a guide that is a Gaussian or a mixture of Gaussians has been
@@ -36,6 +37,7 @@ class History:
     failed: bool = False
     was_right: bool = False
     out_of_time: bool = False
+    stopped: bool = False
     unsearched: bool = False
     seconds: float = 0.0
     drift: float = 0.0

@@ -24,6 +24,7 @@ from .ensemble import Data, Ensemble, Stream
 from .given import BLOCK, inputs_of, own_inputs, part_of, schedule_of
 from .history import History
 from .journal import Journal
+from .look import Callback, Watch
 from .pace import Pace, unbroken
 from .program import Program
 from .round import Round
@@ -69,6 +70,7 @@ class Trainer:
         self.sampler = self._sampler()
         self.journal = Journal()
         self.budget = Budget()
+        self.watch = Watch(None, self.budget)
 
     def at(self, log_joint: LogDensity, data: Sequence[Tensor], near: Tensor, seed: int) -> "Trainer":
         """A member of an ensemble: the same model with other data of the same shapes.
@@ -141,7 +143,7 @@ class Trainer:
             history.seconds += (time.perf_counter() - began) / len(histories)
         if any(history.interrupted for history in histories):
             return [True] * len(layers)
-        if self.history.out_of_time:  # a run that is resumed may have more
+        if self.history.out_of_time or self.history.stopped:  # a run that is resumed may have more
             return [not course.failed for course in courses]
         well, params = [not course.failed for course in courses], [course.program.params() for course in courses]
         self.journal.record(name, {"params": params, "history": self.history.state(before), "well": well})
@@ -163,14 +165,16 @@ class Trainer:
                 _, runner = self._get(layer, objective, gradient, plan)
             runner.expect(num_steps * self.num_fits)
 
-    def limit(self, budget: Budget) -> None:
-        """Have training, and draws, heed the time of a run."""
+    def limit(self, budget: Budget, callback: Callback | None = None) -> None:
+        """Have training, and draws, heed the time of a run, and show where it is."""
         self.budget = self.sampler.budget = budget
+        self.watch = Watch(callback, budget)
 
     def is_over(self) -> bool:
         """Whether training has to end, though there is more to train: somebody is waiting, or the time is over."""
-        if self.budget.is_over and not self.history.out_of_time:
-            self.history.out_of_time = True
+        if self.budget.is_over and not (self.history.out_of_time or self.history.stopped):
+            self.history.stopped = self.budget.is_stopped
+            self.history.out_of_time = not self.budget.is_stopped
             self.journal.write()  # from there a run with more time goes on
             self.journal = Journal()
         return self.history.interrupted or self.budget.is_over
@@ -271,7 +275,11 @@ class Trainer:
                 bar.set_description(title + (", compiling" if runner.is_compiling else ""), refresh=False)
                 elbos = [float(courses[i].elbos[-1].nanmean()) for i in which]
                 bar.set_postfix_str(f"ELBO {max(elbos):.3f}", refresh=False)
+                self.watch.show(title, start + num, plan.num_steps, max(elbos))
                 self.journal.reach(functools.partial(place, start + BLOCK, courses))
+                if self.budget.is_stopped:
+                    self.is_over()
+                    break
         finally:
             unbroken(lambda: finish(courses))
             for member, course in zip(members, courses):

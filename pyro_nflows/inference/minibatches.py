@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ..diagnostics.verdict import effective
-from ..engine import Budget, History, Round, Stretch, Trainer
+from ..engine import Budget, History, Round, Stretch, Trainer, Watch
 from ..engine.density_gradient import DensityGradient
 from ..engine.lazy import RowState
 from ..engine.minibatch_steps import MinibatchSteps
@@ -80,6 +80,7 @@ class Minibatches:
         budget: Budget | None = None,
     ):
         self.budget, self.pace = budget or Budget(), 0.0
+        self.watch = Watch(plan.callback, self.budget)
         self.guide, self.terms, self.plan, self.history, self.leaves = guide, terms, plan, history, list(leaves)
         self.whole = cast(Hierarchy, guide.hierarchy)
         self.of_rows = EncodedRows(guide, terms) if guide.amortize else TabledRows(guide, terms)
@@ -111,7 +112,8 @@ class Minibatches:
 
     def _is_over(self) -> bool:
         """Whether training has to end, though there is more to train."""
-        self.history.out_of_time |= self.budget.is_over
+        self.history.stopped |= self.budget.is_over and self.budget.is_stopped
+        self.history.out_of_time |= self.budget.is_over and not self.budget.is_stopped
         return self.budget.is_over
 
     def _pilot(self) -> None:
@@ -165,8 +167,10 @@ class Minibatches:
                 state.put(index, after)
                 losses.append(loss.detach().clone())
                 if number % BLOCK == BLOCK - 1:
-                    bar.set_postfix_str(f"ELBO {-float(torch.stack(losses[-BLOCK:]).nanmean()):.1f}", refresh=False)
+                    elbo = -float(torch.stack(losses[-BLOCK:]).nanmean())
+                    bar.set_postfix_str(f"ELBO {elbo:.1f}", refresh=False)
                     bar.update(BLOCK)
+                    self.watch.show("flow" if stage else "Gaussian", number + 1, num_steps, elbo)
         except KeyboardInterrupt:
             self.history.interrupted = True
         finally:

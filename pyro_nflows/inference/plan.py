@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..checks import check_sizes
-from ..engine import Engine
+from ..engine import Callback, Engine
 from ..guides import AutoFlow
 from ..objectives.base import Gradient
 from .elbo import ELBO
@@ -23,6 +23,7 @@ class Plan:
     :param search: whether to look for mass that a fit misses, and to fit again where there is some.
     :param goes_on: whether a fit is trained from where it is, even if it was right there.
     :param max_seconds: that a run may take; infinitely many for no limit.
+    :param callback: is shown where training is, and may end it.
     :param seed: of the random numbers; None for some that torch's own decide.
     :param progress_bar: whether to show one.
     """
@@ -34,6 +35,7 @@ class Plan:
     search: bool = True
     goes_on: bool = False
     max_seconds: float = math.inf
+    callback: Callback | None = None
     seed: int | None = None
     progress_bar: bool = True
 
@@ -48,6 +50,7 @@ class Plan:
         num_steps: int | None = None,
         num_starts: int = 1,
         max_seconds: Any = None,
+        callback: Any = None,
         schedule: Schedule | None = None,
         search: bool = True,
         progress_bar: bool = True,
@@ -70,12 +73,14 @@ class Plan:
         if seed is not None and not isinstance(seed, int):
             raise TypeError(f"{who}: expected seed to be an integer or None, got {type(seed).__name__}")
         check_seconds(who, max_seconds)
+        if callback is not None and not callable(callback):
+            raise TypeError(f"{who}: callback must be a function of a Look, got {type(callback).__name__}")
         check_sizes(who, num_starts=num_starts, **({} if num_steps is None else {"num_steps": num_steps}))
         objective = objective or ELBO()
         schedule = schedule or Schedule.of(num_steps, objective.num_particles, annealing)
         engine = None if engine is None else Engine(engine)
         seconds = math.inf if max_seconds is None else float(max_seconds)
-        return Plan(objective, schedule, engine, num_starts, search, False, seconds, seed, progress_bar)
+        return Plan(objective, schedule, engine, num_starts, search, False, seconds, callback, seed, progress_bar)
 
     @property
     def gradient(self) -> Gradient:

@@ -88,12 +88,12 @@ class Fitter:
                 if not as_it_is:
                     joint, loc = self._centered(plan, call, journal, budget, joint, leaves, loc)
                 with contextlib.closing(self._trainer_at(plan, joint, leaves, journal)) as trainer:
-                    trainer.limit(budget)
+                    trainer.limit(budget, plan.callback)
                     yield Ready(trainer, joint, self._locs(plan, joint, loc), kept)
             if kept.posterior is not None:
                 history = kept.posterior.history
                 history.seconds = time.perf_counter() - began
-                if checkpoint is not None and not (history.interrupted or history.out_of_time):
+                if checkpoint is not None and not (history.interrupted or history.out_of_time or history.stopped):
                     at_the_end.pop_all()
                     checkpoint.finish(seed, kept.posterior)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..diagnostics.findings import LESS_MEMORY
-from ..engine import Engine
+from ..engine import Callback, Engine
 from ..guides import AutoFlow
 from ..model.arguments import ready as arguments
 from ..system.exclusive import exclusive, seeded
@@ -44,6 +44,9 @@ class VI(Results):
     :param num_steps: steps of the flow, which are all taken; by default the schedule runs rounds until the ESS is good.
     :param num_starts: independent fits; the best is kept, and their agreement enters the verdict.
     :param max_seconds: that a run may take, its judging included; what has been reached by then is judged.
+    :param callback: a function of a :class:`~pyro_nflows.engine.Look` (round, step, ELBO, seconds), called about every
+        fifty steps: to log to anything, or to end training by returning ``True``. What has been reached is then judged.
+        An error that it raises is told in a warning, and the fit goes on.
     :param seed: makes the run reproducible, but for rounding where the engine is not named.
     :param engine: ``"eager"``, ``"traced"`` or ``"compiled"``; by default the fastest that can run the model:
         training starts traced, and goes on compiled where that pays.
@@ -76,6 +79,7 @@ class VI(Results):
         num_steps: int | None = None,
         num_starts: int = 1,
         max_seconds: float | None = None,
+        callback: Callback | None = None,
         seed: int | None = None,
         engine: Engine | str | None = None,
         annealing: float = 0.0,
@@ -95,6 +99,7 @@ class VI(Results):
             num_steps=num_steps,
             num_starts=num_starts,
             max_seconds=max_seconds,
+            callback=callback,
             progress_bar=progress_bar,
         )
         self._posterior = None
