@@ -308,6 +308,7 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "on_plates(pairs)": lambda: flows.on_plates(PAIRS, lambda dim: flows.nice(dim, 2, (4,))),
     "conditional(3)": lambda: flows.conditional(3, 2, lambda dim: flows.nice(dim, 2, (4,)), (4,)).at(CONTEXT),
     "on_mixture(2)": lambda: flows.on_mixture(2, lambda dim: flows.couplings(dim, 2, (4,)), 3),
+    "gaussians(2)": lambda: flows.gaussians(2, 3),
     "on_modes(2)": lambda: flows.on_modes(2, lambda dim: flows.couplings(dim, 2, (4,)), 2, 1),
     "default(1)": lambda: flows.default(1),
     "default(2)": lambda: flows.default(2),

@@ -55,6 +55,7 @@ class Recorder(TorchDispatchMode):
         self._numbers: dict[int, int] = {}
         self._sharing: Counter[int] = Counter()  # tensors by the storage under them
         self._alive: dict[int, Any] = {}  # an id is a tensor's only while it lives
+        self._gone: list[Any] = []  # references to those that are no more, not yet forgotten
         self._known: dict[Any, Call] = {}
         self._scalars: dict[Any, Tensor] = {}
         self._fresh = itertools.count()
@@ -73,6 +74,7 @@ class Recorder(TorchDispatchMode):
         return self._bind(tensor, next(self._fresh))
 
     def _bind(self, tensor: Tensor, number: int) -> int:
+        self._forget()
         if id(tensor) not in self._numbers:
             self._watch(tensor, _storage(tensor))
         self.metas.setdefault(number, (tensor.shape, tensor.dtype))
@@ -81,21 +83,26 @@ class Recorder(TorchDispatchMode):
         return number
 
     def _watch(self, tensor: Tensor, storage: int) -> None:
-        """Forget a tensor once it is gone; where storages say what varies, none goes."""
+        """Take note of when a tensor is gone; where storages say what varies, none goes.
+
+        What is called then is no code of Python's, in which an interrupt would be lost.
+        """
         self._sharing[storage] += 1
-        if not self.pure:
-            self._alive[id(tensor)] = tensor
-            return
-        key, numbers, sharing, alive = id(tensor), self._numbers, self._sharing, self._alive
+        key = id(tensor)
+        self._alive[key] = weakref.KeyedRef(tensor, self._gone.append, (key, storage)) if self.pure else tensor
 
-        def forget(_: Any) -> None:
-            del numbers[key], alive[key]
-            sharing[storage] -= 1
-
-        alive[key] = weakref.ref(tensor, forget)
+    def _forget(self) -> None:
+        """Forget tensors that are gone, whose ids others may have by now."""
+        while self._gone:
+            key, storage = self._gone[-1].key
+            self._numbers.pop(key, None)
+            self._alive.pop(key, None)
+            self._sharing[storage] -= 1
+            self._gone.pop()
 
     def number(self, tensor: Tensor) -> int:
         """A tensor's number; one that was not seen before is a constant."""
+        self._forget()
         if id(tensor) not in self._numbers:
             self.constants[self._name(tensor)] = tensor
         return self._numbers[id(tensor)]

@@ -97,7 +97,7 @@ class Fitting:
         self._place_start(self.init)
         if self._is_evident():
             return None
-        descended = self._descend()
+        descended = (schedule.is_default or self.layer.is_gaussian) and self._descend()
         if descended and (self.layer.is_gaussian or self._is_evident()):
             self.fit = self.fit or self.drawn()
             return None

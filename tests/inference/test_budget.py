@@ -139,7 +139,6 @@ def test_what_was_reached_in_time_is_judged_and_saved_and_the_same_line_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pyro_nflows.engine.trainer.BLOCK", 5)
-    monkeypatch.setattr("pyro_nflows.inference.rounds.can_descend", lambda *_: False)
     options: dict[str, Any] = {"num_steps": 10**6, "checkpoint": tmp_path / "run.pt", "checkpoint_seconds": 0.0}
     first = line(slowed_down, max_seconds=1.0, **options).run(PAIRS[0])
     first.save(tmp_path / "fit.pt")

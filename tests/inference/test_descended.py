@@ -10,10 +10,12 @@ from torch import Tensor
 
 from pyro_nflows import VI, AutoFlow, AutoWasserstein, flows
 from pyro_nflows.diagnostics.verdict import Outcome
+from pyro_nflows.engine import Look, Round
 from pyro_nflows.flows.whitened import Whitened
 from pyro_nflows.inference.descended import can_descend, clusters_of, place
 from pyro_nflows.inference.plan import Plan
 from pyro_nflows.inference.running import Fitter
+from pyro_nflows.inference.schedule import Schedule
 from pyro_nflows.layers import TriangularAffine
 from pyro_nflows.modes.mixture_em import Clusters
 from tests.models import PAIRS, PAIRS_EVIDENCE, pairs
@@ -64,9 +66,11 @@ def test_the_way_is_kept_and_its_bound_rises() -> None:
     assert float(locs) == pytest.approx(float(torch.tensor(a / b).log()) - 0.5 / a, abs=1e-3)
 
 
-def test_a_flow_begins_from_the_best_gaussian_without_a_step_of_adam() -> None:
-    vi = line(AutoFlow(skewed, lambda dim: flows.realnvp(dim, 2, (4,))), num_steps=20).run(DATA)
-    assert vi.history.num_steps == 20
+def test_a_flow_begins_from_the_best_gaussian_without_a_step_of_adam(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Schedule, "of", lambda *_: Schedule(rounds=(Round(20, 16, 1e-3),), num_samples=1000))
+    looks: list[Look] = []
+    vi = line(AutoFlow(skewed, lambda dim: flows.realnvp(dim, 2, (4,))), callback=looks.append).run(DATA)
+    assert (looks[0].title, looks[0].step) == ("flow", 20)
     assert vi.history.descent >= 1
     assert not vi.history.path
 
