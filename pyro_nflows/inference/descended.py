@@ -1,8 +1,8 @@
 r"""A fit's Gaussian, or mixture of Gaussians, by a Wasserstein gradient flow (:mod:`~pyro_nflows.modes.wasserstein`).
 
-Where it applies, it takes the place of hundreds of steps of Adam: with a full-rank end of not too many dimensions, and
-a log density that is the same each time it is asked. What it reaches is taken only where fresh draws have a higher
-bound.
+By default it takes the place of hundreds of steps of Adam: with a full-rank end of not too many dimensions, and a log
+density that is the same each time it is asked. With steps that a user asks for, only guides that are such a Gaussian or
+mixture go this way. What it reaches is taken only where fresh draws do not have a lower bound.
 """
 
 import copy

@@ -6,11 +6,13 @@ the whole: the same parameters under the same names, with the context in every p
 in the module itself, so one module can be bound to many contexts at once.
 """
 
-import copy
+import functools
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from .views import told
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -61,7 +63,8 @@ def bind(module: _M, context: Tensor) -> _M:
         >>> bind(net, torch.randn(5, 4))(torch.randn(5, 2)).shape
         torch.Size([5, 3])
     """
-    view = _view(module, context)
+    check = functools.partial(_check, context=context)
+    view = told(module, "context", context, lambda _: context.shape[:-1], check)
     if view is module:
         raise ValueError(
             f"{type(module).__name__} takes no context; make its networks with context_dim=, or wrap it: "
@@ -70,22 +73,12 @@ def bind(module: _M, context: Tensor) -> _M:
     return view
 
 
-def _view(module: _M, context: Tensor) -> _M:
-    """``module`` itself where no part takes a context."""
-    takes = "context" in module._buffers
-    if takes and context.shape[-1:] != torch.Size([module.context_dim]):  # type: ignore[list-item]
+def _check(module: nn.Module, context: Tensor) -> None:
+    if context.shape[-1:] != torch.Size([module.context_dim]):  # type: ignore[list-item]
         raise ValueError(
             f"{type(module).__name__}: expected a context of shape (..., {module.context_dim}), "
             f"got {tuple(context.shape)}"
         )
-    parts = {name: part if part is None else _view(part, context) for name, part in module._modules.items()}
-    if not takes and all(part is module._modules[name] for name, part in parts.items()):
-        return module
-    view = copy.copy(module)
-    view.__dict__.update(_modules=parts, batch_shape=context.shape[:-1])
-    if takes:
-        view.__dict__["_buffers"] = {**module._buffers, "context": context}
-    return view
 
 
 def flat_context(module: _M, batch_shape: torch.Size) -> _M:

@@ -5,11 +5,13 @@ Shorter sequences are padded at their end. A layer over positions says that it c
 :func:`~pyro_nflows.nets.context.bind` does for contexts.
 """
 
-import copy
+import functools
 from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+
+from .views import told
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -37,7 +39,13 @@ def up_to(module: _M, lengths: Tensor) -> _M:
     """
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise ValueError(f"up_to: expected lengths that are whole numbers (torch.long), got {lengths.dtype}")
-    view = _view(module, lengths)
+    view = told(
+        module,
+        "lengths",
+        lengths,
+        functools.partial(_batch_shape, lengths=lengths),
+        functools.partial(_check, lengths=lengths),
+    )
     if view is module:
         raise ValueError(
             f"{type(module).__name__} has no part that is over positions, so lengths mean nothing to it; "
@@ -46,21 +54,15 @@ def up_to(module: _M, lengths: Tensor) -> _M:
     return view
 
 
-def _view(module: _M, lengths: Tensor) -> _M:
-    """``module`` itself where no part is over positions."""
-    takes = "lengths" in module._buffers
-    most = cast(int, module.num_positions) if takes else 0
-    if takes and not ((lengths >= 1) & (lengths <= most)).all():
+def _check(module: nn.Module, lengths: Tensor) -> None:
+    most = cast(int, module.num_positions)
+    if not ((lengths >= 1) & (lengths <= most)).all():
         raise ValueError(
             f"{type(module).__name__}: expected lengths from 1 to {most}, "
             f"got {int(lengths.min())} to {int(lengths.max())}"
         )
-    parts = {name: part if part is None else _view(part, lengths) for name, part in module._modules.items()}
-    if not takes and all(part is module._modules[name] for name, part in parts.items()):
-        return module
-    view = copy.copy(module)
-    batch_shape = torch.broadcast_shapes(getattr(module, "batch_shape", ()), lengths.shape)
-    view.__dict__.update(_modules=parts, batch_shape=batch_shape)
-    if takes:
-        view.__dict__["_buffers"] = {**module._buffers, "lengths": lengths}
-    return view
+
+
+def _batch_shape(module: nn.Module, lengths: Tensor) -> torch.Size:
+    """Of a flow that may be bound to a context already."""
+    return torch.broadcast_shapes(getattr(module, "batch_shape", ()), lengths.shape)

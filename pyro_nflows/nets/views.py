@@ -1,9 +1,10 @@
 """Views of modules: of the same parameters, or of tensors in their places, with the module itself left as it is."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from ..model.rows import Rows
@@ -44,6 +45,29 @@ def _filled(module: _M, tensors: Mapping[str, Tensor], prefix: str) -> _M:
     own = {key: tensors.get(prefix + key, value) for key, value in module._parameters.items()}
     parts = {key: part and _filled(part, tensors, f"{prefix}{key}.") for key, part in module._modules.items()}
     return view_of(module, _parameters=own, _modules=parts)
+
+
+def told(
+    module: _M,
+    name: str,
+    tensor: Tensor,
+    batch_shape: Callable[[nn.Module], torch.Size],
+    check: Callable[[nn.Module], None],
+) -> _M:
+    """A view of a module with a tensor in every part that has a buffer for it; the module itself where none has.
+
+    :param name: of the buffers.
+    :param batch_shape: that the view of a part is to have.
+    :param check: raises an error if a part cannot take the tensor.
+    """
+    takes = name in module._buffers
+    if takes:
+        check(module)
+    parts = {key: part and told(part, name, tensor, batch_shape, check) for key, part in module._modules.items()}
+    if not takes and all(part is module._modules[key] for key, part in parts.items()):
+        return module
+    buffers = {**module._buffers, name: tensor} if takes else module._buffers
+    return view_of(module, _modules=parts, _buffers=buffers, batch_shape=batch_shape(module))
 
 
 def on_rows(layer: _M, rows: Rows) -> _M:
