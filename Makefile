@@ -19,7 +19,7 @@ MATRIX = test-matrix-default test-matrix-avx2 test-matrix-elsewhere
 .PHONY: help demo test test-all test-compiler test-matrix $(MATRIX) coverage bench posteriordb-given \
 	bench-speed bench-posteriors bench-densities bench-lattices \
 	bench-calibration bench-synthetic bench-verdicts bench-ablations bench-costs bench-digits bench-autoencoders bench-peers bench-divergence bench-plain_svi bench-centering bench-structure bench-structure_mcmc bench-minibatches bench-svi_minibatches bench-fooled \
-	docs notebooks lint format wheel-test clean
+	docs check-pages notebooks lint format wheel-test clean
 .DELETE_ON_ERROR:
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make coverage    the tests, and which lines they reach"
 	@echo "make bench       speed, quality, density, cost and peer tables (needs POSTERIORDB)"
 	@echo "make docs        the documentation, into docs/_build/html; runs the tutorials"
+	@echo "make check-pages look at the documentation in a browser: does anything not fit, is a picture missing"
 	@echo "make notebooks   the tutorials as executed notebooks, into tutorials/notebooks"
 	@echo "make lint        ruff and mypy"
 	@echo "make format      let ruff mend what it can"
@@ -99,6 +100,10 @@ bench-speed bench-densities bench-lattices bench-calibration bench-synthetic ben
 
 docs: $(VENV)/.docs
 	$(BIN) -m sphinx -E -T -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
+
+# In a headless Chromium, at 1280 and 390 pixels
+check-pages: $(VENV)/.docs
+	$(BIN) docs/check_pages.py docs/_build/html
 
 notebooks: $(NOTEBOOKS)
 

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import pathlib
 import shutil
+import sys
 
 HERE = pathlib.Path(__file__).parent
 
@@ -17,6 +18,7 @@ def copy_tutorials() -> None:
 
 
 copy_tutorials()
+sys.path.insert(0, str(HERE))
 
 project = "pyro_nflows"
 author = "The pyro_nflows contributors"
@@ -24,10 +26,10 @@ copyright = author
 release = version = importlib.metadata.version("pyro-nflows")
 
 extensions = [
+    "formulas",
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.doctest",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
 ]
 exclude_patterns = ["_build"]
@@ -53,4 +55,7 @@ autodoc_member_order = "bysource"
 add_module_names = False
 
 html_theme = "furo"
+html_math_renderer = "mathml"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 html_title = f"pyro_nflows {release}"
