@@ -9,6 +9,7 @@ from .journal import Journal
 from .look import Callback, CallbackWarning, Look, Watch
 from .native import CacheWarning
 from .program import Inputs, Program, State
+from .progress import Progress
 from .round import Round
 from .runners import Engine, Runner
 from .sampler import Sampler, sample
@@ -31,6 +32,7 @@ __all__ = [
     "Journal",
     "Look",
     "Program",
+    "Progress",
     "Round",
     "Runner",
     "Sampler",

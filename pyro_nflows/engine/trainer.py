@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ..layers.base import Layer
 from ..model.whole import WholeLogJoint
@@ -27,6 +26,7 @@ from .journal import Journal
 from .look import Callback, Watch
 from .pace import Pace, unbroken
 from .program import Program
+from .progress import Progress
 from .round import Round
 from .runners import Engine, Runner
 from .sampler import Sampler
@@ -42,7 +42,7 @@ class Trainer:
     :param log_joint: the model, ``(K, D) -> (K,)``.
     :param leaves: the model's trainable leaf tensors.
     :param engine: the engine asked for, or None for the fastest.
-    :param progress_bar: whether to show a bar.
+    :param progress_bar: whether to show rounds as they go on; :meth:`limit` says where.
     :param data: the tensors among the model's arguments; see :meth:`again`.
     :param num_fits: how many fits are to come: whether compiling pays depends on it.
     :param all_rows: the log joint over all rows, where ``log_joint`` is that of a minibatch drawn anew each time: draws
@@ -61,7 +61,7 @@ class Trainer:
     ):
         self.log_joint, self.leaves, self.engine = log_joint, leaves, engine
         self.all_rows = None if all_rows is None else AllRows(all_rows, leaves)
-        self.progress_bar, self.data, self.num_fits = progress_bar, data, num_fits
+        self.progress, self.data, self.num_fits = Progress(progress_bar), data, num_fits
         self.history = History()
         self.stream: Stream | None = None
         self._bound: Data = None
@@ -109,10 +109,12 @@ class Trainer:
         plan: Round,
         title: str,
         members: Sequence["Trainer"] = (),
+        follows: str = "",
     ) -> list[bool]:
         """The same round for copies of a layer, an ensemble: each has random numbers of its own.
 
         :param members: whose the layers are, if they have data of their own (:meth:`at`).
+        :param follows: what may come after the round, in words.
         :return: of each, whether it went well; see :meth:`run`.
         """
         members = members or [self] * len(layers)
@@ -124,13 +126,13 @@ class Trainer:
             return list(recalled["well"])
         began, courses = time.perf_counter(), list[Course]()
         try:
-            with restored_threads(), tqdm(total=plan.num_steps, disable=not self.progress_bar, unit="step") as bar:
-                bar.set_description(f"{title}: {'compiling' if self.engine is Engine.COMPILED else 'tracing'}")
+            with restored_threads(), self.progress.phase(title, plan.num_steps, follows):
+                self.progress.say(f"{title}, {'compiling' if self.engine is Engine.COMPILED else 'tracing'}")
                 pairs = [member._get(layer, objective, gradient, plan) for member, layer in zip(members, layers)]
-                bar.set_description(title)
+                self.progress.say(title)
                 programs, runner = [program for program, _ in pairs], pairs[0][1]
                 torch.set_num_threads(runner.num_threads or torch.get_num_threads())
-                courses = self._steps(members, programs, runner, plan, title, bar)
+                courses = self._steps(members, programs, runner, plan, title)
         except (KeyboardInterrupt, MemoryError, RuntimeError) as error:
             lacking = is_out_of_memory(error)
             if not (lacking or isinstance(error, KeyboardInterrupt)):
@@ -165,8 +167,9 @@ class Trainer:
                 _, runner = self._get(layer, objective, gradient, plan)
             runner.expect(num_steps * self.num_fits)
 
-    def limit(self, budget: Budget, callback: Callback | None = None) -> None:
+    def limit(self, budget: Budget, callback: Callback | None = None, progress: Progress | None = None) -> None:
         """Have training, and draws, heed the time of a run, and show where it is."""
+        self.progress = progress or self.progress
         self.budget = self.sampler.budget = budget
         self.watch = Watch(callback, budget)
 
@@ -211,7 +214,7 @@ class Trainer:
         :param data: as this trainer's.
         :param all_rows: as this trainer's.
         """
-        new = Trainer(log_joint, self.leaves, self.engine, self.progress_bar, data, self.num_fits, all_rows)
+        new = Trainer(log_joint, self.leaves, self.engine, self.progress.shown, data, self.num_fits, all_rows)
         runners = {key: runner.rebound(log_joint, data) for key, runner in self._runners.items()}
         new._runners.update((key, runner) for key, runner in runners.items() if runner is not None)
         return new
@@ -242,7 +245,7 @@ class Trainer:
         return program, self._runners[key]
 
     def _steps(
-        self, members: Sequence["Trainer"], programs: list[Program], runner: Runner, plan: Round, title: str, bar: Any
+        self, members: Sequence["Trainer"], programs: list[Program], runner: Runner, plan: Round, title: str
     ) -> list[Course]:
         """The steps of a round, in blocks, for each fit with its own random numbers and size of steps."""
         runner.expect(plan.num_steps * max(len(programs), self.num_fits))
@@ -250,7 +253,7 @@ class Trainer:
         courses = [Course(program, stream) for program, stream in zip(programs, streams)]
         schedule = schedule_of(plan, programs[0].objective.share, courses[0].state.params)
         begun = self._resume(courses)
-        bar.update(begun)
+        self.progress.advance(begun)
         ensemble, pace = Ensemble(runner, programs, [member._bound for member in members]), Pace(2 * PAUSE)
         stretch = Stretch(self.budget, plan.share)
         try:
@@ -265,16 +268,16 @@ class Trainer:
                     states, given = [courses[i].state for i in which], [part_of(own, part, slowed) for own in inputs]
                     for i, (state, losses) in zip(which, ensemble.run(states, given, which)):
                         courses[i].advance(state, losses)
-                    bar.update(part.stop - part.start)
+                    self.progress.advance(part.stop - part.start)
                     if stretch.is_over:
                         break
                 if stretch.is_over:
                     self.is_over()
                     break
                 look_at([courses[i] for i in which], schedule[1][max(0, start - 1) : start + num])
-                bar.set_description(title + (", compiling" if runner.is_compiling else ""), refresh=False)
+                self.progress.say(title + (", compiling" if runner.is_compiling else ""))
                 elbos = [float(courses[i].elbos[-1].nanmean()) for i in which]
-                bar.set_postfix_str(f"ELBO {max(elbos):.3f}", refresh=False)
+                self.progress.advance(0, max(elbos))
                 self.watch.show(title, start + num, plan.num_steps, max(elbos))
                 self.journal.reach(functools.partial(place, start + BLOCK, courses))
                 if self.budget.is_stopped:

@@ -22,7 +22,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..engine import Budget, Round, Trainer
+from ..engine import Budget, Progress, Round, Trainer
 from ..guides import AutoFlow
 from ..layers.base import Chain
 from ..model.centering import Prior, prior_of
@@ -48,7 +48,13 @@ MAX_TURNS = 8
 
 
 def measured_centering(
-    joint: LogJoint, guide: AutoFlow, plan: Plan, budget: Budget, leaves: Sequence[Tensor], loc: Tensor
+    joint: LogJoint,
+    guide: AutoFlow,
+    plan: Plan,
+    budget: Budget,
+    progress: Progress,
+    leaves: Sequence[Tensor],
+    loc: Tensor,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """A centering for each entry of the sites that have one, and draws of the Gaussian, in unconstrained space.
 
@@ -56,12 +62,13 @@ def measured_centering(
     :param guide: its end is fitted; the guide itself is left alone.
     :param plan: the engine.
     :param budget: the time of the run.
+    :param progress: shows it.
     :param leaves: the model's own parameters.
     :param loc: a point of finite density.
     """
     names, layer = list(joint.latents.centering), guide.plain_layer()
-    trainer = Trainer(joint, leaves, plan.engine, plan.progress_bar, joint.bound.tensors)
-    trainer.limit(budget)
+    trainer = Trainer(joint, leaves, plan.engine, False, joint.bound.tensors)
+    trainer.limit(budget, None, progress)
     with contextlib.closing(trainer):
         init = gaussian_at(layer, loc, guide.init_scale)
         best_start(trainer.density, init, until=budget.after(FIRST.share)).place(layer)

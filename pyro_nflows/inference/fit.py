@@ -100,15 +100,16 @@ def drive(fittings: Iterable[Fitting], prefix: str = "", width: int | None = Non
     ready: list[tuple[Fitting, bool | None]] = [(fitting, None) for fitting in itertools.islice(fresh, width)]
     while ready:
         complete = []
-        for fitting, well in ready:
-            with fitting.trainer.stream or contextlib.nullcontext():
-                if well is not None:
-                    fitting.done(well)
-                task = fitting.next_round()
-            if task is None:
-                complete.append(fitting)
-            else:
-                waiting[fitting] = task
+        with _shown(ready, prefix):
+            for fitting, well in ready:
+                with fitting.trainer.stream or contextlib.nullcontext():
+                    if well is not None:
+                        fitting.done(well)
+                    task = fitting.next_round()
+                if task is None:
+                    complete.append(fitting)
+                else:
+                    waiting[fitting] = task
         yield from complete
         ready = [(fitting, None) for fitting in itertools.islice(fresh, len(complete))]
         if not ready and waiting:
@@ -116,9 +117,21 @@ def drive(fittings: Iterable[Fitting], prefix: str = "", width: int | None = Non
             tasks = [waiting.pop(fitting) for fitting in chosen]
             layers, trainers, first = [task.layer for task in tasks], [task.trainer for task in tasks], tasks[0]
             title = prefix + first.title
-            wells = first.trainer.run_many(layers, first.objective, first.gradient, first.round, title, trainers)
+            wells = first.trainer.run_many(
+                layers, first.objective, first.gradient, first.round, title, trainers, first.follows
+            )
             ready = list(zip(chosen, wells))
             del chosen, tasks, layers, trainers, first  # fits that are complete need no memory
+
+
+def _shown(ready: Sequence[tuple[Fitting, bool | None]], prefix: str) -> contextlib.AbstractContextManager[object]:
+    """What is done between rounds: fresh fits find a start, and others weigh their draws."""
+    fresh = [fitting for fitting, well in ready if well is None]
+    if fresh:
+        first = fresh[0]
+        return first.trainer.progress.phase(prefix + "start", follows=first.plan.schedule.after_rounds(0))
+    ready[0][0].trainer.progress.say("weighing draws")
+    return contextlib.nullcontext()
 
 
 def _largest_group(waiting: Mapping[Fitting, Task]) -> list[Fitting]:

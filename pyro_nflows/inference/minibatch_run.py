@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine import Budget, History
+from ..engine import Budget, History, Progress
 from ..flows.whitened import Whitened
 from ..guides import AutoFlow
 from ..layers import Rescaled
@@ -49,16 +49,18 @@ def run_minibatches(guide: AutoFlow, plan: Plan, call: Call, keep: Keep, checkpo
     imported(*NEEDED)
     began, seed = time.perf_counter(), plan.seed
     seed = int(torch.randint(2**31, ())) if seed is None else seed
-    with seeded(seed), validation(False):
+    with seeded(seed), validation(False), Progress(plan.progress_bar) as progress:
         terms, history = RowTerms(BoundModel(guide.bare_model, *call), guide.latents), History()
         leaves = terms.leaves()
         with unless_kept(guide, leaves, keep) as kept:
-            fit = Minibatches(guide, terms, plan, history, leaves, budget)
+            fit = Minibatches(guide, terms, plan, history, leaves, budget, progress)
             fit.fit()
-            fit.correct()
+            with progress.phase("correction", follows="the verdict"):
+                fit.correct()
             time_for = int(min(MOST, WEIGHED * budget.left / fit.pace)) if fit.pace else MOST
             history.unsearched |= budget.left <= 0
-            posterior = row_posterior(guide, fit.of_rows, fit.collapser, call, history, leaves, seed, time_for)
+            with progress.phase("verdict"):
+                posterior = row_posterior(guide, fit.of_rows, fit.collapser, call, history, leaves, seed, time_for)
             history.seconds = time.perf_counter() - began
             kept(posterior)
 

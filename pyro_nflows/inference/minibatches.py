@@ -17,10 +17,9 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ..diagnostics.verdict import effective
-from ..engine import Budget, History, Round, Stretch, Trainer, Watch
+from ..engine import Budget, History, Progress, Round, Stretch, Trainer, Watch
 from ..engine.density_gradient import DensityGradient
 from ..engine.lazy import RowState
 from ..engine.minibatch_steps import MinibatchSteps
@@ -64,10 +63,11 @@ class Minibatches:
 
     :param guide: follows the plates; it is left alone.
     :param terms: the model on chosen rows.
-    :param plan: the engine, the bar, and perhaps how many steps.
+    :param plan: the engine, and perhaps how many steps.
     :param history: is told of the steps.
     :param leaves: the model's own parameters, which are trained too.
     :param budget: the time of the run.
+    :param progress: shows it.
     """
 
     def __init__(
@@ -78,7 +78,9 @@ class Minibatches:
         history: History,
         leaves: Sequence[Tensor] = (),
         budget: Budget | None = None,
+        progress: Progress | None = None,
     ):
+        self.progress = progress or Progress(False)
         self.budget, self.pace = budget or Budget(), 0.0
         self.watch = Watch(plan.callback, self.budget)
         self.guide, self.terms, self.plan, self.history, self.leaves = guide, terms, plan, history, list(leaves)
@@ -126,9 +128,9 @@ class Minibatches:
             outside, rows = terms.here(z)
             return outside + rows.sum(-1)
 
-        trainer = Trainer(density, (), self.plan.engine, self.plan.progress_bar)
+        trainer = Trainer(density, (), self.plan.engine, False)
         trainer.history = self.history
-        trainer.limit(self.budget)
+        trainer.limit(self.budget, None, self.progress)
         with contextlib.closing(trainer):
             init = gaussian_at(small, small.end.loc.detach(), self.guide.init_scale)
             best_start(DensityGradient(density), init).place(small)
@@ -150,31 +152,30 @@ class Minibatches:
         steps, one = MinibatchSteps(program, terms.choose, plan.engine), torch.ones(())
         step_sizes = Round(num_steps, NUM_PARTICLES, STEP_SIZES[stage]).step_sizes(one)
         stretch = Stretch(self.budget, SHARES[stage])
-        bar = tqdm(total=num_steps, disable=not plan.progress_bar, unit="step", desc="flow" if stage else "Gaussian")
+        title, follows = ("flow", "the verdict") if stage else ("Gaussian", "the flow")
         try:
-            for number, rows in enumerate(minibatches(terms.num_rows, terms.size, num_steps)):
-                if stretch.is_over and losses:
-                    self._is_over()
-                    break
-                chosen, rows = self.rows(rows), terms.with_others(rows)
-                index, factors = state.index(chosen), state.factors(chosen)
-                before = state.take(index)
-                step_size = stretch.slowed(number / num_steps) * step_sizes[number]
-                inputs = Inputs(paired_noise(small, NUM_PARTICLES), step_size, one, 0 * one)
-                if not number:
-                    steps.prepare(before, inputs, factors, rows, num_steps)
-                after, loss = steps.run(before, inputs, factors, rows)
-                state.put(index, after)
-                losses.append(loss.detach().clone())
-                if number % BLOCK == BLOCK - 1:
-                    elbo = -float(torch.stack(losses[-BLOCK:]).nanmean())
-                    bar.set_postfix_str(f"ELBO {elbo:.1f}", refresh=False)
-                    bar.update(BLOCK)
-                    self.watch.show("flow" if stage else "Gaussian", number + 1, num_steps, elbo)
+            with self.progress.phase(title, num_steps, follows):
+                for number, rows in enumerate(minibatches(terms.num_rows, terms.size, num_steps)):
+                    if stretch.is_over and losses:
+                        self._is_over()
+                        break
+                    chosen, rows = self.rows(rows), terms.with_others(rows)
+                    index, factors = state.index(chosen), state.factors(chosen)
+                    before = state.take(index)
+                    step_size = stretch.slowed(number / num_steps) * step_sizes[number]
+                    inputs = Inputs(paired_noise(small, NUM_PARTICLES), step_size, one, 0 * one)
+                    if not number:
+                        steps.prepare(before, inputs, factors, rows, num_steps)
+                    after, loss = steps.run(before, inputs, factors, rows)
+                    state.put(index, after)
+                    losses.append(loss.detach().clone())
+                    if number % BLOCK == BLOCK - 1:
+                        elbo = -float(torch.stack(losses[-BLOCK:]).nanmean())
+                        self.progress.advance(BLOCK, elbo)
+                        self.watch.show(title, number + 1, num_steps, elbo)
         except KeyboardInterrupt:
             self.history.interrupted = True
         finally:
-            bar.close()
             steps.close()
             state.write()
             self._note(state, steps, losses)

@@ -139,6 +139,7 @@ class Fitting:
             return False
         params, path, elbos, arrived = found
         trainer.history.add_path(path, elbos, layer.is_gaussian)
+        trainer.progress.advance(len(elbos) - 1, elbos[-1])
         with torch.no_grad():
             put(list(layer.parameters()), params)
         return bool(arrived)

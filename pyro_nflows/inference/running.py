@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..diagnostics.findings import Faults, Subsampled
 from ..diagnostics.verdict import effective, is_heavy, is_hopeless, starts_disagree
-from ..engine import Budget, Journal, Trainer, threads_for, work_of
+from ..engine import Budget, Journal, Progress, Trainer, threads_for, work_of
 from ..flows.whitened import Whitened
 from ..guides import AutoFlow
 from ..layers import Rescaled
@@ -79,6 +79,7 @@ class Fitter:
         journal, began = Journal() if checkpoint is None else checkpoint.journal(seed), time.perf_counter()
         with seeded(seed), before_sigterm(journal.write), contextlib.ExitStack() as at_the_end:
             at_the_end.callback(journal.write)
+            progress = at_the_end.enter_context(Progress(plan.progress_bar))
             joint, loc = self._joint_at(call)
             layer, leaves = cast(Layer, self.guide.layer), joint.leaves(loc)
             size = sum(parameter.numel() for parameter in layer.parameters())
@@ -86,9 +87,9 @@ class Fitter:
             with threads, unless_kept(self.guide, leaves, keep) as kept:
                 loc = begin(journal, joint, layer, leaves, loc)
                 if not as_it_is:
-                    joint, loc = self._centered(plan, call, journal, budget, joint, leaves, loc)
+                    joint, loc = self._centered(plan, call, journal, budget, progress, joint, leaves, loc)
                 with contextlib.closing(self._trainer_at(plan, joint, leaves, journal)) as trainer:
-                    trainer.limit(budget, plan.callback)
+                    trainer.limit(budget, plan.callback, progress)
                     yield Ready(trainer, joint, self._locs(plan, joint, loc), kept)
             if kept.posterior is not None:
                 history = kept.posterior.history
@@ -117,6 +118,7 @@ class Fitter:
         call: Call,
         journal: Journal,
         budget: Budget,
+        progress: Progress,
         joint: LogJoint,
         leaves: list[Tensor],
         loc: Tensor,
@@ -126,7 +128,11 @@ class Fitter:
         is_fresh = torch.equal(guide.plain_layer().end.loc, guide.init_loc())
         if guide.centering != "auto" or not joint.latents.centering or not is_fresh:
             return joint, loc
-        centering, z = journal.step("centering", lambda: measured_centering(joint, guide, plan, budget, leaves, loc))
+
+        def measured() -> tuple[dict[str, Tensor], Tensor]:
+            return measured_centering(joint, guide, plan, budget, progress, leaves, loc)
+
+        centering, z = journal.step("centering", measured)
         guide.recenter(centering)
         joint, _ = self._joint_at(call)
         return joint, carry(joint, guide, z)
@@ -149,7 +155,7 @@ class Fitter:
 
     def judge(self, plan: Plan, ready: "Ready", fits: Sequence[Fit]) -> None:
         """Keep the best fit, look for what it misses, and say what keeps it from being good."""
-        trainer, joint, keep = ready.trainer, ready.joint, ready.keep
+        trainer, joint, keep, progress = ready.trainer, ready.joint, ready.keep, ready.trainer.progress
         trainer.close()
         best = max(fits, key=lambda fit: float(fit.elbo.value))
         posterior = self._posterior(plan, trainer, joint, best, [fit.draws for fit in fits])
@@ -157,10 +163,12 @@ class Fitter:
         try:
             hopeless = is_hopeless(best.draws.log_weight)
             if not (trainer.history.interrupted or best.failed or hopeless or self._is_dear(trainer)):
-                best, posterior = self._search(plan, trainer, joint, best, posterior)
+                with progress.phase("search for other modes", follows="the verdict"):
+                    best, posterior = self._search(plan, trainer, joint, best, posterior)
                 keep(posterior)
             trainer.history.failed = best.failed
-            posterior = replace(posterior, faults=self._faults(trainer, joint, best))
+            with progress.phase("verdict"):
+                posterior = replace(posterior, faults=self._faults(trainer, joint, best))
             keep(posterior)
         except KeyboardInterrupt:
             if trainer.history.interrupted:

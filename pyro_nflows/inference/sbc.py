@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ..checks import check_sizes
 from ..diagnostics.calibration import Calibration, PValues, judge_ranks
@@ -18,7 +17,7 @@ from ..diagnostics.ranks import rank, symmetry, uniformity
 from ..diagnostics.resampling import chosen
 from ..diagnostics.table import calibration_table, scalar_names
 from ..diagnostics.verdict import Evidence, Outcome, Verdict, effective, is_hopeless, judge, tail_index
-from ..engine import Engine, Round
+from ..engine import Engine, Progress, Round
 from ..guides import AutoFlow
 from ..model.arguments import ready as arguments
 from ..objectives.draws import Draws
@@ -170,13 +169,14 @@ class SBC:
 
     def _fit(self, replications: Replications) -> None:
         try:
-            with tqdm(total=self.num_simulations, disable=not self.plan.progress_bar, unit="fit") as bar:
+            title, num = "calibration", self.num_simulations
+            with Progress(self.plan.progress_bar) as progress, progress.phase(title, num, unit="fit"):
                 for index, one, trainer, fit in replications.fits(self.plan):
                     if trainer.history.interrupted:
                         raise KeyboardInterrupt
                     with trainer.stream or contextlib.nullcontext():
                         self._checked[index] = self._check(replications.guide, one, fit)
-                    bar.update()
+                    progress.advance(1)
         except KeyboardInterrupt:
             self.interrupted = True
             if not self._checked:

@@ -76,6 +76,20 @@ class Schedule:
         most = max(FEWEST, int(self.work / work)) if work else self.num_samples
         return replace(self, num_samples=min(self.num_samples, most))
 
+    def after_rounds(self, number: int) -> str:
+        """What comes after so many rounds of the flow, in words.
+
+        Example::
+
+            >>> Schedule().after_rounds(0), Schedule.of(1000, 1, 0.0).after_rounds(1)
+            ('up to 7,800 steps of the flow, if the weights ask for it', '250 more steps')
+        """
+        left = sum(part.num_steps for part in self.rounds[number:])
+        if not left:
+            return "the search for other modes"
+        steps = f"{left:,} more steps" if number else f"{left:,} steps of the flow"
+        return f"up to {steps}, if the weights ask for it" if self.is_default else steps
+
     @property
     def is_default(self) -> bool:
         """Whether sizes are left to the schedule, which may go on until the draws are good."""

@@ -33,6 +33,7 @@ class Task:
     gradient: Gradient
     round: Round
     title: str
+    follows: str = ""
 
 
 class Stage(Protocol):
@@ -66,7 +67,8 @@ class GaussianRounds:
         if self._is_complete or self._num_done == self.schedule.max_ends:
             return None
         title = "Gaussian" + (f", round {self._num_done + 1}" if self._num_done else "")
-        return Task(self.trainer, Chain(self.layer.end), ELBO(), Gradient.PATH, self.schedule.end, title)
+        follows = self.schedule.after_rounds(0)
+        return Task(self.trainer, Chain(self.layer.end), ELBO(), Gradient.PATH, self.schedule.end, title, follows)
 
     def done(self, well: bool) -> None:
         """See :class:`Stage`: only the model's own parameters, where they still move, ask for another round."""
@@ -99,7 +101,8 @@ class FlowRounds:
         objective = objective_of(self.layer, plan, chosen, self._ess)
         title = "flow" if number == 1 else f"flow, round {number}"
         chosen = replace(chosen, step_size=self._pace * chosen.step_size)
-        return Task(self.trainer, self.layer, objective, plan.gradient, chosen, title)
+        follows = plan.schedule.after_rounds(number)
+        return Task(self.trainer, self.layer, objective, plan.gradient, chosen, title, follows)
 
     def done(self, well: bool) -> None:
         """See :class:`Stage`: where the flow is, and whether its draws are good."""

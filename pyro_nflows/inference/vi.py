@@ -51,7 +51,8 @@ class VI(Results):
     :param engine: ``"eager"``, ``"traced"`` or ``"compiled"``; by default the fastest that can run the model:
         training starts traced, and goes on compiled where that pays.
     :param annealing: share of the steps, from 0 to 1, in which ``log p`` is flattened: for several modes.
-    :param progress_bar: whether to show ELBO, steps a second and time left.
+    :param progress_bar: whether to show how the run goes on: one bar in a terminal or a notebook, and a line for each
+        phase in a pipe or a file (:mod:`~pyro_nflows.engine.progress`).
     :param checkpoint: a file that keeps the state of the run: should the process be killed, the same line run again
         goes on where it was; once the run is complete, it loads the fit. Remove the file to start anew.
     :param checkpoint_seconds: time between the moments at which it is written; it is written at SIGTERM, too.

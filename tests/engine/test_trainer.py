@@ -21,6 +21,7 @@ from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint
 from pyro_nflows.numerics import normal_log_prob
 from pyro_nflows.objectives.covering import Covering
+from tests.streams import Terminal
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
 PRECISION = torch.tensor([[2.0, 0.9], [0.9, 1.0]], dtype=torch.float64)
@@ -195,9 +196,10 @@ def test_training_stops_where_most_steps_are_not_finite():
     assert torch.equal(layer[0].loc, torch.zeros(2))
 
 
-def test_the_bar_shows_the_elbo(capsys):
+def test_the_bar_shows_the_elbo(monkeypatch):
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
     Trainer(log_gaussian).run(Chain(LocScale(2)), ELBO(), Gradient.PATH, Round(60, 4, 1e-2), "flow")
-    shown = capsys.readouterr().err
+    shown = terminal.getvalue()
     assert "flow" in shown
     assert "ELBO" in shown
     assert "60/60" in shown

@@ -23,6 +23,7 @@ from pyro_nflows.inference.replications import Replications
 from pyro_nflows.inference.schedule import Schedule
 from pyro_nflows.layers import LocScale
 from pyro_nflows.layers.base import Chain
+from tests.streams import Terminal
 
 TWO = partial(flows.realnvp, num_layers=2, hidden_dims=(4,))
 QUICK = Schedule(end=Round(200, 16, 5e-2), rounds=(Round(50, 16, 1e-3),), num_samples=400, max_ends=1)
@@ -461,6 +462,8 @@ def test_the_plot_has_a_row_a_parameter(right: SBC) -> None:
     pyplot.close("all")
 
 
-def test_the_bar_counts_fits(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_counts_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
     tiny(plain, 3, progress_bar=True).run(torch.tensor(0.5))
-    assert "3/3" in capsys.readouterr().err
+    assert "3/3" in terminal.getvalue()
+    assert "fit/s" in terminal.getvalue()

@@ -25,6 +25,7 @@ from pyro_nflows.inference import rounds
 from pyro_nflows.inference.schedule import Schedule
 from tests.guide_registry import Case, cases
 from tests.models import PAIRS, PAIRS_EVIDENCE, pairs
+from tests.streams import Terminal
 
 TWO = partial(flows.realnvp, num_layers=2, hidden_dims=(4,))
 
@@ -420,13 +421,14 @@ def test_the_flow_of_gaussians_widens_a_narrow_start(monkeypatch: pytest.MonkeyP
     assert vi.history.descent > 1
 
 
-def test_the_bar_shows_elbo_steps_and_rate(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_shows_elbo_steps_and_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
     quick(progress_bar=True).run(PAIRS)
-    bar = capsys.readouterr().err
+    bar = terminal.getvalue()
     for part in ("Gaussian", "flow", "ELBO -6.", "15/15", "step/s"):
         assert part in bar
     quick().run(PAIRS)
-    assert capsys.readouterr().err == ""
+    assert terminal.getvalue() == bar
 
 
 # ---- engines ------------------------------------------------------------------------------------------------
