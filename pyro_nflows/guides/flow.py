@@ -24,6 +24,7 @@ from ..layers import Rescaled
 from ..layers.base import Layer
 from ..model.bound import BoundModel
 from ..model.coordinates import Coordinates
+from ..model.handlers import outside
 from ..model.hierarchy import Hierarchy
 from ..model.log_joint import LogJoint
 from ..system.exclusive import validation
@@ -249,8 +250,10 @@ class AutoFlow(RowGuide):
         self._need_setup()
         checks.refuse_plates(type(self).__name__, self._prototype_frames)
         flow = as_transform(self._current_layer(), type(self).__name__)
-        centered = self.latents.centering
-        return Coordinates(self._joint_on(self._latest(args, kwargs)), flow) if centered else flow
+        if not self.latents.centering:
+            return flow
+        with outside():  # `NeuTraReparam` asks within a run of the model
+            return Coordinates(self._joint_on(self._latest(args, kwargs)), flow)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
         """A fresh :class:`~pyro_nflows.FlowDistribution` over the flat unconstrained latent."""

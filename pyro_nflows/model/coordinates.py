@@ -12,6 +12,7 @@ from torch.distributions import Transform, constraints
 from torch.distributions.transforms import IndependentTransform, identity_transform
 
 from .centering import Centering, Prior, prior_of
+from .handlers import outside
 from .log_joint import LogJoint
 from .values import mapped
 
@@ -72,7 +73,8 @@ class Coordinates(Transform):
     def _rows(self, given: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         """Flat vectors, perhaps with leading dimensions, to the others, and the log-determinants of the way there."""
         one = functools.partial(self._one, inverse=inverse)
-        found, log_det = mapped(one, given.reshape(-1, given.shape[-1]))
+        with outside():  # `NeuTraReparam` asks within a run of the same model
+            found, log_det = mapped(one, given.reshape(-1, given.shape[-1]))
         return found.reshape(given.shape), log_det.reshape(given.shape[:-1])
 
     def _one(self, given: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:

@@ -116,7 +116,8 @@ def _gradient_where_masked(joint: Any, name: str, row: Tensor) -> Tensor:
 def hierarchical_sites(joint: Any, near: Tensor) -> list[str]:
     """Sites whose prior has a location or a scale that depends on other latents, and on nothing drawn at random.
 
-    A prior that depends on an enumerated site has several of each, and is left out.
+    A prior that depends on an enumerated site has several of each, and is left out; so is one that is computed from
+    other latents and does not change with them, as ``LocScaleReparam(0.0)`` leaves it.
 
     :param joint: a log joint of the model.
     :param near: a flat latent, at which locations are finite and scales positive.
@@ -128,8 +129,10 @@ def hierarchical_sites(joint: Any, near: Tensor) -> list[str]:
         priors = _priors(joint, watched)
         reached = _reached_from(watched, [tensor for prior in priors.values() for tensor in prior.tensors])
         names = [name for name, prior in priors.items() if any(tensor.grad_fn in reached for tensor in prior.tensors)]
-    again = _priors(joint, near) if names else {}
-    return [name for name in names if _is_usable(joint.latents.sites[name].shape, priors[name], again.get(name))]
+    again, elsewhere = (_priors(joint, z) if names else {} for z in (near, near + 0.01))
+    shapes = {name: joint.latents.sites[name].shape for name in names}
+    usable = [name for name in names if _is_usable(shapes[name], priors[name], again.get(name))]
+    return [name for name in usable if not _is_same(priors[name], elsewhere.get(name))]
 
 
 def _priors(joint: Any, z: Tensor) -> dict[str, Prior]:
@@ -166,4 +169,8 @@ def _is_usable(shape: torch.Size, prior: Prior, again: Prior | None) -> bool:
         return False
     loc, scale = prior.loc, prior.scale.diagonal(dim1=-2, dim2=-1) if prior.is_matrix else prior.scale
     finite = bool(loc.isfinite().all() and prior.scale.isfinite().all() and (scale > 0).all())
-    return finite and all(torch.equal(one, two) for one, two in zip(prior.tensors, again.tensors))
+    return finite and _is_same(prior, again)
+
+
+def _is_same(prior: Prior, other: Prior | None) -> bool:
+    return other is not None and all(torch.equal(one, two) for one, two in zip(prior.tensors, other.tensors))

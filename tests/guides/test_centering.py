@@ -14,7 +14,7 @@ import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.infer.mcmc.util import initialize_model
-from pyro.infer.reparam import NeuTraReparam
+from pyro.infer.reparam import LocScaleReparam, NeuTraReparam
 from pyro.optim import ClippedAdam
 from torch import Tensor
 
@@ -357,6 +357,26 @@ def test_neutra_transports_the_plain_log_joint(centering: Any) -> None:
     many = torch.randn(5, 3, 10)
     torch.testing.assert_close(transform(many)[2, 1], transform(many[2, 1]))
     torch.testing.assert_close(transform.log_abs_det_jacobian(x, transform(x)), log_det)
+
+
+def test_neutra_runs_a_model_that_handlers_wrap_within_itself() -> None:
+    wrapped = poutine.condition(schools, data={})
+    guide = AutoFlow(wrapped, flow, centering=0.0)
+    guide(*SCHOOLS)
+    neutra = NeuTraReparam(guide)
+    start, transported, _, _ = initialize_model(neutra.reparam(wrapped), SCHOOLS)
+    _, potential, transforms, _ = initialize_model(wrapped, SCHOOLS)
+    (x,) = start.values()
+    values, transform = neutra.transform_sample(x), guide.get_transform()
+    z = {name: transforms[name](value) for name, value in values.items()}
+    log_det = transform.log_abs_det_jacobian(x, transform(x))
+    torch.testing.assert_close(transported(start), potential(z) - log_det)
+
+
+def test_a_prior_that_a_reparameterisation_made_constant_is_not_hierarchical() -> None:
+    guide = AutoFlow(poutine.reparam(schools, config={"theta": LocScaleReparam(0.0)}), flow, centering="auto")
+    guide(*SCHOOLS)
+    assert not guide.latents.centering
 
 
 @pytest.mark.slow
