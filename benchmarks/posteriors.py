@@ -40,6 +40,7 @@ from pyro.infer.autoguide import AutoContinuous, AutoIAFNormal, AutoMultivariate
 from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 
+from benchmarks import error_plot
 from benchmarks.models import POSTERIORS, Posterior, add_posteriordb_argument, errors, reference
 from pyro_nflows import VI, AutoFlow
 from pyro_nflows.diagnostics import weights as diagnostics
@@ -260,24 +261,6 @@ def head() -> str:
     return f"{'posterior':<42}{'method':<8}{'seed':>4}{'dim':>5}{cells}  verdict"
 
 
-def plot(rows: Sequence[Row], file: str) -> None:
-    """Error against seconds, a line for each posterior through its methods."""
-    from matplotlib import pyplot as plt
-
-    fig, ax = plt.subplots(figsize=(7, 5), layout="constrained")
-    for method in METHODS:
-        found = [row for row in rows if row["method"] == method and "error" not in row]
-        if not found:
-            continue
-        error = [row.get("mean_error_psis", row["mean_error"]) for row in found]
-        ax.loglog([row["cold"] for row in found], error, "o", label=method, alpha=0.8)
-    ax.axhline(0.03, color="#888888", lw=0.8, ls=":")
-    ax.set(xlabel="seconds, cold", ylabel="worst error of a mean (reference sd)")
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False)
-    fig.savefig(file, dpi=150)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -307,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with open(options.json, "w") as file:
             json.dump(rows, file, indent=1)
     if options.plot:
-        plot(rows, options.plot)
+        error_plot.plot(rows, options.plot)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,17 @@ def test_the_citation_is_of_this_version() -> None:
     assert cited[1] == built[1]
 
 
+def test_all_say_which_version_this_is() -> None:
+    built = re.search(r"^version = (.+)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
+    bibtex = re.search(r"^  version = \{(.+)\}", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert built is not None
+    assert bibtex is not None
+    assert bibtex[1] == built[1]
+
+
 def test_files_that_the_readme_links_to_are_there() -> None:
-    links = re.findall(r"\]\(((?:docs|tutorials)/[^)#]+)", (ROOT / "README.md").read_text())
-    assert "docs/posteriors.png" in links
+    readme = (ROOT / "README.md").read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)", readme) if "//" not in link]
+    links += re.findall(r'<img src="([^"]+)"', readme)
+    assert {"docs/posteriors.png", "docs/becoming.gif", "docs/coming_from.md"} <= set(links)
     assert [link for link in links if not (ROOT / link).exists()] == []
