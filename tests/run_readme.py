@@ -8,6 +8,7 @@ import argparse
 import os
 import pathlib
 import re
+import sys
 import tempfile
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--installed", action="store_true", help="insist on an installed wheel")
     installed = parser.parse_args().installed
     os.environ.setdefault("MPLBACKEND", "Agg")
+    sys.path[:] = [path for path in sys.path if path != str(pathlib.Path(__file__).parent)]  # tests/arviz is no arviz
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         if installed:
