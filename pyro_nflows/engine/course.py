@@ -34,6 +34,7 @@ class Course:
         self.state = self.best = self._before = self._begun = program.init()
         self.elbos: list[Tensor] = []
         self.factor, self.num_restarts = 1.0, 0
+        self.cools_from: int | None = None
         self.failed = self.done = False
         self._height, self._noise, self._pending = -math.inf, 0.0, list[Tensor]()
 
@@ -56,6 +57,10 @@ class Course:
         elif self._is_astray(values, comparable):
             self._go_back(finite=True)
         self._before = self.state
+
+    def latest(self, num: int) -> Tensor:
+        """The bounds of so many of the latest steps."""
+        return torch.cat(self.elbos[-num:])[-num:]
 
     def _is_astray(self, values: Tensor, comparable: bool) -> bool:
         """Whether the bound fell too far; else, whether it is the best yet is noted."""
@@ -88,14 +93,14 @@ class Course:
         states = [self.state, self.best, self._before, self._begun]
         first = [next(i for i, other in enumerate(states) if other is state) for state in states]
         numbers = self.factor, self.num_restarts, self.failed, self.done, self._height, self._noise
-        random = {"stream": getattr(self.stream, "state", None)}
+        random = {"stream": getattr(self.stream, "state", None), "cools_from": self.cools_from}
         return {"states": [*map(tuple, states)], "first": first, "elbos": [*self.elbos], "numbers": numbers, **random}
 
     def take(self, where: dict[str, Any]) -> None:
         """Go on from :meth:`where` an earlier course was."""
         states = [State(*state) for state in where["states"]]
         self.state, self.best, self._before, self._begun = (states[i] for i in where["first"])
-        self.elbos = list(where["elbos"])
+        self.elbos, self.cools_from = list(where["elbos"]), where.get("cools_from")
         self.factor, self.num_restarts, self.failed, self.done, self._height, self._noise = where["numbers"]
         if where["stream"] is not None:
             self.stream.state = where["stream"]

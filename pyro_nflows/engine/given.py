@@ -5,9 +5,8 @@ from torch import Tensor
 from .course import Course
 from .program import Inputs, Program
 from .round import Round
+from .settled import BLOCK, cooled
 
-#: Steps between looks at the losses, whatever the engine: what is done about them does not depend on it.
-BLOCK = 50
 #: Of every step of a round: the step size, the power of ``log p``, and the objective's share.
 Schedule = tuple[Tensor, Tensor, Tensor]
 
@@ -33,6 +32,7 @@ def inputs_of(program: Program, schedule: Schedule, start: int, num: int) -> Inp
 
 def own_inputs(course: Course, schedule: Schedule, start: int, num: int) -> Inputs:
     """A member's inputs, by its own random numbers and with steps of its own size."""
+    schedule = cooled(schedule[0], course.cools_from), *schedule[1:]
     with course.stream:
         inputs = inputs_of(course.program, schedule, start, num)
     return inputs._replace(step_size=course.factor * inputs.step_size)

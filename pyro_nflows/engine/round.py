@@ -14,7 +14,8 @@ class Round:
     For the first ``annealing`` share of the steps, ``log p`` is multiplied by a power that grows from 0.01 to 1.
     ``balanced`` is for several modes (:class:`~pyro_nflows.objectives.covering.Balanced`); ``covering`` gives draws of
     large weight more say (:class:`~pyro_nflows.objectives.covering.Covering`). Where the time of a run is limited, the
-    round ends, and its step size is zero, when ``share`` of what is left for training is over.
+    round ends, and its step size is zero, when ``share`` of what is left for training is over. With ``settles``, it
+    ends early once its bound has settled (:mod:`~pyro_nflows.engine.settled`).
     """
 
     num_steps: int
@@ -24,6 +25,7 @@ class Round:
     covering: bool = False
     balanced: bool = False
     share: float = 1.0
+    settles: bool = False
 
     def step_sizes(self, like: Tensor) -> Tensor:
         """Step sizes, one a step."""

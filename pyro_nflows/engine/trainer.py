@@ -20,7 +20,7 @@ from .budget import Budget, Stretch
 from .course import Course, finish, look_at, place
 from .density_gradient import DensityGradient
 from .ensemble import Data, Ensemble, Stream
-from .given import BLOCK, inputs_of, own_inputs, part_of, schedule_of
+from .given import inputs_of, own_inputs, part_of, schedule_of
 from .history import History
 from .journal import Journal
 from .look import Callback, Watch
@@ -30,6 +30,7 @@ from .progress import Progress
 from .round import Round
 from .runners import Engine, Runner
 from .sampler import Sampler
+from .settled import BLOCK, settle
 from .threads import fastest_threads, restored_threads
 
 #: Seconds between looks at the loss.
@@ -275,6 +276,7 @@ class Trainer:
                     self.is_over()
                     break
                 look_at([courses[i] for i in which], schedule[1][max(0, start - 1) : start + num])
+                settle([courses[i] for i in which], plan, start + num)
                 self.progress.say(title + (", compiling" if runner.is_compiling else ""))
                 elbos = [float(courses[i].elbos[-1].nanmean()) for i in which]
                 self.progress.advance(0, max(elbos))

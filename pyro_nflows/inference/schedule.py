@@ -27,9 +27,9 @@ class Schedule:
 
     end: Round = field(default_factory=lambda: Round(800, 64, 2e-2, share=0.3))
     rounds: Sequence[Round] = (
-        Round(600, 128, 5e-3),
-        Round(2400, 128, 3e-3),
-        Round(4800, 128, 2e-3, covering=True),
+        Round(600, 128, 5e-3, settles=True),
+        Round(2400, 128, 3e-3, settles=True),
+        Round(4800, 128, 2e-3, covering=True, settles=True),
     )
     num_samples: int = 22_500
     max_ends: int = 30

@@ -100,7 +100,8 @@ class FlowRounds:
         chosen = plan.schedule.rounds[self._num_done]
         objective = objective_of(self.layer, plan, chosen, self._ess)
         title = "flow" if number == 1 else f"flow, round {number}"
-        chosen = replace(chosen, step_size=self._pace * chosen.step_size)
+        settles = chosen.settles and not self.trainer.leaves  # or parameters of the model's own could still creep
+        chosen = replace(chosen, step_size=self._pace * chosen.step_size, settles=settles)
         follows = plan.schedule.after_rounds(number)
         return Task(self.trainer, self.layer, objective, plan.gradient, chosen, title, follows)
 
