@@ -1,30 +1,8 @@
-"""Numbers as lines of text: the evidence of a fit, and the table of a calibration."""
+"""Numbers as lines of text: the evidence of a fit, and names."""
 
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from torch import Tensor
-
-from .calibration import PValues
-
-
-def calibration_table(ranks: Mapping[str, Tensor], p_values: Mapping[str, PValues], num_samples: int) -> str:
-    """Where the truth lies among draws, 0 below all and 1 above, and the p-values of each parameter.
-
-    Under calibration the mean is 0.5 and the standard deviation 0.29.
-
-    :param ranks: by parameter, each ``(num_simulations,)``.
-    :param p_values: by parameter.
-    :param num_samples: among how many draws.
-    """
-    width = max(map(len, ranks))
-    lines = [" " * width + "".join(f"{head:>11}" for head in ("mean rank", "std", "SBC p", "VSBC p"))]
-    for name, values in ranks.items():
-        place = (values.double() + 0.5) / (num_samples + 1)
-        parts = f"{float(place.mean()):11.2f}{float(place.std()):11.2f}"
-        lines.append(f"{name:<{width}}{parts}" + "".join(f"{p:11.2g}" for p in p_values[name]))
-    return "\n".join(lines)
 
 
 def evidence_lines(found: Mapping[str, Any]) -> list[str]:

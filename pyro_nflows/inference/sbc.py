@@ -6,31 +6,27 @@ recording of the model and one compiled step, and go side by side.
 """
 
 import contextlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..checks import check_sizes
-from ..diagnostics.calibration import Calibration, PValues, judge_ranks
-from ..diagnostics.ranks import rank, symmetry, uniformity
+from ..diagnostics.ranks import rank
 from ..diagnostics.resampling import chosen
-from ..diagnostics.table import calibration_table, scalar_names
-from ..diagnostics.verdict import Evidence, Outcome, Verdict, effective, is_hopeless, judge, tail_index
+from ..diagnostics.table import scalar_names
+from ..diagnostics.verdict import Evidence, effective, is_hopeless, judge, tail_index
 from ..engine import Engine, Progress, Round
 from ..guides import AutoFlow
 from ..model.arguments import ready as arguments
 from ..objectives.draws import Draws
-from ..plots.ranks import plot_calibration
 from ..system.exclusive import exclusive, seeded
+from .calibrated import Calibrated, Checked
 from .elbo import ELBO
 from .fitted import Fit
 from .plan import Plan, check_guide
 from .replications import Replication, Replications
 from .schedule import Schedule
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 #: Fewer steps and particles than :class:`~pyro_nflows.VI` takes by itself: there are many fits.
 QUICK = Schedule(
@@ -41,27 +37,11 @@ QUICK = Schedule(
     good_ess=0.9,
     light_tails=False,
 )
-#: Outcomes of fits whose draws are about right; ranks need neither far tails nor many draws.
-GOOD = (Outcome.TRUST, Outcome.RESAMPLED, Outcome.TAILS, Outcome.TOO_FEW)
 #: The name of the log joint density among the parameters.
 LOG_JOINT = "log_joint"
 
 
-class Checked(NamedTuple):
-    """What is kept of a fit: ranks and shares of draws below the truth, one a parameter, and how good it was.
-
-    ``constant`` are parameters that all draws share with the truth, such as the zeros of a Cholesky factor.
-    """
-
-    ranks: Tensor
-    shares: Tensor
-    constant: Tensor
-    ess: float
-    pareto_k: float
-    outcome: Outcome
-
-
-class SBC:
+class SBC(Calibrated):
     r"""Simulation-based calibration of a model and a guide.
 
     ``SBC(AutoFlow(model)).run(data)`` stands beside ``VI(AutoFlow(model)).run(data)``, takes the same arguments, and
@@ -203,84 +183,6 @@ class SBC:
     def _chosen(self, draws: Draws) -> Tensor:
         """Indices of the draws among which to rank."""
         return chosen(draws.log_weight, self.num_samples, False if is_hopeless(draws.log_weight) else self.resample)
-
-    # ---- what was found -------------------------------------------------------------------------------------
-
-    def _results(self) -> list[Checked]:
-        """By simulation."""
-        if not self._checked:
-            raise RuntimeError("SBC has no ranks yet; call run(*args) with the model's arguments first")
-        return [self._checked[i] for i in sorted(self._checked)]
-
-    def _by_name(self, field: str) -> dict[str, Tensor]:
-        results = self._results()
-        values, fixed = (torch.stack([getattr(r, name) for r in results]) for name in (field, "constant"))
-        return {n: v for n, v, same in zip(self._names, values.T, fixed.all(0)) if not same}
-
-    @property
-    def ranks(self) -> dict[str, Tensor]:
-        """Ranks from 0 to ``num_samples`` of each scalar parameter and of the log joint, ``(num_fits,)`` each."""
-        return self._by_name("ranks")
-
-    @property
-    def shares(self) -> dict[str, Tensor]:
-        r"""The share of the guide's own draws below the truth, :math:`P_q(\theta < \theta_0)`, ``(num_fits,)`` each."""
-        return self._by_name("shares")
-
-    @property
-    def ess(self) -> Tensor:
-        """The importance ESS of each fit, as a fraction of its draws."""
-        return torch.tensor([result.ess for result in self._results()])
-
-    @property
-    def pareto_k(self) -> Tensor:
-        """The k-hat of each fit."""
-        return torch.tensor([result.pareto_k for result in self._results()])
-
-    @property
-    def outcomes(self) -> list[Outcome]:
-        """The verdict on each fit."""
-        return [result.outcome for result in self._results()]
-
-    def p_values(self) -> dict[str, PValues]:
-        """Of each parameter: uniform ranks (SBC), and a center of the guide without bias (VSBC)."""
-        pairs = zip(self.ranks.items(), self.shares.values())
-        return {name: PValues(uniformity(ranks, self.num_samples), symmetry(s)) for (name, ranks), s in pairs}
-
-    def verdict(self) -> Verdict[Calibration]:
-        """What the p-values say together: an outcome and one sentence."""
-        return judge_ranks(self.p_values(), self.ranks, self.num_samples, len(self._bad()) / len(self._checked))
-
-    def _bad(self) -> list[str]:
-        """Outcomes of the fits whose draws are not to be trusted."""
-        return [outcome.name for outcome in self.outcomes if outcome not in GOOD]
-
-    def summary(self) -> None:
-        """Print each parameter's ranks and p-values, how good the fits were, and one sentence."""
-        print(calibration_table(self.ranks, self.p_values(), self.num_samples))
-        print(f"\n{self._fits()}\n{self.verdict().sentence}")
-
-    def plot(self, *names: str, prob: float = 0.95) -> "Figure":
-        """Ranks of some parameters, a row each: a histogram, and the ECDF beside its simultaneous band.
-
-        :param names: keys of ``ranks``; by default those with the least p-values, six at most.
-        :param prob: of the bands.
-        :raises ValueError: if a name is not that of a parameter.
-        """
-        p_values, ranks = self.p_values(), self.ranks
-        unknown = [name for name in names if name not in ranks]
-        if unknown:
-            raise ValueError(f"SBC.plot: no parameter is named {unknown[0]!r}; expected some of {list(ranks)}")
-        chosen = names or sorted(ranks, key=lambda name: min(p_values[name]))[:6]
-        return plot_calibration({name: ranks[name] for name in chosen}, self.num_samples, prob=prob)
-
-    def _fits(self) -> str:
-        bad = self._bad()
-        kinds = ", ".join(f"{bad.count(name)} {name}" for name in sorted(set(bad)))
-        parts = [f"{len(self._checked)} fits, {len(bad)} of them bad" + (f" ({kinds})" if kinds else "")]
-        parts.append(f"median ESS {float(self.ess.median()):.0%}")
-        parts += [f"{len(self.failed)} data sets could not be started"] if self.failed else []
-        return "; ".join(parts + (["interrupted"] if self.interrupted else [])) + "."
 
 
 def _names(guide: AutoFlow) -> list[str]:

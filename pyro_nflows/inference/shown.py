@@ -62,8 +62,7 @@ class Shown(Judged, ABC):
 
     def _repr_html_(self) -> str:
         verdict, lines = self.verdict(), evidence_lines(self.diagnostics())
-        colour = "#1a7f37" if verdict.outcome.is_trusted else "#b42318"
-        said = f'<p style="color: {colour}; font-weight: bold">{html.escape(verdict.sentence)}</p>'
+        said = coloured(verdict.sentence, verdict.outcome.is_trusted)
         return said + "".join(f"<p>{html.escape(line)}</p>" for line in lines) + self.summarised().to_html()
 
 
@@ -71,3 +70,9 @@ def named(guide: AutoFlow) -> str:
     """A guide in a line, without its layers."""
     said = guide.extra_repr()
     return f"{type(guide).__name__}{f', {said}' if said else ''}"
+
+
+def coloured(sentence: str, is_good: bool) -> str:
+    """A verdict's sentence as HTML, green or red."""
+    colour = "#1a7f37" if is_good else "#b42318"
+    return f'<p style="color: {colour}; font-weight: bold">{html.escape(sentence)}</p>'

@@ -1,6 +1,7 @@
 """SBC on models whose posterior is known: each data set has a fit of its own, and what is wrong is named."""
 
 import gc
+import html
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,8 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_nflows import ELBO, IWAE, SBC, VI, AutoCIF, AutoFlow, flows
-from pyro_nflows.diagnostics.calibration import Calibration
+from pyro_nflows.diagnostics.calibration import Calibration, PValues
+from pyro_nflows.diagnostics.calibration_summary import CalibrationSummary
 from pyro_nflows.engine import EngineWarning, Round, trainer
 from pyro_nflows.inference import replications
 from pyro_nflows.inference.plan import Plan
@@ -437,7 +439,7 @@ def test_arguments_are_checked() -> None:
 def test_the_summary_has_a_row_a_parameter_the_fits_and_a_sentence(
     right: SBC, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right.summary()
+    summary = right.summary()
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split() == ["mean", "rank", "std", "SBC", "p", "VSBC", "p"]
     assert [row.split()[0] for row in rows[:3]] == ["b[0]", "b[1]", "log_joint"]
@@ -447,6 +449,38 @@ def test_the_summary_has_a_row_a_parameter_the_fits_and_a_sentence(
     assert p == pytest.approx(right.p_values()["b[0]"].uniformity, rel=0.05)
     assert rows[4].startswith("100 fits, ")
     assert rows[5] == right.verdict().sentence
+    assert list(summary.frame.index) == ["b[0]", "b[1]", "log_joint"]
+    assert summary.loc["b[0]", "SBC p"] == right.p_values()["b[0]"].uniformity
+    assert len(right.summary("b")) == 2
+    assert len(right.summary(["b[1]", "log_joint"])) == 2
+    with pytest.raises(ValueError, match="no parameter is named 'mu'"):
+        right.summary("mu")
+
+
+def test_many_parameters_are_printed_short_and_kept_whole() -> None:
+    ranks = {f"theta[{i}]": torch.arange(10) for i in range(50)}
+    p_values = {name: PValues(0.9 - 0.01 * i, 0.9) for i, name in enumerate(ranks)}
+    summary = CalibrationSummary(ranks, p_values, 9)
+    lines = str(summary).splitlines()
+    assert len(lines) == 32
+    assert lines[1].startswith("theta[20]")  # those with the least p-values
+    assert lines[-1] == "... 20 more, with larger p-values: summary().frame has them"
+    assert summary.to_html().count("<tr>") == 32
+    assert len(summary.frame) == 50
+    assert len(str(CalibrationSummary(ranks, p_values, 9, "theta")).splitlines()) == 51
+
+
+def test_it_shows_itself(right: SBC) -> None:
+    head, fits, sentence = repr(right).splitlines()
+    assert head.startswith("SBC of AutoFlow")
+    assert fits.startswith("100 fits, ")
+    assert sentence == right.verdict().sentence
+    page = right._repr_html_()
+    assert html.escape(sentence) in page
+    assert "#1a7f37" in page
+    assert page.count("<tr>") == 4
+    assert "call run" in repr(tiny(plain, 3))
+    assert "call run" in tiny(plain, 3)._repr_html_()
 
 
 def test_the_plot_has_a_row_a_parameter(right: SBC) -> None:
