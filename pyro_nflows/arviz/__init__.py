@@ -16,7 +16,7 @@ A dimension is named by its plate, and ``{site}_dim_{i}`` if it has none. The re
 0.x and an ``xarray.DataTree`` on ArviZ 1.x.
 """
 
-from .export import to_arviz
+from .export import Options, to_arviz
 from .factors import FactorWarning
 
-__all__ = ["FactorWarning", "to_arviz"]
+__all__ = ["FactorWarning", "Options", "to_arviz"]

@@ -1,7 +1,7 @@
 """Groups of named arrays as what the installed ArviZ works on: ``InferenceData`` (0.x) or ``xarray.DataTree`` (1.x)."""
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,8 @@ def contained(groups: Groups, coords: Mapping[str, Sequence[Any]], facts: Facts)
 def _dataset(group: str, variables: Mapping[str, Variable], coords: Mapping[str, Any], attrs: dict[str, Any]) -> Any:
     import arviz
 
+    if group.startswith("predictions"):
+        coords = _fitting(coords, variables.values())
     keyword = "sample_dims" if _is_modern(arviz.__version__) else "default_dims"
     sample_dims = {keyword: [] if group.endswith("_data") else SAMPLE_DIMS}
     coords = {**coords, **{dim: labels for v in variables.values() for dim, labels in v.coords.items()}}
@@ -50,6 +52,12 @@ def _dataset(group: str, variables: Mapping[str, Variable], coords: Mapping[str,
     dims = {safe(name): [safe(dim) for dim in variable.dims] for name, variable in variables.items()}
     coords = {safe(dim): labels for dim, labels in coords.items()}
     return arviz.dict_to_dataset(values, dims=dims, coords=coords, attrs=attrs, **sample_dims)
+
+
+def _fitting(coords: Mapping[str, Sequence[Any]], variables: Iterable[Variable]) -> dict[str, Sequence[Any]]:
+    """The labels of dimensions that are as long here."""
+    sizes = {safe(dim): size for v in variables for dim, size in zip(reversed(v.dims), reversed(v.values.shape))}
+    return {dim: labels for dim, labels in coords.items() if sizes.get(safe(dim), len(labels)) == len(labels)}
 
 
 def _is_modern(version: str) -> bool:

@@ -1,7 +1,7 @@
 """Everything that ArviZ asks of a model at posterior draws, found by running the model once for each draw."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -12,8 +12,19 @@ from .containers import Facts, contained
 from .factors import factor_notes
 from .labels import Labels
 from .names import check_coords, check_dims, check_likelihood
+from .predictions import predicted
 
-__all__ = ["to_arviz"]
+__all__ = ["Options", "to_arviz"]
+
+
+class Options(TypedDict, total=False):
+    """What may be asked of an export besides the draws; see :func:`to_arviz`."""
+
+    log_likelihood: bool | Sequence[str]
+    unconstrained: bool
+    predictions: Sequence[Any] | Mapping[str, Any] | None
+    coords: Mapping[str, Sequence[Any]] | None
+    dims: Mapping[str, Sequence[str]] | None
 
 
 def to_arviz(
@@ -28,6 +39,8 @@ def to_arviz(
     log_prior: bool = True,
     posterior_predictive: bool = True,
     num_prior: int | None = None,
+    unconstrained: bool = False,
+    predictions: Sequence[Any] | Mapping[str, Any] | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     attrs: Facts | None = None,
@@ -57,7 +70,12 @@ def to_arviz(
     :param log_prior: whether to include the log density of each latent site.
     :param posterior_predictive: whether to include replicated data.
     :param num_prior: how many prior draws, 0 for none; by default as many as there are draws, at most 1,000.
-    :param coords: labels along a dimension, such as ``{"school": ["A", "B"]}``.
+    :param unconstrained: whether to include ``unconstrained_posterior``, the latent sites as Pyro's ``biject_to`` has
+        them.
+    :param predictions: other arguments of the model, a sequence by position or a mapping by name: what it draws there
+        is the group ``predictions``, and they are ``predictions_constant_data``.
+    :param coords: labels along a dimension, such as ``{"school": ["A", "B"]}``; those of predictions have them where
+        there are as many.
     :param dims: names of the dimensions of a site or argument, where plates do not name them.
     :param attrs: facts about the draws, words or numbers, for the attributes of ``posterior``, ``sample_stats`` and
         the whole.
@@ -84,6 +102,7 @@ def to_arviz(
         sites = run.sites({name: values[0] for name, values in draws.items()})
         check_likelihood(log_likelihood, sites)
         answers, notes = _ask(run, draws, log_likelihood, log_prior, posterior_predictive)
+        answers |= each_draw(run.unconstrained, draws) if unconstrained else {}
         if sample_stats:
             stats = _flatten("sample_stats", sample_stats, group_by_chain, shape)[1]
             answers |= {("sample_stats", name): values for name, values in stats.items()}
@@ -92,12 +111,15 @@ def to_arviz(
         groups = label.drawn(answers, shape) | label.drawn(prior, (1, num_prior))
         constant, no_constant = label.constant(run)
         groups |= {"observed_data": label.observed(), "constant_data": constant}
+        elsewhere = {} if predictions is None else predicted(model, predictions, draws, shape, dims or {})
     check_dims(dims or {}, groups, label)
     check_coords(coords or {}, groups, label)
     notes = no_prior + notes + no_constant + _left_out(sites, answers, log_likelihood)
     if log_likelihood is True:
         notes += factor_notes(sites)
-    return contained(groups, coords or {}, {**(attrs or {}), **({"notes": "; ".join(notes)} if notes else {})})
+    return contained(
+        groups | elsewhere, coords or {}, {**(attrs or {}), **({"notes": "; ".join(notes)} if notes else {})}
+    )
 
 
 def _flatten(

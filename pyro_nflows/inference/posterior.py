@@ -4,12 +4,12 @@ import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..arviz import to_arviz
+from ..arviz import Options, to_arviz
 from ..checks import check_sizes
 from ..diagnostics.findings import Faults, MissedMass, Subsampled
 from ..diagnostics.resampling import chosen
@@ -29,6 +29,9 @@ from .portable import packed, unpacked
 from .predicted import predicted
 from .refine import Refined, refine
 from .reused import Reused
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 #: What the file of a fit is.
 KIND = "fit"
@@ -194,16 +197,13 @@ class Posterior(Reused):
         resample: bool | None = None,
         num_chains: int | None = None,
         untrusted: bool = False,
-        log_likelihood: bool | Sequence[str] = True,
-        coords: dict[str, Sequence[Any]] | None = None,
-        dims: dict[str, Sequence[str]] | None = None,
+        **options: "Unpack[Options]",
     ) -> Any:
         """The draws and all that ArviZ can use; see :meth:`pyro_nflows.VI.to_arviz`."""
         self._need_call()
         parts = self.starts if len(self.starts) > 1 else [self.with_draws(num_samples).draws]
         export = self.exported(parts, num_samples, num_chains, resample, untrusted)
         z, stats = export.by_chain({"z": export.draws.z})["z"], export.by_chain(export.stats())
-        options: dict[str, Any] = {"log_likelihood": log_likelihood, "coords": coords, "dims": dims}
         return self.described(z, stats, self.facts_of(export), self.seed or 0, **options)
 
     def described(self, z: Tensor, stats: dict[str, Tensor], facts: dict[str, Any], seed: int, **options: Any) -> Any:

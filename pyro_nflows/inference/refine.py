@@ -22,11 +22,12 @@ Hamiltonian Monte Carlo Using Neural Transport.
 import html
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ..arviz import Options
 from ..checks import check_sizes
 from ..diagnostics.mixing import ess_bulk, ess_tail, r_hat
 from ..diagnostics.summary import Summary
@@ -39,6 +40,9 @@ from ..objectives.draws import Draws, LogDensity
 from ..system.exclusive import exclusive, seeded
 from .chains import Advanced, Chains, Hamiltonian, Independence, NoUTurn
 from .exported import warn_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 METHODS = ("nuts", "hmc", "independence")
 #: R-hat below which chains count as mixed, and the least effective sample size of a parameter.
@@ -191,10 +195,8 @@ class Refined:
         self,
         *,
         untrusted: bool = False,
-        log_likelihood: bool | Sequence[str] = True,
-        coords: dict[str, Sequence[Any]] | None = None,
-        dims: dict[str, Sequence[str]] | None = None,
         seed: int = 0,
+        **options: "Unpack[Options]",
     ) -> Any:
         """The chains and all that ArviZ can use; the groups are those of :meth:`pyro_nflows.VI.to_arviz`.
 
@@ -202,10 +204,8 @@ class Refined:
         ``verdict_sentence``, ``trusted``, ``r_hat``, ``ess_least`` and ``accepted``.
 
         :param untrusted: whether the export of chains that are not to be trusted is wanted; else there is a warning.
-        :param log_likelihood: whether to include the log density of each observation, or of which sites.
-        :param coords: labels along a dimension, such as ``{"school": ["A", "B"]}``.
-        :param dims: names of a site's dimensions, where plates do not name them.
         :param seed: of replicated data and draws of the prior.
+        :param options: ``log_likelihood``, ``unconstrained``, ``predictions``, ``coords`` and ``dims``, as there.
         :raises ValueError: if the model's arguments are not at hand, or a name is none of the model's.
         """
         verdict = self.verdict()
@@ -222,7 +222,6 @@ class Refined:
         }
         with torch.no_grad(), self.source.own_parameters():
             lp = self.source.log_joint()(self.z.flatten(0, 1)).unflatten(0, self.z.shape[:2])
-        options: dict[str, Any] = {"log_likelihood": log_likelihood, "coords": coords, "dims": dims}
         return self.source.described(self.z, {"lp": lp}, about, seed, **options)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What can be asked of a :class:`~pyro_nflows.VI` once it has run; its posterior answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -172,8 +172,10 @@ class Results:
         num_chains: int | None = None,
         untrusted: bool = False,
         log_likelihood: bool | Sequence[str] = True,
-        coords: dict[str, Sequence[Any]] | None = None,
-        dims: dict[str, Sequence[str]] | None = None,
+        unconstrained: bool = False,
+        predictions: Sequence[Any] | Mapping[str, Any] | None = None,
+        coords: Mapping[str, Sequence[Any]] | None = None,
+        dims: Mapping[str, Sequence[str]] | None = None,
     ) -> Any:
         """The draws and all that ArviZ can use: ``InferenceData`` (ArviZ < 1) or ``DataTree`` (ArviZ >= 1).
 
@@ -192,6 +194,10 @@ class Results:
         :param untrusted: whether the export of a fit that is not to be trusted is wanted; else there is a warning.
         :param log_likelihood: whether to include the log density of each observation, or of which sites; see
             :func:`pyro_nflows.arviz.to_arviz` for what becomes of factors.
+        :param unconstrained: whether to include the latent sites without constraints, as the group
+            ``unconstrained_posterior``.
+        :param predictions: other arguments of the model, a tuple by position or a dict by name: data drawn there, as
+            :meth:`predict` draws them, are the group ``predictions``.
         :param coords: labels along a dimension, such as ``{"school": ["A", "B"]}``.
         :param dims: names of a site's dimensions, where plates do not name them.
         :raises ValueError: if the draws cannot be put into so many chains, or a name is none of the model's.
@@ -204,6 +210,8 @@ class Results:
             num_chains=num_chains,
             untrusted=untrusted,
             log_likelihood=log_likelihood,
+            unconstrained=unconstrained,
+            predictions=predictions,
             coords=coords,
             dims=dims,
         )

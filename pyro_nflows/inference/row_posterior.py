@@ -1,15 +1,14 @@
 """What a fit by minibatches leaves: a posterior whose evidence is of what is outside of the plate, and of each row."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyro
 import torch
 from pyro import distributions as dist
 from torch import Tensor
 
-from ..arviz import to_arviz
+from ..arviz import Options, to_arviz
 from ..diagnostics.findings import RowFit
 from ..diagnostics.row_verdict import with_rows
 from ..diagnostics.verdict import NEARLY_EQUAL, Evidence, Outcome, Verdict
@@ -23,6 +22,9 @@ from .collapsed import Collapser, collapser_of
 from .encoded import EncodedRows
 from .posterior import Call, Posterior
 from .tabled import TabledRows
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Weighed(NamedTuple):
@@ -113,19 +115,20 @@ class RowPosterior(Posterior):
         resample: bool | None = None,
         num_chains: int | None = None,
         untrusted: bool = False,
-        log_likelihood: bool | Sequence[str] = True,
-        coords: dict[str, Sequence[Any]] | None = None,
-        dims: dict[str, Sequence[str]] | None = None,
+        **options: "Unpack[Options]",
     ) -> Any:
         """As many of the draws that are kept as asked for, with their weights.
 
         There is no log-likelihood: one run of the model has some rows only. See :meth:`pyro_nflows.VI.to_arviz`.
         """
-        if not isinstance(log_likelihood, bool):
-            raise ValueError(
-                f"to_arviz: got log_likelihood={log_likelihood!r}, but a fit by minibatches has none, since one run of "
-                "its model has some rows only; leave it out"
-            )
+        coords, dims = options.get("coords"), options.get("dims")
+        for name in ("log_likelihood", "unconstrained", "predictions"):
+            asked = options.get(name)
+            if asked and not (asked is True and name == "log_likelihood"):
+                raise ValueError(
+                    f"to_arviz: got {name}={asked!r}, but a fit by minibatches has none, since one run of "
+                    "its model has some rows only; leave it out"
+                )
         num_samples = min(num_samples, len(self.draws.z))
         export = self.exported([self.draws], num_samples, num_chains, resample, untrusted)
         sites, named = self.guide.latents.sites, dict(dims or {})

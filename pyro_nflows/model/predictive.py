@@ -24,6 +24,7 @@ from .bound import BoundModel
 from .data_checks import is_deterministic
 from .pointwise import log_prob_and_mask, sum_out_enumerated
 from .site_kinds import Site, is_data, is_factor, is_latent, is_marked, is_observation, is_row_factor
+from .supports import bijection
 from .transformable import transformable
 
 __all__ = ["Run", "each_draw", "isolated"]
@@ -31,7 +32,7 @@ __all__ = ["Run", "each_draw", "isolated"]
 Draw = Mapping[str, Tensor]
 Answers = dict[tuple[str, str], Tensor]
 #: Answers that a draw determines.
-FIXED = ("posterior", "log_likelihood", "log_prior")
+FIXED = ("posterior", "log_likelihood", "log_prior", "unconstrained_posterior")
 ELEMENTS_AT_ONCE = 2**24  # so that thousands of draws of a large model fit in memory
 
 
@@ -95,9 +96,20 @@ class Run(BoundModel):
 
         :raises ValueError: if a site of the draw has another shape here.
         """
+        return {("predictions", n): s["value"] for n, s in self.predicted_sites(draw).items()}
+
+    def predicted_sites(self, draw: Draw) -> dict[str, Site]:
+        """The sites of :meth:`prediction`."""
         with _Sample(), _Substitute(draw, is_whole=False), _Replicate():
             sites = self._trace()
-        return {("prediction", n): s["value"] for n, s in sites.items() if n not in draw and not is_factor(s)}
+        return {n: s for n, s in sites.items() if n not in draw and not is_factor(s)}
+
+    def unconstrained(self, draw: Draw) -> Answers:
+        """Every latent site that the draw has, without constraint, as Pyro's ``biject_to`` makes it."""
+        sites = {
+            n: s for n, s in self.sites(draw).items() if n in draw and is_latent(s) and not s["fn"].support.is_discrete
+        }
+        return {("unconstrained_posterior", n): bijection(s["fn"]).inv(draw[n]) for n, s in sites.items()}
 
     def prior(self, _: Draw) -> Answers:
         """Latent and deterministic sites, and observations, drawn from the prior."""

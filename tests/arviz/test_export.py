@@ -444,3 +444,55 @@ def test_arrays_that_cannot_be_kept_are_named() -> None:
     for extra in (np.array(["a", None], dtype=object), np.zeros(2, dtype=[("a", float), ("b", int)])):
         data = to_arviz(shrug, {"mu": torch.randn(4)}, (extra,), seed=0)
         assert "no constant_data of extra: TypeError: an array" in data["posterior"].attrs["notes"]
+
+
+def test_latents_without_constraint_are_pyros(data: Any) -> None:
+    draws = school_draws(20)
+    found = to_arviz(eight_schools, draws, (Y, SIGMA), unconstrained=True, seed=0)
+    assert groups(found) == GROUPS - {"sample_stats"} | {"unconstrained_posterior"}
+    real = found["unconstrained_posterior"]
+    np.testing.assert_allclose(real["tau"].values[0], draws["tau"].log())
+    np.testing.assert_allclose(real["theta"].values[0], draws["theta"])
+    assert real["theta"].dims == ("chain", "draw", "school")
+    assert "unconstrained_posterior" not in groups(data)
+
+
+def test_a_simplex_without_constraint_has_a_dimension_less() -> None:
+    def shares() -> None:
+        pyro.sample("share", dist.Dirichlet(torch.ones(3)))
+
+    found = to_arviz(shares, {"share": torch.tensor([[0.2, 0.3, 0.5]] * 4)}, unconstrained=True, seed=0)
+    assert found["unconstrained_posterior"]["share"].shape == (1, 4, 2)
+
+
+def varying(x: Tensor, y: Tensor | None = None) -> None:
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("row", len(x)):
+        mean = pyro.deterministic("mean", slope * x)
+        pyro.sample("y", dist.Normal(mean, 1e-3), obs=y)
+
+
+@pytest.mark.parametrize("given", [(torch.tensor([2.0, 5.0]),), {"x": np.array([2.0, 5.0], dtype="float32")}])
+def test_predictions_have_groups_of_their_own(given: Any) -> None:
+    x, slope = torch.linspace(0.0, 1.0, 4), torch.randn(30)
+    options: dict[str, Any] = {"coords": {"row": list("abcd")}, "seed": 0}
+    found = to_arviz(varying, {"slope": slope}, (x, 2 * x), predictions=given, **options)
+    made, held = found["predictions"], found["predictions_constant_data"]
+    assert made["y"].dims == made["mean"].dims == ("chain", "draw", "row")
+    np.testing.assert_allclose(made["y"].values[0], slope[:, None] * torch.tensor([2.0, 5.0]), atol=0.01)
+    np.testing.assert_allclose(held["x"].values, [2.0, 5.0])
+    assert found["posterior_predictive"]["y"].shape == (1, 30, 4)
+    assert list(found["posterior_predictive"]["row"].values) == list("abcd")
+    assert list(made["row"].values) == [0, 1]
+    assert groups(found) >= {"predictions", "predictions_constant_data"}
+
+
+def test_predictions_that_cannot_be_are_refused() -> None:
+    x, slope = torch.linspace(0.0, 1.0, 4), {"slope": torch.randn(5)}
+    with pytest.raises(TypeError, match=r"got predictions of type Tensor, .* a tuple by position"):
+        to_arviz(varying, slope, (x, x), predictions=x)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"predictions"):
+        to_arviz(varying, slope, (x, x), predictions={"z": x})
+    draws = school_draws(5)
+    with pytest.raises(ValueError, match="'theta' has shape"):
+        to_arviz(eight_schools, draws, (Y, SIGMA), predictions=(Y[:3], SIGMA[:3]))
