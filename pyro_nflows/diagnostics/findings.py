@@ -115,6 +115,7 @@ class Training:
     :param out_of_time: whether its time was over before it was complete.
     :param unsearched: whether that was so before other modes were searched for.
     :param out_of_memory: whether a step had not enough memory.
+    :param quick: whether no flow was asked for.
 
     Example::
 
@@ -131,13 +132,17 @@ class Training:
     stopped: bool = False
     unsearched: bool = False
     out_of_memory: bool = False
+    quick: bool = False
 
-    def words(self, refused: bool) -> str:
+    def words(self, refused: bool, is_close: bool = True) -> str:
         """What is said after a verdict's sentence.
 
         :param refused: whether the draws are not to be trusted.
+        :param is_close: whether the guide's own draws are.
         """
         said = ""
+        if self.quick and not is_close:
+            said += " Only a Gaussian was fitted, by effort='quick'; effort='default' trains a flow."
         if refused and self.restarts:
             said += f" Training diverged and went back {self.restarts} time{'s' * (self.restarts > 1)}."
         if self.was_right and not self.num_steps and not refused:

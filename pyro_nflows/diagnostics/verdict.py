@@ -195,7 +195,7 @@ def judge(evidence: Evidence, training: Training = Training()) -> Verdict[Outcom
     refused = sentence.startswith("Do not trust")
     if refused and words["scale"]:
         sentence += f" And {words['scale']}: other units will help."
-    return Verdict(outcome, sentence + training.words(refused))
+    return Verdict(outcome, sentence + training.words(refused, outcome is Outcome.TRUST))
 
 
 def _rests_on(subsampled: Subsampled, outcome: Outcome) -> str:

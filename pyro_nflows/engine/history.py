@@ -16,7 +16,8 @@ class History:
     """What training has seen: minus the loss at every step, and why it ended. ``repr`` says it in a line.
 
     ``restarts`` is how often training diverged and went back, and ``failed`` says that this did not help: values were
-    not finite however small the steps. ``was_right`` says that a start needed no training,
+    not finite however small the steps. ``quick`` says that no flow was asked for, ``was_right`` that a start needed no
+    training,
     ``stopped`` that a callback ended training, ``out_of_time`` that the time of the run was over before training was,
     and ``unsearched`` that it was before other modes were searched for. ``out_of_memory`` says that a step had too
     little, which ends training like an interrupt.
@@ -35,6 +36,7 @@ class History:
     interrupted: bool = False
     out_of_memory: bool = False
     failed: bool = False
+    quick: bool = False
     was_right: bool = False
     out_of_time: bool = False
     stopped: bool = False

@@ -42,7 +42,7 @@ class Judged:
     def verdict(self) -> Verdict[Outcome]:
         """What to make of the draws: an outcome and one sentence."""
         h = self.history
-        ended = h.descent, h.out_of_time, h.stopped, h.unsearched, h.out_of_memory
+        ended = h.descent, h.out_of_time, h.stopped, h.unsearched, h.out_of_memory, h.quick
         return judge(self.evidence, Training(h.num_steps, h.skipped, h.restarts, h.was_right, *ended))
 
     def diagnostics(self) -> dict[str, Any]:

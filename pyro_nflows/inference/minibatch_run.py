@@ -50,7 +50,8 @@ def run_minibatches(guide: AutoFlow, plan: Plan, call: Call, keep: Keep, checkpo
     began, seed = time.perf_counter(), plan.seed
     seed = int(torch.randint(2**31, ())) if seed is None else seed
     with seeded(seed), validation(False), Progress(plan.progress_bar) as progress:
-        terms, history = RowTerms(BoundModel(guide.bare_model, *call), guide.latents), History()
+        terms = RowTerms(BoundModel(guide.bare_model, *call), guide.latents)
+        history = History(quick=not plan.schedule.has_flow)
         leaves = terms.leaves()
         with unless_kept(guide, leaves, keep) as kept:
             fit = Minibatches(guide, terms, plan, history, leaves, budget, progress)
@@ -111,7 +112,7 @@ def _refuse(guide: AutoFlow, plan: Plan, checkpoint: Any) -> None:
     name = type(guide).__name__
     if checkpoint is not None:
         raise ValueError(f"VI: {name} is fitted by minibatches here, for which there is no checkpoint=; leave it out")
-    if plan.num_starts > 1:
+    if plan.num_starts is not None and plan.num_starts > 1:
         raise ValueError(f"VI: {name} is fitted by minibatches here, from one start; got num_starts={plan.num_starts}")
     if type(plan.objective) is not ELBO or any(part.annealing for part in plan.schedule.rounds):
         raise ValueError(f"VI: {name} is fitted by minibatches here, by the plain ELBO without annealing")

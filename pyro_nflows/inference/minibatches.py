@@ -105,7 +105,7 @@ class Minibatches:
             if not self.history.interrupted:
                 self.of_rows.place()
                 self._train(0)
-            if not (self.history.interrupted or self._is_over()):
+            if self.plan.schedule.has_flow and not (self.history.interrupted or self._is_over()):
                 self._train(1)
         except KeyboardInterrupt:
             self.history.interrupted = True
@@ -144,7 +144,7 @@ class Minibatches:
         """One round of stochastic gradients: of the affine end alone, or of the whole flow."""
         terms, plan = self.terms, self.plan
         small, state = self.of_rows.steps(bool(stage), STEP_SIZES[stage], self.leaves)
-        num_steps = max(FEWEST[stage], int(VISITS[stage] * terms.factor))
+        num_steps = int(plan.schedule.visits * max(FEWEST[stage], VISITS[stage] * terms.factor))
         if not plan.schedule.is_default:
             num_steps = sum(part.num_steps for part in plan.schedule.rounds)
         losses, most = list[Tensor](), 1e3 * terms.num_rows  # gradients are of all rows
@@ -152,7 +152,8 @@ class Minibatches:
         steps, one = MinibatchSteps(program, terms.choose, plan.engine), torch.ones(())
         step_sizes = Round(num_steps, NUM_PARTICLES, STEP_SIZES[stage]).step_sizes(one)
         stretch = Stretch(self.budget, SHARES[stage])
-        title, follows = ("flow", "the verdict") if stage else ("Gaussian", "the flow")
+        is_last = stage or not plan.schedule.has_flow
+        title, follows = "flow" if stage else "Gaussian", "the verdict" if is_last else "the flow"
         try:
             with self.progress.phase(title, num_steps, follows):
                 for number, rows in enumerate(minibatches(terms.num_rows, terms.size, num_steps)):

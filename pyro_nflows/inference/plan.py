@@ -9,7 +9,10 @@ from ..engine import Callback, Engine
 from ..guides import AutoFlow
 from ..objectives.base import Gradient
 from .elbo import ELBO
-from .schedule import Schedule
+from .schedule import EFFORTS, Schedule
+
+#: Independent fits of a thorough effort.
+STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class Plan:
     :param objective: what to maximise.
     :param schedule: the rounds and their sizes.
     :param engine: what runs the steps; None for the fastest.
-    :param num_starts: independent fits.
+    :param num_starts: independent fits; None for as many as the effort has.
+    :param effort: one of :data:`~pyro_nflows.inference.schedule.EFFORTS`.
     :param search: whether to look for mass that a fit misses, and to fit again where there is some.
     :param goes_on: whether a fit is trained from where it is, even if it was right there.
     :param max_seconds: that a run may take; infinitely many for no limit.
@@ -31,7 +35,8 @@ class Plan:
     objective: ELBO = field(default_factory=ELBO)
     schedule: Schedule = field(default_factory=Schedule)
     engine: Engine | None = None
-    num_starts: int = 1
+    num_starts: int | None = None
+    effort: str = "default"
     search: bool = True
     goes_on: bool = False
     max_seconds: float = math.inf
@@ -48,7 +53,8 @@ class Plan:
         annealing: Any = 0.0,
         seed: Any = None,
         num_steps: int | None = None,
-        num_starts: int = 1,
+        num_starts: int | None = None,
+        effort: Any = "default",
         max_seconds: Any = None,
         callback: Any = None,
         schedule: Schedule | None = None,
@@ -60,6 +66,7 @@ class Plan:
         :param who: takes these arguments, for the messages.
         :param annealing: share of the steps in which ``log p`` is flattened.
         :param num_steps: of the flow; None leaves them to the schedule.
+        :param effort: which schedule, where the other arguments leave that to it.
         :param schedule: by default the one for ``num_steps``, ``annealing`` and the objective's number of particles.
         :raises TypeError: if an argument has the wrong type.
         :raises ValueError: if it has a value out of range.
@@ -75,12 +82,21 @@ class Plan:
         check_seconds(who, max_seconds)
         if callback is not None and not callable(callback):
             raise TypeError(f"{who}: callback must be a function of a Look, got {type(callback).__name__}")
-        check_sizes(who, num_starts=num_starts, **({} if num_steps is None else {"num_steps": num_steps}))
+        sizes = {"num_starts": num_starts, "num_steps": num_steps}
+        check_sizes(who, **{name: size for name, size in sizes.items() if size is not None})
         objective = objective or ELBO()
         schedule = schedule or Schedule.of(num_steps, objective.num_particles, annealing)
+        schedule = _of_effort(who, effort, schedule)
         engine = None if engine is None else Engine(engine)
         seconds = math.inf if max_seconds is None else float(max_seconds)
-        return Plan(objective, schedule, engine, num_starts, search, False, seconds, callback, seed, progress_bar)
+        return Plan(
+            objective, schedule, engine, num_starts, effort, search, False, seconds, callback, seed, progress_bar
+        )
+
+    @property
+    def starts(self) -> int:
+        """How many independent fits there are."""
+        return self.num_starts or (STARTS if self.effort == "thorough" else 1)
 
     @property
     def gradient(self) -> Gradient:
@@ -99,11 +115,29 @@ class Plan:
         return {
             "objective": f"{type(self.objective).__name__}({self.objective.num_particles}, {self.gradient.value})",
             "num_steps": None if is_default else sum(part.num_steps for part in rounds),
-            "num_starts": self.num_starts,
+            "num_starts": self.starts,
+            "effort": self.effort,
             "seed": self.seed,
-            "annealing": rounds[0].annealing,
+            "annealing": rounds[0].annealing if rounds else 0.0,
             "engine": None if self.engine is None else self.engine.value,
         }
+
+
+def _of_effort(who: str, effort: Any, schedule: Schedule) -> Schedule:
+    """The schedule of an effort, where one is asked for.
+
+    :raises ValueError: if there is no such effort, or the schedule is fixed by other arguments.
+    """
+    if effort not in EFFORTS:
+        raise ValueError(f"{who}: effort must be one of {list(EFFORTS)}, got {effort!r}")
+    if effort == "default":
+        return schedule
+    if not schedule.is_default:
+        raise ValueError(
+            f"{who}: effort={effort!r} chooses the rounds of training and their sizes, but num_steps, annealing or the "
+            "objective's num_particles do so too; leave out one or the other"
+        )
+    return Schedule.of_effort(effort)
 
 
 def check_seconds(who: str, max_seconds: Any) -> None:

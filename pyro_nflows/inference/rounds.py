@@ -20,9 +20,10 @@ from ..modes.gaussians import Frame
 from ..modes.pathfinder import best_start
 from ..objectives.draws import Draws, base_noise
 from .descended import NUM_STEPS, can_descend, descended
-from .evident import evident, fresh_draws
+from .evident import MOVED, SETTLED, evident, fresh_draws
 from .fitted import Fit, weighed
 from .mark import put
+from .moments import moved
 from .plan import Plan
 from .stages import FlowRounds, GaussianRounds, Stage, Task, objective_of
 
@@ -86,7 +87,8 @@ class Fitting:
     def _begin(self) -> Stage | None:
         """A fresh layer's start is the best Gaussian on the way to a mode."""
         trainer, plan, schedule = self.trainer, self.plan, self.plan.schedule
-        trainer.sampler.expect(self.layer, schedule.num_samples)
+        if schedule.has_flow:  # few draws are not worth compiling for
+            trainer.sampler.expect(self.layer, schedule.num_samples)
         if self.init is None or plan.goes_on or not is_fresh(self.layer):
             return self._go_on()
         if any(part.annealing for part in schedule.rounds):
@@ -153,7 +155,7 @@ class Fitting:
 
     def _expect(self) -> None:
         """Have the steps of the flow compiled meanwhile, unless it is not known that there will be time for any."""
-        if self.trainer.budget.is_limited:
+        if self.trainer.budget.is_limited or not self.plan.schedule.has_flow:
             return
         plan, first = self.plan, self.plan.schedule.rounds[0]
         num_steps = sum(part.num_steps for part in plan.schedule.rounds if part.num_particles == first.num_particles)
@@ -206,10 +208,25 @@ class Fitting:
 
     def _flow(self, failed: bool = False) -> Stage | None:
         """The rounds of the whole flow, unless the fit ends here."""
-        if failed or self.trainer.is_over():
+        if failed or self.trainer.is_over() or not self.plan.schedule.has_flow:
+            self.trainer.history.quick = not self.plan.schedule.has_flow
+            self._move(failed)
             self.fit = self.drawn(failed)
             return None
         return FlowRounds(self.trainer, self.plan, self.layer)
+
+    def _move(self, failed: bool) -> None:
+        """A Gaussian that no flow follows is moved to the moments of its weighed draws, if that does any good."""
+        trainer, schedule = self.trainer, self.plan.schedule
+        if schedule.has_flow or failed or trainer.is_over() or trainer.leaves or not is_fresh(self.layer):
+            return
+        end = trainer.journal.step("moved", self._moved_end)
+        with torch.no_grad():
+            put(list(self.layer.end.parameters()), end)
+
+    def _moved_end(self) -> tuple[Tensor, ...]:
+        moved(self.trainer, self.layer, SETTLED, min(MOVED, self.plan.schedule.num_samples))
+        return tuple(parameter.detach().clone() for parameter in self.layer.end.parameters())
 
     def _drift(self, layer: Layer) -> float:
         """How much the round has changed the log joint by moving the model's own parameters, in nats."""

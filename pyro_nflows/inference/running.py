@@ -140,7 +140,7 @@ class Fitter:
     def _locs(self, plan: Plan, joint: LogJoint, loc: Tensor) -> list[Tensor]:
         """Where the fits start."""
         plan.objective.check_layer(self.guide.layer)  # type: ignore[arg-type]
-        return [loc, *(dispersed_start(joint, loc) for _ in range(plan.num_starts - 1))]
+        return [loc, *(dispersed_start(joint, loc) for _ in range(plan.starts - 1))]
 
     def _trainer_at(self, plan: Plan, joint: LogJoint, leaves: list[Tensor], journal: Journal) -> Trainer:
         """A trainer, with the recordings of an earlier run's where only the data have changed."""
@@ -195,12 +195,13 @@ class Fitter:
     ) -> tuple[Fit, Posterior]:
         """Is anything missing? If so, and the schedule is ours to choose, a second fit."""
         refit = functools.partial(fit_modes, trainer, self.guide, plan)
-        ours = plan.schedule.is_default and not trainer.leaves and not self.guide.needs_model
+        ours = plan.schedule.is_default and plan.schedule.has_flow and not trainer.leaves and not self.guide.needs_model
         ours = ours and not self.guide.follows_plates and self.guide.latents.dim <= MAX_MATRIX
         prior = functools.partial(prior_points, joint.bound, joint.latents)
         precise = functools.partial(_in_double, joint) if trainer.all_rows is None else _already_double
         disagree = starts_disagree(posterior.evidence)
-        found = search(trainer, self.guide, best, disagree, refit if ours else None, prior, precise)
+        brief = not plan.schedule.has_flow
+        found = search(trainer, self.guide, best, disagree, refit if ours else None, prior, precise, brief)
         if found.modes is not None:
             again = self._posterior(plan, trainer, joint, found.fit, [found.fit.draws])
             return found.fit, replace(again, missed=found.missed, modes=found.modes.sizes)

@@ -8,6 +8,8 @@ from ..engine import Round
 
 #: Draws that a verdict needs, however dear they are.
 FEWEST = 2000
+#: How much work a fit may be.
+EFFORTS = "quick", "default", "thorough"
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Schedule:
     :param light_tails: whether k-hat must be below its threshold for that, too.
     :param work: how many numbers ``num_samples`` draws may take to compute: of a dearer model there are fewer, but
         :data:`FEWEST` at least.
+    :param visits: how many times more often than by default a fit by minibatches visits each row.
     """
 
     end: Round = field(default_factory=lambda: Round(800, 64, 2e-2, share=0.3))
@@ -36,6 +39,27 @@ class Schedule:
     good_ess: float = 0.95
     light_tails: bool = True
     work: float = 2e9
+    visits: float = 1.0
+
+    @staticmethod
+    def of_effort(effort: str) -> "Schedule":
+        """The schedule of an effort: without a flow, the default one, or one of more rounds and draws.
+
+        :param effort: one of :data:`EFFORTS`.
+
+        Example::
+
+            >>> [len(Schedule.of_effort(effort).rounds) for effort in EFFORTS]
+            [0, 3, 4]
+        """
+        plain = Schedule()
+        if effort == "quick":
+            end = replace(plain.end, num_steps=300, share=1.0)
+            return Schedule(end, (), num_samples=4000, max_ends=3, light_tails=False, work=2e8)
+        if effort == "thorough":
+            rounds = (*plain.rounds, Round(9600, 128, 1e-3, covering=True, settles=True))
+            return Schedule(plain.end, rounds, 4 * plain.num_samples, good_ess=0.98, work=4 * plain.work, visits=2.0)
+        return plain
 
     @staticmethod
     def of_modes() -> "Schedule":
@@ -89,6 +113,11 @@ class Schedule:
             return "the search for other modes"
         steps = f"{left:,} more steps" if number else f"{left:,} steps of the flow"
         return f"up to {steps}, if the weights ask for it" if self.is_default else steps
+
+    @property
+    def has_flow(self) -> bool:
+        """Whether there are rounds of the flow."""
+        return bool(self.rounds)
 
     @property
     def is_default(self) -> bool:

@@ -77,6 +77,7 @@ def search(
     refit: Callable[[Modes], Fit] | None,
     prior: Callable[[int], list[Tensor]] = lambda num: [],
     precise: Callable[[Tensor], Tensor | None] = lambda z: None,
+    brief: bool = False,
 ) -> Found:
     """What the best fit misses; or a further fit, if that misses less.
 
@@ -87,11 +88,12 @@ def search(
     :param refit: fits again from modes; None if that is not wanted.
     :param prior: gives so many points drawn from the prior, where ascents begin.
     :param precise: the log density in double precision, where it can be had.
+    :param brief: whether what is missed is measured by the regions that are found alone, without particles.
     """
     ess = effective(best.draws.log_weight)
     if refit is None and ess < WORTHLESS and is_heavy(best.draws.log_weight, ess):
         return Found(best)  # the weights already show a bad fit and no refit is possible
-    ascents, found = _Ascents(trainer, guide, prior, precise), Found(best)
+    ascents, found = _Ascents(trainer, guide, prior, precise, brief), Found(best)
     try:
         found = ascents.search(found, disagree)
         for _ in range(MAX_REFITS):
@@ -177,6 +179,7 @@ class _Ascents:
     guide: AutoFlow
     prior: Callable[[int], list[Tensor]]
     precise: Callable[[Tensor], Tensor | None] = lambda z: None
+    brief: bool = False
 
     def search(self, found: Found, disagree: bool) -> Found:
         """The fit with what it misses.
@@ -189,7 +192,7 @@ class _Ascents:
             return found
         regions = sorted(regions + self._regions(fit, draws, NUM_FURTHER), key=lambda missed: -missed.mass)
         end = fit.layer.end
-        too_many = isinstance(end, PlateAffine) or end.input_dim > MAX_MATRIX
+        too_many = self.brief or isinstance(end, PlateAffine) or end.input_dim > MAX_MATRIX
         tempered = None if too_many else _temper(self.trainer, draws, regions)
         missed = MissedMass(_missing(tempered, regions, fit), *_where(self.guide, draws, regions))
         return Found(fit, found.modes, missed, tempered)

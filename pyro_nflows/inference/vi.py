@@ -5,7 +5,7 @@ import copy
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from ..diagnostics.findings import LESS_MEMORY
 from ..engine import Callback, Engine
@@ -42,7 +42,10 @@ class VI(Results):
     :param objective: ``ELBO(...)`` or ``IWAE(...)``; its ``num_particles`` is used if more than one. By default the
         ELBO by path gradients, with the schedule's numbers of particles.
     :param num_steps: steps of the flow, which are all taken; by default the schedule runs rounds until the ESS is good.
-    :param num_starts: independent fits; the best is kept, and their agreement enters the verdict.
+    :param num_starts: independent fits, by default one (three with ``effort="thorough"``); the best is kept, and their
+        agreement enters the verdict.
+    :param effort: ``"quick"`` fits a Gaussian and judges it, without a flow: about a second for a small model.
+        ``"thorough"`` has three starts, more rounds, and four times as many draws for the verdict.
     :param max_seconds: that a run may take, its judging included; what has been reached by then is judged.
     :param callback: a function of a :class:`~pyro_nflows.engine.Look` (round, step, ELBO, seconds), called about every
         fifty steps: to log to anything, or to end training by returning ``True``. What has been reached is then judged.
@@ -78,7 +81,8 @@ class VI(Results):
         *,
         objective: ELBO | None = None,
         num_steps: int | None = None,
-        num_starts: int = 1,
+        num_starts: int | None = None,
+        effort: Literal["quick", "default", "thorough"] = "default",
         max_seconds: float | None = None,
         callback: Callback | None = None,
         seed: int | None = None,
@@ -99,6 +103,7 @@ class VI(Results):
             seed=seed,
             num_steps=num_steps,
             num_starts=num_starts,
+            effort=effort,
             max_seconds=max_seconds,
             callback=callback,
             progress_bar=progress_bar,
