@@ -19,6 +19,7 @@ from .guides import (
     AutoFlowified,
     AutoGlow,
     AutoIAF,
+    AutoJKO,
     AutoMAF,
     AutoNICE,
     AutoPlanar,
@@ -31,6 +32,7 @@ from .guides import (
 from .inference.compared import compare
 from .inference.elbo import ELBO
 from .inference.iwae import IWAE
+from .inference.jko import fit_jko
 from .inference.sbc import SBC
 from .inference.vi import VI
 
@@ -51,6 +53,7 @@ __all__ = [
     "AutoFlowified",
     "AutoGlow",
     "AutoIAF",
+    "AutoJKO",
     "AutoMAF",
     "AutoNICE",
     "AutoPlanar",
@@ -61,6 +64,7 @@ __all__ = [
     "AutoWasserstein",
     "FlowDistribution",
     "compare",
+    "fit_jko",
     "flows",
     "layers",
 ]

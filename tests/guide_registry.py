@@ -71,6 +71,11 @@ CASES = [
         bijective=False,
     ),
     Case(nf.AutoCNF, sizes(1, 8, num_steps=3), Training(sizes(1, 4, num_steps=3), 100, 5e-2)),
+    Case(
+        nf.AutoJKO,
+        {"num_blocks": 2, "hidden_dims": (8,), "num_steps": 2},
+        Training({"num_blocks": 1, "hidden_dims": (4,), "num_steps": 3}, 100, 5e-2),
+    ),
     Case(nf.AutoCIF, inner(2, 8), Training(inner(3, 4), 250, 3e-2), bijective=False),
     Case(
         nf.AutoDAIS,

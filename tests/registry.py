@@ -289,6 +289,8 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "tarflow(2, 2)": lambda: flows.tarflow((2, 2), 2, 4, 1, 1),
     "tarflow(image, context)": lambda: flows.tarflow((1, 2, 2), 1, 4, 1, 1, patch=(1, 2), context_dim=1).at(CONTEXT),
     "cnf(2)": lambda: flows.cnf(2, 2, (), num_steps=8),
+    "jko(2)": lambda: flows.jko(2, 2, (), 8),
+    "jko(2, inverted)": lambda: flows.jko(2, 2, build=lambda dim: flows.spline(dim, 2, (4,), 3), inverted=True),
     "residual(2)": lambda: flows.residual(2, 2, (4,)),
     "residual(2, inverted)": lambda: flows.residual(2, 1, (4,), 0.5, inverted=True),
     "flowified(1)": lambda: flows.flowified(1, 1, 1, (4,)),

@@ -23,8 +23,9 @@ class History:
     little, which ends training like an interrupt.
     ``seconds`` are those of training, and of the whole run once ``VI`` is done.
     ``descent`` is the number of steps by which the Gaussian that a flow starts from was found, and
-    ``path`` where a guide that is a Gaussian or a mixture of Gaussians has been
-    (:class:`~pyro_nflows.AutoWasserstein`): weights, means and Cholesky factors, in unconstrained space.
+    ``path`` where a guide has been whose mass is moved step by step, in unconstrained space: the weights, means and
+    Cholesky factors of a mixture of Gaussians (:class:`~pyro_nflows.AutoWasserstein`), or some points
+    (:class:`~pyro_nflows.AutoJKO`). ``bounds`` are the ELBOs there.
     ``drift`` is how much the model's own parameters changed the log joint in the last round.
     ``engines`` are those that the rounds ended on; ``engine_notes`` say, once each, why a faster one could not be used
     (none where rounds were only too short for it).
@@ -48,6 +49,7 @@ class History:
     rounds: list[int] = field(default_factory=list)
     descent: int = 0
     path: list[tuple[Tensor, ...]] = field(default_factory=list)
+    bounds: list[float] = field(default_factory=list)
 
     def __repr__(self) -> str:
         steps = self.num_steps
@@ -80,7 +82,7 @@ class History:
         if kept:
             self.elbos.append(torch.tensor(elbos[1:]))
             self.rounds.append(self.num_steps)
-            self.path = list(path)
+            self.path, self.bounds = list(path), list(elbos)
 
     def note(self, runner: Runner) -> None:
         """What a round ended on, and why not on something faster."""

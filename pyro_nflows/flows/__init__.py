@@ -7,6 +7,7 @@ A flow here is only a composition; write your own and hand it to ``AutoFlow(mode
 from ..nets.lengths import up_to
 from .flowified import flowified, flowify
 from .images import glow_image
+from .jko import jko
 from .matching import num_params, widened
 from .plates import on_plates, within_rows
 from .sequences import tarflow, wavenet
@@ -41,6 +42,7 @@ __all__ = [
     "glow",
     "glow_image",
     "iaf",
+    "jko",
     "maf",
     "nice",
     "num_params",

@@ -4,6 +4,7 @@ from .annealed import AutoDAIS
 from .couplings import AutoGlow, AutoNICE, AutoRealNVP, AutoSpline
 from .families import AutoCIF, AutoCNF, AutoIAF, AutoMAF, AutoPlanar, AutoRadial, AutoResidual
 from .flow import AutoFlow
+from .jko import AutoJKO
 from .networks import AutoFlowified
 from .wasserstein import AutoWasserstein
 
@@ -15,6 +16,7 @@ __all__ = [
     "AutoFlowified",
     "AutoGlow",
     "AutoIAF",
+    "AutoJKO",
     "AutoMAF",
     "AutoNICE",
     "AutoPlanar",

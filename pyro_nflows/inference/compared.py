@@ -14,7 +14,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +22,6 @@ from ..arviz.pointwise import Elpd, elpd_of, observed
 from ..system.frames import user_level
 from .posterior import Posterior
 from .results import Results
-
-if TYPE_CHECKING:
-    from pandas import DataFrame  # type: ignore[import-untyped]
 
 
 class DifferentDataWarning(UserWarning):
@@ -68,9 +65,9 @@ class Comparison:
         return {name: model.weight for name, model in self.models.items()}
 
     @property
-    def frame(self) -> "DataFrame":
-        """A row for each model."""
-        import pandas
+    def frame(self) -> Any:
+        """A ``pandas.DataFrame`` with a row for each model."""
+        import pandas  # type: ignore[import-untyped]
 
         rows = [asdict(model) for model in self.models.values()]
         return pandas.DataFrame(rows, index=pandas.Index(list(self.models), name="model"))

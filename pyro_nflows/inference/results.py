@@ -12,7 +12,6 @@ from ..engine import History
 from ..guides import AutoFlow
 from ..system.exclusive import exclusive
 from ..system.files import Path
-from .judged import Diagnostics
 from .plan import Plan
 from .posterior import Posterior
 from .refine import Refined
@@ -124,7 +123,7 @@ class Results:
         """What to make of the draws: an outcome and one sentence."""
         return self.posterior.verdict()
 
-    def diagnostics(self) -> Diagnostics:
+    def diagnostics(self) -> dict[str, Any]:
         """The evidence, from fresh draws of the trained guide.
 
         :return: ``elbo``, ``elbo_se``, ``iwae`` (the importance estimate of the log evidence), ``iwae_se``,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..engine import Trainer, work_of
+from ..flows.jko import Blocks
 from ..flows.whitened import Whitened
 from ..layers.base import Layer
 from ..modes.gaussians import Frame
@@ -24,6 +25,7 @@ from .evident import MOVED, SETTLED, evident, fresh_draws
 from .fitted import Fit, weighed
 from .mark import put
 from .moments import moved
+from .moved import can_move, move
 from .plan import Plan
 from .stages import FlowRounds, GaussianRounds, Stage, Task, objective_of
 
@@ -91,7 +93,8 @@ class Fitting:
             trainer.sampler.expect(self.layer, schedule.num_samples)
         if self.init is None or plan.goes_on or not is_fresh(self.layer):
             return self._go_on()
-        if any(part.annealing for part in schedule.rounds):
+        starts_here = schedule.has_flow and isinstance(self.layer.flow, Blocks) and not self.layer.flow.whitened
+        if starts_here or any(part.annealing for part in schedule.rounds):
             # An annealed fit begins on a flattened density, where a mode's Gaussian would be a bad place to be.
             self.init.place(self.layer)
             self._expect()
@@ -157,6 +160,8 @@ class Fitting:
         """Have the steps of the flow compiled meanwhile, unless it is not known that there will be time for any."""
         if self.trainer.budget.is_limited or not self.plan.schedule.has_flow:
             return
+        if can_move(self.trainer, self.layer, self.plan):
+            return
         plan, first = self.plan, self.plan.schedule.rounds[0]
         num_steps = sum(part.num_steps for part in plan.schedule.rounds if part.num_particles == first.num_particles)
         objective = objective_of(self.layer, plan, first, 0.0)
@@ -212,6 +217,10 @@ class Fitting:
             self.trainer.history.quick = not self.plan.schedule.has_flow
             self._move(failed)
             self.fit = self.drawn(failed)
+            return None
+        if can_move(self.trainer, self.layer, self.plan):
+            move(self.trainer, self.layer, self.plan)
+            self.fit = self.drawn()
             return None
         return FlowRounds(self.trainer, self.plan, self.layer)
 

@@ -30,6 +30,7 @@ class Dynamics(nn.Module):
     def __init__(self, input_dim: int, hidden_dims: Sequence[int], context_dim: int = 0):
         super().__init__()
         check_widths("Dynamics", hidden_dims)
+        self.is_wide = False
         take_context(self, context_dim)
         widths = [input_dim + 1 + context_dim, *hidden_dims]
         self.input_dim = input_dim

@@ -1,4 +1,4 @@
-"""Where a Gaussian or a mixture of Gaussians has been on its way to a posterior."""
+"""Where mass has been on its way to a posterior: a Gaussian, a mixture of Gaussians, or points."""
 
 import math
 from collections.abc import Sequence
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: States that are drawn, the first and the last among them.
 NUM_DRAWN = 8
+#: Points whose ways are drawn.
+NUM_WAYS = 100
 
 
 def plot_path(
@@ -27,10 +29,12 @@ def plot_path(
     """A Wasserstein gradient flow in the plane of two coordinates: ellipses of some steps, and the ways of the means.
 
     Each ellipse holds half of a component's mass, the first ones pale and the last one dark; its line is the thicker
-    the larger the component's weight is.
+    the larger the component's weight is. Of points, the first place is pale and the last one dark, with the ways of
+    some.
 
     :param path: ``vi.history.path`` of a fitted :class:`~pyro_nflows.AutoWasserstein`: weights ``(K,)``, means
-        ``(K, D)`` and lower Cholesky factors ``(K, D, D)``.
+        ``(K, D)`` and lower Cholesky factors ``(K, D, D)``. Or that of an :class:`~pyro_nflows.AutoJKO`, or the
+        ``path`` of :func:`~pyro_nflows.fit_jko`: points ``(N, D)`` alone.
     :param pair: the coordinates, of the guide's unconstrained space.
     :param target: log density in their plane, ``(num_points, 2) -> (num_points,)``, up to a constant; its contours are
         drawn too.
@@ -47,12 +51,34 @@ def plot_path(
     """
     if not len(path):
         raise ValueError(
-            "path: got none, expected vi.history.path of a fitted AutoWasserstein. Other guides have no such way."
+            "path: got none, expected vi.history.path of a fitted AutoWasserstein or AutoJKO, or the path of fit_jko. "
+            "Other guides have no such way."
         )
-    dim = path[0][1].shape[-1]
+    dim = path[0][-1].shape[-1]
     if len(set(pair)) != 2 or not all(0 <= i < dim for i in pair):
         raise ValueError(f"pair: got {tuple(pair)}, expected two different coordinates from 0 to {dim - 1}.")
     ax, pick = axes(square=True) if ax is None else ax, torch.tensor(pair)
+    (_points if len(path[0]) == 1 else _mixtures)(path, pick, ax)
+    if target is not None:
+        contours(target, ax)
+    ax.set(xlabel=f"$z_{{{pair[0] + 1}}}$", ylabel=f"$z_{{{pair[1] + 1}}}$", aspect="equal")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False, fontsize="small")
+    return ax
+
+
+def _points(path: Sequence[tuple[Tensor, ...]], pick: Tensor, ax: "Axes") -> None:
+    """Points where they began and where they are, and the ways of some of them."""
+    places = torch.stack([state[0].detach().double().cpu()[:, pick] for state in path])
+    for number in range(min(NUM_WAYS, places.shape[1])):
+        label = "ways" if number == 0 else None
+        ax.plot(*places[:, number].T.numpy(), "-", color=INK, lw=0.6, alpha=0.5, label=label)
+    ax.plot(*places[0].T.numpy(), ".", color=BLUE, ms=3, alpha=0.3, label="at first")
+    if len(places) > 1:
+        ax.plot(*places[-1].T.numpy(), ".", color=BLUE, ms=4, label="at last")
+
+
+def _mixtures(path: Sequence[tuple[Tensor, ...]], pick: Tensor, ax: "Axes") -> None:
+    """Ellipses of some states, and the ways of the means."""
     at = torch.linspace(0, len(path) - 1, min(NUM_DRAWN, len(path))).round().long().tolist()
     for place, index in enumerate(at):
         weights, locs, scales = (part.detach().double().cpu() for part in path[index])
@@ -68,11 +94,6 @@ def plot_path(
     for number in range(means.shape[1]):
         label = "means" if number == 0 else None
         ax.plot(*means[:, number].T.numpy(), ".-", color=INK, ms=3, lw=0.8, label=label)
-    if target is not None:
-        contours(target, ax)
-    ax.set(xlabel=f"$z_{{{pair[0] + 1}}}$", ylabel=f"$z_{{{pair[1] + 1}}}$", aspect="equal")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False, fontsize="small")
-    return ax
 
 
 def _ellipses(covariance: Tensor) -> Tensor:

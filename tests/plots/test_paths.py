@@ -23,13 +23,24 @@ def test_ellipses_hold_half_of_the_mass_and_lines_join_the_means() -> None:
     assert ellipses[0].get_alpha() < ellipses[2].get_alpha() == 1
 
 
+def test_points_are_drawn_where_they_were_and_where_they_are() -> None:
+    path = [(torch.zeros(150, 3),), (torch.ones(150, 3),), (torch.tensor([2.0, 3, 4]).expand(150, 3),)]
+    *ways, first, last = plot_path(path, (0, 2)).lines
+    assert len(ways) == 100
+    assert [list(part) for part in ways[0].get_data()] == [[0, 1, 2], [0, 1, 4]]
+    assert (len(first.get_xdata()), set(last.get_ydata())) == (150, {4.0})
+    assert first.get_alpha() < 1
+
+
 def test_another_pair_of_coordinates_is_named() -> None:
     ax = plot_path([START, END], (2, 0))
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("$z_{3}$", "$z_{1}$")
 
 
 def test_a_way_that_is_none_and_coordinates_that_are_not_there_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"path: got none, expected vi\.history\.path of a fitted AutoWasserstein"):
+    with pytest.raises(
+        ValueError, match=r"path: got none, expected vi\.history\.path of a fitted AutoWasserstein or AutoJKO"
+    ):
         plot_path([])
     for pair in ((0, 3), (1, 1), (-1, 0)):
         with pytest.raises(ValueError, match="expected two different coordinates from 0 to 2"):
