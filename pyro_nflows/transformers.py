@@ -5,7 +5,7 @@ are the identity. Both directions return the element-wise :math:`\log dy/dx` of 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -38,7 +38,9 @@ class Shift:
         (tensor([2.0000, 2.0000]), tensor([0.0000, 0.0000]))
     """
 
-    num_params: ClassVar[int] = 1
+    @property
+    def num_params(self) -> int:
+        return 1
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         return x + params[..., 0], torch.zeros_like(x)
@@ -63,12 +65,15 @@ class Affine:
         (tensor([1.0000, 1.0000]), tensor([0.0000, 0.0000]))
     """
 
-    num_params: ClassVar[int] = 2
     bound: float = 10.0
 
     def __post_init__(self) -> None:
         if not self.bound > 0:
             raise ValueError(f"Affine: bound must be a positive number, got {self.bound}")
+
+    @property
+    def num_params(self) -> int:
+        return 2
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         shift, log_scale = self._shift_scale(params)
@@ -104,12 +109,15 @@ class SinhArcsinh:
     [1] M. Jones, A. Pewsey (2009). Sinh-arcsinh Distributions.
     """
 
-    num_params: ClassVar[int] = 2
     bound: float = 2.0
 
     def __post_init__(self) -> None:
         if not self.bound > 0:
             raise ValueError(f"SinhArcsinh: bound must be a positive number, got {self.bound}")
+
+    @property
+    def num_params(self) -> int:
+        return 2
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         skew, tail = soft_bound(params, self.bound).unbind(-1)

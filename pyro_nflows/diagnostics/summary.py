@@ -3,11 +3,14 @@
 import functools
 import html
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from .table import number, scalar_names
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series  # type: ignore[import-untyped]
 
 #: Scalars of a site that are printed where it was not asked for by name, and of those the last ones.
 MOST, LAST = 12, 2
@@ -67,9 +70,9 @@ class Summary:
         return dict(self._samples)
 
     @functools.cached_property
-    def frame(self) -> Any:
-        """A row for each scalar, as a ``pandas.DataFrame``."""
-        from pandas import DataFrame  # type: ignore[import-untyped]
+    def frame(self) -> "DataFrame":
+        """A row for each scalar."""
+        from pandas import DataFrame
 
         rows = {scalar: self._row(name, index) for name in self._samples for scalar, index in self._scalars(name)}
         return DataFrame.from_dict(rows, orient="index", columns=self.columns)
@@ -85,7 +88,7 @@ class Summary:
         """``summary.loc["mu", "mean"]``, as of a data frame."""
         return self.frame.loc
 
-    def __getitem__(self, column: str) -> Any:
+    def __getitem__(self, column: str) -> "Series":
         return self.frame[column]
 
     def __len__(self) -> int:

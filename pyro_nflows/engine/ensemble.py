@@ -10,6 +10,7 @@ from torch import Tensor
 from .backends import Best
 from .program import Inputs, Program, State
 from .runners import Compiled, Runner, num_cores
+from .threads import threads_asked
 
 #: Tensors that a member's recording reads in place of the runner's; None for the runner's own.
 Data = Sequence[Tensor] | None
@@ -42,6 +43,9 @@ class Ensemble:
         everyone = self._of(base)
         members = everyone if which is None else [everyone[i] for i in which]
         if not isinstance(base, Compiled) or len(members) == 1 or base.is_random:
+            for member in members:
+                if isinstance(member, Compiled):
+                    member.memory.most = None
             return [member.run(state, given) for member, state, given in zip(members, states, inputs)]
         return _side_by_side(cast(list[Compiled], members), states, inputs)
 
@@ -57,10 +61,11 @@ class Ensemble:
 def _side_by_side(
     members: Sequence[Compiled], states: Sequence[State], inputs: Sequence[Inputs]
 ) -> list[tuple[State, Tensor]]:
-    """Each on a thread; an interrupt, which only this thread hears, ends them all."""
+    """Each on a thread, and on its part of torch's; an interrupt, which only this thread hears, ends them all."""
+    num = min(len(members), num_cores())
     for member in members:
-        member.memory.halted = False
-    with ThreadPoolExecutor(min(len(members), num_cores())) as pool:
+        member.memory.halted, member.memory.most = False, max(1, threads_asked() // num)
+    with ThreadPoolExecutor(num) as pool:
         try:
             return list(pool.map(lambda member, state, given: member.run(state, given), members, states, inputs))
         except BaseException:

@@ -1,23 +1,42 @@
-"""How many threads torch runs on."""
+"""How many threads torch runs on, and how many may share a step of compiled code."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 
 #: Operations of a row from which on threads are worth it: those of a thousand rows then take milliseconds.
 WORTH_THREADS = 100_000
+#: What torch's number of threads was when the outermost block that changes it began.
+_asked: ContextVar[int | None] = ContextVar("_asked", default=None)
+
+
+def threads_asked() -> int:
+    """Torch's number of threads as the user has it, whatever it is at the moment.
+
+    Example::
+
+        >>> before = torch.get_num_threads()
+        >>> with restored_threads():
+        ...     torch.set_num_threads(before + 1)
+        ...     threads_asked() == before
+        True
+    """
+    return _asked.get() or torch.get_num_threads()
 
 
 @contextmanager
 def restored_threads() -> Iterator[None]:
     """Put torch's number of threads back at the end."""
     before = torch.get_num_threads()
+    token = _asked.set(threads_asked())
     try:
         yield
     finally:
+        _asked.reset(token)
         torch.set_num_threads(before)
 
 

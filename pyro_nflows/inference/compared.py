@@ -14,7 +14,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from ..arviz.pointwise import Elpd, elpd_of, observed
 from ..system.frames import user_level
 from .posterior import Posterior
 from .results import Results
+
+if TYPE_CHECKING:
+    from pandas import DataFrame  # type: ignore[import-untyped]
 
 
 class DifferentDataWarning(UserWarning):
@@ -65,9 +68,9 @@ class Comparison:
         return {name: model.weight for name, model in self.models.items()}
 
     @property
-    def frame(self) -> Any:
-        """A ``pandas.DataFrame`` with a row for each model."""
-        import pandas  # type: ignore[import-untyped]
+    def frame(self) -> "DataFrame":
+        """A row for each model."""
+        import pandas
 
         rows = [asdict(model) for model in self.models.values()]
         return pandas.DataFrame(rows, index=pandas.Index(list(self.models), name="model"))

@@ -2,6 +2,7 @@ r"""A trained flow and what is known of it: its draws with their weights, and th
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -10,6 +11,15 @@ from ..diagnostics import weights as diagnostics
 from ..diagnostics.verdict import is_hopeless
 from ..flows.whitened import Whitened
 from ..objectives.draws import Draws
+
+
+class Bounds(TypedDict):
+    """Bounds of the log evidence, each with its standard error."""
+
+    elbo: float
+    elbo_se: float
+    iwae: float
+    iwae_se: float
 
 
 @dataclass(frozen=True)
@@ -47,11 +57,15 @@ def bound_of(log_weight: Tensor, bound: Callable[[Tensor], diagnostics.Estimate]
     return bound(log_weight)
 
 
-def evidence_of(log_weight: Tensor) -> dict[str, float]:
+def evidence_of(log_weight: Tensor) -> Bounds:
     """The ELBO and the importance estimate of the log evidence, with their standard errors."""
-    found = {"elbo": bound_of(log_weight, diagnostics.elbo), "iwae": bound_of(log_weight, diagnostics.log_evidence)}
-    parts = [(name, float(e.value), float(e.se)) for name, e in found.items()]
-    return {key: number for name, value, se in parts for key, number in ((name, value), (f"{name}_se", se))}
+    elbo, iwae = (bound_of(log_weight, bound) for bound in (diagnostics.elbo, diagnostics.log_evidence))
+    return {
+        "elbo": float(elbo.value),
+        "elbo_se": float(elbo.se),
+        "iwae": float(iwae.value),
+        "iwae_se": float(iwae.se),
+    }
 
 
 def weighed(layer: Whitened, draws: Draws, failed: bool = False) -> Fit:

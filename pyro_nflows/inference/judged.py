@@ -12,7 +12,20 @@ from ..engine import History
 from ..objectives.draws import Draws
 from ..system.exclusive import seeded
 from .exported import Export, chosen, facts, warn_of
-from .fitted import bound_of, evidence_of
+from .fitted import Bounds, bound_of, evidence_of
+
+
+class Diagnostics(Bounds):
+    """What :meth:`pyro_nflows.VI.diagnostics` gives: the evidence in numbers, and how the fit went."""
+
+    pareto_k: float
+    ess: float
+    num_steps: int
+    num_skipped: int
+    num_restarts: int
+    interrupted: bool
+    seconds: float
+    outcome: Outcome
 
 
 class Judged:
@@ -45,7 +58,7 @@ class Judged:
         ended = h.descent, h.out_of_time, h.stopped, h.unsearched, h.out_of_memory, h.quick
         return judge(self.evidence, Training(h.num_steps, h.skipped, h.restarts, h.was_right, *ended))
 
-    def diagnostics(self) -> dict[str, Any]:
+    def diagnostics(self) -> Diagnostics:
         """The evidence in numbers; see :meth:`pyro_nflows.VI.diagnostics`."""
         history, log_weight = self.history, self.evidence.log_weight
         return {

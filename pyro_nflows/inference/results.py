@@ -12,6 +12,7 @@ from ..engine import History
 from ..guides import AutoFlow
 from ..system.exclusive import exclusive
 from ..system.files import Path
+from .judged import Diagnostics
 from .plan import Plan
 from .posterior import Posterior
 from .refine import Refined
@@ -123,7 +124,7 @@ class Results:
         """What to make of the draws: an outcome and one sentence."""
         return self.posterior.verdict()
 
-    def diagnostics(self) -> dict[str, Any]:
+    def diagnostics(self) -> Diagnostics:
         """The evidence, from fresh draws of the trained guide.
 
         :return: ``elbo``, ``elbo_se``, ``iwae`` (the importance estimate of the log evidence), ``iwae_se``,

@@ -1,7 +1,7 @@
 """What a fit by minibatches leaves: a posterior whose evidence is of what is outside of the plate, and of each row."""
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import pyro
 import torch
@@ -97,7 +97,7 @@ class RowPosterior(Posterior):
         with torch.random.fork_rng(devices=[]):
             return RowTerms(BoundModel(self.guide.bare_model, *call), self.guide.latents).leaves()
 
-    def refine(self, *args: Any, **kwargs: Any) -> Any:
+    def refine(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused: Markov chains would take the gradient over all rows at each step.
 
         :raises ValueError: always.

@@ -33,7 +33,7 @@ Flows.
 """
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -111,6 +111,7 @@ class Layer(nn.Module):
     step: float = 1.0
     #: Leading dimensions of the context that :meth:`at` has given it.
     batch_shape: torch.Size = torch.Size()
+    __call__: Callable[..., tuple[Tensor, Tensor]]
 
     def __init__(self, input_dim: int, output_dim: int | None = None):
         super().__init__()

@@ -182,3 +182,11 @@ def _scatter_add(build: Builder, meta: Meta, x: Ref, dim: int, index: Ref, value
     part = Ref(value.buffer, value.meta[tuple(slice(0, size) for size in shape)])
     build.plan.scatter(build.plan.access(part, shape), _indirect(build, out, dim, index, shape, spread), shape, meta[1])
     return out
+
+
+@rule("index_add")
+def _index_add(build: Builder, meta: Meta, x: Ref, dim: int, index: Ref, value: Ref, alpha: Any = 1) -> Ref | None:
+    if not x.meta.dim() or alpha != 1:
+        return None
+    dim %= x.meta.dim()
+    return _index_put(build, meta, x, [None] * dim + [index], value, accumulate=True)

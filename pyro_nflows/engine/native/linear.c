@@ -15,152 +15,157 @@
 #define MANY 64
 #define SPREAD 32768
 
-/* C (m x n) = A (m x k) B (k x n), whatever the strides; `pack` holds k x (n rounded up) numbers. */
-#define PRODUCT(T, P)                                                                                              \
-  typedef T P##vector __attribute__((vector_size(VECTOR), aligned(sizeof(T)), may_alias));                         \
-  enum { P##wide = 2 * VECTOR / sizeof(T) };                                                                       \
-  static inline __attribute__((always_inline)) void P##rows(int rows, i64 k, const T *a, i64 ai, i64 ak,           \
-                                                            const T *b, i64 bk, T *c, i64 ci, i64 width) {         \
-    P##vector sum[6][2];                                                                                           \
-    memset(sum, 0, sizeof(P##vector) * 2 * rows);                                                                  \
-    for (i64 l = 0; l < k; l++, a += ak, b += bk) {                                                                \
-      P##vector b0 = *(const P##vector *)b, b1 = *(const P##vector *)(b + P##wide / 2);                            \
-      _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++) {                                                     \
-        T x = a[r * ai];                                                                                           \
-        sum[r][0] += x * b0;                                                                                       \
-        sum[r][1] += x * b1;                                                                                       \
-      }                                                                                                            \
-    }                                                                                                              \
-    _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++) {                                                       \
-      if (width == P##wide) {                                                                                      \
-        *(P##vector *)(c + r * ci) = sum[r][0];                                                                    \
-        *(P##vector *)(c + r * ci + P##wide / 2) = sum[r][1];                                                      \
-      } else {                                                                                                     \
-        memcpy(c + r * ci, sum[r], width * sizeof(T));                                                             \
-      }                                                                                                            \
-    }                                                                                                              \
-  }                                                                                                                \
-  static __attribute__((noinline)) void P##panel(i64 m, i64 k, const T *a, i64 ai, i64 ak, const T *b, i64 bk,     \
-                                                 T *c, i64 ci, i64 width) {                                        \
-    i64 i = 0;                                                                                                     \
-    for (; i + 6 <= m; i += 6) P##rows(6, k, a + i * ai, ai, ak, b, bk, c + i * ci, ci, width);                    \
-    a += i * ai, c += i * ci;                                                                                      \
-    switch (m - i) {                                                                                               \
-      case 5: P##rows(5, k, a, ai, ak, b, bk, c, ci, width); break;                                                \
-      case 4: P##rows(4, k, a, ai, ak, b, bk, c, ci, width); break;                                                \
-      case 3: P##rows(3, k, a, ai, ak, b, bk, c, ci, width); break;                                                \
-      case 2: P##rows(2, k, a, ai, ak, b, bk, c, ci, width); break;                                                \
-      case 1: P##rows(1, k, a, ai, ak, b, bk, c, ci, width); break;                                                \
-    }                                                                                                              \
-  }                                                                                                                \
-  static inline __attribute__((always_inline)) void P##block(int rows, int cols, i64 k, const T *a, i64 ai,        \
-                                                             const T *b, i64 bj, T *c, i64 ci, i64 cj) {           \
-    P##vector sum[4][3];                                                                                           \
-    i64 l = 0;                                                                                                     \
-    memset(sum, 0, sizeof sum);                                                                                    \
-    for (; l + P##wide / 2 <= k; l += P##wide / 2) {                                                               \
-      P##vector y[3];                                                                                              \
-      _Pragma("GCC unroll 3") for (int q = 0; q < cols; q++) y[q] = *(const P##vector *)(b + q * bj + l);          \
-      _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++) {                                                     \
-        P##vector x = *(const P##vector *)(a + r * ai + l);                                                        \
-        _Pragma("GCC unroll 3") for (int q = 0; q < cols; q++) sum[r][q] += x * y[q];                              \
-      }                                                                                                            \
-    }                                                                                                              \
-    _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++) {                                                       \
-      _Pragma("GCC unroll 3") for (int q = 0; q < cols; q++) {                                                     \
-        T s = 0;                                                                                                   \
-        for (int v = 0; v < P##wide / 2; v++) s += sum[r][q][v];                                                   \
-        for (i64 t = l; t < k; t++) s += a[r * ai + t] * b[q * bj + t];                                            \
-        c[r * ci + q * cj] = s;                                                                                    \
-      }                                                                                                            \
-    }                                                                                                              \
-  }                                                                                                                \
-  static __attribute__((noinline)) void P##inner(i64 m, i64 n, i64 k, const T *a, i64 ai, const T *b, i64 bj,      \
-                                                 T *c, i64 ci, i64 cj) {                                           \
-    for (i64 i = 0; i < m; i += 4)                                                                                 \
-      for (i64 j = 0; j < n; j += 3) {                                                                             \
-        if (m - i >= 4 && n - j >= 3) {                                                                            \
-          P##block(4, 3, k, a + i * ai, ai, b + j * bj, bj, c + i * ci + j * cj, ci, cj);                          \
-        } else {                                                                                                   \
-          for (i64 r = i; r < MIN(i + 4, m); r++)                                                                  \
-            for (i64 q = j; q < MIN(j + 3, n); q++)                                                                \
-              P##block(1, 1, k, a + r * ai, ai, b + q * bj, bj, c + r * ci + q * cj, ci, cj);                      \
-        }                                                                                                          \
-      }                                                                                                            \
-  }                                                                                                                \
-  void P##product(i64 m, i64 n, i64 k, const T *a, i64 ai, i64 ak, const T *b,    \
-                                                   i64 bk, i64 bj, T *c, i64 ci, i64 cj, T *pack) {                \
-    if (cj != 1 || (n == 1 && m > 1)) { /* the transposed product */                                               \
-      const T *t = a; a = b; b = t;                                                                                \
-      i64 s = ai; ai = bj; bj = s;                                                                                 \
-      s = ak; ak = bk; bk = s;                                                                                     \
-      s = ci; ci = cj; cj = s;                                                                                     \
-      s = m; m = n; n = s;                                                                                         \
-    }                                                                                                              \
-    if (m < FEW && ak == 1 && bk == 1 && bj != 1 && k >= P##wide)                                                  \
-      return P##inner(m, n, k, a, ai, b, bj, c, ci, cj);                                                           \
-    if (m < 4 && bk == 1 && bj != 1) { /* inner products: packing would cost more than it saves */                 \
-      for (i64 i = 0; i < m; i++)                                                                                  \
-        for (i64 j = 0; j < n; j++) {                                                                              \
-          T sum = 0;                                                                                               \
-          _Pragma("omp simd reduction(+ : sum)") for (i64 l = 0; l < k; l++) sum += a[i * ai + l * ak] * b[l + j * bj]; \
-          c[i * ci + j * cj] = sum;                                                                                \
-        }                                                                                                          \
-      return;                                                                                                      \
-    }                                                                                                              \
-    for (i64 j = 0; j < n; j += P##wide) {                                                                         \
-      i64 width = MIN(P##wide, n - j);                                                                             \
-      const T *p = b + j * bj;                                                                                     \
-      i64 step = bk;                                                                                               \
-      if (bj != 1 || width < P##wide || (m >= MANY && k * bk >= SPREAD)) {                                         \
-        for (i64 l = 0; l < k; l++) {                                                                              \
-          i64 q = 0;                                                                                               \
-          for (; q < width; q++) pack[l * P##wide + q] = p[l * bk + q * bj];                                       \
-          for (; q < P##wide; q++) pack[l * P##wide + q] = 0;                                                      \
-        }                                                                                                          \
-        p = pack, step = P##wide;                                                                                  \
-      }                                                                                                            \
-      P##panel(m, k, a, ai, ak, p, step, c + j, ci, width);                                                        \
-    }                                                                                                              \
+/* C (m x n) = A (m x k) B (k x n), or C + A B if there is `more`, whatever the strides; `pack` holds k x (n rounded up)
+   numbers. */
+#define PRODUCT(T, P)                                                                                                  \
+  typedef T P##vector __attribute__((vector_size(VECTOR), aligned(sizeof(T)), may_alias));                             \
+  enum { P##wide = 2 * VECTOR / sizeof(T) };                                                                           \
+  static inline __attribute__((always_inline)) void P##rows(int rows, i64 k, const T *a, i64 ai, i64 ak,               \
+                                                            const T *b, i64 bk, T *c, i64 ci, i64 width, int more) {   \
+    P##vector sum[6][2];                                                                                               \
+    memset(sum, 0, sizeof(P##vector) * 2 * rows);                                                                      \
+    for (i64 l = 0; l < k; l++, a += ak, b += bk) {                                                                    \
+      P##vector b0 = *(const P##vector *)b, b1 = *(const P##vector *)(b + P##wide / 2);                                \
+      _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++) {                                                         \
+        T x = a[r * ai];                                                                                               \
+        sum[r][0] += x * b0;                                                                                           \
+        sum[r][1] += x * b1;                                                                                           \
+      }                                                                                                                \
+    }                                                                                                                  \
+    _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++) {                                                           \
+      if (more) {                                                                                                      \
+        T kept[P##wide];                                                                                               \
+        memcpy(kept, sum[r], sizeof kept);                                                                             \
+        for (i64 j = 0; j < width; j++) c[r * ci + j] += kept[j];                                                      \
+      } else if (width == P##wide) {                                                                                   \
+        *(P##vector *)(c + r * ci) = sum[r][0];                                                                        \
+        *(P##vector *)(c + r * ci + P##wide / 2) = sum[r][1];                                                          \
+      } else {                                                                                                         \
+        memcpy(c + r * ci, sum[r], width * sizeof(T));                                                                 \
+      }                                                                                                                \
+    }                                                                                                                  \
+  }                                                                                                                    \
+  static __attribute__((noinline)) void P##panel(i64 m, i64 k, const T *a, i64 ai, i64 ak, const T *b, i64 bk,         \
+                                                 T *c, i64 ci, i64 width, int more) {                                  \
+    i64 i = 0;                                                                                                         \
+    for (; i + 6 <= m; i += 6) P##rows(6, k, a + i * ai, ai, ak, b, bk, c + i * ci, ci, width, more);                  \
+    a += i * ai, c += i * ci;                                                                                          \
+    switch (m - i) {                                                                                                   \
+      case 5: P##rows(5, k, a, ai, ak, b, bk, c, ci, width, more); break;                                              \
+      case 4: P##rows(4, k, a, ai, ak, b, bk, c, ci, width, more); break;                                              \
+      case 3: P##rows(3, k, a, ai, ak, b, bk, c, ci, width, more); break;                                              \
+      case 2: P##rows(2, k, a, ai, ak, b, bk, c, ci, width, more); break;                                              \
+      case 1: P##rows(1, k, a, ai, ak, b, bk, c, ci, width, more); break;                                              \
+    }                                                                                                                  \
+  }                                                                                                                    \
+  static inline __attribute__((always_inline)) void P##block(int rows, int cols, i64 k, const T *a, i64 ai,            \
+                                                             const T *b, i64 bj, T *c, i64 ci, i64 cj, int more) {     \
+    P##vector sum[4][3];                                                                                               \
+    i64 l = 0;                                                                                                         \
+    memset(sum, 0, sizeof sum);                                                                                        \
+    for (; l + P##wide / 2 <= k; l += P##wide / 2) {                                                                   \
+      P##vector y[3];                                                                                                  \
+      _Pragma("GCC unroll 3") for (int q = 0; q < cols; q++) y[q] = *(const P##vector *)(b + q * bj + l);              \
+      _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++) {                                                         \
+        P##vector x = *(const P##vector *)(a + r * ai + l);                                                            \
+        _Pragma("GCC unroll 3") for (int q = 0; q < cols; q++) sum[r][q] += x * y[q];                                  \
+      }                                                                                                                \
+    }                                                                                                                  \
+    _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++) {                                                           \
+      _Pragma("GCC unroll 3") for (int q = 0; q < cols; q++) {                                                         \
+        T s = 0;                                                                                                       \
+        for (int v = 0; v < P##wide / 2; v++) s += sum[r][q][v];                                                       \
+        for (i64 t = l; t < k; t++) s += a[r * ai + t] * b[q * bj + t];                                                \
+        c[r * ci + q * cj] = more ? c[r * ci + q * cj] + s : s;                                                        \
+      }                                                                                                                \
+    }                                                                                                                  \
+  }                                                                                                                    \
+  static __attribute__((noinline)) void P##inner(i64 m, i64 n, i64 k, const T *a, i64 ai, const T *b, i64 bj,          \
+                                                 T *c, i64 ci, i64 cj, int more) {                                     \
+    for (i64 i = 0; i < m; i += 4)                                                                                     \
+      for (i64 j = 0; j < n; j += 3) {                                                                                 \
+        if (m - i >= 4 && n - j >= 3) {                                                                                \
+          P##block(4, 3, k, a + i * ai, ai, b + j * bj, bj, c + i * ci + j * cj, ci, cj, more);                        \
+        } else {                                                                                                       \
+          for (i64 r = i; r < MIN(i + 4, m); r++)                                                                      \
+            for (i64 q = j; q < MIN(j + 3, n); q++)                                                                    \
+              P##block(1, 1, k, a + r * ai, ai, b + q * bj, bj, c + r * ci + q * cj, ci, cj, more);                    \
+        }                                                                                                              \
+      }                                                                                                                \
+  }                                                                                                                    \
+  void P##product(i64 m, i64 n, i64 k, const T *a, i64 ai, i64 ak, const T *b,                                         \
+                                                   i64 bk, i64 bj, T *c, i64 ci, i64 cj, T *pack, int more) {          \
+    if (cj != 1 || (n == 1 && m > 1)) { /* the transposed product */                                                   \
+      const T *t = a; a = b; b = t;                                                                                    \
+      i64 s = ai; ai = bj; bj = s;                                                                                     \
+      s = ak; ak = bk; bk = s;                                                                                         \
+      s = ci; ci = cj; cj = s;                                                                                         \
+      s = m; m = n; n = s;                                                                                             \
+    }                                                                                                                  \
+    if (m < FEW && ak == 1 && bk == 1 && bj != 1 && k >= P##wide)                                                      \
+      return P##inner(m, n, k, a, ai, b, bj, c, ci, cj, more);                                                         \
+    if (m < 4 && bk == 1 && bj != 1) { /* inner products: packing would cost more than it saves */                     \
+      for (i64 i = 0; i < m; i++)                                                                                      \
+        for (i64 j = 0; j < n; j++) {                                                                                  \
+          T sum = 0;                                                                                                   \
+          _Pragma("omp simd reduction(+ : sum)") for (i64 l = 0; l < k; l++) sum += a[i * ai + l * ak] * b[l + j * bj];\
+          c[i * ci + j * cj] = more ? c[i * ci + j * cj] + sum : sum;                                                  \
+        }                                                                                                              \
+      return;                                                                                                          \
+    }                                                                                                                  \
+    for (i64 j = 0; j < n; j += P##wide) {                                                                             \
+      i64 width = MIN(P##wide, n - j);                                                                                 \
+      const T *p = b + j * bj;                                                                                         \
+      i64 step = bk;                                                                                                   \
+      if (bj != 1 || width < P##wide || (m >= MANY && k * bk >= SPREAD)) {                                             \
+        for (i64 l = 0; l < k; l++) {                                                                                  \
+          i64 q = 0;                                                                                                   \
+          for (; q < width; q++) pack[l * P##wide + q] = p[l * bk + q * bj];                                           \
+          for (; q < P##wide; q++) pack[l * P##wide + q] = 0;                                                          \
+        }                                                                                                              \
+        p = pack, step = P##wide;                                                                                      \
+      }                                                                                                                \
+      P##panel(m, k, a, ai, ak, p, step, c + j, ci, width, more);                                                      \
+    }                                                                                                                  \
   }
 
 /* X (n x m) in A X = B for a triangle A, row by row. */
-#define TRIANGLE(T, P)                                                                                            \
-  void P##solve(i64 n, i64 m, const T *a, i64 ai, i64 aj, const T *b, i64 bi,     \
-                                                 i64 bj, T *x, i64 xi, i64 xj, int upper, int unit) {              \
-    for (i64 r = 0; r < n; r++) {                                                                                  \
-      i64 i = upper ? n - 1 - r : r;                                                                               \
-      T scale = unit ? 1 : 1 / a[i * (ai + aj)];                                                                   \
-      for (i64 j = 0; j < m; j++) x[i * xi + j * xj] = b[i * bi + j * bj];                                         \
-      for (i64 q = 0; q < r; q++) {                                                                                \
-        i64 l = upper ? n - 1 - q : q;                                                                             \
-        T c = a[i * ai + l * aj];                                                                                  \
-        T *to = x + i * xi, *from = x + l * xi;                                                                    \
-        if (xj == 1) {                                                                                             \
-          _Pragma("omp simd") for (i64 j = 0; j < m; j++) to[j] -= c * from[j];                                    \
-        } else {                                                                                                   \
-          for (i64 j = 0; j < m; j++) to[j * xj] -= c * from[j * xj];                                              \
-        }                                                                                                          \
-      }                                                                                                            \
-      for (i64 j = 0; j < m; j++) x[i * xi + j * xj] *= scale;                                                     \
-    }                                                                                                              \
-  }                                                                                                                \
-  void P##cholesky(i64 n, const T *a, i64 ai, i64 aj, T *l, i64 li, i64 lj,       \
-                                                    i32 *info) {                                                   \
-    *info = 0;                                                                                                     \
-    for (i64 i = 0; i < n; i++)                                                                                    \
-      for (i64 j = 0; j < n; j++) {                                                                                \
-        T s = i >= j ? a[i * ai + j * aj] : 0;                                                                     \
-        if (i >= j)                                                                                                \
-          for (i64 k = 0; k < j; k++) s -= l[i * li + k * lj] * l[j * li + k * lj];                                \
-        if (i == j) {                                                                                              \
-          if (!(s > 0) && !*info) *info = (i32)(i + 1);                                                            \
-          s = (T)sqrt(s);                                                                                          \
-        } else if (i > j) {                                                                                        \
-          s /= l[j * (li + lj)];                                                                                   \
-        }                                                                                                          \
-        l[i * li + j * lj] = s;                                                                                    \
-      }                                                                                                            \
+#define TRIANGLE(T, P)                                                                                                 \
+  void P##solve(i64 n, i64 m, const T *a, i64 ai, i64 aj, const T *b, i64 bi,                                          \
+                                                 i64 bj, T *x, i64 xi, i64 xj, int upper, int unit) {                  \
+    for (i64 r = 0; r < n; r++) {                                                                                      \
+      i64 i = upper ? n - 1 - r : r;                                                                                   \
+      T scale = unit ? 1 : 1 / a[i * (ai + aj)];                                                                       \
+      for (i64 j = 0; j < m; j++) x[i * xi + j * xj] = b[i * bi + j * bj];                                             \
+      for (i64 q = 0; q < r; q++) {                                                                                    \
+        i64 l = upper ? n - 1 - q : q;                                                                                 \
+        T c = a[i * ai + l * aj];                                                                                      \
+        T *to = x + i * xi, *from = x + l * xi;                                                                        \
+        if (xj == 1) {                                                                                                 \
+          _Pragma("omp simd") for (i64 j = 0; j < m; j++) to[j] -= c * from[j];                                        \
+        } else {                                                                                                       \
+          for (i64 j = 0; j < m; j++) to[j * xj] -= c * from[j * xj];                                                  \
+        }                                                                                                              \
+      }                                                                                                                \
+      for (i64 j = 0; j < m; j++) x[i * xi + j * xj] *= scale;                                                         \
+    }                                                                                                                  \
+  }                                                                                                                    \
+  void P##cholesky(i64 n, const T *a, i64 ai, i64 aj, T *l, i64 li, i64 lj,                                            \
+                                                    i32 *info) {                                                       \
+    *info = 0;                                                                                                         \
+    for (i64 i = 0; i < n; i++)                                                                                        \
+      for (i64 j = 0; j < n; j++) {                                                                                    \
+        T s = i >= j ? a[i * ai + j * aj] : 0;                                                                         \
+        if (i >= j)                                                                                                    \
+          for (i64 k = 0; k < j; k++) s -= l[i * li + k * lj] * l[j * li + k * lj];                                    \
+        if (i == j) {                                                                                                  \
+          if (!(s > 0) && !*info) *info = (i32)(i + 1);                                                                \
+          s = (T)sqrt(s);                                                                                              \
+        } else if (i > j) {                                                                                            \
+          s /= l[j * (li + lj)];                                                                                       \
+        }                                                                                                              \
+        l[i * li + j * lj] = s;                                                                                        \
+      }                                                                                                                \
   }
 
 PRODUCT(float, f)

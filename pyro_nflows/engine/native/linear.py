@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .builder import Builder, Meta, known, rule
@@ -39,6 +40,26 @@ def _amax(build: Builder, meta: Meta, x: Ref, dims: Any = (), keepdim: bool = Fa
 @rule("amin")
 def _amin(build: Builder, meta: Meta, x: Ref, dims: Any = (), keepdim: bool = False) -> Ref | None:
     return build.reduced("min", x, dims, keepdim) if meta[1].is_floating_point and known(meta[1]) else None
+
+
+@rule("all")
+def _all(build: Builder, meta: Meta, x: Ref, dims: Any = None, keepdim: bool = False) -> Ref | None:
+    return _counted(build, meta, x, dims, keepdim, "{0} == 0", "{0} == 0")
+
+
+@rule("any")
+def _any(build: Builder, meta: Meta, x: Ref, dims: Any = None, keepdim: bool = False) -> Ref | None:
+    return _counted(build, meta, x, dims, keepdim, "{0} != 0", "{0} != 0")
+
+
+def _counted(build: Builder, meta: Meta, x: Ref, dims: Any, keepdim: bool, what: str, number: str) -> Ref | None:
+    """Whether the number of elements of which something is true is what it should be."""
+    if meta[1] is not torch.bool or not known(x.meta.dtype):
+        return None
+    over = [dims] if isinstance(dims, int) else dims
+    found = build.map(what, [x], x.meta.shape, torch.bool)
+    num = build.reduced("sum", build.map("({T}){0}", [found], x.meta.shape, torch.int64), over, keepdim)
+    return build.map(number, [num], num.meta.shape, torch.bool)
 
 
 @rule("linalg_vector_norm")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from .constants import Origin, once
 from .layout import LONG, Shape, in_order, laid_out, order_of, packed
@@ -60,12 +61,16 @@ class Ref(NamedTuple):
 
 
 class Access(NamedTuple):
-    """An element of a buffer at each point of a loop; ``indices`` add what is read elsewhere, times a stride."""
+    """An element of a buffer at each point of a loop; ``indices`` add what is read elsewhere, times a stride.
+
+    Of a loop over one block of particles, ``jump`` is how far apart the blocks are.
+    """
 
     buffer: Buffer
     offset: int
     strides: Shape
     indices: tuple[tuple["Access", int, int], ...] = ()
+    jump: int = 0
 
 
 #: What a statement is given: memory, or C text.
@@ -286,6 +291,20 @@ class Loops:
         self._note(len(self.steps) - 1, [ref.buffer for ref in inputs])
         for ref in outs:
             ref.buffer.writes.append(len(self.steps) - 1)
+
+
+def refs_of(step: Step) -> tuple[list[Ref], list[Ref]]:
+    """What a step that is no loop reads and writes."""
+    if isinstance(step, Product):
+        return [step.a, step.b], [step.c]
+    if isinstance(step, Solve):
+        return [step.a, step.b], [step.x]
+    if isinstance(step, Cholesky):
+        return [step.a], [step.l, step.info]
+    if isinstance(step, Extern):
+        leaves = tree_flatten((step.args, step.kwargs), is_leaf=lambda leaf: isinstance(leaf, Ref))[0]
+        return [leaf for leaf in leaves if isinstance(leaf, Ref)], step.outs
+    return [], []
 
 
 def _indices(access: Access) -> list[Access]:

@@ -2,6 +2,7 @@ r"""A recorded step run many times by one call of compiled code: :math:`(s, x_t)
 
 import contextlib
 import ctypes
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -11,12 +12,14 @@ from torch.utils._pytree import tree_map
 
 from ..pace import Pace
 from ..tape import Tape
+from ..threads import threads_asked
 from .build import Build, linear_library
 from .compilers import CompilerError
 from .emit import LINEAR, Emitter
 from .lower import Lowering
 from .memory import ALIGNMENT
 from .plan import Buffer, Extern, Ref
+from .team import MOST, TEAMS, Chosen
 
 #: Seconds between looks at signals.
 MOMENT = 0.1
@@ -48,6 +51,8 @@ class Scan:
         self.inputs, self.results = lowering.inputs, lowering.results
         self.num_carried, self.is_random = num_carried, tape.is_random
         self.program = Emitter(lowering, num_carried).program()
+        if self.program.is_shared:
+            TEAMS.start()
         self._linear, self._build = linear_library(), Build(self.program.source)
         self._library: Any = None
 
@@ -88,7 +93,8 @@ class Scan:
 class Run:
     """One run's memory, so that several may run side by side.
 
-    Set ``halted`` from another thread to have it stop within a moment.
+    Set ``halted`` from another thread to have it stop within a moment. Where a step is long, threads share it: as many
+    as torch has, or ``most`` if that is set, and none where that is no faster. What is computed is the same.
 
     :param scan: the code.
     :param tape: the scan's, or that :meth:`~..tape.Tape.bound` to other data.
@@ -99,8 +105,7 @@ class Run:
         scan.load()
         self.scan, self.inputs, self.results, program = scan, scan.inputs, scan.results, scan.program
         self.memory = _aligned(program.size)
-        # A page between what is packed and what is not, since the packed part is read in whole vectors.
-        self.pack = _aligned(8 * program.pack + 4096)
+        self.own, self.most, self.chosen = _aligned(program.own), cast(int | None, None), Chosen()
         self.tape, self._made = tape, dict[Buffer, Tensor]()
         self.constants = [self._constant(buffer) for buffer in program.constants]
         self.externs = [self._extern(e) for e in program.externs]
@@ -123,15 +128,26 @@ class Run:
         Code that called back into Python could not do this: what is raised in a callback is lost.
         """
         step, stop, run = ctypes.c_int64(0), 0, self.scan._library.run
-        memory, pack = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (self.memory, self.pack))
-        given = memory, _pointers(self.constants), streams, collected, self.scan.addresses, pack, ctypes.byref(step)
+        most = self._most()
+        memory, own = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (self.memory, self.own))
+        given = memory, _pointers(self.constants), streams, collected, self.scan.addresses, own, ctypes.byref(step)
         for part in self.pace.parts(steps):
-            end = ctypes.c_int64(part.stop)
-            while stop := run(*given, end, ctypes.c_int(stop)):
-                if stop <= len(self.externs):
-                    self.externs[stop - 1]()
-                self._check()
+            num, end, began = self.chosen.next(most), ctypes.c_int64(part.stop), time.perf_counter()
+            with TEAMS.lent(num) as team:
+                while stop := run(*given, end, ctypes.c_int(stop), *team):
+                    if stop <= len(self.externs):
+                        self.externs[stop - 1]()
+                    self._check()
+            self.chosen.note(num, (time.perf_counter() - began) / (part.stop - part.start))
             self._check()
+
+    def _most(self) -> int:
+        """As many threads as may share a step, with memory of its own for each."""
+        program = self.scan.program
+        most = min(self.most or threads_asked(), MOST) if program.is_shared else 1
+        if len(self.own) < most * program.own:
+            self.own = _aligned(most * program.own)
+        return most
 
     def _check(self) -> None:
         if self.halted:

@@ -158,10 +158,19 @@ ELEMENTARY(double, d, -708.7, 709.9, D_ROUND, 6.93147180369123816490e-01, 1.9082
 /* Products of matrices and triangles are compiled once, in linear.c; a program is handed where they are. */
 #define LINEAR(T, P)                                                                                              \
   typedef void P##product_t(i64 m, i64 n, i64 k, const T *a, i64 ai, i64 ak, const T *b, i64 bk, i64 bj, T *c,    \
-                            i64 ci, i64 cj, T *pack);                                                             \
+                            i64 ci, i64 cj, T *pack, int more);                                                             \
   typedef void P##solve_t(i64 n, i64 m, const T *a, i64 ai, i64 aj, const T *b, i64 bi, i64 bj, T *x, i64 xi,     \
                           i64 xj, int upper, int unit);                                                           \
   typedef void P##cholesky_t(i64 n, const T *a, i64 ai, i64 aj, T *l, i64 li, i64 lj, i32 *info);
 
 LINEAR(float, f)
 LINEAR(double, d)
+
+/* What threads that share a step are given, and how: part i of n of its work (team.c); each has memory of its own. */
+typedef struct { u8 *memory, **constants, *own; } given_t;
+typedef void part_t(const given_t *given, i64 part, i64 parts);
+typedef struct team team_t;
+typedef void share_t(team_t *team, part_t *work, const given_t *given);
+#define SHARE(work) do { if (team) share(team, work, &given); else work(&given, 0, 1); } while (0)
+/* Where part i of n begins: at a multiple of 16, so that no part is short. */
+#define CUT(size, i, n) ((i) == (n) ? (size) : (size) / 16 * (i) / (n) * 16)

@@ -14,8 +14,9 @@ SKELETON = """#include "support.h"
 {pointers}
 {functions}
 
-int run(u8 *memory, u8 **constants, u8 **streams, u8 **collected, void **linear, void *pack, i64 *step, i64 end,
-        int stop) {{
+int run(u8 *memory, u8 **constants, u8 **streams, u8 **collected, void **linear, u8 *pack, i64 *step, i64 end,
+        int stop, team_t *team, share_t *share) {{
+const given_t given = {{memory, constants, pack}};
 {addresses}
 switch (stop) {{
 case 0:
