@@ -8,6 +8,7 @@ from .history import History
 from .journal import Journal
 from .look import Callback, CallbackWarning, Look, Watch
 from .native import CacheWarning
+from .optimised import Choice, Optim
 from .program import Inputs, Program, State
 from .progress import Progress
 from .round import Round
@@ -24,6 +25,7 @@ __all__ = [
     "CacheWarning",
     "Callback",
     "CallbackWarning",
+    "Choice",
     "DensityGradient",
     "Engine",
     "EngineWarning",
@@ -31,6 +33,7 @@ __all__ = [
     "Inputs",
     "Journal",
     "Look",
+    "Optim",
     "Program",
     "Progress",
     "Round",

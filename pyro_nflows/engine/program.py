@@ -3,7 +3,7 @@ r"""Training as a program: one pure step of tensors, which a backend runs eagerl
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from ..layers.base import Layer
 from ..nets.steps import step_factors
 from ..objectives.base import Gradient, Objective
 from ..objectives.draws import Draws, LogDensity, draw
+
+T = TypeVar("T")
 
 
 class State(NamedTuple):
@@ -44,7 +46,7 @@ class _Draw(nn.Module):
         super().__init__()
         self.layer = layer
 
-    def forward(self, draws: Callable[[Layer], Draws]) -> Draws:
+    def forward(self, draws: Callable[[Layer], T]) -> T:
         return draws(self.layer)
 
 
@@ -139,10 +141,11 @@ class Program:
     @torch.no_grad()
     def write(self, state: State) -> None:
         """Put a state's parameters into the layer and the leaves."""
-        for tensor, part in zip([*self._tensors, *self.leaves], self._split(state.params)):
+        for tensor, part in zip([*self._tensors, *self.leaves], self.split(state.params)):
             tensor.copy_(part)
 
-    def _split(self, params: Tensor) -> list[Tensor]:
+    def split(self, params: Tensor) -> list[Tensor]:
+        """A vector of all parameters as the tensors that they are."""
         tensors = [*self._tensors, *self.leaves]
         parts = params.split([p.numel() for p in tensors])
         return [part.view(p.shape) for part, p in zip(parts, tensors)]
@@ -162,21 +165,24 @@ class Program:
         """Draws with their weights, at given parameters."""
         return self._call(params, lambda layer: draw(self.log_joint, layer, noise))
 
-    def _call(self, params: Tensor, draws: Callable[[Layer], Draws]) -> Draws:
-        parts = self._split(params)
+    def _call(self, params: Tensor, draws: Callable[[Layer], T]) -> T:
+        parts = self.split(params)
         with _Swap(self.leaves, parts[len(self._names) :]) if self.leaves else nullcontext():
-            result: Draws = functional_call(self._module, dict(zip(self._names, parts)), (draws,))
-        return result
+            return cast(T, functional_call(self._module, dict(zip(self._names, parts)), (draws,)))
 
-    def step(self, state: State, inputs: Inputs) -> tuple[State, Tensor]:
-        """One step of Adam: the next state, and the loss before it."""
+    def gradient_at(self, params: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        """The clipped gradient, the loss, and whether both are finite; where they are not, the gradient is zero."""
         with torch.enable_grad():
-            params = state.params.detach().requires_grad_()
+            params = params.detach().requires_grad_()
             surrogate, loss = self.loss(params, inputs)
             (gradient,) = torch.autograd.grad(surrogate, params)
         norm = gradient.norm()
         good = torch.isfinite(norm) & torch.isfinite(loss)
-        gradient = torch.where(good, gradient, 0.0) * (self.max_norm / norm.clamp(min=self.max_norm))
+        return torch.where(good, gradient, 0.0) * (self.max_norm / norm.clamp(min=self.max_norm)), loss, good
+
+    def step(self, state: State, inputs: Inputs) -> tuple[State, Tensor]:
+        """One step of Adam: the next state, and the loss before it."""
+        gradient, loss, good = self.gradient_at(state.params, inputs)
         steps = state.steps + 1
         mean = 0.9 * state.mean + 0.1 * gradient
         square = 0.999 * state.square + 0.001 * gradient.square()

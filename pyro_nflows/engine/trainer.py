@@ -24,6 +24,7 @@ from .given import inputs_of, own_inputs, part_of, schedule_of
 from .history import History
 from .journal import Journal
 from .look import Callback, Watch
+from .optimised import Choice, optimised
 from .pace import Pace, unbroken
 from .program import Program
 from .progress import Progress
@@ -72,6 +73,7 @@ class Trainer:
         self.journal = Journal()
         self.budget = Budget()
         self.watch = Watch(None, self.budget)
+        self.optim: Choice | None = None
 
     def at(self, log_joint: LogDensity, data: Sequence[Tensor], near: Tensor, seed: int) -> "Trainer":
         """A member of an ensemble: the same model with other data of the same shapes.
@@ -239,7 +241,10 @@ class Trainer:
             with torch.random.fork_rng():  # the numbers to come do not depend on what is prepared when
                 schedule = schedule_of(plan, objective.share, program.params())
                 example = inputs_of(program, schedule, 0, min(3, plan.num_steps))
-            runner = prepare(program, self.engine, example, self.data)
+            if self.optim is None:
+                runner = prepare(program, self.engine, example, self.data)
+            else:
+                runner = optimised(program, self.optim, self.engine, example, self.data)
             if runner.engine is not Engine.COMPILED:
                 runner.num_threads = fastest_threads(lambda: runner.run(program.init(), example))
             self._runners[key] = runner

@@ -114,5 +114,7 @@ def _refuse(guide: AutoFlow, plan: Plan, checkpoint: Any) -> None:
         raise ValueError(f"VI: {name} is fitted by minibatches here, for which there is no checkpoint=; leave it out")
     if plan.num_starts is not None and plan.num_starts > 1:
         raise ValueError(f"VI: {name} is fitted by minibatches here, from one start; got num_starts={plan.num_starts}")
+    if plan.optim is not None:
+        raise ValueError(f"VI: {name} is fitted by minibatches here, whose steps are Adam's; leave out optim=")
     if type(plan.objective) is not ELBO or any(part.annealing for part in plan.schedule.rounds):
         raise ValueError(f"VI: {name} is fitted by minibatches here, by the plain ELBO without annealing")

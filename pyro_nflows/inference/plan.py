@@ -1,11 +1,12 @@
 r"""``Plan``: how fits are made, as one value that is checked once and handed around."""
 
 import math
-from dataclasses import dataclass, field
+import warnings
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..checks import check_sizes
-from ..engine import Callback, Engine
+from ..engine import Callback, Choice, Engine, EngineWarning
 from ..guides import AutoFlow
 from ..objectives.base import Gradient
 from .elbo import ELBO
@@ -28,6 +29,7 @@ class Plan:
     :param goes_on: whether a fit is trained from where it is, even if it was right there.
     :param max_seconds: that a run may take; infinitely many for no limit.
     :param callback: is shown where training is, and may end it.
+    :param optim: what takes the steps; None for Adam.
     :param seed: of the random numbers; None for some that torch's own decide.
     :param progress_bar: whether to show one.
     """
@@ -41,6 +43,7 @@ class Plan:
     goes_on: bool = False
     max_seconds: float = math.inf
     callback: Callback | None = None
+    optim: Choice | None = None
     seed: int | None = None
     progress_bar: bool = True
 
@@ -57,6 +60,7 @@ class Plan:
         effort: Any = "default",
         max_seconds: Any = None,
         callback: Any = None,
+        optim: Any = None,
         schedule: Schedule | None = None,
         search: bool = True,
         progress_bar: bool = True,
@@ -88,10 +92,10 @@ class Plan:
         schedule = schedule or Schedule.of(num_steps, objective.num_particles, annealing)
         schedule = _of_effort(who, effort, schedule)
         engine = None if engine is None else Engine(engine)
+        choice = None if optim is None else _chosen(who, optim, schedule, engine)
         seconds = math.inf if max_seconds is None else float(max_seconds)
-        return Plan(
-            objective, schedule, engine, num_starts, effort, search, False, seconds, callback, seed, progress_bar
-        )
+        plan = Plan(objective, schedule, engine, num_starts, effort, search, max_seconds=seconds, callback=callback)
+        return replace(plan, optim=choice, seed=seed, progress_bar=progress_bar)
 
     @property
     def starts(self) -> int:
@@ -117,6 +121,7 @@ class Plan:
             "num_steps": None if is_default else sum(part.num_steps for part in rounds),
             "num_starts": self.starts,
             "effort": self.effort,
+            "optim": str(self.optim or "Adam"),
             "seed": self.seed,
             "annealing": rounds[0].annealing if rounds else 0.0,
             "engine": None if self.engine is None else self.engine.value,
@@ -138,6 +143,22 @@ def _of_effort(who: str, effort: Any, schedule: Schedule) -> Schedule:
             "objective's num_particles do so too; leave out one or the other"
         )
     return Schedule.of_effort(effort)
+
+
+def _chosen(who: str, optim: Any, schedule: Schedule, engine: Engine | None) -> Choice:
+    """The optimiser that was asked for; where compiled code was too, a warning says that this has none.
+
+    :raises TypeError: if it is none.
+    """
+    first = (*schedule.rounds, schedule.end)[0]
+    try:
+        choice = Choice(optim, first.step_size)
+    except TypeError as error:
+        raise TypeError(f"{who}: optim: {error}") from error
+    if engine is Engine.COMPILED:
+        text = f"the compiled engine has steps of Adam only; using the traced engine for {choice}, which is slower"
+        warnings.warn(text, EngineWarning, stacklevel=4)
+    return choice
 
 
 def check_seconds(who: str, max_seconds: Any) -> None:

@@ -150,7 +150,7 @@ class Fitter:
             trainer = trainer.again(joint, data, rows)
         else:
             trainer = Trainer(joint, leaves, plan.engine, plan.progress_bar, data, all_rows=rows)
-        self.trainer, self._form, trainer.journal = trainer, form, journal
+        self.trainer, self._form, trainer.journal, trainer.optim = trainer, form, journal, plan.optim
         return trainer
 
     def judge(self, plan: Plan, ready: "Ready", fits: Sequence[Fit]) -> None:

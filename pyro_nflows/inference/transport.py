@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,8 +103,7 @@ class Transport(Program):
         """The divergence and what the way costs; and the divergence alone."""
         dim = self.layer.input_dim
         x, log_q, noise = inputs.noise[:, :dim], inputs.noise[:, dim], inputs.noise[:, dim + 1 :]
-        moved = self._call(params, lambda block: block(x, noise if block.noise_dim else None))
-        y, log_weight = cast(tuple[Tensor, Tensor], moved)
+        y, log_weight = self._call(params, lambda block: block(x, noise if block.noise_dim else None))
         to = y * 1.0
         if to.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(to):
             to.register_hook(finite_rows)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from ..diagnostics.findings import LESS_MEMORY
-from ..engine import Callback, Engine
+from ..engine import Callback, Engine, Optim
 from ..guides import AutoFlow
 from ..model.arguments import ready as arguments
 from ..system.exclusive import exclusive, seeded
@@ -50,6 +50,8 @@ class VI(Results):
     :param callback: a function of a :class:`~pyro_nflows.engine.Look` (round, step, ELBO, seconds), called about every
         fifty steps: to log to anything, or to end training by returning ``True``. What has been reached is then judged.
         An error that it raises is told in a warning, and the fit goes on.
+    :param optim: takes the steps in the place of Adam: a class such as ``torch.optim.AdamW``, a function that makes an
+        optimiser of parameters, or one of ``pyro.optim`` (:mod:`~pyro_nflows.engine.optimised`).
     :param seed: makes the run reproducible, but for rounding where the engine is not named.
     :param engine: ``"eager"``, ``"traced"`` or ``"compiled"``; by default the fastest that can run the model:
         training starts traced, and goes on compiled where that pays.
@@ -85,6 +87,7 @@ class VI(Results):
         effort: Literal["quick", "default", "thorough"] = "default",
         max_seconds: float | None = None,
         callback: Callback | None = None,
+        optim: Optim | None = None,
         seed: int | None = None,
         engine: Engine | str | None = None,
         annealing: float = 0.0,
@@ -106,6 +109,7 @@ class VI(Results):
             effort=effort,
             max_seconds=max_seconds,
             callback=callback,
+            optim=optim,
             progress_bar=progress_bar,
         )
         self._posterior = None
