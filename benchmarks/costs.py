@@ -163,41 +163,59 @@ def table(names: Sequence[str], options: argparse.Namespace) -> list[Row]:
     return rows
 
 
+#: Panels of the picture, and their layers.
+PANELS = {
+    "no network": ("Planar", "Radial", "LocScale", "ActNorm", "Permutation", "Householder", "Sylvester", "Squeeze"),
+    "matrices, and contractions": (
+        "LULinear",
+        "TriangularAffine",
+        "Residual, series",
+        "Residual, roulette",
+        "Residual, exact",
+    ),
+    "couplings, and networks of a context": (
+        "Coupling",
+        "Coupling, spline",
+        "Coupling, image",
+        "Split(Coupling)",
+        "Conditional(Planar)",
+    ),
+    "coordinate by coordinate": (
+        "Elementwise, spline",
+        "Autoregressive",
+        "Autoregressive, spline",
+        "Inverse(Autoregressive)",
+    ),
+}
+
+
 def plot(rows: Sequence[Row], file: str) -> None:
-    """Passes as lines, the range of the Jacobians as a band."""
+    """Passes as lines, a colour and a mark for each within a panel; the range of the Jacobians as a band."""
     import matplotlib.pyplot as plt
 
     from benchmarks.pictures import save
     from pyro_nflows.plots.fits import GREY
 
-    names = list(dict.fromkeys(row["layer"] for row in rows))
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4.6), sharey=True, layout="constrained", dpi=90)
-    cheap = [name for name in names if _at(rows, name)[-1] < 50 * _at(rows, "Planar")[-1]]
-    for ax, some in zip(axes, (cheap, [name for name in names if name not in cheap])):
-        jacobians = [[row["jacobian"] for row in rows if row["dim"] == dim] for dim in DIMS]
-        ax.fill_between(DIMS, *zip(*((min(j), max(j)) for j in jacobians)), color=GREY, alpha=0.5, lw=0)
-        for i, name in enumerate(some):
-            ax.loglog(
-                DIMS[-len(_at(rows, name)) :],
-                _at(rows, name),
-                marker="osD^v"[i // 10],
-                ms=3,
-                lw=1,
-                color=f"C{i % 10}",
-                label=name,
-            )
-        ax.fill([], [], color=GREY, alpha=0.5, label="autograd Jacobian, slogdet")
-        ax.set(xlabel="dimension")
+    figure, axes = plt.subplots(2, 2, figsize=(9, 8.4), sharex=True, sharey=True, layout="constrained", dpi=90)
+    jacobians = [(dim, [r["jacobian"] for r in rows if r["dim"] == dim and "jacobian" in r]) for dim in DIMS]
+    known = [(dim, min(found), max(found)) for dim, found in jacobians if found]
+    for ax, (title, names) in zip(axes.flat, PANELS.items()):
+        ax.fill_between(*zip(*known), color=GREY, alpha=0.5, lw=0, label="autograd Jacobian, slogdet")
+        for i, name in enumerate(names):
+            points = [(row["dim"], row["pass"]) for row in rows if row["layer"] == name]
+            if points:
+                ax.loglog(*zip(*points), marker="osD^vPX*"[i], ms=4, lw=1.2, color=f"C{i}", label=name)
+        ax.set(title=title)
         ax.set_xticks(DIMS, map(str, DIMS))
         ax.minorticks_off()
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(frameon=False, fontsize="x-small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
-    axes[0].set_ylabel("microseconds, 256 rows")
+        ax.legend(frameon=False, fontsize="x-small", ncols=2, loc="upper left")
+    for ax in axes[1]:
+        ax.set_xlabel("dimension")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("microseconds, 256 rows")
+    axes[0, 0].set_ylim(top=3e10)  # room for the names
     save(figure, file)
-
-
-def _at(rows: Sequence[Row], name: str) -> list[float]:
-    return [row["pass"] for row in rows if row["layer"] == name]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

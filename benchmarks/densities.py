@@ -225,10 +225,11 @@ def panel_column(column: Any, contest: Contest, data: str, names: Sequence[str])
     centre, reach = (x.amax(0) + x.amin(0)) / 2, 0.55 * float((x.amax(0) - x.amin(0)).max())
     axis = torch.linspace(-reach, reach, 120)
     grid = centre + torch.cartesian_prod(axis, axis)
+    found = {n.split(",")[0]: f for (d, n), f in contest.shown.items() if d == data}
+    values = {name: (found[name](grid) if name == "KDE" else found[name](grid, 16)).exp() for name in names}
+    most = float(values["KDE"].max())  # one scale for all panels of a data set
     for ax, name in zip(column, names):
-        found = next(f for (d, n), f in contest.shown.items() if d == data and n.split(",")[0] == name)
-        values = found(grid) if name == "KDE" else found(grid, 16)
-        ax.imshow(values.exp().view(120, 120).T.numpy(), origin="lower", cmap="Blues")
+        ax.imshow(values[name].view(120, 120).T.numpy(), origin="lower", cmap="Blues", vmin=0.0, vmax=most)
         ax.set(xticks=[], yticks=[], title=f"{data.replace('_', ' ')}, {name}" if ax is column[0] else name)
 
 

@@ -1,15 +1,9 @@
-r"""Error against seconds: the picture of the benchmarks and of the front page.
+"""Error against seconds: the picture of the benchmarks and of the front page.
 
-    python -m benchmarks.error_plot [--out docs/posteriors.png]
-
-draws it from the first table of ``docs/benchmarks.md``, so that the two say the same; ``benchmarks.posteriors --plot``
-draws the rows that it has measured.
+``benchmarks.posteriors --plot`` draws the rows that it has measured, ``benchmarks.redraw`` those of the documentation.
 """
 
-import argparse
 from collections.abc import Sequence
-from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
@@ -51,36 +45,3 @@ def plot(rows: Sequence[Row], file: str) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     fig.legend(loc="outside upper center", ncols=3, frameon=False)
     fig.savefig(file, dpi=150)
-
-
-def table(markdown: str) -> list[Row]:
-    """The rows of the first table of ``docs/benchmarks.md``, as ``benchmarks.posteriors`` has them."""
-    head, _, *lines = markdown[markdown.index("| posterior |") :].splitlines()
-    rows: list[Row] = []
-    for line in takewhile(lambda line: line.startswith("|"), lines):
-        row = dict(zip(_cells(head), _cells(line), strict=True))
-        ours, theirs = row["mean error, median (worst)"].split()[0], row["NUTS's mean error"]
-        seconds, limit = float(row["cold s"]), int(row["Pyro NUTS s"].removeprefix("> "))
-        methods: tuple[Row, ...] = (
-            {"method": "flow", "cold": seconds, "mean_error": float(ours)},
-            {"method": "np-nuts", "cold": float(row["NumPyro NUTS s"]), "mean_error": float(theirs)},
-            {"method": "nuts", "error": f"not done after {limit} s", "limit": limit},
-        )
-        rows += [{"posterior": row["posterior"], **method} for method in methods]
-    return rows
-
-
-def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip().strip("|").split("|")]
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Draw the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    docs = Path(__file__).parents[1] / "docs"
-    parser.add_argument("--out", default=str(docs / "posteriors.png"))
-    plot(table((docs / "benchmarks.md").read_text(encoding="utf-8")), parser.parse_args(argv).out)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,9 +9,8 @@ units; the objective the ELBO by its total gradient; the optimiser Adam at 1e-3.
 ``svi.step``; NumPyro its ``AutoIAFNormal`` in the loop that ``svi.run`` compiles. A last model is the default
 ``AutoFlow`` with the schedule's path gradient on eight schools, which NumPyro does not have.
 
-Numbers are medians of interleaved repeats. The picture
-shows the cost against the latent dimension (networks as wide as that, and at least 32) and the particles. "Cold" is the
-wall-clock time of a fresh process, imports and compiling
+Numbers are medians of interleaved repeats. The picture shows the cost against the latent dimension (networks as wide as
+that, and at least 32) and the particles. "Cold" is the wall-clock time of a fresh process, imports and compiling
 included, to the first 1,000 and 10,000 steps of eight schools with 16 particles; with an empty cache of compiled code,
 and with one that an earlier process has filled.
 """
@@ -36,6 +35,7 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoIAFNormal
 from torch import Tensor
 
+from benchmarks import speed_plot
 from pyro_nflows import ELBO, AutoFlow, AutoIAF
 from pyro_nflows.engine import Engine, Inputs, Program, Round, Trainer, prepare
 from pyro_nflows.inference.elbo import Gradient
@@ -286,23 +286,6 @@ def cold_table(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def plot(rows: Sequence[dict[str, Any]], file: str) -> None:
-    """Cost against dimension and particles."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True, layout="constrained")
-    for ax, key, label in zip(axes, ("dim", "particles"), ("latent dimension", "particles")):
-        some = [row for row in rows if key in row]
-        for name in METHODS:
-            if name in some[0]:
-                points = [(row[key], row[name]) for row in some if name in row]
-                ax.loglog(*zip(*points), marker="o", label=name)
-        ax.set_xlabel(label)
-    axes[0].set_ylabel("microseconds a step")
-    axes[0].legend(frameon=False)
-    figure.savefig(file, dpi=150)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -327,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.set_default_dtype(torch.float32)
         rows |= {"cold": cold_table(options), "sweep": sweep(options)}
         if options.plot:
-            plot(rows["sweep"], options.plot)
+            speed_plot.plot(rows["sweep"], options.plot)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(rows, file, indent=1)
