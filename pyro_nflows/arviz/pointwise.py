@@ -17,9 +17,24 @@ class Elpd(NamedTuple):
 
 
 def elpd_of(export: Any) -> Elpd:
-    """LOO over all rows of all observed sites, by ``az.loo``; NaN where there are no rows.
+    """LOO over all rows of all observed sites, by ``az.loo``, which takes one site; NaN where there are no rows.
 
     :param export: as ``to_arviz`` gives it, of independent draws.
+
+    Example::
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro_nflows.arviz import to_arviz
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     for i, value in enumerate(y):
+        ...         pyro.sample(f"y_{i}", dist.Normal(mu, 1.0), obs=value)
+        ...
+        >>> _ = torch.manual_seed(0)
+        >>> y = torch.tensor([0.1, -0.2, 0.3])
+        >>> export = to_arviz(model, {"mu": y.sum() / 4 + torch.randn(4000) / 2}, (y,), seed=0)
+        >>> print(f"{elpd_of(export).value:.1f}")
+        -3.3
     """
     import arviz
 

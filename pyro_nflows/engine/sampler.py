@@ -130,7 +130,7 @@ class Sampler:
         with torch.random.fork_rng():  # what there is time for gives the same as without a limit
             self._sample(layer, TIMED)
         pace = (time.perf_counter() - began) / TIMED
-        return max(TIMED, min(num_samples, int(DRAWS * self.budget.left / pace)))
+        return max(TIMED, min(num_samples, int(DRAWS * self.budget.left / max(pace, 1e-9))))
 
     def _sample(self, layer: Layer, num_samples: int) -> Draws:
         if self.deadline is not None:

@@ -239,7 +239,7 @@ def _affordable(trainer: Trainer, draws: Tensor) -> int:
     trainer.density.values_and_grads(draws[:ROWS])
     began = time.perf_counter()
     trainer.density.values_and_grads(draws[:ROWS])
-    pace = (time.perf_counter() - began) / ROWS
+    pace = max(time.perf_counter() - began, 1e-9) / ROWS  # a clock may be too coarse to tell
     seconds = min(BUDGET, 0.5 * trainer.budget.left)
     return max(NUM_PARTICLES[0], int(min(NUM_PARTICLES[1], seconds / (pace * NUM_EVALUATIONS))))
 

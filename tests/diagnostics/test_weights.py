@@ -96,7 +96,7 @@ def test_psis_equals_arviz_with_weights_of_zero() -> None:
         pytest.param(normals(27), id="tail of six"),
         pytest.param(1e5 * normals(1000), id="one weight is all"),
         pytest.param((3 * normals(1000)).round(), id="ties"),
-        pytest.param(1e-13 * normals(1000), id="rounding noise"),
+        pytest.param(1e-8 * normals(1000), id="nearly equal"),
     ],
 )
 def test_edge_cases_equal_arviz(log_weight: Tensor) -> None:
@@ -105,6 +105,14 @@ def test_edge_cases_equal_arviz(log_weight: Tensor) -> None:
     assert k_hat.item() == pytest.approx(float(expected_k), abs=1e-6)
     # Sorted, since which of two equal weights comes first is not defined.
     np.testing.assert_allclose(np.sort(smoothed), np.sort(expected), atol=1e-6)
+
+
+def test_weights_that_differ_by_rounding_stay_as_they_are() -> None:
+    log_weight = 1e-13 * normals(1000)
+    smoothed, k_hat = psis(log_weight)
+    assert k_hat.isfinite()
+    assert float((smoothed + math.log(1000)).abs().max()) < 1e-12
+    assert float(ess(log_weight)) == pytest.approx(1.0)
 
 
 def test_constant_weights_have_no_tail_and_count_fully() -> None:

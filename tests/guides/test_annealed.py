@@ -143,7 +143,7 @@ def drawn(guide: AutoDAIS, num: int) -> tuple[Tensor, Tensor]:
     return z, posterior.log_prob(z)
 
 
-@pytest.mark.parametrize("engine", ["eager", "traced", "compiled"])
+@pytest.mark.parametrize("engine", ["eager", pytest.param("traced", marks=pytest.mark.slow), "compiled"])
 def test_a_second_run_follows_the_new_data(engine: str) -> None:
     """By the gradient at the new data, while training and in the draws that are judged."""
     guide, elbos = AutoDAIS(normal, num_steps=2), []
@@ -229,6 +229,7 @@ def test_recorded_gradients_follow_the_data_too() -> None:
         assert losses[1] == pytest.approx(losses[0])
 
 
+@pytest.mark.slow
 def test_svi_trains_it_with_pyros_bound_and_ours() -> None:
     def bent() -> None:
         z = pyro.sample("z", dist.Normal(torch.zeros(2), 3.0).to_event(1))

@@ -297,7 +297,7 @@ def test_neutra_runs_under_nuts(case: Case) -> None:
     guide = case(two_parts)
     guide()
     neutra = NeuTraReparam(guide)
-    mcmc = MCMC(NUTS(neutra.reparam(two_parts)), num_samples=5, warmup_steps=5, disable_progbar=True)
+    mcmc = MCMC(NUTS(neutra.reparam(two_parts), max_tree_depth=3), num_samples=5, warmup_steps=5, disable_progbar=True)
     mcmc.run()
     samples = neutra.transform_sample(mcmc.get_samples()["x_shared_latent"].unsqueeze(-2))
     assert {name: value.shape for name, value in samples.items()} == {"x": (5, 1), "y": (5, 2)}

@@ -136,14 +136,19 @@ def test_a_run_takes_no_longer_than_it_may() -> None:
 
 
 def test_what_was_reached_in_time_is_judged_and_saved_and_the_same_line_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Callable[[float], None]
 ) -> None:
+    def slow(y: Tensor) -> None:
+        clock(0.01)
+        z = pyro.sample("z", dist.StudentT(y.new_tensor(2.0), 0.0, 1.0))
+        pyro.sample("y", dist.Normal(z.exp(), 1.0), obs=y)
+
     monkeypatch.setattr("pyro_nflows.engine.trainer.BLOCK", 5)
     options: dict[str, Any] = {"num_steps": 10**6, "checkpoint": tmp_path / "run.pt", "checkpoint_seconds": 0.0}
-    first = line(slowed_down, max_seconds=1.0, **options).run(PAIRS[0])
+    first = line(slow, max_seconds=2.0, **options).run(PAIRS[0])
     first.save(tmp_path / "fit.pt")
-    assert VI.load(tmp_path / "fit.pt", AutoFlow(slowed_down, TWO), PAIRS[0]).verdict() == first.verdict()
-    second = line(slowed_down, max_seconds=1.0, **options).run(PAIRS[0])
+    assert VI.load(tmp_path / "fit.pt", AutoFlow(slow, TWO), PAIRS[0]).verdict() == first.verdict()
+    second = line(slow, max_seconds=2.0, **options).run(PAIRS[0])
     num = first.history.rounds[0]  # those of the affine end, whose round was complete
     assert second.history.num_steps > num > 0
     assert torch.equal(second.history.trace()[:num], first.history.trace()[:num])

@@ -128,7 +128,7 @@ def test_a_run_killed_again_and_again_comes_to_the_same(
     ("model", "options"),
     [
         (counts, {"num_starts": 3}),
-        (counts, {"annealing": 0.5}),
+        pytest.param(counts, {"annealing": 0.5}, marks=pytest.mark.slow),
         (counts, {"seed": None, "objective": ELBO(8, "total")}),
         (tuned, {"num_starts": 2}),
     ],
@@ -373,7 +373,7 @@ def killed_at_random(path: Path, num_kills: int) -> int:
     return num_kills
 
 
-@pytest.mark.parametrize("num_kills", [3, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_kills", [2, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_killed_process(num_kills: int, tmp_path: Path) -> None:
     expected, killed, round_ = whole(num_steps=1000), 0, 0
     while killed < num_kills:

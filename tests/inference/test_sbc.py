@@ -122,6 +122,7 @@ def test_draws_that_are_too_narrow_are_named() -> None:
     assert narrow.p_values()["b[0]"].symmetry > 1e-3  # narrow, but not biased
 
 
+@pytest.mark.slow
 def test_resampling_mends_what_it_can() -> None:
     x, y = X * torch.tensor([1.0, 0.4]), torch.zeros(4)  # less correlated
     more = replace(QUICK, num_samples=4000)
@@ -148,6 +149,7 @@ def test_a_mode_that_good_fits_miss_is_found_out() -> None:
     assert "miss a mode" in wrong.verdict().sentence
 
 
+@pytest.mark.slow
 def test_a_search_after_each_fit_finds_the_other_mode() -> None:
     torch.manual_seed(0)
     simulated = Replications(small(folded), 3, (torch.tensor(0.0),), {})
@@ -199,8 +201,8 @@ def test_all_data_sets_share_one_recording_and_few_are_open_at_a_time(monkeypatc
     monkeypatch.setattr(replications, "start", started)
     monkeypatch.setattr(replications, "MIN_WIDTH", 3)
     monkeypatch.setattr(replications, "num_cores", lambda: 1)
-    done = check(small(regression), 20, schedule=TINY, num_samples=9).run(X, torch.zeros(4))
-    assert len(done.ess) == 20
+    done = check(small(regression), 12, schedule=TINY, num_samples=9).run(X, torch.zeros(4))
+    assert len(done.ess) == 12
     assert len(prepared) == 1  # the flow
     assert most <= 2 * 3  # those that are done, and those that take their place
     gc.collect()

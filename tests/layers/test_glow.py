@@ -147,6 +147,7 @@ def test_the_smaller_levels_of_an_image_decide_how_the_larger_ones_vary():
     assert (jacobian[:, :8] != 0).any(0).all()
 
 
+@pytest.mark.slow
 def test_glow_learns_how_pixels_hang_together():
     """Gaussian images of correlated pixels: the likelihood of fresh ones reaches the truth's."""
     factor = torch.randn(8, 8) / 8**0.5 + torch.eye(8)

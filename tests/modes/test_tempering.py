@@ -109,6 +109,7 @@ def test_the_hull_holds_the_draws_and_the_modes() -> None:
     torch.testing.assert_close(covariance, torch.tensor([[101.0, 0.0], [0.0, 1.0]]).double(), atol=1.0, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_the_default_finds_the_nine_modes_of_the_lattice_and_a_fresh_guide_takes_the_fit(tmp_path: Path) -> None:
     target = lattice(3)
     vi = VI(AutoFlow(target.model), seed=0, progress_bar=False).run(*target.args)
