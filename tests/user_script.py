@@ -30,6 +30,7 @@ from pyro_nflows import (
     AutoFlowified,
     AutoGlow,
     AutoIAF,
+    AutoJKO,
     AutoMAF,
     AutoNICE,
     AutoPlanar,
@@ -40,6 +41,7 @@ from pyro_nflows import (
     AutoWasserstein,
     FlowDistribution,
     compare,
+    fit_jko,
     flows,
     layers,
 )
@@ -111,6 +113,10 @@ def density() -> Tensor:
     point, log_weight = mine(torch.zeros(5, 2))
     assert_type(point, Tensor)
     assert_type(log_weight, Tensor)
+    blocks = flows.jko(1, num_blocks=1, hidden_dims=(4,), inverted=True)
+    fitted = fit_jko(torch.randn(50, 1), blocks, num_steps=2, seed=0, progress_bar=False)
+    assert_type(fitted.log_probs, list[float])
+    assert_type(FlowDistribution(fitted.layer).sample((3,)), Tensor)
     return distribution.log_prob(torch.zeros(4, 2))
 
 
@@ -123,6 +129,7 @@ GUIDES: list[AutoFlow] = [
     AutoFlowified(model),
     AutoGlow(model),
     AutoIAF(model),
+    AutoJKO(model, num_blocks=2),
     AutoMAF(model),
     AutoNICE(model),
     AutoPlanar(model),
