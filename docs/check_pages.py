@@ -25,7 +25,7 @@ from contextlib import contextmanager
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 #: What may be wider than the column on a small screen, since it is scrolled by itself.
-BOXES = "pre, .table-wrapper, div.math, .output_html, .output.text_html"
+BOXES = "pre, .table-wrapper, div.math, .cell_output .text_html"
 WHERE_ALL_FITS = 1000
 
 HARNESS = """<!doctype html><meta charset="utf-8"><title>Checking</title><body><script>
