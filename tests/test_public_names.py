@@ -29,6 +29,12 @@ def test_all_say_which_version_this_is() -> None:
     assert bibtex[1] == built[1]
 
 
+def test_the_readme_counts_the_guides() -> None:
+    counted = re.search(r"(\d+) guides \|", (ROOT / "README.md").read_text())
+    assert counted is not None
+    assert int(counted[1]) == sum(name.startswith("Auto") for name in pyro_nflows.__all__)
+
+
 def test_files_that_the_readme_links_to_are_there() -> None:
     readme = (ROOT / "README.md").read_text()
     links = [link for link in re.findall(r"\]\(([^)#]+)", readme) if "//" not in link]
