@@ -171,11 +171,11 @@ class AutoFlow(RowGuide):
     @property
     def coordinates(self) -> tuple[Any, ...]:
         """Its centering and its flow; :meth:`restore` goes back to them."""
-        return self.centering, self._latents, self._modules.get("layer")
+        return self.centering, self._latents, self._modules.get("layer"), self.modes
 
     def restore(self, coordinates: tuple[Any, ...]) -> None:
         """Be as it was."""
-        self.centering, self._latents, layer = coordinates
+        self.centering, self._latents, layer, self.modes = coordinates
         if layer is not self._modules.get("layer"):
             self.layer = layer
 

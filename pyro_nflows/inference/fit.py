@@ -69,6 +69,8 @@ def start(trainer: Trainer, guide: AutoFlow, plan: Plan, loc: Tensor) -> Fitting
     """A fit of a copy of the guide's layer, from a point; for :func:`drive`."""
     layer = guide.plain_layer()
     is_there = torch.equal(layer.end.loc, loc)
+    if plan.is_warm and not is_there:  # a start of its own
+        layer = guide.make_layer(loc.clone(), guide.modes)
     init = gaussian_of(layer) if is_there else gaussian_at(layer, loc, guide.init_scale)
     return Fitting(trainer, plan, layer, init)
 

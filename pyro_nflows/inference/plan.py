@@ -26,6 +26,7 @@ class Plan:
     :param num_starts: independent fits; None for as many as the effort has.
     :param effort: one of :data:`~pyro_nflows.inference.schedule.EFFORTS`.
     :param search: whether to look for mass that a fit misses, and to fit again where there is some.
+    :param is_warm: whether the guide is where another fit ended, which may be right here, too.
     :param goes_on: whether a fit is trained from where it is, even if it was right there.
     :param max_seconds: that a run may take; infinitely many for no limit.
     :param callback: is shown where training is, and may end it.
@@ -40,6 +41,7 @@ class Plan:
     num_starts: int | None = None
     effort: str = "default"
     search: bool = True
+    is_warm: bool = False
     goes_on: bool = False
     max_seconds: float = math.inf
     callback: Callback | None = None

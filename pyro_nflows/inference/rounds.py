@@ -116,6 +116,10 @@ class Fitting:
 
     def _go_on(self) -> Stage | None:
         """From where the layer is, or was put: a Gaussian, or a mixture, by its own way."""
+        if self.plan.is_warm:
+            if self._is_evident():
+                return None
+            self._move_end()
         if self.layer.is_gaussian and self._descend():
             self.fit = self.drawn()
             return None
@@ -229,7 +233,11 @@ class Fitting:
         trainer, schedule = self.trainer, self.plan.schedule
         if schedule.has_flow or failed or trainer.is_over() or trainer.leaves or not is_fresh(self.layer):
             return
-        end = trainer.journal.step("moved", self._moved_end)
+        self._move_end()
+
+    def _move_end(self) -> None:
+        """The affine end to the moments of weighed draws, if that does any good."""
+        end = self.trainer.journal.step("moved", self._moved_end)
         with torch.no_grad():
             put(list(self.layer.end.parameters()), end)
 

@@ -36,6 +36,7 @@ from .plan import Plan
 from .posterior import Call, Posterior
 from .resume import Checkpoint, begin
 from .search import MAX_MATRIX, round_trip, search
+from .started import check_same_sites, place, take_coordinates
 
 #: What a run imports on its way: gradients of torch's, and the start.
 NEEDED = "torch.fx.experimental.symbolic_shapes", "scipy.optimize"
@@ -61,7 +62,13 @@ class Fitter:
 
     @contextlib.contextmanager
     def ready(
-        self, plan: Plan, call: Call, keep: Keep, checkpoint: Checkpoint | None = None, as_it_is: bool = False
+        self,
+        plan: Plan,
+        call: Call,
+        keep: Keep,
+        checkpoint: Checkpoint | None = None,
+        as_it_is: bool = False,
+        source: Posterior | None = None,
     ) -> Iterator["Ready"]:
         """Within it, all is ready to fit the guide to the model at these arguments, and nothing is lost on the way.
 
@@ -70,6 +77,7 @@ class Fitter:
         :param keep: called with each posterior that is better than what was there, or of which more is known.
         :param checkpoint: a file to go on from, and to keep the state of the run in.
         :param as_it_is: whether even a fresh guide's coordinates are to stay what they are.
+        :param source: a fit whose place the guide takes first.
         :raises ValueError: if the model cannot be started.
         """
         budget = Budget(plan.max_seconds)
@@ -85,6 +93,9 @@ class Fitter:
             size = sum(parameter.numel() for parameter in layer.parameters())
             threads = threads_for(size + work_of(joint, loc))
             with threads, unless_kept(self.guide, leaves, keep) as kept:
+                if source is not None:
+                    joint, loc = self._started(source, call, joint)
+                    layer = cast(Layer, self.guide.layer)
                 loc = begin(journal, joint, layer, leaves, loc)
                 if not as_it_is:
                     joint, loc = self._centered(plan, call, journal, budget, progress, joint, leaves, loc)
@@ -111,6 +122,14 @@ class Fitter:
         guide.follow(joint)
         guide.receive(args, kwargs, loc)
         return joint, loc
+
+    def _started(self, source: Posterior, call: Call, joint: LogJoint) -> tuple[LogJoint, Tensor]:
+        """The model as it is in a fit's coordinates, with the guide where that fit ended."""
+        check_same_sites(self.guide, source)
+        if take_coordinates(self.guide, source):
+            joint, _ = self._joint_at(call)
+        place(self.guide, source, joint, call)
+        return joint, self.guide.plain_layer().end.loc.detach().clone()
 
     def _centered(
         self,

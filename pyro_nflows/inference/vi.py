@@ -27,6 +27,7 @@ from .posterior import Call, Posterior
 from .results import Results
 from .resume import Checkpoint, check_file, described
 from .running import Fitter, RowsAreSubsampled
+from .started import source_of
 
 
 class VI(Results):
@@ -42,6 +43,8 @@ class VI(Results):
     :param objective: ``ELBO(...)`` or ``IWAE(...)``; its ``num_particles`` is used if more than one. By default the
         ELBO by path gradients, with the schedule's numbers of particles.
     :param num_steps: steps of the flow, which are all taken; by default the schedule runs rounds until the ESS is good.
+    :param start: another fit, run or loaded, of a model with the same latent sites: the first run begins where that one
+        ended, with its trained flow if the guide's has the same layers, else with its Gaussian. The data may differ.
     :param num_starts: independent fits, by default one (three with ``effort="thorough"``); the best is kept, and their
         agreement enters the verdict.
     :param effort: ``"quick"`` fits a Gaussian and judges it, without a flow: about a second for a small model.
@@ -83,6 +86,7 @@ class VI(Results):
         *,
         objective: ELBO | None = None,
         num_steps: int | None = None,
+        start: "VI | Posterior | None" = None,
         num_starts: int | None = None,
         effort: Literal["quick", "default", "thorough"] = "default",
         max_seconds: float | None = None,
@@ -97,6 +101,7 @@ class VI(Results):
     ):
         check_guide(guide, "VI")
         check_file(checkpoint, checkpoint_seconds)
+        self._source = source_of(start)
         self.guide, self.checkpoint, self.checkpoint_seconds = guide, checkpoint, checkpoint_seconds
         self.plan = Plan.asked(
             "VI",
@@ -151,11 +156,14 @@ class VI(Results):
             if self._fitter is None or self._fitter.guide is not guide:
                 self._fitter = Fitter(guide)
             try:
-                plan = replace(self.plan, goes_on=self._goes_on(call))
-                with self._fitter.ready(plan, call, self._keep, checkpoint) as ready:
+                source = self._source if self._posterior is None else None
+                plan = replace(self.plan, goes_on=self._goes_on(call), is_warm=source is not None)
+                with self._fitter.ready(plan, call, self._keep, checkpoint, source=source) as ready:
                     fits = fit_all(ready.trainer, guide, plan, ready.locs)
                     self._fitter.judge(plan, ready, fits)
             except RowsAreSubsampled:
+                if self._source is not None:
+                    raise ValueError("VI: a fit by minibatches has no start= from another fit; leave it out") from None
                 run_minibatches(guide, self.plan, call, self._keep, self.checkpoint)
         return self
 
@@ -215,7 +223,8 @@ class VI(Results):
         if self.checkpoint is None:
             return None
         guide = f"{type(self.guide).__name__}(init_scale={self.guide.init_scale})"
-        return Checkpoint(self.checkpoint, self.checkpoint_seconds, {"guide": guide, **self.plan.described()}, call)
+        begins = {"guide": guide, "start": "the guide's own" if self._source is None else "another fit"}
+        return Checkpoint(self.checkpoint, self.checkpoint_seconds, {**begins, **self.plan.described()}, call)
 
     def _keep(self, posterior: Posterior) -> None:
         with uninterrupted():
@@ -251,7 +260,7 @@ class VI(Results):
     def __getstate__(self) -> dict[str, Any]:
         shared = self._posterior is not None and self._posterior.guide is self.guide
         guide = {} if shared else packed(self.guide, None)
-        return {**self.__dict__, "_fitter": None, "guide": None, **guide}
+        return {**self.__dict__, "_fitter": None, "_source": None, "guide": None, **guide}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         guide = unpacked(state)[0] if is_packed(state) else state["_posterior"].guide
