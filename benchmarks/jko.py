@@ -1,6 +1,6 @@
 r"""Mass moved block by block: JKO flows against splines trained as a whole, and to a posterior of eight modes.
 
-    python -m benchmarks.jko [--seeds 2] [--steps 1000] [--blocks 8] [--kinds continuous,splines]
+    python -m benchmarks.jko [--seeds 2] [--steps 1000] [--blocks 8] [--kinds continuous,splines] [--picture FILE]
 
 Densities: a JKO flow against an autoregressive flow of splines trained as a whole (that of ``benchmarks.densities``),
 on the same 20,000 points: the test log-likelihood of 10,000 others. "Finer" is the same flow with eight times as many
@@ -31,6 +31,8 @@ from pyro_nflows.layers.base import Layer
 
 SETS = ("two_moons", "eight_gaussians")
 NUM_DRAWS = 20_000
+#: Places of the mass that are drawn.
+NUM_PANELS = 4
 #: What blocks are, ``D -> Layer``; None for the default.
 KINDS: dict[str, Callable[[int], Layer] | None] = {
     "continuous": None,
@@ -110,6 +112,31 @@ def posterior(kind: str, seed: int, options: argparse.Namespace) -> None:
     print(f"{'':<16}bound, by block: {', '.join(parts)}", flush=True)
 
 
+def draw(file: str) -> None:
+    """The mass after each block, of the posterior and of two moons."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    torch.manual_seed(0)
+    vi = VI(AutoJKO(eight_normals, whitened=False, init_scale=1.5), seed=0, progress_bar=False).run()
+    moons = fit_jko(sample("two_moons", NUM_TRAIN, 0), seed=0, progress_bar=False)
+    paths = [path[:NUM_PANELS] for path in (vi.history.path, moons.path)]
+    fig, axes = pyplot.subplots(2, NUM_PANELS, figsize=(9, 4.7), layout="constrained")
+    for row, path in zip(axes, paths):
+        first = path[0][0]
+        color = first[:, 1].atan2(first[:, 0]) if path is paths[0] else (first[:, 1] > 0).double()
+        for number, ax in enumerate(row):
+            ax.set(xticks=[], yticks=[], aspect="equal", xlim=(-3.2, 3.2), ylim=(-3.2, 3.2))
+            if number < len(path):
+                ax.scatter(*path[number][0].T, s=4, c=color, cmap="twilight" if path is paths[0] else "coolwarm")
+                ax.set_title(f"after block {number}" if number else "at first", fontsize="medium")
+            else:
+                ax.axis("off")
+    fig.savefig(file, dpi=80)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -117,8 +144,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="of Adam, for each block")
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--kinds", default=",".join(KINDS), help="with commas between")
+    parser.add_argument("--picture", metavar="FILE", help="draw the mass after each block, and nothing else")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.picture:
+        draw(options.picture)
+        return
     print(f"{platform.machine()}, torch {torch.__version__}, one thread, processor seconds\n")
     print(f"{'target':<16}{'flow':<14}{'seed':>5}{'params':>8}{'test':>9}{'finer':>9}{'s':>6}", flush=True)
     for data in SETS:
