@@ -74,6 +74,18 @@ def test_quick_trains_parameters_of_the_model() -> None:
     assert vi.history.num_steps > 0
 
 
+def test_quick_has_no_flow_by_minibatches_either() -> None:
+    def rows(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(y.new_tensor(0.0), 5.0))
+        with pyro.plate("rows", len(y), subsample_size=10) as index:
+            z = pyro.sample("z", dist.Normal(mu, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y[index])
+
+    vi = VI(AutoFlow(rows), seed=0, effort="quick", progress_bar=False).run(torch.linspace(-1, 1, 40))
+    assert vi.history.rounds == [400, 1000]  # what is outside of the plate, and the affine end
+    assert vi.verdict().outcome is Outcome.TRUST
+
+
 def test_each_effort_is_more_work_than_the_one_before() -> None:
     quick, default, thorough = (Plan.asked("VI", effort=effort) for effort in EFFORTS)
     assert default.schedule == Schedule()
