@@ -21,7 +21,7 @@ class Verdict(Generic[O]):
 
     Its ``outcome`` is an :class:`Outcome` where it is of a fit, and a member of an enumeration of their own where it is
     of ranks (:class:`~pyro_nflows.diagnostics.calibration.Calibration`) or of Markov chains
-    (:class:`~pyro_nflows.inference.refine.Mixing`).
+    (:class:`~pyro_nflows.inference.refined.Mixing`).
 
     :param outcome: what was found; its value is the sentence with places for numbers.
     :param sentence: what was found, what it means, and what to try.

@@ -27,7 +27,8 @@ from .fitted import sound
 from .mark import put
 from .portable import packed, unpacked
 from .predicted import predicted
-from .refine import Refined, refine
+from .refine import refine
+from .refined import Refined
 from .reused import Reused
 
 if TYPE_CHECKING:

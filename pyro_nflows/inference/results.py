@@ -15,7 +15,7 @@ from ..system.files import Path
 from .judged import Diagnostics
 from .plan import Plan
 from .posterior import Posterior
-from .refine import Refined
+from .refined import Refined
 from .shown import named
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 
 from pyro_nflows import VI, AutoCIF, AutoFlow, flows
 from pyro_nflows.inference.exported import UntrustedWarning
-from pyro_nflows.inference.refine import Refined
+from pyro_nflows.inference.refined import Mixing, Refined
 from tests.models import PAIRS, pairs
 
 
@@ -47,6 +47,24 @@ def test_chains_of_a_good_guide_are_trusted(capsys):
     shown = capsys.readouterr().out
     assert "z[3]" in shown
     assert "Trust these draws: R-hat is" in shown
+
+
+def funnel() -> None:
+    log_tau = pyro.sample("log_tau", dist.Normal(0.0, 3.0))
+    with pyro.plate("row", 3):
+        pyro.sample("z", dist.Normal(0.0, log_tau.exp()))
+
+
+def test_chains_of_a_guide_that_misses_a_part_are_not_trusted_though_they_agree():
+    """All chains miss the same: the guide's draws do not go into the neck, nor far out."""
+    vi = VI(AutoFlow(funnel, centering=None, init_scale=0.5), seed=0, engine="eager", progress_bar=False).judge()
+    refined = vi.refine(1000, num_chains=4, method="independence")
+    assert refined.pareto_k > 0.7
+    agreeing = Refined(vi.posterior, torch.randn(4, 500, 4), 0.9, pareto_k=refined.pareto_k)
+    assert agreeing.mixed
+    assert agreeing.verdict().outcome is Mixing.PROPOSALS
+    assert "take method='nuts'" in agreeing.verdict().sentence
+    assert not agreeing.to_arviz(untrusted=True).posterior.attrs["trusted"]
 
 
 def test_chains_that_disagree_are_not_trusted():

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_nflows import VI, AutoFlow, flows
 from pyro_nflows.diagnostics.calibration import Calibration
 from pyro_nflows.diagnostics.verdict import Outcome
-from pyro_nflows.inference.refine import Mixing
+from pyro_nflows.inference.refined import Mixing
 
 Y = torch.linspace(-1, 1, 30, dtype=torch.float64)
 
