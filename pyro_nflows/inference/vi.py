@@ -260,7 +260,8 @@ class VI(Results):
     def __getstate__(self) -> dict[str, Any]:
         shared = self._posterior is not None and self._posterior.guide is self.guide
         guide = {} if shared else packed(self.guide, None)
-        return {**self.__dict__, "_fitter": None, "_source": None, "guide": None, **guide}
+        source = self._source if self._posterior is None else None  # it has been used
+        return {**self.__dict__, "_fitter": None, "_source": source, "guide": None, **guide}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         guide = unpacked(state)[0] if is_packed(state) else state["_posterior"].guide

@@ -1,5 +1,7 @@
 """A fit may begin where another one ended."""
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,15 @@ def test_a_fit_that_was_loaded_without_its_data_is_one(first: VI, tmp_path: Path
     loaded = VI.load(tmp_path / "fit.pt", guide_of(curved))
     again = fit(start=loaded).run(ROWS)
     assert again.history.num_steps == 0
+
+
+def test_a_copy_that_has_not_been_run_has_the_start_too(first: VI) -> None:
+    for copied in (
+        copy.deepcopy(fit(start=first)),
+        pickle.loads(pickle.dumps(fit(guide=AutoFlow(curved), start=first))),
+    ):
+        assert copied._source is not None
+        assert torch.equal(copied._source.draws.z, first.posterior.draws.z)
 
 
 def test_run_again_it_goes_on_from_its_own_fit(first: VI) -> None:
