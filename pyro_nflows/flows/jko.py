@@ -84,7 +84,7 @@ def jko(
     :param step_size: :math:`h_1`, in units of the squared standard deviations of the best Gaussian; later ones are
         chosen so that blocks move the mass about as far as the first.
     :param build: makes a block, ``latent_dim -> Layer``; by default a :class:`~pyro_nflows.layers.Continuous` layer.
-        ``lambda dim: flows.spline(dim, 4)`` is faster by about a third.
+        ``lambda dim: flows.spline(dim, 4)`` takes an eighth of the time in the plane, and ends a little further away.
     :param whitened: whether the best Gaussian comes first, an affine map; else the mass starts where the guide is, and
         data are taken as they are.
     :param inverted: for data: blocks go from the data to the base, so that a density is one pass of each.
