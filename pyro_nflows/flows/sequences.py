@@ -42,6 +42,9 @@ def wavenet(
     :param dilations: one for each layer of a network, which reads 1 plus their sum positions before its own; those
         that are not less than ``T`` are left out. Dilations up to 64 suit long series; in guides, path gradients cost a
         pass back for each position that is read.
+    :param transformer: what each coordinate goes through. Splines are the identity beyond their bound: for data, put an
+        affine layer at their end, ``Chain(*wavenet(size, 1, transformer=splines, inverted=True),
+        *wavenet(size, 1, inverted=True))``, so that the splines see each position in its own units, given the past.
     :param context_dim: numbers in the context of a position, of which ``flow.at`` takes all, ``(..., T context_dim)``.
     :param per_position: whether networks have biases for each position; without, all positions are alike.
 
