@@ -22,9 +22,9 @@ class AutoJKO(NamedGuide, flow=flows.jko):
     with an ``init_loc_fn`` and an ``init_scale`` that reach them all. What has to cross a valley, where the start's
     shares are not the posterior's, moves slowest.
 
-    ``VI(..., num_steps=)`` are the steps of all blocks together. Run again, in a loop of one's own with ``SVI``, in a
-    guide that follows plates, by minibatches, and for a model with parameters of its own, all blocks are trained
-    together, like any other flow.
+    ``VI(..., num_steps=)`` are the steps of all blocks together. Run again, in a loop of one's own with ``SVI``, by
+    ``VI(optim=)``, with ``IWAE`` or annealing, in a guide that follows plates, by minibatches, and for a model with
+    parameters of its own, all blocks are trained together, like any other flow.
 
     :param model: a Pyro model.
     :param num_blocks: at most; those that are not needed stay the identity.

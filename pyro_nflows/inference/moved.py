@@ -27,6 +27,8 @@ def can_move(trainer: Trainer, layer: Whitened, plan: Plan) -> bool:
     flow = layer.flow
     if not isinstance(flow, Blocks) or flow.inverted or trainer.leaves or trainer.all_rows is not None:
         return False
+    if plan.optim is not None:  # blocks are trained by Adam
+        return False
     return type(plan.objective) is ELBO and not any(part.annealing for part in plan.schedule.rounds) and flow.is_fresh()
 
 

@@ -185,6 +185,7 @@ def test_blocks_are_trained_one_by_one_where_they_can_be() -> None:
         (two_modes, (), asked(), True),
         (two_modes, (), asked(annealing=0.5), False),
         (two_modes, (), asked(objective=IWAE(4)), False),
+        (two_modes, (), asked(optim=torch.optim.SGD), False),
         (located, (one,), asked(), False),
     ):
         each = guide(model)
