@@ -18,7 +18,7 @@ from .shares import UNIT, Cut, Share, Touch, cuts, length_of, touches
 from .turns import SECONDS, seconds
 
 #: Seconds of a step, by the plan's own count, from which on threads are worth it.
-WORTH = 1e-3
+WORTH = 2e-3
 #: Seconds of a segment from which on it is.
 WORTH_SEGMENT = 1e-5
 #: Owners' places are in so many parts of a segment's work.

@@ -1,8 +1,9 @@
 /* Threads that share the work of a step: each takes a part of it that nobody has taken, its own first.
 
    A part that no other thread comes to take is done by the caller, so that a thread which the system does not run holds
-   nobody up before it begins. Between two pieces of work a thread looks out for the next one for some microseconds,
-   since that is how soon it comes, and then sleeps. No signal is heard by these threads. */
+   nobody up before it begins. Between two pieces of work a thread looks out for the next one for some milliseconds:
+   waking up may take longer than a piece of work, and who comes late finds nothing, and would sleep again. Then, and as
+   soon as a run has come to its end, it sleeps. No signal is heard by these threads. */
 #include "support.h"
 
 #include <pthread.h>
@@ -13,7 +14,9 @@
 
 /* As many parts as there are bits for. */
 #define MOST 32
-#define WATCH 8000
+/* Looks of some 25 nanoseconds each: of a thread for work, and of the caller before it lets others run. */
+#define WATCH 100000
+#define WAIT 20000
 #if defined(__x86_64__) || defined(__i386__)
 #define PAUSE() __builtin_ia32_pause()
 #elif defined(__aarch64__)
@@ -31,6 +34,7 @@ struct team {
   ALONE uint64_t tickets;
   ALONE i64 done;
   ALONE i64 asleep;
+  ALONE i64 resting;
   i64 over, left;
   pthread_mutex_t lock;
   pthread_cond_t wake;
@@ -69,7 +73,7 @@ static void *member(void *given) {
   free(given);
   for (;;) {
     int quiet = 0;
-    while (quiet++ < WATCH) {
+    while (quiet++ < WATCH && !__atomic_load_n(&team->resting, __ATOMIC_ACQUIRE)) {
       if (one(team, mine)) quiet = 0;
       PAUSE();
     }
@@ -91,6 +95,7 @@ void team_share(team_t *team, part_t *work, const given_t *given) {
   __atomic_store_n(&team->work, work, __ATOMIC_RELAXED);
   __atomic_store_n(&team->given, given, __ATOMIC_RELAXED);
   __atomic_store_n(&team->done, 0, __ATOMIC_RELAXED);
+  if (__atomic_load_n(&team->resting, __ATOMIC_RELAXED)) __atomic_store_n(&team->resting, 0, __ATOMIC_RELEASE);
   __atomic_store_n(&team->tickets, turn << 32 | ((1ull << team->size) - 1), __ATOMIC_SEQ_CST);
   if (__atomic_load_n(&team->asleep, __ATOMIC_SEQ_CST)) {
     pthread_mutex_lock(&team->lock);
@@ -100,7 +105,7 @@ void team_share(team_t *team, part_t *work, const given_t *given) {
   while (one(team, 0)) {
   }
   for (i64 i = 0; __atomic_load_n(&team->done, __ATOMIC_ACQUIRE) < team->size; i++) {
-    if (i < WATCH) PAUSE(); else sched_yield();
+    if (i < WAIT) PAUSE(); else sched_yield();
   }
 }
 
@@ -135,6 +140,9 @@ team_t *team_make(i64 size) {
   forget(team);
   return 0;
 }
+
+/* Let its threads sleep until there is work again. */
+void team_rest(team_t *team) { __atomic_store_n(&team->resting, 1, __ATOMIC_RELEASE); }
 
 /* Let its threads go. */
 void team_end(team_t *team) {

@@ -55,6 +55,7 @@ class Teams:
             with self._lock:
                 self.num_busy -= size if team else 1
                 if team and self._owner == os.getpid():
+                    self._library.team_rest(ctypes.c_void_p(team))
                     self._idle.setdefault(size, []).append(team)
 
     def _take(self, size: int) -> int:
