@@ -1,14 +1,13 @@
 """Ranks and p-values of every parameter of a calibration: printed short, whole as a data frame."""
 
 import functools
-import html
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from .calibration import PValues
-from .table import number
+from .table import html_table, number
 
 if TYPE_CHECKING:
     from pandas import DataFrame  # type: ignore[import-untyped]
@@ -88,16 +87,8 @@ class CalibrationSummary:
 
     def to_html(self) -> str:
         """The printed rows as a table."""
-        heads, shown = "".join(f"<th>{head}</th>" for head in HEADS), self._shown()
-        lines = [
-            f'<tr><th style="text-align: left">{html.escape(name)}</th>'
-            + "".join(f"<td>{cell}</td>" for cell in self._cells(name))
-            + "</tr>"
-            for name in shown
-        ]
-        if len(shown) < len(self):
-            lines.append(f'<tr><th style="text-align: left" colspan="5">{html.escape(self._hidden())}</th></tr>')
-        return f"<table><thead><tr><th></th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+        rows: list[tuple[str, list[str]]] = [(name, self._cells(name)) for name in self._shown()]
+        return html_table(HEADS, [*rows, *([(self._hidden(), [])] if len(rows) < len(self) else [])])
 
     def _shown(self) -> list[str]:
         if not self._is_short or len(self) <= MOST:

@@ -1,13 +1,12 @@
 """Moments and intervals of every scalar of draws, with what they are worth: printed short, whole as a data frame."""
 
 import functools
-import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .table import number, scalar_names
+from .table import html_table, number, scalar_names
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series  # type: ignore[import-untyped]
@@ -112,13 +111,8 @@ class Summary:
 
     def to_html(self) -> str:
         """The printed rows as a table."""
-        heads = "".join(f"<th>{html.escape(head)}</th>" for head in self.columns)
-        lines = []
-        for name, row in self._shown():
-            cells = "".join(f"<td>{cell(*item).strip()}</td>" for item in (row or {}).items())
-            span = "" if row else f' colspan="{1 + len(self.columns)}"'
-            lines.append(f'<tr><th style="text-align: left"{span}>{html.escape(name.strip())}</th>{cells}</tr>')
-        return f"<table><thead><tr><th></th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+        rows = [(name.strip(), [cell(*item).strip() for item in (row or {}).items()]) for name, row in self._shown()]
+        return html_table(self.columns, rows)
 
     def _scalars(self, name: str) -> list[tuple[str, int]]:
         return [(scalar, i) for i, scalar in enumerate(scalar_names(name, self._samples[name].shape[1:]))]

@@ -1,5 +1,6 @@
 """Numbers as lines of text: the evidence of a fit, and names."""
 
+import html
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,30 @@ def evidence_lines(found: Mapping[str, Any]) -> list[str]:
     )
     interrupted = "Training was interrupted; the draws are those of the state reached."
     return [line, interrupted] if found["interrupted"] else [line]
+
+
+def html_table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Rows of a name and cells as a table whose numbers are flush right, wherever it is shown.
+
+    :param heads: of the columns.
+    :param rows: one without cells is a line of words.
+
+    Example::
+
+        >>> html_table(["mean"], [("mu", ["4.4"])]).count("<tr>")
+        2
+    """
+    cell, left = (
+        'style="text-align: right; padding: 0.1em 0.6em"',
+        'style="text-align: left; padding: 0.1em 0.6em 0.1em 0"',
+    )
+    lines = ["<th></th>" + "".join(f"<th {cell}>{html.escape(head)}</th>" for head in heads)]
+    for name, cells in rows:
+        span = "" if cells else f' colspan="{1 + len(heads)}"'
+        numbers = "".join(f"<td {cell}>{html.escape(text)}</td>" for text in cells)
+        lines.append(f"<th {left}{span}>{html.escape(name)}</th>{numbers}")
+    head, *body = (f"<tr>{line}</tr>" for line in lines)
+    return f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
 
 
 def scalar_names(name: str, shape: Sequence[int]) -> list[str]:

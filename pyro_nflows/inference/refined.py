@@ -1,6 +1,5 @@
 """What Markov chains have left: draws, whether they have mixed, a table, and what ArviZ can use."""
 
-import html
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +18,7 @@ from ..objectives.draws import LogDensity
 from ..system.exclusive import exclusive, seeded
 from .chains import Advanced, Chains
 from .exported import warn_of
+from .shown import coloured
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -174,8 +174,9 @@ class Refined:
         return f"Refined: {self._told()}\n{self.verdict()}"
 
     def _repr_html_(self) -> str:
-        said = html.escape(str(self.verdict()))
-        return f"<p><b>{said}</b></p><p>{self._told()}</p>{self._summarised().to_html()}"
+        verdict = self.verdict()
+        said = coloured(str(verdict), verdict.outcome is Mixing.MIXED)
+        return f"{said}<p>{self._told()}</p>{self._summarised().to_html()}"
 
     @exclusive()
     def to_arviz(

@@ -63,7 +63,11 @@ class Shown(Judged, ABC):
     def _repr_html_(self) -> str:
         verdict, lines = self.verdict(), evidence_lines(self.diagnostics())
         said = coloured(verdict.sentence, verdict.outcome.is_trusted)
-        return said + "".join(f"<p>{html.escape(line)}</p>" for line in lines) + self.summarised().to_html()
+        return (
+            said
+            + "".join(f'<p style="white-space: pre-wrap">{html.escape(line)}</p>' for line in lines)
+            + self.summarised().to_html()
+        )
 
 
 def named(guide: AutoFlow) -> str:
