@@ -42,6 +42,8 @@ def test_blocks_go_on_until_one_moves_nothing() -> None:
     taken = len(moved.distances)
     assert 2 <= taken < 8
     assert all(after > before for before, after in zip(moved.bounds, moved.bounds[1:]))
+    costs = [far**2 / (2 * h) for far, h in zip(moved.distances, moved.step_sizes)]
+    assert all(after - cost > before for before, after, cost in zip(moved.bounds, moved.bounds[1:], costs))
     assert moved.bounds[-1] == pytest.approx(0.0, abs=0.01)
     assert all(float(block.log_scale.detach()) == 0 for block in blocks[taken:])
     assert all(a <= b <= GROWTH * a for a, b in zip(moved.step_sizes, moved.step_sizes[1:]))
