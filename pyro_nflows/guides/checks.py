@@ -1,12 +1,14 @@
 r"""What flow guides refuse, each with what was found and what to do instead."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 import pyro
 import torch
-from pyro.poutine.runtime import get_plates
+from pyro.poutine.runtime import _PYRO_STACK, get_plates
+from pyro.poutine.scale_messenger import ScaleMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
@@ -93,6 +95,16 @@ def refuse_plates(name: str, own: Mapping[str, Any]) -> None:
                 f"of plate '{frame.name}', because the model's first latent is inside it. Sample a latent that is "
                 "outside of plates first, or use .to_event() instead of the plate"
             )
+
+
+def refuse_scales() -> None:
+    """``NeuTraReparam`` (Pyro 1.9) adds the flow's log-determinant to the first site, whose scale multiplies it."""
+    scale = math.prod(float(m.scale) for m in _PYRO_STACK if isinstance(m, ScaleMessenger))
+    if scale != 1:
+        raise ValueError(
+            f"NeuTraReparam would count the flow's log-determinant {scale:g} times, because poutine.scale is around the "
+            "model's first latent. Put it around the observations alone, or take vi.refine(), which counts it once"
+        )
 
 
 def check_value(name: str, node: Any, values: Mapping[str, Tensor]) -> None:

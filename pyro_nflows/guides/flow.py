@@ -245,10 +245,11 @@ class AutoFlow(RowGuide):
 
         :param args: as for :meth:`constrain`, with ``kwargs``.
         :raises NotImplementedError: for flows with auxiliary variables (``AutoCIF``).
-        :raises ValueError: if ``NeuTraReparam`` asks for it inside a plate. It would be silently wrong.
+        :raises ValueError: if ``NeuTraReparam`` asks for it inside a plate or a scale. It would be silently wrong.
         """
         self._need_setup()
         checks.refuse_plates(type(self).__name__, self._prototype_frames)
+        checks.refuse_scales()
         flow = as_transform(self._current_layer(), type(self).__name__)
         if not self.latents.centering:
             return flow

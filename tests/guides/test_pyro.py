@@ -27,6 +27,7 @@ from pyro.ops.indexing import Vindex
 from pyro.optim import Adam
 from torch import Tensor
 
+from pyro_nflows import AutoFlow
 from tests.guide_registry import Case, cases, exact_pairs, moved
 from tests.models import PAIRS, PAIRS_EVIDENCE, one_of_each, pairs, pairs_without_plate
 
@@ -301,6 +302,14 @@ def test_neutra_runs_under_nuts(case: Case) -> None:
     mcmc.run()
     samples = neutra.transform_sample(mcmc.get_samples()["x_shared_latent"].unsqueeze(-2))
     assert {name: value.shape for name, value in samples.items()} == {"x": (5, 1), "y": (5, 2)}
+
+
+def test_neutra_is_refused_where_a_scale_would_count_the_log_determinant_too() -> None:
+    guide = AutoFlow(two_parts)
+    guide()
+    with pytest.raises(ValueError, match=r"log-determinant 0\.5 times, because poutine\.scale is around"):
+        NeuTraReparam(guide).reparam(poutine.scale(two_parts, 0.5))()
+    guide.get_transform()
 
 
 @cases(bijective=True)
