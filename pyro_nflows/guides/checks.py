@@ -102,8 +102,8 @@ def refuse_scales() -> None:
     scale = math.prod(float(m.scale) for m in _PYRO_STACK if isinstance(m, ScaleMessenger))
     if scale != 1:
         raise ValueError(
-            f"NeuTraReparam would count the flow's log-determinant {scale:g} times, because poutine.scale is around the "
-            "model's first latent. Put it around the observations alone, or take vi.refine(), which counts it once"
+            f"NeuTraReparam would count the flow's log-determinant {scale:g} times, because poutine.scale is around "
+            "the model's first latent. Put it around the observations alone, or take vi.refine(), which counts it once"
         )
 
 
