@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from ..diagnostics.findings import Faults, MissedMass, RowFit, Subsampled
@@ -13,6 +14,7 @@ from ..engine import History
 from ..guides import AutoFlow
 from ..layers import Rescaled
 from ..model.bound import BoundModel
+from ..model.latents import is_enumerated, latent_sites
 from ..model.log_joint import LogJoint
 from ..objectives.draws import Draws
 from ..system.files import Path, kind_of, read
@@ -49,7 +51,11 @@ def take_fit(state: dict[str, Any], guide: AutoFlow, call: Call) -> Posterior:
     found = restored(state, guide)
     if state["arguments"] and not (call[0] or call[1]):
         return found
-    guide.receive(*call)
+    saved = list(guide.site_shapes)
+    try:
+        guide.receive(*call)
+    except ValueError as error:
+        raise _of_another_model(guide, saved, call) or error from None
     _take_leaves(found, call)
     if not isinstance(found, RowPosterior):
         _check_model(guide, found, call)
@@ -98,6 +104,19 @@ def _take_guide(state: dict[str, Any], guide: AutoFlow) -> None:
             f"VI.load: the file holds the fit of a {name} with other layers, or of another model; make the guide as it "
             f"was made for the fit ({error})"
         ) from error
+
+
+def _of_another_model(guide: AutoFlow, saved: list[str], call: Call) -> ValueError | None:
+    """What to say if the model has not the sites of the file; None if it has."""
+    with torch.random.fork_rng(devices=[]):
+        sites = list(latent_sites(poutine.trace(guide.bare_model).get_trace(*call[0], **call[1])))
+    now = [site["name"] for site in sites if not is_enumerated(site)]
+    if sorted(now) == sorted(saved):
+        return None
+    return ValueError(
+        f"VI.load: the file is of another model: its latent sites are {saved}, those of this one are {now}; load the "
+        "fit with the model and the data that it was made with"
+    )
 
 
 def _take_leaves(found: Posterior, call: Call) -> None:

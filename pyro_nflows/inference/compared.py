@@ -172,6 +172,11 @@ def _posteriors(fits: Mapping[str, Results | Posterior], untrusted: bool) -> dic
 
 
 def _log_weights(names: list[str], weights: Mapping[str, float] | None) -> dict[str, float]:
+    if not isinstance(weights, Mapping | None):
+        raise TypeError(
+            f"compare: got prior_weights of type {type(weights).__name__}, expected a dict with a number for each of "
+            f"the models {names}"
+        )
     given = dict.fromkeys(names, 1.0) if weights is None else dict(weights)
     if given.keys() != set(names) or not all(0 < weight < math.inf for weight in given.values()):
         raise ValueError(

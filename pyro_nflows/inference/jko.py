@@ -13,6 +13,7 @@ from ..engine.progress import Progress
 from ..flows.jko import Blocks, jko
 from ..flows.whitened import Whitened
 from ..layers import TriangularAffine
+from ..model.arrays import converted, is_frame
 from ..modes.gaussians import Gaussian
 from ..numerics import standard_normal_log_prob
 from ..system.exclusive import seeded
@@ -42,6 +43,12 @@ class JKOFit:
     distances: list[float]
     step_sizes: list[float]
     arrived: bool
+
+    def __repr__(self) -> str:
+        num = len(self.distances)
+        gain = f"{self.log_probs[0]:.3f} to {self.log_probs[-1]:.3f}" if self.log_probs else "not known"
+        ended = "a further one would have moved nothing" if self.arrived else "further ones might move more"
+        return f"JKOFit({num} block{'s' * (num != 1)}; mean log density {gain}; {ended})"
 
 
 def fit_jko(
@@ -128,7 +135,8 @@ def _result(layer: Whitened, moved: Movement, log_weight: float) -> JKOFit:
 
 def _rows(data: Any) -> Tensor:
     """The data as a matrix of floating-point numbers."""
-    x = torch.as_tensor(data).detach()
+    data = data.to_numpy() if is_frame(data) else data
+    x = torch.as_tensor(converted("fit_jko", "'data'", data, None)).detach()
     x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
     if x.dim() != 2 or not 2 * x.shape[-1] < len(x):
         raise ValueError(

@@ -314,3 +314,15 @@ def test_an_annealed_guide_draws_by_the_data_of_its_fit() -> None:
     vi = quick(AutoDAIS(located_prior), num_steps=10).run(Y)
     vi.guide(Y + 100)
     assert vi.get_samples(30_000, resample=False)["z"].mean().item() == pytest.approx(float(Y.sum() / 4), abs=0.1)
+
+
+def test_the_file_of_another_model_is_named_as_such(tmp_path: Path) -> None:
+    def hierarchy(y: Tensor) -> None:
+        level = pyro.sample("level", dist.Normal(y.new_zeros(()), 5.0))
+        with pyro.plate("n", len(y)):
+            theta = pyro.sample("theta", dist.Normal(level, 1.0))
+            pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+    quick(AutoFlow(hierarchy)).run(Y).save(tmp_path / "fit.pt")
+    with pytest.raises(ValueError, match=r"of another model: its latent sites are \['level', 'theta'\], those of this"):
+        VI.load(tmp_path / "fit.pt", AutoFlow(model), Y)

@@ -92,3 +92,8 @@ def test_mistakes_are_told(fits: dict[str, VI]) -> None:
         compare(fits, prior_weights={"flat": 1.0})
     with pytest.raises(TypeError, match="'b' is a int"):
         compare({"a": fits["flat"], "b": 3})  # type: ignore[dict-item]
+
+
+def test_prior_weights_that_are_no_dict_are_refused(fits: dict[str, VI]) -> None:
+    with pytest.raises(TypeError, match="prior_weights of type list, expected a dict"):
+        compare(fits, prior_weights=[1, 1], loo=False)  # type: ignore[arg-type]

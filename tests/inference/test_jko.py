@@ -70,6 +70,16 @@ def test_the_first_bound_is_that_of_the_gaussian_and_data_may_be_arrays() -> Non
     assert found.arrived
 
 
+def test_data_may_be_a_data_frame_and_a_fit_prints_a_line() -> None:
+    pandas = pytest.importorskip("pandas")
+    x = skewed(60)
+    frame = pandas.DataFrame(x.numpy(), columns=["a", "b"])
+    found, same = (fit(data, num_steps=1, lr=1e-9) for data in (x, frame))
+    assert found.log_probs == same.log_probs
+    assert repr(found).startswith("JKOFit(")
+    assert len(repr(found)) < 150
+
+
 def test_the_same_seed_gives_the_same_fit() -> None:
     x = skewed(400)
     flow = flows.jko(2, 1, build=SMALL, inverted=True).double()
