@@ -51,7 +51,11 @@ def _dataset(group: str, variables: Mapping[str, Variable], coords: Mapping[str,
     values = {safe(name): variable.values for name, variable in variables.items()}
     dims = {safe(name): [safe(dim) for dim in variable.dims] for name, variable in variables.items()}
     coords = {safe(dim): labels for dim, labels in coords.items()}
-    return arviz.dict_to_dataset(values, dims=dims, coords=coords, attrs=attrs, **sample_dims)
+    # ArviZ 0.x gives an array without dimensions one, of length one.
+    scalars = {name: ((), value) for name, value in values.items() if np.ndim(value) == 0}
+    others = {name: value for name, value in values.items() if name not in scalars}
+    made = arviz.dict_to_dataset(others, dims=dims, coords=coords, attrs=attrs, **sample_dims)
+    return made.assign(scalars)[list(values)]
 
 
 def _fitting(coords: Mapping[str, Sequence[Any]], variables: Iterable[Variable]) -> dict[str, Sequence[Any]]:

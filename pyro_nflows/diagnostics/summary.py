@@ -56,12 +56,8 @@ class Summary:
             raise ValueError(f"summary: prob must be between 0 and 1, got {prob}")
         if kind not in KINDS:
             raise ValueError(f"summary: kind must be one of {list(KINDS)}, got {kind!r}")
-        asked = list(samples) if var_names is None else [var_names] if isinstance(var_names, str) else list(var_names)
-        unknown = [name for name in asked if name not in samples]
-        if unknown:
-            raise ValueError(f"summary: var_names has {unknown}, but the sites are {list(samples)}")
         self.notes, self._kind, self._prob, self._worth = list(notes), kind, prob, worth
-        self._samples, self._is_short = {name: samples[name] for name in asked}, var_names is None
+        self._samples, self._is_short = chosen_sites("summary", samples, var_names), var_names is None
 
     @property
     def samples(self) -> dict[str, Tensor]:
@@ -163,3 +159,23 @@ def by_weights(num_effective: float) -> Worth:
         0.0293
     """
     return lambda _, values: {"mcse": float(values.std()) / max(num_effective, 1e-300) ** 0.5}
+
+
+def chosen_sites(who: str, samples: Mapping[str, Tensor], var_names: Sequence[str] | str | None) -> dict[str, Tensor]:
+    """The draws of the sites that are asked for.
+
+    :param who: is asked; the message begins with it.
+    :param samples: site to ``(num_samples, ...)``.
+    :param var_names: the sites, by default all.
+    :raises ValueError: if a name is no site's.
+
+    Example::
+
+        >>> list(chosen_sites("plot", {"a": torch.zeros(3), "b": torch.ones(3)}, "b"))
+        ['b']
+    """
+    asked = list(samples) if var_names is None else [var_names] if isinstance(var_names, str) else list(var_names)
+    unknown = [name for name in asked if name not in samples]
+    if unknown:
+        raise ValueError(f"{who}: var_names has {unknown}, but the sites are {list(samples)}")
+    return {name: samples[name] for name in asked}

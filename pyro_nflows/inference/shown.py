@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..diagnostics.resampling import chosen
-from ..diagnostics.summary import Summary, by_weights
+from ..diagnostics.summary import Summary, by_weights, chosen_sites
 from ..diagnostics.table import evidence_lines
 from ..diagnostics.verdict import effective, has_light_tail
 from ..guides import AutoFlow
@@ -53,7 +53,7 @@ class Shown(Judged, ABC):
     @torch.no_grad()
     def plot(self, var_names: Sequence[str] | str | None = None) -> "Figure":
         """One figure; see :meth:`pyro_nflows.VI.plot`."""
-        asked = self.summarised(var_names).samples
+        asked = chosen_sites("plot", self._whole_sample(), var_names)
         return plot_overview(self.history.trace(), self.history.rounds, self.log_weight, asked)
 
     def __repr__(self) -> str:

@@ -496,3 +496,19 @@ def test_predictions_that_cannot_be_are_refused() -> None:
     draws = school_draws(5)
     with pytest.raises(ValueError, match="'theta' has shape"):
         to_arviz(eight_schools, draws, (Y, SIGMA), predictions=(Y[:3], SIGMA[:3]))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_single_observation_has_no_dimension_in_any_group(tmp_path: Path) -> None:
+    def model(y: Tensor) -> None:
+        pyro.sample("y", dist.Normal(pyro.sample("mu", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+
+    data = to_arviz(model, {"mu": 0.5 * torch.randn(2, 400)}, (torch.tensor(0.7),), group_by_chain=True, seed=0)
+    for group in ("posterior_predictive", "log_likelihood"):
+        assert data[group]["y"].dims == ("chain", "draw", *data["observed_data"]["y"].dims)
+    assert data["observed_data"]["y"].shape == ()
+    assert arviz.loo(data).n_data_points == 1
+    data.to_netcdf(str(tmp_path / "data.nc"))
+    if not MODERN:
+        assert 0 < float(arviz.loo_pit(data, y="y")) < 1
+        assert np.isfinite(float(arviz.psens(data, component="likelihood")["mu"]))

@@ -100,5 +100,5 @@ def test_a_figure_has_the_course_the_weights_and_marginals(fitted: VI) -> None:
         judged = line().judge(Y)
         assert "no steps of training" in [text.get_text() for text in judged.plot().axes[0].texts]
         pyplot.close("all")
-    with pytest.raises(ValueError, match="var_names has"):
+    with pytest.raises(ValueError, match=r"^plot: var_names has \['nu'\]"):
         fitted.plot("nu")
