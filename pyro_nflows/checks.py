@@ -7,6 +7,17 @@ from typing import Any
 Size = int | tuple[int, int, int]
 
 
+def counted(num: int, what: str) -> str:
+    """So many of something, in words.
+
+    Example::
+
+        >>> counted(1, "latent"), counted(2000, "data set")
+        ('1 latent', '2,000 data sets')
+    """
+    return f"{num:,} {what}{'s' * (num != 1)}"
+
+
 def check_sizes(name: str, **sizes: int) -> None:
     """Raise a ValueError that names the first size which is not a positive integer.
 

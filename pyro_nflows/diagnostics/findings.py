@@ -115,7 +115,8 @@ class Training:
     :param out_of_time: whether its time was over before it was complete.
     :param unsearched: whether that was so before other modes were searched for.
     :param out_of_memory: whether a step had not enough memory.
-    :param quick: whether no flow was asked for.
+    :param quick: whether no flow was asked for: the remedy is then to ask for one.
+    :param has_mixture: whether what was fitted is a mixture of Gaussians.
 
     Example::
 
@@ -133,6 +134,7 @@ class Training:
     unsearched: bool = False
     out_of_memory: bool = False
     quick: bool = False
+    has_mixture: bool = False
 
     def words(self, refused: bool, is_close: bool = True) -> str:
         """What is said after a verdict's sentence.
@@ -141,16 +143,10 @@ class Training:
         :param is_close: whether the guide's own draws are.
         """
         said = ""
-        if self.quick and not is_close:
-            said += " Only a Gaussian was fitted, by effort='quick'; effort='default' trains a flow."
         if refused and self.restarts:
             said += f" Training diverged and went back {self.restarts} time{'s' * (self.restarts > 1)}."
         if self.was_right and not self.num_steps and not refused:
-            said += (
-                " The best Gaussian is right: no flow was trained."
-                if self.descent
-                else " The start was already right: no training was needed."
-            )
+            said += self._of_the_start(is_close)
         if self.out_of_time:
             said += f" Training ended because max_seconds was over{': more time may help' if refused else ''}."
         if self.stopped:
@@ -160,6 +156,16 @@ class Training:
         if self.out_of_memory:
             said += " Training ended because a step had not enough memory: " + LESS_MEMORY
         return said
+
+    def _of_the_start(self, is_close: bool) -> str:
+        """What is said where nothing was trained: that the start is right only if its own draws are to be trusted."""
+        if not is_close:
+            return "" if self.quick else " No flow was trained."
+        if self.has_mixture:
+            return " The best mixture of Gaussians is right: no flow was trained."
+        if self.descent:
+            return " The best Gaussian is right: no flow was trained."
+        return " The start was already right: no training was needed."
 
 
 @dataclass(frozen=True)

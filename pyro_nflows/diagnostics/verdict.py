@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import weights as diagnostics
 from .findings import Faults, MissedMass, Subsampled, Training, apart
+from .remedies import remedy_of
 
 O = TypeVar("O", bound=enum.Enum)
 
@@ -58,20 +59,17 @@ class Outcome(Sentences):
     TRUST = "Trust these draws: ESS is {ess:.0%} of the draws and k-hat {pareto_k} ({tail})."
     RESAMPLED = (
         "Trust the draws of get_samples(), which are importance-resampled, but not the guide by itself: ESS is only "
-        "{ess:.0%} of the draws (k-hat {pareto_k}); for a closer guide try more steps or AutoCIF."
+        "{ess:.0%} of the draws (k-hat {pareto_k}){remedy}"
     )
     TAILS = (
         "Trust means and central intervals, but not far tails: ESS is {ess:.0%} of the draws, yet k-hat "
-        "{pareto_k} is above {threshold}; vi.refine() or a non-centered model may help."
+        "{pareto_k} is above {threshold}{remedy}"
     )
     DISTRUST = (
         "Do not trust these draws: k-hat {pareto_k} is above {threshold} (ESS {ess:.1%}), so the guide misses "
-        "part of the posterior; try vi.refine(), more steps, AutoCIF, or a non-centered or rescaled model."
+        "part of the posterior{remedy}"
     )
-    TOO_FEW = (
-        "Do not trust these draws: they are worth only {worth:.0f} independent ones (ESS {ess:.2%}); try vi.refine(), "
-        "more steps, AutoCIF, or a non-centered or rescaled model."
-    )
+    TOO_FEW = "Do not trust these draws: they are worth only {worth:.0f} independent ones (ESS {ess:.2%}){remedy}"
     ROWS = "Do not trust the rows of the plate: the weights of their own draws are bad."
     MINIBATCH = (
         "Do not judge these draws by their weights (ESS {ess:.1%}, k-hat {pareto_k}): log p of each is that of a "
@@ -80,17 +78,15 @@ class Outcome(Sentences):
     )
     UNSETTLED = (
         "Do not trust these draws yet: the model's own parameters (pyro.param) were still moving, and changed the log "
-        "joint by {drift:.2g} in the last round; call run() again, or give more num_steps."
+        "joint by {drift:.2g} in the last round{remedy}"
     )
     STARTS_DISAGREE = (
         "Do not trust these draws: fits from different starts disagree (log evidence {lowest:.2f} to {highest:.2f}), "
-        "so the posterior probably has several modes and each fit found some; try AutoCIF with annealing, or more "
-        "starts."
+        "so the posterior probably has several modes and each fit found some{remedy}"
     )
     MODE_MISSED = (
-        "Do not trust these draws: the guide misses a region that holds {missed}; the posterior has another mode. "
-        "Leave num_steps to the schedule, which then fits again from there; or try AutoCIF with annealing (and "
-        "init_scale about the prior's), more starts, or structure='joint' where a guide follows plates."
+        "Do not trust these draws: the guide misses a region that holds {missed}; the posterior has another "
+        "mode{remedy}"
     )
     UNSTABLE = (
         "Do not trust this guide: rounding errors grow so much on the way through the flow that its inverse is off by "
@@ -189,6 +185,7 @@ def judge(evidence: Evidence, training: Training = Training()) -> Verdict[Outcom
         edge=words["edge"],
         rows=evidence.subsampled,
         obstacle=evidence.subsampled.obstacle,
+        remedy=remedy_of(outcome.name, training.quick),
         tail=f"below {shown[1]}" if pareto_k < threshold else "a tail of nearly equal weights",
     )
     sentence += _rests_on(evidence.subsampled, outcome)

@@ -14,6 +14,7 @@ from pyro import poutine
 from torch import Tensor
 
 from .. import flows
+from ..checks import counted
 from ..flows.transforms import as_layer
 from ..flows.whitened import Whitened
 from ..layers import PlateAffine
@@ -95,9 +96,9 @@ def described(
         coupled = [] if rows is None else [" x ".join(block.plates) for block in rows.blocks if block.row_dim > 1]
         within = f", with couplings within rows of {', '.join(coupled)}" if coupled else ""
         why = f", end {end.kind} ({end.why})" if end is not None and end.why else ""
-        return f"joint over {latent_dim} latents{within}{why}"
-    blocks = ", ".join(f"{' x '.join(b.plates)}: {b.num_rows:,} rows of {b.row_dim}" for b in hierarchy.blocks)
-    return f"follows plates: {len(hierarchy.top)} latents outside of plates; {blocks}"
+        return f"joint over {counted(latent_dim, 'latent')}{within}{why}"
+    blocks = ", ".join(f"{' x '.join(b.plates)}: {counted(b.num_rows, 'row')} of {b.row_dim}" for b in hierarchy.blocks)
+    return f"follows plates: {counted(len(hierarchy.top), 'latent')} outside of plates; {blocks}"
 
 
 def whitened(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import counted
 from ..diagnostics.calibration import Calibration, PValues, judge_ranks
 from ..diagnostics.calibration_summary import CalibrationSummary, selected
 from ..diagnostics.ranks import symmetry, uniformity
@@ -142,7 +143,7 @@ class Calibrated:
     def _fits(self) -> str:
         bad = self._bad()
         kinds = ", ".join(f"{bad.count(name)} {name}" for name in sorted(set(bad)))
-        parts = [f"{len(self._checked)} fits, {len(bad)} of them bad" + (f" ({kinds})" if kinds else "")]
+        parts = [f"{counted(len(self._checked), 'fit')}, {len(bad)} of them bad" + (f" ({kinds})" if kinds else "")]
         parts.append(f"median ESS {float(self.ess.median()):.0%}")
-        parts += [f"{len(self.failed)} data sets could not be started"] if self.failed else []
+        parts += [f"{counted(len(self.failed), 'data set')} could not be started"] if self.failed else []
         return "; ".join(parts + (["interrupted"] if self.interrupted else [])) + "."

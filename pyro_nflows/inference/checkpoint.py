@@ -95,13 +95,13 @@ def _take_guide(state: dict[str, Any], guide: AutoFlow) -> None:
     name = type(guide).__name__
     if state["guide"] != name:
         raise ValueError(
-            f"VI.load: the file holds the fit of a {state['guide']}, got a fresh {name}; make a matching guide"
+            f"VI.load: the file holds a fit of {state['guide']}, got a fresh {name}; make a matching guide"
         )
     try:
         guide.load_state_dict(state["state_dict"])
     except RuntimeError as error:
         raise ValueError(
-            f"VI.load: the file holds the fit of a {name} with other layers, or of another model; make the guide as it "
+            f"VI.load: the file holds a fit of {name} with other layers, or of another model; make the guide as it "
             f"was made for the fit ({error})"
         ) from error
 

@@ -38,6 +38,7 @@ class Judged:
     faults: Faults
     subsampled: Subsampled
     seed: int | None
+    modes: tuple[int, int] | None
 
     @property
     def log_weight(self) -> Tensor:
@@ -56,7 +57,8 @@ class Judged:
         """What to make of the draws: an outcome and one sentence."""
         h = self.history
         ended = h.descent, h.out_of_time, h.stopped, h.unsearched, h.out_of_memory, h.quick
-        return judge(self.evidence, Training(h.num_steps, h.skipped, h.restarts, h.was_right, *ended))
+        mixture = self.modes is not None and self.modes[0] > 1
+        return judge(self.evidence, Training(h.num_steps, h.skipped, h.restarts, h.was_right, *ended, mixture))
 
     def diagnostics(self) -> Diagnostics:
         """The evidence in numbers; see :meth:`pyro_nflows.VI.diagnostics`."""

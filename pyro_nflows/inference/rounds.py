@@ -89,6 +89,7 @@ class Fitting:
     def _begin(self) -> Stage | None:
         """A fresh layer's start is the best Gaussian on the way to a mode."""
         trainer, plan, schedule = self.trainer, self.plan, self.plan.schedule
+        trainer.history.quick = not (schedule.has_flow or self.layer.is_gaussian)
         if schedule.has_flow:  # few draws are not worth compiling for
             trainer.sampler.expect(self.layer, schedule.num_samples)
         if self.init is None or plan.goes_on or not is_fresh(self.layer):
@@ -218,7 +219,6 @@ class Fitting:
     def _flow(self, failed: bool = False) -> Stage | None:
         """The rounds of the whole flow, unless the fit ends here."""
         if failed or self.trainer.is_over() or not self.plan.schedule.has_flow:
-            self.trainer.history.quick = not self.plan.schedule.has_flow
             self._move(failed)
             self.fit = self.drawn(failed)
             return None

@@ -82,7 +82,7 @@ class RowPosterior(Posterior):
 
     def verdict(self) -> Verdict[Outcome]:
         """What to make of the draws: an outcome and one sentence, which says what it rests on."""
-        return with_rows(super().verdict(), self.row_fit, self.amortizer is not None)
+        return with_rows(super().verdict(), self.row_fit, self.amortizer is not None, self.history.quick)
 
     def _further(self, num_samples: int) -> Draws:
         args, kwargs = self._need_call()

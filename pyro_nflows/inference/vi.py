@@ -42,7 +42,8 @@ class VI(Results):
     :param guide: a flow guide such as ``AutoFlow(model)``. A trained one is trained further.
     :param objective: ``ELBO(...)`` or ``IWAE(...)``; its ``num_particles`` is used if more than one. By default the
         ELBO by path gradients, with the schedule's numbers of particles.
-    :param num_steps: steps of the flow, which are all taken; by default the schedule runs rounds until the ESS is good.
+    :param num_steps: steps of the flow, which are all taken; the Gaussian that it starts from takes up to half as many
+        before that, and 800 at most. By default the schedule runs rounds until the ESS is good.
     :param start: another fit, run or loaded, of a model with the same latent sites: the first run begins where that one
         ended, with its trained flow if the guide's has the same layers, else with its Gaussian. The data may differ.
     :param num_starts: independent fits, by default one (three with ``effort="thorough"``); the best is kept, and their
@@ -52,7 +53,8 @@ class VI(Results):
     :param max_seconds: that a run may take, its judging included; what has been reached by then is judged.
     :param callback: a function of a :class:`~pyro_nflows.engine.Look` (round, step, ELBO, seconds), called about every
         fifty steps: to log to anything, or to end training by returning ``True``. What has been reached is then judged.
-        An error that it raises is told in a warning, and the fit goes on.
+        An error that it raises is told in a warning, and the fit goes on. Where a fit takes no steps of training (one
+        with ``effort="quick"``, or whose start is right already), neither this nor ``optim`` is used.
     :param optim: takes the steps in the place of Adam: a class such as ``torch.optim.AdamW``, a function that makes an
         optimiser of parameters, or one of ``pyro.optim`` (:mod:`~pyro_nflows.engine.optimised`).
     :param seed: makes the run reproducible, but for rounding where the engine is not named.

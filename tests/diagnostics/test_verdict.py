@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_nflows.diagnostics.findings import Faults, RowFit, Training
+from pyro_nflows.diagnostics.findings import Faults, MissedMass, RowFit, Training
 from pyro_nflows.diagnostics.row_verdict import with_rows
 from pyro_nflows.diagnostics.verdict import Evidence, Outcome, effective, judge, tail_index
 from pyro_nflows.diagnostics.weights import Estimate
@@ -54,6 +54,37 @@ def test_every_outcome(given: Evidence, outcome: Outcome, says: str) -> None:
     assert verdict.outcome is outcome
     assert says in verdict.sentence
     assert "{" not in verdict.sentence
+
+
+@pytest.mark.parametrize("kind", ["wide", "heavy"])
+@pytest.mark.parametrize("missed", [0.0, 0.5])
+def test_a_quick_fit_has_one_remedy(kind: str, missed: float) -> None:
+    given = evidence(weights(kind), missed=MissedMass(missed, "mu", 3.0))
+    default, quick = (judge(given, Training(quick=quick)).sentence for quick in (False, True))
+    said = ". Only a Gaussian was fitted, by effort='quick'; effort='default' trains a flow."
+    assert quick.endswith(said)
+    assert default.startswith(quick.removesuffix(said))
+    for other in ("more steps", "AutoCIF", "num_steps", "vi.refine"):
+        assert other not in quick
+
+
+@pytest.mark.parametrize(
+    ("training", "says"),
+    [
+        (Training(was_right=True), " The start was already right: no training was needed."),
+        (Training(was_right=True, descent=5), " The best Gaussian is right: no flow was trained."),
+        (
+            Training(was_right=True, descent=5, has_mixture=True),
+            " The best mixture of Gaussians is right: no flow was trained.",
+        ),
+    ],
+)
+def test_a_start_is_called_right_only_where_its_draws_are_trusted(training: Training, says: str) -> None:
+    assert judge(evidence(weights("equal")), training).sentence.endswith(says)
+    resampled = judge(evidence(weights("wide")), training)
+    assert resampled.outcome is Outcome.RESAMPLED
+    assert " right" not in resampled.sentence
+    assert resampled.sentence.endswith(" No flow was trained.")
 
 
 def test_a_k_hat_just_above_its_threshold_is_shown_to_be_above(monkeypatch: pytest.MonkeyPatch) -> None:

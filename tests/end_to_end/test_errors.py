@@ -412,7 +412,7 @@ def test_a_fit_of_another_model_or_guide(tmp_path: Path) -> None:
 
     quick(pairs).run().save(tmp_path / "vi.pt")
     assert VI.load(tmp_path / "vi.pt", AutoFlow(pairs, TWO), PAIRS).diagnostics()["num_steps"] > 0
-    with pytest.raises(ValueError, match="the file holds the fit of a AutoFlow, got a fresh AutoIAF; make a matching"):
+    with pytest.raises(ValueError, match="the file holds a fit of AutoFlow, got a fresh AutoIAF; make a matching"):
         VI.load(tmp_path / "vi.pt", AutoIAF(pairs), PAIRS)
     with pytest.raises(ValueError, match=r"loaded state is of another model: site 'z' has .* shape \[4\] there"):
         VI.load(tmp_path / "vi.pt", AutoFlow(other, TWO), PAIRS)

@@ -47,7 +47,7 @@ def test_a_guide_of_many_rows_follows_plates_and_says_so():
     assert guide.extra_repr() == ""
     guide(DATA)
     assert guide.follows_plates
-    assert "follows plates: 1 latents outside of plates; groups: 60 rows of 1" in repr(guide)
+    assert "follows plates: 1 latent outside of plates; groups: 60 rows of 1" in repr(guide)
     assert isinstance(guide.plain_layer().end, PlateAffine)
 
 

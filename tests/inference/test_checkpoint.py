@@ -126,10 +126,10 @@ def test_other_data_and_another_model_are_told(fitted: VI, tmp_path: Path) -> No
 
 def test_another_guide_or_flow_is_told(fitted: VI, tmp_path: Path) -> None:
     fitted.save(tmp_path / "fit.pt")
-    with pytest.raises(ValueError, match="the fit of a AutoFlow, got a fresh AutoIAF"):
+    with pytest.raises(ValueError, match="a fit of AutoFlow, got a fresh AutoIAF"):
         VI.load(tmp_path / "fit.pt", AutoIAF(model), Y)
     with pytest.raises(
-        ValueError, match=r"a AutoFlow with other layers, or of another model; make the guide as it was"
+        ValueError, match=r"a fit of AutoFlow with other layers, or of another model; make the guide as it was"
     ):
         VI.load(tmp_path / "fit.pt", AutoFlow(model), Y)
 

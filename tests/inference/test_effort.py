@@ -55,6 +55,7 @@ def test_quick_says_what_follows_where_a_gaussian_is_not_enough() -> None:
     vi = fit(banana, effort="quick").run()
     said = str(vi.verdict())
     assert "Only a Gaussian was fitted, by effort='quick'; effort='default' trains a flow." in said
+    assert "more steps" not in said
     assert vi.history.num_steps == 0
     assert vi.history.quick
 
@@ -63,6 +64,8 @@ def test_quick_sees_another_mode_and_does_not_fit_again() -> None:
     guide = AutoFlow(two_modes, lambda dim: flows.realnvp(dim, 2, (4,)), init_loc_fn=lambda site: torch.tensor(8.0))
     vi = VI(guide, seed=0, effort="quick", progress_bar=False).run()
     assert vi.verdict().outcome is Outcome.MODE_MISSED
+    assert "effort='default' trains a flow." in str(vi.verdict())
+    assert "num_steps" not in str(vi.verdict())
     assert vi.history.num_steps == 0
 
 
