@@ -11,7 +11,7 @@ from ..model.site_kinds import Site, is_observation, is_partial, is_row_factor
 from .containers import Facts, contained
 from .factors import factor_notes
 from .labels import Labels
-from .names import check_coords, check_dims, check_likelihood
+from .names import check_coords, check_dims, check_fresh, check_likelihood
 from .predictions import predicted
 
 __all__ = ["Options", "to_arviz"]
@@ -23,6 +23,7 @@ class Options(TypedDict, total=False):
     log_likelihood: bool | Sequence[str]
     unconstrained: bool
     predictions: Sequence[Any] | Mapping[str, Any] | None
+    fresh: Sequence[str]
     coords: Mapping[str, Sequence[Any]] | None
     dims: Mapping[str, Sequence[str]] | None
 
@@ -41,6 +42,7 @@ def to_arviz(
     num_prior: int | None = None,
     unconstrained: bool = False,
     predictions: Sequence[Any] | Mapping[str, Any] | None = None,
+    fresh: Sequence[str] = (),
     coords: Mapping[str, Sequence[Any]] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     attrs: Facts | None = None,
@@ -74,6 +76,8 @@ def to_arviz(
         them.
     :param predictions: other arguments of the model, a sequence by position or a mapping by name: what it draws there
         is the group ``predictions``, and they are ``predictions_constant_data``.
+    :param fresh: latent sites that predictions draw from their prior given the others, such as the effects of new
+        groups; they are in ``predictions`` too.
     :param coords: labels along a dimension, such as ``{"school": ["A", "B"]}``; those of predictions have them where
         there are as many.
     :param dims: names of the dimensions of a site or argument, where plates do not name them.
@@ -81,8 +85,9 @@ def to_arviz(
         the whole.
     :param seed: makes the result reproducible and leaves torch's random state alone.
     :return: ``InferenceData`` or ``DataTree``.
-    :raises ValueError: if a latent site is missing from ``samples``, the numbers of draws differ, or a name in
-        ``coords``, ``dims`` or ``log_likelihood`` is none of the model's.
+    :raises ValueError: if a latent site is missing from ``samples``, the numbers of draws differ, a name in
+        ``coords``, ``dims``, ``fresh`` or ``log_likelihood`` is none of the model's, or a plate has no rows or a random
+        part of them at the arguments of ``predictions``.
 
     Example::
 
@@ -95,6 +100,7 @@ def to_arviz(
         >>> data["log_likelihood"]["y"].dims
         ('chain', 'draw', 'unit')
     """
+    check_fresh(fresh, predictions)
     run = Run(model, args, kwargs or {})
     shape, draws = _flatten("samples", samples, group_by_chain)
     num_prior = min(shape[0] * shape[1], 1000) if num_prior is None else num_prior
@@ -111,7 +117,7 @@ def to_arviz(
         groups = label.drawn(answers, shape) | label.drawn(prior, (1, num_prior))
         constant, no_constant = label.constant(run)
         groups |= {"observed_data": label.observed(), "constant_data": constant}
-        elsewhere = {} if predictions is None else predicted(model, predictions, draws, shape, dims or {})
+        elsewhere = {} if predictions is None else predicted(model, predictions, fresh, draws, shape, dims or {})
     check_dims(dims or {}, groups, label)
     check_coords(coords or {}, groups, label)
     notes = no_prior + notes + no_constant + _left_out(sites, answers, log_likelihood)

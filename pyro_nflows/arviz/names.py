@@ -58,6 +58,19 @@ def check_likelihood(log_likelihood: bool | Sequence[str], sites: Mapping[str, S
     _check("log_likelihood", given, can, "observed sites and factors in plates")
 
 
+def check_fresh(fresh: Sequence[str], predictions: Any) -> None:
+    """Raise a ValueError if sites are to be drawn anew, and there is nothing to predict.
+
+    :param fresh: names of latent sites.
+    :param predictions: arguments of the model, or None.
+    """
+    if fresh and predictions is None:
+        raise ValueError(
+            f"to_arviz: got fresh={fresh!r} without predictions=; fresh names latent sites that predictions draw from "
+            "their prior, and those of the posterior stay as they are"
+        )
+
+
 def _check(argument: str, given: Iterable[str], known: Iterable[str], what: str) -> None:
     unknown = [name for name in given if name not in set(known)]
     if unknown:

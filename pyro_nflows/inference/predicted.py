@@ -5,9 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..model.arguments import ready
-from ..model.call_checks import told
-from ..model.predictive import Run, each_draw, isolated
+from ..model.predicted import predicted as model_predicted
+from ..model.predictive import isolated
 
 
 def predicted(
@@ -25,17 +24,10 @@ def predicted(
     :param fresh: those that are drawn from their prior given the others.
     :param seed: makes the result reproducible.
     :param args: the model's arguments, with ``kwargs``.
-    :raises ValueError: if a latent site has another shape at these arguments, or a name in ``fresh`` is none of them.
+    :raises ValueError: if a latent site has another shape at these arguments, a name in ``fresh`` is none of them, a
+        plate has no rows, or it shows a random part of them.
     :raises TypeError: if these are not the arguments that the model takes.
     """
-    unknown = [name for name in fresh if name not in samples]
-    if unknown:
-        raise ValueError(f"predict: fresh has {unknown}, but the latent sites are {list(samples)}")
-    kept = {name: values for name, values in samples.items() if name not in fresh}
-    size = next(iter(samples.values()))
-    if not kept:
-        raise ValueError("predict: fresh has all latent sites, so that nothing of the posterior is left")
-    args, kwargs = ready("predict", model, args, dict(kwargs))
-    with isolated(seed, size.device), told("predict", model, args, kwargs):
-        answers = each_draw(Run(model, args, kwargs).prediction, kept)
+    with isolated(seed, next(iter(samples.values())).device):
+        answers = model_predicted("predict", model, samples, fresh, args, kwargs).answers
     return {name: values for (_, name), values in answers.items()}

@@ -193,7 +193,8 @@ class Refined:
 
         :param untrusted: whether the export of chains that are not to be trusted is wanted; else there is a warning.
         :param seed: of replicated data and draws of the prior.
-        :param options: ``log_likelihood``, ``unconstrained``, ``predictions``, ``coords`` and ``dims``, as there.
+        :param options: ``log_likelihood``, ``unconstrained``, ``predictions``, ``fresh``, ``coords`` and ``dims``, as
+            there.
         :raises ValueError: if the model's arguments are not at hand, or a name is none of the model's.
         """
         verdict = self.verdict()

@@ -100,7 +100,9 @@ class Results:
         :param fresh: latent sites to draw from their prior given the others, such as the effects of new groups.
         :param seed: makes the result reproducible, given the draws.
         :return: a dict from site to a tensor ``(num_samples, ...)``: data, deterministic sites, and those in ``fresh``.
-        :raises ValueError: if a latent site has another shape at these arguments, and is not in ``fresh``.
+        :raises ValueError: if a latent site has another shape at these arguments, and is not in ``fresh``; if a plate
+            has no rows; or if it shows a random part of them (``subsample_size``), so that nobody knows whose data
+            these are.
         :raises TypeError: if these are not the arguments that the model takes.
 
         Example::
@@ -175,6 +177,7 @@ class Results:
         log_likelihood: bool | Sequence[str] = True,
         unconstrained: bool = False,
         predictions: Sequence[Any] | Mapping[str, Any] | None = None,
+        fresh: Sequence[str] = (),
         coords: Mapping[str, Sequence[Any]] | None = None,
         dims: Mapping[str, Sequence[str]] | None = None,
     ) -> Any:
@@ -199,9 +202,12 @@ class Results:
             ``unconstrained_posterior``.
         :param predictions: other arguments of the model, a tuple by position or a dict by name: data drawn there, as
             :meth:`predict` draws them, are the group ``predictions``.
+        :param fresh: latent sites that predictions draw from their prior given the others, such as the effects of new
+            groups.
         :param coords: labels along a dimension, such as ``{"school": ["A", "B"]}``.
         :param dims: names of a site's dimensions, where plates do not name them.
-        :raises ValueError: if the draws cannot be put into so many chains, or a name is none of the model's.
+        :raises ValueError: if the draws cannot be put into so many chains, a name is none of the model's, or the model
+            cannot predict at these arguments, as for :meth:`predict`.
         """
         if len(self.posterior.starts) < 2 and not self.guide.subsamples:
             self._posterior = self.posterior.with_draws(num_samples)
@@ -213,6 +219,7 @@ class Results:
             log_likelihood=log_likelihood,
             unconstrained=unconstrained,
             predictions=predictions,
+            fresh=fresh,
             coords=coords,
             dims=dims,
         )

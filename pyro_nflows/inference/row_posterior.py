@@ -122,7 +122,7 @@ class RowPosterior(Posterior):
         There is no log-likelihood: one run of the model has some rows only. See :meth:`pyro_nflows.VI.to_arviz`.
         """
         coords, dims = options.get("coords"), options.get("dims")
-        for name in ("log_likelihood", "unconstrained", "predictions"):
+        for name in ("log_likelihood", "unconstrained", "predictions", "fresh"):
             asked = options.get(name)
             if asked and not (asked is True and name == "log_likelihood"):
                 raise ValueError(

@@ -23,6 +23,7 @@ from ..system.exclusive import validation
 from .bound import BoundModel
 from .data_checks import is_deterministic
 from .pointwise import log_prob_and_mask, sum_out_enumerated
+from .random_rows import RandomRows
 from .site_kinds import Site, is_data, is_factor, is_latent, is_marked, is_observation, is_row_factor
 from .supports import bijection
 from .transformable import transformable
@@ -98,9 +99,14 @@ class Run(BoundModel):
         """
         return {("predictions", n): s["value"] for n, s in self.predicted_sites(draw).items()}
 
-    def predicted_sites(self, draw: Draw) -> dict[str, Site]:
-        """The sites of :meth:`prediction`."""
-        with _Sample(), _Substitute(draw, is_whole=False), _Replicate():
+    def predicted_sites(self, draw: Draw, rows: RandomRows | None = None) -> dict[str, Site]:
+        """The sites of :meth:`prediction`.
+
+        :param draw: values of latent sites.
+        :param rows: watches the plates.
+        """
+        who = "predict" if rows is None else rows.who
+        with _Sample(), _Substitute(draw, who), _Replicate(), rows or contextlib.nullcontext():
             sites = self._trace()
         return {n: s for n, s in sites.items() if n not in draw and not is_factor(s)}
 
@@ -167,31 +173,31 @@ class _Substitute(Messenger):
     """Gives latent sites the values drawn for them; unlike conditioning, leaves them latent.
 
     :param draw: values of the latent sites.
-    :param is_whole: whether it has those of all of them; else the others are drawn, and shapes are compared.
+    :param partly_for: who asks, where not all of them may be there: the others are drawn, and shapes are compared.
     """
 
-    def __init__(self, draw: Draw, is_whole: bool = True) -> None:
+    def __init__(self, draw: Draw, partly_for: str = "") -> None:
         super().__init__()
-        self.draw, self.is_whole = draw, is_whole
+        self.draw, self.partly_for = draw, partly_for
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) or not is_latent(msg):
             return
         if msg["name"] in self.draw:
-            if not self.is_whole:
-                _check_shape(msg["name"], self.draw[msg["name"]].shape, msg["fn"].shape())
+            if self.partly_for:
+                _check_shape(self.partly_for, msg["name"], self.draw[msg["name"]].shape, msg["fn"].shape())
             msg["value"], msg["done"] = self.draw[msg["name"]], True
-        elif self.is_whole and not is_marked(msg):
+        elif not self.partly_for and not is_marked(msg):
             raise ValueError(
                 f"samples: got {sorted(self.draw)}, expected the latent site {msg['name']!r} too. "
                 "Pass draws of every latent site of the model."
             )
 
 
-def _check_shape(name: str, drawn: tuple[int, ...], here: tuple[int, ...]) -> None:
+def _check_shape(who: str, name: str, drawn: tuple[int, ...], here: tuple[int, ...]) -> None:
     if tuple(drawn) != tuple(here):
         raise ValueError(
-            f"predict: the latent site {name!r} has shape {tuple(drawn)} in the posterior and {tuple(here)} at these "
+            f"{who}: the latent site {name!r} has shape {tuple(drawn)} in the posterior and {tuple(here)} at these "
             f"arguments. Give data of the same rows or, for new ones, fresh=[{name!r}], which draws it from its prior"
         )
 

@@ -512,3 +512,30 @@ def test_a_single_observation_has_no_dimension_in_any_group(tmp_path: Path) -> N
     if not MODERN:
         assert 0 < float(arviz.loo_pit(data, y="y")) < 1
         assert np.isfinite(float(arviz.psens(data, component="likelihood")["mu"]))
+
+
+def test_predictions_of_new_groups_draw_them_from_their_prior() -> None:
+    draws = {"mu": torch.full((2000,), 3.0), "tau": torch.full((2000,), 2.0), "theta": torch.zeros(2000, 8)}
+    options: dict[str, Any] = {"predictions": (Y[:3], SIGMA[:3]), "log_likelihood": False, "seed": 0}
+    with pytest.raises(ValueError, match=r"^to_arviz\(predictions=\): the latent site 'theta' .*fresh=\['theta'\]"):
+        to_arviz(eight_schools, draws, (Y, SIGMA), **options)
+    with pytest.raises(ValueError, match=r"fresh has \['nu'\], but the latent sites are"):
+        to_arviz(eight_schools, draws, (Y, SIGMA), fresh=["nu"], **options)
+    with pytest.raises(ValueError, match=r"got fresh=\['theta'\] without predictions="):
+        to_arviz(eight_schools, draws, (Y, SIGMA), fresh=["theta"])
+    found = to_arviz(eight_schools, draws, (Y, SIGMA), fresh=["theta"], **options)
+    theta = found["predictions"]["theta"]
+    assert theta.dims == ("chain", "draw", "school")
+    assert theta.shape == found["predictions"]["y"].shape == (1, 2000, 3)
+    assert (abs(theta.values[0].mean(0) - 3) < 5 * 2 / 2000**0.5).all()
+    assert (found["posterior"]["theta"] == 0).all()
+
+
+def test_predictions_of_random_rows_are_refused() -> None:
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("row", len(x), subsample_size=3) as rows:
+            pyro.sample("y", dist.Normal(slope * x[rows], 1.0), obs=None if y is None else y[rows])
+
+    with pytest.raises(ValueError, match=r"^to_arviz\(predictions=\): plate 'row' shows a random 3 of its 8 rows"):
+        to_arviz(model, {"slope": torch.randn(5)}, (Y, Y), predictions=(Y,), seed=0)

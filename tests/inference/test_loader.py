@@ -66,6 +66,15 @@ def test_the_guide_is_still_one_of_minibatches(fitted):
     assert torch.allclose(fitted.guide.median()["w"], fitted.get_samples(4000)["w"].median(0).values, atol=0.05)
 
 
+def test_predictions_are_of_the_rows_that_are_given(fitted):
+    x, y = data()
+    new = torch.tensor([[100.0, 0.0], [0.0, 100.0]], dtype=torch.float64)
+    covariance = torch.linalg.inv(x.T @ x + torch.eye(2) / 4)
+    found = fitted.predict(new, None, num_samples=4000, seed=0)["y"].mean(0)
+    sd = (1e4 * covariance.diagonal() + 1).sqrt()
+    assert ((found - 100 * covariance @ x.T @ y).abs() < 5 * sd / 4000**0.5).all()
+
+
 def test_it_is_saved_and_loaded_with_its_minibatches(fitted, tmp_path):
     fitted.save(tmp_path / "fit.pt")
     again = VI.load(tmp_path / "fit.pt", AutoFlow(regression), minibatches=loader(*data()))
