@@ -67,6 +67,7 @@ class Faults:
     :param edge: a site whose draws lie on the edge of its support, as far as numbers can tell, and the share of them.
     :param scale: a site that varies on a scale beyond what step sizes can follow, and that scale.
     :param round_trip: the error of the flow's inverse, in standard deviations of the base.
+    :param unobserved: whether the model had no data, which is meant where the prior itself is wanted.
     """
 
     not_finite: str | None = None
@@ -74,6 +75,7 @@ class Faults:
     edge: tuple[str, float] | None = None
     scale: tuple[str, float] | None = None
     round_trip: float = 0.0
+    unobserved: bool = False
 
     def words(self) -> dict[str, str]:
         """The site names as phrases of a sentence.

@@ -189,6 +189,8 @@ def judge(evidence: Evidence, training: Training = Training()) -> Verdict[Outcom
         tail=f"below {shown[1]}" if pareto_k < threshold else "a tail of nearly equal weights",
     )
     sentence += _rests_on(evidence.subsampled, outcome)
+    if evidence.faults.unobserved:
+        sentence += " Nothing was observed at these arguments, so the posterior is the prior."
     refused = sentence.startswith("Do not trust")
     if refused and words["scale"]:
         sentence += f" And {words['scale']}: other units will help."

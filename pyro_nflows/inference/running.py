@@ -32,6 +32,7 @@ from .centered import carry, measured_centering
 from .fit import fit_modes
 from .fitted import Fit
 from .mark import FINE, put
+from .no_data import warn_of_no_data
 from .plan import Plan
 from .posterior import Call, Posterior
 from .resume import Checkpoint, begin
@@ -89,6 +90,7 @@ class Fitter:
             at_the_end.callback(journal.write)
             progress = at_the_end.enter_context(Progress(plan.progress_bar))
             joint, loc = self._joint_at(call)
+            warn_of_no_data(joint)
             layer, leaves = cast(Layer, self.guide.layer), joint.leaves(loc)
             size = sum(parameter.numel() for parameter in layer.parameters())
             threads = threads_for(size + work_of(joint, loc))
@@ -237,7 +239,7 @@ class Fitter:
         draws, history, guide = best.draws, trainer.history, self.guide
         hopeless = is_hopeless(draws.log_weight)
         looked = not (history.interrupted or best.failed or hopeless)
-        faults = Faults(round_trip=round_trip(best) if looked else 0.0)
+        faults = Faults(round_trip=round_trip(best) if looked else 0.0, unobserved=not joint.has_data)
         if best.failed or best.undefined.any() or hopeless:
             faults = replace(faults, not_finite=first_bad_site(joint, best.suspects))
         if history.interrupted or hopeless:

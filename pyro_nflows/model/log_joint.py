@@ -28,6 +28,7 @@ from .bound import BoundModel
 from .following import filled_sites, moving_sites
 from .handlers import BRANCHES, Enumerate, cause, restored_dims, summed_out, total
 from .latents import Latents, is_enumerated, latent_sites
+from .observed import has_data
 from .placed import Lifted, Placed
 from .transformable import transformable
 
@@ -72,6 +73,7 @@ class LogJoint:
         self.start: Tensor | None = None
         self.enumerates = False
         self.max_plate_nesting = 0
+        self.has_data = True
         #: How many latent values go through the model at once; None for any number.
         self.block: int | None = None
         self._has_parameters: bool | None = None
@@ -107,6 +109,7 @@ class LogJoint:
         near = torch.stack([start, start + 0.01])
         with validation(False):  # a first look: the start may yet prove infeasible
             traces = [self._look(row) for row in near]
+        self.has_data = has_data(traces[0], self.latents.names)
         frames = [f for s in traces[0].nodes.values() for f in s.get("cond_indep_stack", ())]
         self.max_plate_nesting = -min((f.dim for f in frames if f.vectorized), default=0)
         self.enumerates = any(is_enumerated(site) for site in latent_sites(traces[0]))
