@@ -4,8 +4,11 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from ..checks import counted
+from .ranks import uniformity
 from .verdict import Sentences, Verdict
 
 __all__ = ["Calibration", "PValues", "judge_ranks"]
@@ -14,6 +17,8 @@ __all__ = ["Calibration", "PValues", "judge_ranks"]
 LEVEL = 0.01
 #: A share of bad fits that does not explain much.
 FEW = 0.1
+#: Simulations below which ranks look uniform whatever they are of.
+FEWEST = 20
 
 
 class Calibration(Sentences):
@@ -22,6 +27,11 @@ class Calibration(Sentences):
     CALIBRATED = (
         "No sign of miscalibration: the least of {num_tests} p-values over {num} simulations is {p:.2g} ({name}), "
         "which chance explains."
+    )
+    TOO_FEW = (
+        "Too few to say: {simulations} can show nothing but gross faults (the least of {num_tests} p-values is "
+        "{p:.2g}); take num_simulations=200, which mostly show a bias of a third of a standard deviation, or a width "
+        "wrong by a third."
     )
     TOO_NARROW = (
         "Not calibrated: the draws of {name} are too narrow (p-value {p:.1g}, the least of {num_tests}), so intervals "
@@ -56,7 +66,8 @@ def judge_ranks(
 ) -> Verdict[Calibration]:
     """What all parameters together say.
 
-    The smallest p-value decides, times their number (Bonferroni), against :data:`LEVEL`.
+    The smallest p-value decides, times their number (Bonferroni), against :data:`LEVEL`. Where there are fewer than
+    :data:`FEWEST` simulations, or even ranks that are all 0 would pass, a pass says nothing.
 
     :param p_values: by parameter.
     :param ranks: by parameter, each of shape ``(num_simulations,)``.
@@ -72,10 +83,21 @@ def judge_ranks(
     """
     name = min(p_values, key=lambda key: min(p_values[key]))
     p, num_tests = min(p_values[name]), 2 * len(p_values)
-    outcome = Calibration.CALIBRATED if p * num_tests >= LEVEL else _shape(ranks[name], num_samples)
+    num = len(ranks[name])
+    if p * num_tests < LEVEL:
+        outcome = _shape(ranks[name], num_samples)
+    else:
+        outcome = Calibration.CALIBRATED if _can_fail(num, num_samples, num_tests) else Calibration.TOO_FEW
     remedy = REMEDIES[bad <= FEW].format(bad=bad)
-    numbers = {"name": name, "p": p, "num": len(ranks[name]), "num_tests": num_tests, "remedy": remedy}
+    numbers = {"name": name, "p": p, "num": num, "num_tests": num_tests, "remedy": remedy}
+    numbers["simulations"] = counted(num, "simulation")
     return Verdict(outcome, outcome.value.format(**numbers))
+
+
+def _can_fail(num: int, num_samples: int, num_tests: int) -> bool:
+    """Whether so many ranks could be told from uniform ones: the worst are all the same."""
+    worst = torch.zeros(num, dtype=torch.long)
+    return num >= FEWEST and uniformity(worst, num_samples) * num_tests < LEVEL
 
 
 def _shape(ranks: Tensor, num_samples: int) -> Calibration:

@@ -54,7 +54,7 @@ class SBC(Calibrated):
     over the prior, not the one given your data: that is for the verdict of ``VI``.
 
     :param guide: a flow guide such as ``AutoFlow(model)``; it is left alone, and fits start afresh.
-    :param num_simulations: data sets.
+    :param num_simulations: data sets; fewer than 20 can show nothing but gross faults, and the verdict says so.
     :param num_samples: draws :math:`L` among which a parameter is ranked; one less than a round number
         suits histograms.
     :param resample: whether ranks are among draws resampled by their importance weights; by default where the fit's
@@ -76,11 +76,11 @@ class SBC(Calibrated):
         ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
         ...     pyro.sample("y", dist.Normal(z, 1.0), obs=y)
         ...
-        >>> check = SBC(AutoFlow(model), num_simulations=10, num_samples=9, seed=0, progress_bar=False)
+        >>> check = SBC(AutoFlow(model), num_simulations=20, num_samples=9, seed=0, progress_bar=False)
         >>> check.run(torch.tensor(0.0)).verdict().outcome.name
         'CALIBRATED'
         >>> check.ranks["z"].shape
-        torch.Size([10])
+        torch.Size([20])
     """
 
     def __init__(

@@ -38,6 +38,30 @@ def test_one_small_p_value_among_many_is_chance() -> None:
     assert judge_ranks(p_values | {"7": PValues(0.5, 0.00005)}, ranks, 99).outcome is not Calibration.CALIBRATED
 
 
+@pytest.mark.parametrize(
+    ("num", "num_samples", "few"), [(1, 99, True), (19, 99, True), (20, 99, False), (200, 1, False)]
+)
+def test_too_few_simulations_to_say_are_called_so(num: int, num_samples: int, few: bool) -> None:
+    ranks = {"a": torch.arange(num) % (num_samples + 1)}
+    judgement = judge_ranks({"a": PValues(0.5, 0.5)}, ranks, num_samples)
+    assert judgement.outcome is (Calibration.TOO_FEW if few else Calibration.CALIBRATED)
+    assert ("take num_simulations=200" in judgement.sentence) is few
+    assert "1 simulations" not in judgement.sentence
+
+
+def test_ranks_that_cannot_be_told_from_uniform_ones_show_nothing() -> None:
+    """Of 20 ranks that are 0 or 1, the worst have the p-value 2 / 2**20, which so many tests explain."""
+    ranks = {str(i): torch.arange(20) % 2 for i in range(5000)}
+    p_values = dict.fromkeys(ranks, PValues(0.5, 0.5))
+    assert judge_ranks(p_values, ranks, 1).outcome is Calibration.TOO_FEW
+
+
+def test_gross_faults_show_in_few_simulations() -> None:
+    ranks = {"a": torch.zeros(10, dtype=torch.long)}
+    p_values = {"a": PValues(uniformity(ranks["a"], 99), symmetry(torch.zeros(10)))}
+    assert judge_ranks(p_values, ranks, 99).sentence.startswith("Not calibrated")
+
+
 def test_what_are_no_ranks_is_refused() -> None:
     for ranks in (torch.rand(5), torch.tensor([3, 100]), torch.tensor([-1]), torch.zeros(2, 2, dtype=torch.long)):
         with pytest.raises(ValueError, match="expected integers from 0 to num_samples = 99"):
