@@ -20,6 +20,8 @@ STEPS = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remai
 NO_STEPS = "{desc} [{elapsed}{postfix}]"
 #: What is counted.
 UNIT = "step"
+#: What steps raise.
+MEASURE = "ELBO"
 
 
 @dataclass
@@ -30,17 +32,21 @@ class Phase:
     :param num_steps: None for a phase without steps.
     :param follows: what may come after it, in words.
     :param unit: what is counted.
+    :param measure: what the number is that steps have reached.
     """
 
     title: str
     num_steps: int | None = None
     follows: str = ""
     unit: str = UNIT
+    measure: str = MEASURE
     done: int = 0
     elbo: float | None = None
     began: float = field(default_factory=lambda: time.perf_counter())
     #: Seconds of phases within it.
     inside: float = 0.0
+    #: Whether its line is written, because what follows within it is no part of it.
+    is_over: bool = False
 
     def line(self) -> str:
         """The phase in a line.
@@ -51,8 +57,13 @@ class Phase:
             'flow: 600 steps, ELBO -31.317, 2.5 s'
         """
         said = [f"{self.done:,} {self.unit}{'s' * (self.done != 1)}"] if self.done else []
-        said += [f"ELBO {self.elbo:.3f}"] if self.elbo is not None else []
+        said += [self.reached] if self.elbo is not None else []
         return f"{self.title}: {', '.join([*said, f'{self.seconds:.1f} s'])}"
+
+    @property
+    def reached(self) -> str:
+        """The bound, with its name; empty where there is none."""
+        return "" if self.elbo is None else f"{self.measure} {self.elbo:.3f}"
 
     @property
     def seconds(self) -> float:
@@ -94,22 +105,31 @@ class Progress:
         self.close()
 
     @contextmanager
-    def phase(self, title: str, num_steps: int | None = None, follows: str = "", unit: str = UNIT) -> Iterator[Phase]:
+    def phase(
+        self,
+        title: str,
+        num_steps: int | None = None,
+        follows: str = "",
+        unit: str = UNIT,
+        measure: str = MEASURE,
+    ) -> Iterator[Phase]:
         """A phase, which is shown until the block ends; one within another takes its place meanwhile.
 
         :param title: of the phase.
         :param num_steps: None for a phase without steps.
         :param follows: what may come after it, in words.
         :param unit: what is counted.
+        :param measure: what the number is that steps reach.
         """
-        phase = Phase(title, num_steps, follows, unit)
+        phase = Phase(title, num_steps, follows, unit, measure)
         self._phases.append(phase)
         self._show(phase)
         try:
             yield phase
         finally:
             self._phases.pop()
-            self._write(phase)
+            if not phase.is_over:
+                self._write(phase)
             if self._phases:
                 outer = self._phases[-1]
                 outer.inside += time.perf_counter() - phase.began
@@ -130,6 +150,16 @@ class Progress:
                 self._bar.set_postfix_str(_postfix(phase), refresh=False)
             self._bar.update(num)
 
+    def end_phase(self, then: str) -> None:
+        """Write the line of the phase under way, though it goes on: phases within it come after that line.
+
+        :param then: what the bar says between these.
+        """
+        if self._phases and not self._phases[-1].is_over:
+            phase = self._phases[-1]
+            self._write(phase)
+            phase.is_over, phase.title = True, then
+
     def say(self, text: str) -> None:
         """Show on the bar what is done now, such as ``"flow, compiling"``; a log has no line for it."""
         if self._bar is not None and self._bar.desc != text:
@@ -145,7 +175,7 @@ class Progress:
             last, bar = self._last, self._bar
             bar.bar_format = NO_STEPS
             bar.set_description_str("done", refresh=False)
-            bar.set_postfix_str("" if last is None or last.elbo is None else f"ELBO {last.elbo:.3f}", refresh=False)
+            bar.set_postfix_str("" if last is None else last.reached, refresh=False)
             self._count(1, 1)
             bar.close()
             self._bar = None
@@ -185,6 +215,7 @@ class Progress:
             return
         rest = self._rest = self._rest or Phase("")
         self._num_rest += 1
+        rest.measure = rest.measure if phase.elbo is None else phase.measure
         rest.done, rest.elbo = rest.done + phase.done, rest.elbo if phase.elbo is None else phase.elbo
 
     def _print(self, line: str) -> None:
@@ -200,7 +231,7 @@ class Progress:
 
 def _postfix(phase: Phase) -> str:
     """What is beside the steps: the bound, and what may follow."""
-    said = [] if phase.elbo is None else [f"ELBO {phase.elbo:.3f}"]
+    said = [] if phase.elbo is None else [phase.reached]
     return ", ".join([*said, *([f"then {phase.follows}"] if phase.follows else [])])
 
 

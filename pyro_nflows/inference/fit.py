@@ -83,7 +83,7 @@ def fit_modes(trainer: Trainer, guide: AutoFlow, plan: Plan, modes: Modes) -> Fi
     layer = guide.make_layer(modes.frame.loc, modes.sizes)
     modes.place(layer)
     fitting = Fitting(trainer, replace(plan, schedule=Schedule.of_modes()), layer, None)
-    for _ in drive([fitting], "several modes, "):
+    for _ in drive([fitting], "several modes, " if modes.sizes[0] > 1 else "again from a mode, "):
         pass
     if trainer.history.interrupted or fitting.fit is None:
         raise KeyboardInterrupt

@@ -122,7 +122,7 @@ def fit_jko(
         )
         steps = Steps(num_steps, batch_size, lr, None if engine is None else Engine(engine))
         with Progress(progress_bar) as progress, contextlib.suppress(KeyboardInterrupt):
-            mover = Mover(standard_normal_log_prob, steps, progress=progress)
+            mover = Mover(standard_normal_log_prob, steps, progress=progress, measure="log density")
             mover.move(flow.in_order(), mass, held_out, flow.step_size)
     return _result(layer, mover.movement, float(log_weight[0]))
 

@@ -58,6 +58,7 @@ def move(trainer: Trainer, layer: Whitened, plan: Plan) -> None:
         progress=trainer.progress,
     )
     mass, held_out = (_start(layer, num) for num in (NUM_TRAINED, NUM_HELD_OUT))
+    trainer.progress.end_phase(then="weighing draws")
     try:
         mover.move(blocks, mass, held_out, flow.step_size)
     except (KeyboardInterrupt, MemoryError, RuntimeError) as error:

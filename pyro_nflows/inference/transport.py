@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..engine import Engine, Inputs, Journal, Program, Runner, prepare
-from ..engine.progress import Progress
+from ..engine.progress import MEASURE, Progress
 from ..engine.threads import fastest_threads, restored_threads
 from ..layers.base import Layer
 from ..nets.mlp import start_wide
@@ -124,6 +124,7 @@ class Mover:
     :param show: is told the block's number, the step and the bound.
     :param journal: keeps what blocks came to.
     :param progress: shows how it goes on.
+    :param measure: what the bound is called there.
     """
 
     def __init__(
@@ -136,9 +137,11 @@ class Mover:
         show: Callable[[int, int, float], None] = lambda number, step, elbo: None,
         journal: Journal | None = None,
         progress: Progress | None = None,
+        measure: str = MEASURE,
     ):
         self.target, self.steps, self.data, self.is_over, self.show = target, steps, data, is_over, show
         self.journal, self.progress = journal or Journal(), progress or Progress(False)
+        self.measure = measure
         self.runner: Runner | None = None
         #: Whether the last block was not taken because its log-determinant was wrong.
         self.inexact = False
@@ -163,7 +166,7 @@ class Mover:
                     ahead is None and h < FULL and not self.inexact and not self.is_over()
                 ):  # it may have been too short to be seen
                     h = min(FULL, 2 * GROWTH * h)
-                    ahead = self._moved(block, mass, held_out, h, number)
+                    ahead = self._moved(block, mass, held_out, h, number, again=True)
                 if ahead is None:
                     movement.arrived = not (self.is_over() or self.inexact)
                     break
@@ -176,14 +179,23 @@ class Mover:
                     break
         return movement
 
-    def _moved(self, block: Layer, mass: Mass, held_out: Mass, h: float, number: int) -> Mass | None:
+    def _moved(
+        self, block: Layer, mass: Mass, held_out: Mass, h: float, number: int, again: bool = False
+    ) -> Mass | None:
         """Held-out mass behind a block that is now trained; None, and the block as it was, if that is no better."""
+        title = f"block {number}" + (" again, by a longer step" if again else "")
+        with self.progress.phase(title, self.steps.num_steps, measure=self.measure) as phase:
+            ahead = self._tried(block, mass, held_out, h, number)
+            phase.title += "" if ahead is not None else ", not kept"
+        return ahead
+
+    def _tried(self, block: Layer, mass: Mass, held_out: Mass, h: float, number: int) -> Mass | None:
+        """The same, without showing it."""
         identity = [parameter.detach().clone() for parameter in block.parameters()]
         trained: list[tuple[Any, ...]] = []
 
         def train() -> tuple[Any, ...] | None:
-            with self.progress.phase(f"block {number}", self.steps.num_steps):
-                elbos = self._train(block, mass, h, number)
+            elbos = self._train(block, mass, h, number)
             trained.append((elbos, [parameter.detach().clone() for parameter in block.parameters()]))
             return None if self.is_over() else trained[0]  # a run that is resumed may have more time for it
 

@@ -102,6 +102,19 @@ def test_seconds_within_are_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -
     assert log.getvalue() == "flow: 3.0 s\nsearch: 1.5 s\n"
 
 
+def test_what_follows_a_phase_comes_after_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, now = io.StringIO(), [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    with Progress(stream=log) as progress, progress.phase("start"):
+        now[0] = 1.0
+        progress.end_phase(then="weighing draws")
+        progress.end_phase(then="weighing draws")
+        with progress.phase("block 1", 10, measure="log density"):
+            progress.advance(10, elbo=-1.5)
+            now[0] = 4.0
+    assert log.getvalue() == "start: 1.0 s\nblock 1: 10 steps, log density -1.500, 3.0 s\n"
+
+
 def test_many_phases_have_few_lines() -> None:
     log = io.StringIO()
     with Progress(stream=log) as progress:

@@ -1,12 +1,13 @@
 """Mass that blocks move: the steps against the scheme's closed form for Gaussians, and when a block is taken."""
 
+import io
 import math
 
 import pytest
 import torch
 from torch.distributions import Normal
 
-from pyro_nflows.engine import Engine, Inputs
+from pyro_nflows.engine import Engine, Inputs, Progress
 from pyro_nflows.inference.mass import InexactBlockWarning, Mass, inexactness, is_better
 from pyro_nflows.inference.transport import GROWTH, Movement, Mover, Steps, Transport
 from pyro_nflows.layers import Continuous, LocScale, Planar, Residual
@@ -133,3 +134,13 @@ def test_exactness_is_that_of_the_log_determinant() -> None:
     assert inexactness(perturbed(lambda: Planar(2), 0.5), x) == pytest.approx(0.0, abs=1e-12)
     assert inexactness(perturbed(lambda: Continuous(2, num_steps=1), 0.5), x) > 1e-6
     assert inexactness(Residual(2, log_det="series"), x) == 0
+
+
+def test_a_block_that_is_not_kept_is_shown_to_be_tried_again() -> None:
+    log, steps = io.StringIO(), Steps(num_steps=2, batch_size=8, engine=Engine.EAGER)
+    with Progress(stream=log) as progress:
+        mover = Mover(standard_normal_log_prob, steps, progress=progress, measure="log density")
+        mover.move([LocScale(1)], gaussian(256, 1.0), gaussian(256, 1.0), 0.3)
+    first, again = log.getvalue().splitlines()
+    assert first.startswith("block 1, not kept: 2 steps, log density ")
+    assert again.startswith("block 1 again, by a longer step, not kept: 2 steps, log density ")
