@@ -21,6 +21,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..checks import counted
 from ..engine import Trainer
 from ..flows.whitened import Whitened
 from ..guides import AutoFlow
@@ -83,7 +84,7 @@ def fit_modes(trainer: Trainer, guide: AutoFlow, plan: Plan, modes: Modes) -> Fi
     layer = guide.make_layer(modes.frame.loc, modes.sizes)
     modes.place(layer)
     fitting = Fitting(trainer, replace(plan, schedule=Schedule.of_modes()), layer, None)
-    for _ in drive([fitting], "several modes, " if modes.sizes[0] > 1 else "again from a mode, "):
+    for _ in drive([fitting], counted(modes.sizes[0], "component") + ", "):
         pass
     if trainer.history.interrupted or fitting.fit is None:
         raise KeyboardInterrupt
