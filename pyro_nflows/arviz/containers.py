@@ -48,9 +48,8 @@ def _dataset(group: str, variables: Mapping[str, Variable], coords: Mapping[str,
     keyword = "sample_dims" if _is_modern(arviz.__version__) else "default_dims"
     sample_dims = {keyword: [] if group.endswith("_data") else SAMPLE_DIMS}
     coords = {**coords, **{dim: labels for v in variables.values() for dim, labels in v.coords.items()}}
-    values = {safe(name): variable.values for name, variable in variables.items()}
-    dims = {safe(name): [safe(dim) for dim in variable.dims] for name, variable in variables.items()}
-    coords = {safe(dim): labels for dim, labels in coords.items()}
+    values = {name: variable.values for name, variable in variables.items()}
+    dims = {name: variable.dims for name, variable in variables.items()}
     # ArviZ 0.x gives an array without dimensions one, of length one.
     scalars = {name: ((), value) for name, value in values.items() if np.ndim(value) == 0}
     others = {name: value for name, value in values.items() if name not in scalars}
@@ -60,23 +59,12 @@ def _dataset(group: str, variables: Mapping[str, Variable], coords: Mapping[str,
 
 def _fitting(coords: Mapping[str, Sequence[Any]], variables: Iterable[Variable]) -> dict[str, Sequence[Any]]:
     """The labels of dimensions that are as long here."""
-    sizes = {safe(dim): size for v in variables for dim, size in zip(reversed(v.dims), reversed(v.values.shape))}
-    return {dim: labels for dim, labels in coords.items() if sizes.get(safe(dim), len(labels)) == len(labels)}
+    sizes = {dim: size for v in variables for dim, size in zip(reversed(v.dims), reversed(v.values.shape))}
+    return {dim: labels for dim, labels in coords.items() if sizes.get(dim, len(labels)) == len(labels)}
 
 
 def _is_modern(version: str) -> bool:
     return int(version.split(".")[0]) >= 1
-
-
-def safe(name: str) -> str:
-    """Without the slash of ``pyro.contrib.autoname.scope``, which a netCDF file takes for a group.
-
-    Example::
-
-        >>> safe("part/z")
-        'part.z'
-    """
-    return name.replace("/", ".")
 
 
 def _plain(value: str | int | float) -> str | int | float:

@@ -13,6 +13,7 @@ from .factors import factor_notes
 from .labels import Labels
 from .names import check_coords, check_dims, check_fresh, check_likelihood
 from .predictions import predicted
+from .renamed import names_of
 
 __all__ = ["Options", "to_arviz"]
 
@@ -59,6 +60,8 @@ def to_arviz(
       observation, as in a mixture; in replicated data they are drawn anew, as for new units.
     - What cannot be had is left out, and the attribute ``notes`` of the group ``posterior`` says why: the prior if a
       site has none to draw from (``ImproperUniform``), data in a plate that shows a random part of it only.
+    - A slash in a name becomes a dot, which a netCDF file can hold. A name that another has, such as ``draw`` or
+      ``x/b`` beside ``x.b``, is changed further, and ``notes`` says to what. Arguments take the model's names.
 
     The model runs under ``torch.vmap``, or once a draw if it cannot. The param store is left as it was.
 
@@ -119,13 +122,14 @@ def to_arviz(
         groups |= {"observed_data": label.observed(), "constant_data": constant}
         elsewhere = {} if predictions is None else predicted(model, predictions, fresh, draws, shape, dims or {})
     check_dims(dims or {}, groups, label)
-    check_coords(coords or {}, groups, label)
+    names = names_of(groups | elsewhere, plates := label.plates())
+    labels = check_coords(coords or {}, names.renamed(groups), plates, names)
     notes = no_prior + notes + no_constant + _left_out(sites, answers, log_likelihood)
     if log_likelihood is True:
         notes += factor_notes(sites)
-    return contained(
-        groups | elsewhere, coords or {}, {**(attrs or {}), **({"notes": "; ".join(notes)} if notes else {})}
-    )
+    notes += names.notes()
+    facts = {**(attrs or {}), **({"notes": "; ".join(notes)} if notes else {})}
+    return contained(names.renamed(groups | elsewhere), labels, facts)
 
 
 def _flatten(

@@ -68,9 +68,9 @@ class Labels:
         return found, notes
 
     def plates(self) -> dict[str, int]:
-        """The plates of the model by the names of their dimensions, and their sizes."""
+        """The plates of the model, and their sizes."""
         frames = [frame for site in self.sites.values() for frame in site["cond_indep_stack"] if frame.vectorized]
-        return {_renamed(frame.name): frame.size for frame in frames}
+        return {frame.name: frame.size for frame in frames}
 
     def _variable(self, group: str, name: str, values: Tensor) -> Variable:
         if group == "log_likelihood":
@@ -100,8 +100,4 @@ class Labels:
         # pyro.deterministic takes every dimension for an event's unless told otherwise.
         num_batch = num_batch or (len(shape) if is_deterministic(site) else 0)
         axes = {num_batch + frame.dim: frame for frame in frames}
-        return {a: _renamed(f.name) for a, f in axes.items() if a >= 0 and shape[a] == f.size}
-
-
-def _renamed(plate: str) -> str:
-    return f"{plate}_plate" if plate in SAMPLE_DIMS else plate
+        return {a: f.name for a, f in axes.items() if a >= 0 and shape[a] == f.size}

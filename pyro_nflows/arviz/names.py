@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..model.site_kinds import Site, is_observation, is_row_factor
-from .containers import safe
 from .labels import SAMPLE_DIMS, Groups, Labels
+from .renamed import Names
 
 
 def check_dims(dims: Mapping[str, Sequence[str]], groups: Groups, label: Labels) -> None:
@@ -24,25 +24,35 @@ def check_dims(dims: Mapping[str, Sequence[str]], groups: Groups, label: Labels)
             raise ValueError(
                 f"to_arviz: dims has {given!r} for {name!r}, expected a list of at most {known[name]} names"
             )
+        if set(given) & set(SAMPLE_DIMS):
+            raise ValueError(
+                f"to_arviz: dims has {list(given)!r} for {name!r}, but 'chain' and 'draw' are the dimensions along "
+                "which the draws lie; choose another name"
+            )
 
 
-def check_coords(coords: Mapping[str, Sequence[Any]], groups: Groups, label: Labels) -> None:
-    """Raise a ValueError if labels are given along a dimension that there is not, or not as many as it is long.
+def check_coords(
+    coords: Mapping[str, Sequence[Any]], groups: Groups, plates: Mapping[str, int], names: Names
+) -> dict[str, Sequence[Any]]:
+    """The labels along dimensions by their names in the export.
 
     :param coords: labels along a dimension.
-    :param groups: the variables that there are.
-    :param label: knows the plates.
+    :param groups: the variables that there are, as the export names them.
+    :param plates: sizes of the model's plates.
+    :param names: of the export.
+    :raises ValueError: if labels are given along a dimension that there is not, or not as many as it is long.
     """
     variables = [v for group in groups.values() for v in group.values()]
-    sizes = {dim: size for v in variables for dim, size in zip(reversed(v.dims), reversed(v.values.shape))}
-    known = {safe(dim): size for dim, size in (label.plates() | sizes).items()}
-    given = {safe(dim): labels for dim, labels in coords.items()}
+    known = {names.dims[plate]: size for plate, size in plates.items()}
+    known |= {dim: size for v in variables for dim, size in zip(reversed(v.dims), reversed(v.values.shape))}
+    given = names.coords(coords)
     _check("coords", given, [*known, *SAMPLE_DIMS], "dimensions")
     for dim, labels in given.items():
         if len(labels) != known.get(dim, len(labels)):
             raise ValueError(
                 f"to_arviz: coords has {len(labels)} labels along {dim!r}, expected {known[dim]}, one for each"
             )
+    return given
 
 
 def check_likelihood(log_likelihood: bool | Sequence[str], sites: Mapping[str, Site]) -> None:

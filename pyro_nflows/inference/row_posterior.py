@@ -9,6 +9,7 @@ from pyro import distributions as dist
 from torch import Tensor
 
 from ..arviz import Options, to_arviz
+from ..arviz.labels import SAMPLE_DIMS
 from ..diagnostics.findings import RowFit
 from ..diagnostics.row_verdict import with_rows
 from ..diagnostics.verdict import NEARLY_EQUAL, Evidence, Outcome, Verdict
@@ -133,7 +134,7 @@ class RowPosterior(Posterior):
         export = self.exported([self.draws], num_samples, num_chains, resample, untrusted)
         sites, named = self.guide.latents.sites, dict(dims or {})
         for name, latent in sites.items():
-            labels = {axis: plate for plate, axis in latent.axes.items()}
+            labels = {a: f"{plate}_plate" if plate in SAMPLE_DIMS else plate for plate, a in latent.axes.items()}
             shape = enumerate(latent.value_shape)
             named.setdefault(name, [labels.get(axis, f"{name}_dim_{axis}") for axis, _ in shape])
 
