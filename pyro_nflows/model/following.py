@@ -22,7 +22,7 @@ from . import checks, supports
 from .all_rows import OtherRows
 from .centering import Prior, prior_of
 from .latents import is_enumerated, latent_sites
-from .placed import is_masked, mask_of
+from .placed import Lifted, is_masked, mask_of
 
 
 def moving_sites(joint: Any, near: Tensor, traces: list[Any]) -> frozenset[str]:
@@ -102,10 +102,12 @@ def _is_alone(joint: Any, name: str, near: Tensor) -> bool:
 
 
 def _gradient_where_masked(joint: Any, name: str, row: Tensor) -> Tensor:
+    """That of the density in a site's own value, those of all others held: in coordinates, others move with it."""
+    with torch.no_grad():
+        values = {site: value.detach() for site, value in joint.at(row, filled=())[2].values.items()}
     with torch.enable_grad():
-        watched = row.clone().requires_grad_()
-        trace, log_p, placed = joint.at(watched, filled=())
-        value = placed.values[name]
+        value = values[name] = values[name].clone().requires_grad_()
+        trace, log_p = joint.density_of(Lifted(values))
         gradient = torch.autograd.grad(log_p, value, allow_unused=True)[0] if log_p.requires_grad else None
     if gradient is None:
         return torch.zeros(())

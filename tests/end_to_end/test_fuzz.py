@@ -9,7 +9,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyro import poutine
 from pyro.distributions.util import sum_rightmost
@@ -25,7 +25,7 @@ from pyro_nflows.layers import LocScale
 from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.coordinates import Coordinates
 from pyro_nflows.model.log_joint import LogJoint, Vectorization
-from tests.random_models import BIJECTIONS, FLAWS, Description, descriptions
+from tests.random_models import BIJECTIONS, FLAWS, Description, Latent, Observed, descriptions
 
 #: The same models in any process and order, without a file, and none of them too slow.
 QUIET: dict[str, Any] = {
@@ -215,8 +215,22 @@ def start_afresh() -> None:
     pyro.set_rng_seed(0)
 
 
+#: In coordinates the second latent moves the third, whose data are not the second's: it counts with its prior.
+MASKED_PARENT = Description(
+    latents=tuple(
+        Latent("normal", (), parent, 1.0, mask) for parent, mask in ((None, "none"), (None, "around"), (1, "around"))
+    ),
+    observed=(Observed("normal", "data", 0, 1.0, False), Observed("normal", "data", 2, 1.0, False)),
+    labels=None,
+    sizes=(2, 3),
+    param=None,
+    extras=frozenset(),
+)
+
+
 @settings(max_examples=60, **QUIET)
 @given(description=descriptions(), way=st.sampled_from(WAYS))
+@example(description=MASKED_PARENT, way=check_in_coordinates)
 def test_the_log_joint_is_that_of_pyros_trace(description: Description, way: Callable[..., None]) -> None:
     """None of them is refused, and none needs a slower engine: warnings are errors."""
     start_afresh()
