@@ -37,12 +37,22 @@ class Course:
         self.cools_from: int | None = None
         self.failed = self.done = False
         self._height, self._noise, self._pending = -math.inf, 0.0, list[Tensor]()
+        self._arrived: tuple[State, Tensor] | None = None
 
     def advance(self, state: State, losses: Tensor) -> None:
         """Go where some steps have led, for the time being; see :meth:`look`."""
-        self.state = state
-        self.elbos.append(-losses)
-        self._pending.append(-losses)
+        self._arrived = state, -losses  # at once: an interrupt may come between any two lines
+        self._take_arrived()
+
+    def _take_arrived(self) -> None:
+        """Count the latest steps; what is done of it already is not done again."""
+        if self._arrived is None:
+            return
+        state, elbos = self._arrived
+        for kept in (self.elbos, self._pending):
+            if not (kept and kept[-1] is elbos):
+                kept.append(elbos)
+        self.state, self._arrived = state, None
 
     def look(self, comparable: bool) -> None:
         """Stay where the steps since the last look have led, unless that is astray.
@@ -83,7 +93,8 @@ class Course:
             self.done, self.failed = True, not finite
 
     def finish(self) -> None:
-        """Put what was reached into the layer."""
+        """Put what was reached into the layer; that may be done again."""
+        self._take_arrived()
         if self._pending:  # interrupted between two looks
             self.look(comparable=False)
         self.program.write(self.state)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .course import Course
+from .course import Course, finish
 from .runners import Engine, Runner
 
 
@@ -76,6 +76,15 @@ class History:
         self.failed |= course.failed
         self.elbos += course.elbos
 
+    def mark(self) -> tuple[int, int, bool, int]:
+        """What :meth:`add` adds to."""
+        return self.skipped, self.restarts, self.failed, len(self.elbos)
+
+    def rewind(self, mark: tuple[int, int, bool, int]) -> None:
+        """Back to a :meth:`mark`."""
+        self.skipped, self.restarts, self.failed, num = mark
+        del self.elbos[num:]
+
     def add_path(self, path: Sequence[tuple[Tensor, ...]], elbos: Sequence[float], kept: bool) -> None:
         """Steps of a flow of Gaussians; the bound after each, and the way, where there is nothing else to train."""
         self.descent += len(elbos) - 1
@@ -119,3 +128,17 @@ class History:
         known["engines"] = [Engine(name) for name in state["engines"]]
         for name, value in known.items():
             setattr(self, name, list(value) if isinstance(value, list) else value)
+
+
+def record(courses: Sequence[Course], histories: Sequence[History], before: Sequence[Any]) -> None:
+    """Put what a round has reached into the layers, and count its steps; that may be done again.
+
+    :param courses: of the fits.
+    :param histories: one for each of these, which may be the same.
+    :param before: the mark of each when the round began.
+    """
+    finish(courses)
+    for history, mark in zip(histories, before):
+        history.rewind(mark)
+    for history, course in zip(histories, courses):
+        history.add(course)

@@ -17,11 +17,11 @@ from ..system.memory import is_out_of_memory
 from .all_rows import AllRows
 from .backends import prepare
 from .budget import Budget, Stretch
-from .course import Course, finish, look_at, place
+from .course import Course, look_at, place
 from .density_gradient import DensityGradient
 from .ensemble import Data, Ensemble, Stream
 from .given import inputs_of, own_inputs, part_of, schedule_of
-from .history import History
+from .history import History, record
 from .journal import Journal
 from .look import Callback, Watch
 from .optimised import Choice, optimised
@@ -261,7 +261,8 @@ class Trainer:
         begun = self._resume(courses)
         self.progress.advance(begun)
         ensemble, pace = Ensemble(runner, programs, [member._bound for member in members]), Pace(2 * PAUSE)
-        stretch = Stretch(self.budget, plan.share)
+        stretch, histories = Stretch(self.budget, plan.share), [member.history for member in members]
+        before = [history.mark() for history in histories]
         try:
             for start in range(begun, plan.num_steps, BLOCK):
                 which = [i for i, course in enumerate(courses) if not course.done]
@@ -291,9 +292,7 @@ class Trainer:
                     self.is_over()
                     break
         finally:
-            unbroken(lambda: finish(courses))
-            for member, course in zip(members, courses):
-                member.history.add(course)
+            unbroken(lambda: record(courses, histories, before))
             for history in _histories(members):
                 history.note(runner)
         return courses

@@ -15,12 +15,14 @@ import pytest
 import torch
 
 from pyro_nflows import ELBO, VI, AutoFlow
-from pyro_nflows.engine import Engine, History, Round, Trainer, trainer
+from pyro_nflows.engine import Engine, History, Round, Trainer, history, trainer
+from pyro_nflows.engine.course import Course, finish
 from pyro_nflows.engine.ensemble import _side_by_side
 from pyro_nflows.engine.given import inputs_of, schedule_of
 from pyro_nflows.engine.native import Run, Scan, build, scan, turns
 from pyro_nflows.engine.native.lower import Lowering
 from pyro_nflows.engine.pace import Pace, unbroken
+from pyro_nflows.engine.program import Program
 from pyro_nflows.engine.runners import Compiled
 from pyro_nflows.engine.tape import Tape
 from pyro_nflows.inference.running import NEEDED
@@ -164,6 +166,33 @@ def test_what_must_be_whole_is_done_again_after_an_interrupt():
 
 def log_joint(z):
     return -0.5 * (z.sort(-1)[0] - torch.arange(3.0)).square().sum(-1)
+
+
+def test_an_interrupt_while_a_round_is_recorded_loses_none_of_its_steps(monkeypatch):
+    made, layer, calls = Trainer(log_joint, engine=Engine.EAGER, progress_bar=False), Chain(LocScale(3)), []
+
+    def interrupted_once(courses):
+        finish(courses)
+        calls.append(courses)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(history, "finish", interrupted_once)
+    made.run(layer, ELBO(), Gradient.PATH, Round(7, 4, 1e-2), "")
+    assert made.history.interrupted
+    assert made.history.num_steps == 7
+    assert calls[0][0].state.steps == 7
+
+
+def test_steps_that_were_counted_in_part_are_counted_once():
+    course = Course(Program(log_joint, Chain(LocScale(3)), ELBO(), Gradient.PATH, 4), None)
+    state, losses = course.state._replace(steps=torch.tensor(2.0)), torch.zeros(2)
+    course.advance(state, losses)
+    course._arrived = state, course.elbos[-1]  # as if interrupted before the last line
+    course._pending.clear()
+    course._take_arrived()
+    assert len(course.elbos) == len(course._pending) == 1
+    assert course.state is state
 
 
 @needs_timer
