@@ -102,17 +102,29 @@ def _is_alone(joint: Any, name: str, near: Tensor) -> bool:
 
 
 def _gradient_where_masked(joint: Any, name: str, row: Tensor) -> Tensor:
-    """That of the density in a site's own value, those of all others held: in coordinates, others move with it."""
-    with torch.no_grad():
-        values = {site: value.detach() for site, value in joint.at(row, filled=())[2].values.items()}
+    """That of the density in a site's value; not along prior-informed coordinates, where others move with it."""
+    joint, row = _without_centering(joint, row)
     with torch.enable_grad():
-        value = values[name] = values[name].clone().requires_grad_()
-        trace, log_p = joint.density_of(Lifted(values))
+        watched = row.clone().requires_grad_()
+        trace, log_p, placed = joint.at(watched, filled=())
+        value = placed.values[name]
         gradient = torch.autograd.grad(log_p, value, allow_unused=True)[0] if log_p.requires_grad else None
     if gradient is None:
         return torch.zeros(())
     mask = mask_of(trace.nodes[name])
     return torch.where(mask.reshape(mask.shape + (1,) * (gradient.dim() - mask.dim())), 0.0, gradient)
+
+
+def _without_centering(joint: Any, row: Tensor) -> tuple[Any, Tensor]:
+    """The same log joint and flat latent, of unconstrained values in the place of coordinates."""
+    if not joint.latents.centering:
+        return joint, row
+    plain = joint.on(joint.bound)
+    plain.latents = joint.latents.centered({})
+    with torch.no_grad():
+        lifted = Lifted(joint.at(row, filled=())[2].values)
+        plain.visit(lifted)
+        return plain, plain.latents.pack(lifted.parts)
 
 
 def hierarchical_sites(joint: Any, near: Tensor) -> list[str]:

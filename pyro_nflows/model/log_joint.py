@@ -162,7 +162,7 @@ class LogJoint:
         :param filled: masked sites that count with their prior.
         """
         placed = self.placed(z, filled)
-        trace, log_p = self.density_of(placed)
+        trace, log_p = self._density(placed)
         return trace, log_p, placed
 
     def placed(self, z: Tensor, filled: Collection[str] | None = None) -> Placed:
@@ -269,13 +269,13 @@ class LogJoint:
     def single(self, z: Tensor) -> Tensor:
         """One flat latent ``(latent_dim,)`` to a scalar."""
         placed = self.placed(z)
-        log_p = self.density_of(placed)[1]
+        log_p = self._density(placed)[1]
         log_det = z.new_zeros(())
         for step in placed.log_dets.values():
             log_det = log_det + step.sum()
         return _as(z, log_det + log_p)
 
-    def density_of(self, placed: Placed | Lifted) -> tuple[Any, Tensor]:
+    def _density(self, placed: Placed) -> tuple[Any, Tensor]:
         """A trace of the model at given latents, and its log density, with enumerated sites summed out."""
         if self.enumerates:
             return self._enumerated(placed)
@@ -287,7 +287,7 @@ class LogJoint:
         model: Callable[..., Any] = Enumerate(first_available_dim=-1 - self.max_plate_nesting)(self.bound.model)
         return model
 
-    def _trace(self, model: Callable[..., Any], placed: Placed | Lifted) -> Any:
+    def _trace(self, model: Callable[..., Any], placed: Placed) -> Any:
         trace = prune_subsample_sites(self._run(model, placed))
         with data_checks.explained(self.latents.owner, *self.bound.call):
             trace.compute_log_prob()
@@ -305,7 +305,7 @@ class LogJoint:
     # ---- enumeration ----------------------------------------------------------------------------------------
 
     @restored_dims()
-    def _enumerated(self, placed: Placed | Lifted) -> tuple[Any, Tensor]:
+    def _enumerated(self, placed: Placed) -> tuple[Any, Tensor]:
         nesting = self.max_plate_nesting
         trace = self._trace(self._enumerate(), placed)
         self._check_shapes(trace, nesting)

@@ -228,8 +228,24 @@ MASKED_PARENT = Description(
 )
 
 
+#: The first latent moves the support of the second, on which the third depends: it stays flat where it is masked.
+MASKED_BOUND = Description(
+    latents=(
+        Latent("normal", (), None, 1.0, "around"),
+        Latent("uniform up to another", (), 0, 1.0, "around"),
+        Latent("normal", (), 1, 1.0, "none"),
+    ),
+    observed=(),
+    labels=None,
+    sizes=(2, 3),
+    param=None,
+    extras=frozenset(),
+)
+
+
 @settings(max_examples=60, **QUIET)
 @given(description=descriptions(), way=st.sampled_from(WAYS))
+@example(description=MASKED_BOUND, way=check_in_coordinates)
 @example(description=MASKED_PARENT, way=check_in_coordinates)
 def test_the_log_joint_is_that_of_pyros_trace(description: Description, way: Callable[..., None]) -> None:
     """None of them is refused, and none needs a slower engine: warnings are errors."""
