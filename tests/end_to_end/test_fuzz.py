@@ -167,6 +167,7 @@ def check_step(
 
 def check_in_coordinates(guide: AutoFlow, joint: LogJoint, z: Tensor, description: Description) -> None:
     """The same model in coordinates informed by its priors, and all else there."""
+    pyro.clear_param_store()  # in coordinates the guide may have another structure
     own_guide, own = prepared(description, 0.4)
     transform = Coordinates(own)
     there = transform(z)
