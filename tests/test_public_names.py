@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 import pyro_nflows
 
 ROOT = Path(__file__).parents[1]
@@ -13,20 +15,15 @@ def test_only_public_names_are_completed() -> None:
     assert all(hasattr(pyro_nflows, name) for name in dir(pyro_nflows))
 
 
-def test_the_citation_is_of_this_version() -> None:
-    cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+@pytest.mark.parametrize(
+    ("file", "line"), [("CITATION.cff", r"^version: (.+)$"), ("README.md", r"^  version = \{(.+)\}")]
+)
+def test_citations_are_of_this_version(file: str, line: str) -> None:
+    cited = re.search(line, (ROOT / file).read_text(), re.MULTILINE)
     built = re.search(r"^version = (.+)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
     assert cited is not None
     assert built is not None
     assert cited[1] == built[1]
-
-
-def test_all_say_which_version_this_is() -> None:
-    built = re.search(r"^version = (.+)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
-    bibtex = re.search(r"^  version = \{(.+)\}", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert built is not None
-    assert bibtex is not None
-    assert bibtex[1] == built[1]
 
 
 def test_the_readme_counts_the_guides() -> None:

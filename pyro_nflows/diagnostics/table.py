@@ -1,4 +1,4 @@
-"""Numbers as lines of text: the evidence of a fit, and names."""
+"""Numbers as they are shown: the evidence of a fit in lines of text, rows as a table of HTML, names of scalars."""
 
 import html
 import itertools

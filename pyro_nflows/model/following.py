@@ -122,7 +122,9 @@ def _without_centering(joint: Any, row: Tensor) -> tuple[Any, Tensor]:
     plain = joint.on(joint.bound)
     plain.latents = joint.latents.centered({})
     with torch.no_grad():
-        lifted = Lifted(joint.at(row, filled=())[2].values)
+        placed = joint.placed(row)
+        joint.visit(placed)
+        lifted = Lifted(placed.values)
         plain.visit(lifted)
         return plain, plain.latents.pack(lifted.parts)
 
