@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..checks import first_line
+from ..system.cores import num_cores
 from .native import CompilerError, Run, Scan
-from .runners import num_cores
 from .tape import Tape
 
 #: What :class:`~.native.Scan` raises where there can be no compiled code.

@@ -7,9 +7,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from ..system.cores import num_cores
 from .backends import Best
 from .program import Inputs, Program, State
-from .runners import Compiled, Runner, num_cores
+from .runners import Compiled, Runner
 from .threads import threads_asked
 
 #: Tensors that a member's recording reads in place of the runner's; None for the runner's own.

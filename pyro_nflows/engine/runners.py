@@ -1,7 +1,6 @@
 r"""Ways to run a program's steps: eagerly, recorded and replayed, or recorded and compiled with their loop."""
 
 import enum
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -67,14 +66,6 @@ class Runner(ABC):
     def cancel(self) -> None:
         """Give up what is under way and will not be used."""
         return
-
-
-def num_cores() -> int:
-    """Processors that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        return os.cpu_count() or 1
 
 
 class Eager(Runner):

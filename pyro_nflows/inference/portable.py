@@ -54,7 +54,7 @@ def unpacked(state: dict[str, Any]) -> tuple[AutoFlow, Any, str]:
 def _bytes(thing: Any) -> bytes:
     """A pickle; of nothing, with the reason, where there can be none."""
     reason: Exception | None = None
-    for dumps in _ways():
+    for dumps in ways_to_pickle():
         try:
             return dumps(thing)
         except Exception as error:
@@ -62,7 +62,8 @@ def _bytes(thing: Any) -> bytes:
     return pickle.dumps(_Missing(str(reason)))
 
 
-def _ways() -> Iterator[Callable[[Any], bytes]]:
+def ways_to_pickle() -> Iterator[Callable[[Any], bytes]]:
+    """Python's own, and stronger ones that are there."""
     yield pickle.dumps
     for name in STRONGER:
         if name in sys.modules:

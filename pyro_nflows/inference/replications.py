@@ -3,14 +3,13 @@
 import contextlib
 import functools
 import warnings
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from ..engine import EngineWarning, Trainer
-from ..engine.runners import num_cores
 from ..guides import AutoFlow, checks
 from ..layers.base import Layer
 from ..model.bound import BoundModel
@@ -18,7 +17,8 @@ from ..model.feasible import check_start
 from ..model.log_joint import LogJoint, Vectorization
 from ..model.simulation import Values, at_data, check_simulable, simulate
 from ..objectives.draws import LogDensity
-from ..system.exclusive import validation
+from ..system.cores import num_cores
+from ..system.exclusive import seeded, validation
 from .fit import drive, fit_modes, start
 from .fitted import Fit
 from .plan import Plan
@@ -42,55 +42,52 @@ class Replication:
         self.log_joint, self.tensors, self.loc, self.truth = log_joint, tensors, loc, truth
 
 
-class Replications:
-    """Simulated data sets and their fits.
+class Simulated(NamedTuple):
+    """What the model simulated: data by site, the flat unconstrained parameters of these, and the seed of their fit."""
 
-    :param guide: a flow guide; a fresh one of its kind is fitted to each.
-    :param num: how many.
+    data: Values
+    truth: Tensor
+    seed: int
+
+
+class Refits:
+    """Fits of a guide to one data set after another, on one recording of the model.
+
+    :param guide: set up, and fresh; a copy of its layer is fitted to each.
+    :param num: how many fits are to come.
     :param args: the model's arguments, with ``kwargs``.
-    :raises ValueError: if parameters and data cannot be drawn from the model (the site is named).
     """
 
     def __init__(self, guide: AutoFlow, num: int, args: tuple[Any, ...], kwargs: dict[str, Any]):
-        if guide.needs_model:
-            checks.refuse_replication(type(guide).__name__)
-        self.guide, self.args, self.kwargs = guide.fresh(args, kwargs), args, kwargs
-        if self.guide.subsamples:
-            raise ValueError(
-                "SBC: the model has latents in a subsampled plate, so a run of it simulates some rows only; make it "
-                "for SBC with fewer rows and without subsample_size"
-            )
-        model, loc, latents = self.guide.bare_model, self.guide.init_loc(), self.guide.latents
-        with validation(False):  # the data given need not be possible ones
-            trace = LogJoint(BoundModel(model, args, kwargs), latents).run(loc)
-        check_simulable(trace, latents.names)
-        self.latents, self.data = simulate(model, args, kwargs, num, loc)
-        self.truth = flat(self.guide, self.latents)
-        self.seeds = torch.randint(2**62, (num,)).tolist()
-        self.bound, self.how = BoundModel(at_data(model)), cast(Vectorization | None, None)
+        self.guide, self.num, self.args, self.kwargs = guide, num, args, kwargs
+        self.bound, self.how = BoundModel(at_data(guide.bare_model)), cast(Vectorization | None, None)
         self.failed: dict[int, str] = {}
         self.shared: Trainer | None = None
         self._told = False
         self._open: dict[Fitting, tuple[int, Replication]] = {}
 
-    def __getitem__(self, index: int) -> Replication:
-        """One of them.
+    def of(self, one: Simulated) -> Replication:
+        """A simulated data set with the model at it.
 
         :raises ValueError: if the model cannot be started there.
         """
-        data = {name: values[index] for name, values in self.data.items()}
-        joint = LogJoint(self.bound.with_call((data, *self.args), self.kwargs), self.guide.latents)
-        loc = check_start(joint)
+        joint = LogJoint(self.bound.with_call((one.data, *self.args), self.kwargs), self.guide.latents)
+        with seeded(one.seed):  # what it takes to find a start does not depend on the other data sets
+            loc = check_start(joint)
         joint.how = self.how = self.how or joint.prepare()
-        return Replication(joint, [*data.values()], loc, self.truth[index])
+        return Replication(joint, [*one.data.values()], loc, one.truth)
 
-    def fits(self, plan: Plan) -> Iterator[tuple[int, Replication, Trainer, Fit]]:
+    def fits_of(
+        self, plan: Plan, simulated: Iterable[tuple[int, Simulated]]
+    ) -> Iterator[tuple[int, Replication, Trainer, Fit]]:
         """Each data set with its number and its fit, as it is done.
 
         Those that could not be started are noted in ``failed``.
+
+        :param simulated: data sets with their numbers.
         """
         width = min(max(MIN_WIDTH, num_cores()), MAX_WIDTH)
-        for fitting in drive(self._starts(plan), width=width):
+        for fitting in drive(self._starts(plan, simulated), width=width):
             index, replication = self._open.pop(fitting)
             trainer, fit = fitting.trainer, cast(Fit, fitting.fit)
             if plan.search and not (trainer.history.interrupted or fit.failed):
@@ -111,17 +108,17 @@ class Replications:
         self.shared = None
         self._open.clear()
 
-    def _starts(self, plan: Plan) -> Iterator[Fitting]:
+    def _starts(self, plan: Plan, simulated: Iterable[tuple[int, Simulated]]) -> Iterator[Fitting]:
         plan.objective.check_layer(cast(Layer, self.guide.layer))
-        for index, seed in enumerate(self.seeds):
+        for index, found in simulated:
             try:
-                one = self[index]
+                one = self.of(found)
             except ValueError as error:
                 self.failed[index] = str(error)
                 continue
             if self.shared is None:
-                self.shared = Trainer(one.log_joint, (), plan.engine, False, one.tensors, len(self.seeds))
-            trainer = self.shared.at(one.log_joint, one.tensors, one.loc, seed)
+                self.shared = Trainer(one.log_joint, (), plan.engine, False, one.tensors, self.num)
+            trainer = self.shared.at(one.log_joint, one.tensors, one.loc, found.seed)
             if not self._shared(trainer):
                 self._tell()
             fitting = start(trainer, self.guide, plan, one.loc)
@@ -140,6 +137,43 @@ class Replications:
                 stacklevel=2,
             )
         self._told = True
+
+
+class Replications(Refits):
+    """Simulated data sets and their fits.
+
+    :param guide: a flow guide; a fresh one of its kind is fitted to each.
+    :param num: how many.
+    :param args: the model's arguments, with ``kwargs``.
+    :raises ValueError: if parameters and data cannot be drawn from the model (the site is named).
+    """
+
+    def __init__(self, guide: AutoFlow, num: int, args: tuple[Any, ...], kwargs: dict[str, Any]):
+        if guide.needs_model:
+            checks.refuse_replication(type(guide).__name__)
+        super().__init__(guide.fresh(args, kwargs), num, args, kwargs)
+        if self.guide.subsamples:
+            raise ValueError(
+                "SBC: the model has latents in a subsampled plate, so a run of it simulates some rows only; make it "
+                "for SBC with fewer rows and without subsample_size"
+            )
+        model, loc, latents = self.guide.bare_model, self.guide.init_loc(), self.guide.latents
+        with validation(False):  # the data given need not be possible ones
+            trace = LogJoint(BoundModel(model, args, kwargs), latents).run(loc)
+        check_simulable(trace, latents.names)
+        self.latents, self.data = simulate(model, args, kwargs, num, loc)
+        self.truth = flat(self.guide, self.latents)
+        self.seeds = torch.randint(2**62, (num,)).tolist()
+
+    def simulated(self) -> Iterator[tuple[int, Simulated]]:
+        """Each data set, with its number."""
+        for index, seed in enumerate(self.seeds):
+            data = {name: values[index] for name, values in self.data.items()}
+            yield index, Simulated(data, self.truth[index], seed)
+
+    def fits(self, plan: Plan) -> Iterator[tuple[int, Replication, Trainer, Fit]]:
+        """See :meth:`fits_of`: of all of them."""
+        return self.fits_of(plan, self.simulated())
 
 
 def flat(guide: AutoFlow, latents: Values) -> Tensor:

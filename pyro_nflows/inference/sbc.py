@@ -6,6 +6,8 @@ recording of the model and one compiled step, and go side by side.
 """
 
 import contextlib
+from collections.abc import Iterator
+from concurrent.futures import Executor
 from typing import Any
 
 import torch
@@ -19,14 +21,15 @@ from ..diagnostics.verdict import Evidence, effective, is_hopeless, judge, tail_
 from ..engine import Engine, Progress, Round
 from ..guides import AutoFlow
 from ..model.arguments import ready as arguments
-from ..objectives.draws import Draws
 from ..system.exclusive import exclusive, seeded
 from .calibrated import Calibrated, Checked
 from .elbo import ELBO
 from .fitted import Fit
 from .plan import Plan, check_guide
+from .replicated import checked_by
 from .replications import Replication, Replications
 from .schedule import Schedule
+from .workers import check_executor
 
 #: Fewer steps and particles than :class:`~pyro_nflows.VI` takes by itself: there are many fits.
 QUICK = Schedule(
@@ -61,6 +64,8 @@ class SBC(Calibrated):
         k-hat allows it, as in ``VI.get_samples``. VSBC is always about the guide itself.
     :param objective: as for ``VI``.
     :param schedule: of each fit; ``Schedule()`` is that of ``VI``. By default :data:`QUICK`: fewer steps and particles.
+    :param executor: fits the data sets in other processes: a ``ProcessPoolExecutor``, or another library's that has its
+        interface (:ref:`several-processes`). Each worker computes on one core. By default all is done in this process.
     :param search: whether to look for modes that a fit misses, and to fit again where there are, as ``VI`` does: it
         takes seconds a fit.
     :param seed: makes the run reproducible.
@@ -93,6 +98,7 @@ class SBC(Calibrated):
         objective: ELBO | None = None,
         schedule: Schedule | None = None,
         search: bool = False,
+        executor: Executor | None = None,
         seed: int | None = None,
         engine: Engine | str | None = None,
         progress_bar: bool = True,
@@ -118,7 +124,8 @@ class SBC(Calibrated):
                 f"SBC: num_samples must be at most the {schedule.num_samples} of the schedule, got {num_samples}"
             )
         self.guide, self.num_simulations, self.num_samples = guide, num_simulations, num_samples
-        self.resample = resample
+        check_executor("SBC", executor)
+        self.resample, self.executor = resample, executor
         self.interrupted = False
         self.failed: dict[int, str] = {}
         self._names: list[str] = []
@@ -151,11 +158,8 @@ class SBC(Calibrated):
         try:
             title, num = "calibration", self.num_simulations
             with Progress(self.plan.progress_bar) as progress, progress.phase(title, num, unit="fit"):
-                for index, one, trainer, fit in replications.fits(self.plan):
-                    if trainer.history.interrupted:
-                        raise KeyboardInterrupt
-                    with trainer.stream or contextlib.nullcontext():
-                        self._checked[index] = self._check(replications.guide, one, fit)
+                for index, checked in self._all(replications):
+                    self._checked[index] = checked
                     progress.advance(1)
         except KeyboardInterrupt:
             self.interrupted = True
@@ -164,25 +168,47 @@ class SBC(Calibrated):
         finally:
             replications.close()
 
-    @torch.no_grad()
-    def _check(self, guide: AutoFlow, one: Replication, fit: Fit) -> Checked:
-        draws, truth = fit.draws, one.truth[None]
-        true_values = _columns(guide, truth, one.log_joint(truth))[0]
-        values = _columns(guide, draws.z, draws.log_p)
-        below, equal = (values < true_values).double().mean(0), values == true_values
-        verdict = judge(Evidence(draws.log_weight, [], [], torch.ones(1)))
-        return Checked(
-            rank(values[self._chosen(draws)], true_values),
-            below + 0.5 * equal.double().mean(0),
-            equal.all(0),
-            effective(draws.log_weight),
-            tail_index(draws.log_weight),
-            verdict.outcome,
-        )
+    def _all(self, replications: Replications) -> Iterator[tuple[int, Checked]]:
+        """What is kept of each fit, with its number, as it is done."""
+        options = self.num_samples, self.resample
+        if self.executor is not None:
+            yield from checked_by(self.executor, replications, self.plan, checked_fit, options)
+            return
+        for index, one, trainer, fit in replications.fits(self.plan):
+            if trainer.history.interrupted:
+                raise KeyboardInterrupt
+            with trainer.stream or contextlib.nullcontext():
+                checked = checked_fit(replications.guide, one, fit, *options)
+            yield index, checked
 
-    def _chosen(self, draws: Draws) -> Tensor:
-        """Indices of the draws among which to rank."""
-        return chosen(draws.log_weight, self.num_samples, False if is_hopeless(draws.log_weight) else self.resample)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "executor": None}  # of this process
+
+
+@torch.no_grad()
+def checked_fit(guide: AutoFlow, one: Replication, fit: Fit, num_samples: int, resample: bool | None) -> Checked:
+    """What is kept of a fit.
+
+    :param guide: for the sites.
+    :param one: the data set, and the parameters that it was simulated from.
+    :param fit: of it.
+    :param num_samples: draws among which parameters are ranked.
+    :param resample: whether these are resampled; by default where the fit's k-hat allows it.
+    """
+    draws, truth = fit.draws, one.truth[None]
+    true_values = _columns(guide, truth, one.log_joint(truth))[0]
+    values = _columns(guide, draws.z, draws.log_p)
+    below, equal = (values < true_values).double().mean(0), values == true_values
+    verdict = judge(Evidence(draws.log_weight, [], [], torch.ones(1)))
+    ranked = chosen(draws.log_weight, num_samples, False if is_hopeless(draws.log_weight) else resample)
+    return Checked(
+        rank(values[ranked], true_values),
+        below + 0.5 * equal.double().mean(0),
+        equal.all(0),
+        effective(draws.log_weight),
+        tail_index(draws.log_weight),
+        verdict.outcome,
+    )
 
 
 def _names(guide: AutoFlow) -> list[str]:

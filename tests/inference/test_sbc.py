@@ -19,7 +19,7 @@ from pyro_nflows import ELBO, IWAE, SBC, VI, AutoCIF, AutoFlow, flows
 from pyro_nflows.diagnostics.calibration import Calibration, PValues
 from pyro_nflows.diagnostics.calibration_summary import CalibrationSummary
 from pyro_nflows.engine import EngineWarning, Round, trainer
-from pyro_nflows.inference import replications
+from pyro_nflows.inference import replications, sbc
 from pyro_nflows.inference.plan import Plan
 from pyro_nflows.inference.replications import Replications
 from pyro_nflows.inference.schedule import Schedule
@@ -162,14 +162,14 @@ def test_a_search_after_each_fit_finds_the_other_mode() -> None:
 
 def test_a_posterior_that_is_the_prior_is_found_out_by_the_log_joint(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in Modrák et al. (2023): each parameter alone has uniform ranks."""
-    original = SBC._check
+    original = sbc.checked_fit
 
-    def from_the_prior(self: SBC, guide: Any, one: Any, fit: Any) -> Any:
+    def from_the_prior(guide: Any, one: Any, fit: Any, *options: Any) -> Any:
         z = torch.randn_like(fit.draws.z)
         draws = type(fit.draws)(z, one.log_joint(z), one.log_joint(z))  # equal weights
-        return original(self, guide, one, type(fit)(fit.layer, draws, fit.undefined))
+        return original(guide, one, type(fit)(fit.layer, draws, fit.undefined), *options)
 
-    monkeypatch.setattr(SBC, "_check", from_the_prior)
+    monkeypatch.setattr(sbc, "checked_fit", from_the_prior)
     wrong = check(small(regression), 100, schedule=TINY, num_samples=39).run(X, torch.zeros(4))
     p_values = wrong.p_values()
     assert min(*p_values["b[0]"], *p_values["b[1]"]) > 0.01
@@ -403,7 +403,7 @@ def test_data_that_cannot_be_started_are_counted(
 def test_ctrl_c_keeps_the_fits_that_are_done(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calls, as_ever = [0], SBC._check
+    calls, as_ever = [0], sbc.checked_fit
 
     def interrupted(*args: Any) -> Any:
         calls[0] += 1
@@ -411,7 +411,7 @@ def test_ctrl_c_keeps_the_fits_that_are_done(
             raise KeyboardInterrupt
         return as_ever(*args)
 
-    monkeypatch.setattr(SBC, "_check", interrupted)
+    monkeypatch.setattr(sbc, "checked_fit", interrupted)
     done = tiny(plain, 9).run(torch.tensor(0.5))
     assert done.interrupted
     assert done.ranks["z"].shape == (3,)

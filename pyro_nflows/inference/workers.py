@@ -1,0 +1,168 @@
+r"""Work for other processes, through whatever has the interface of ``concurrent.futures.Executor``.
+
+Each piece of work is numbered, is a function of what it is given, and gives the same wherever it runs: so results do
+not depend on how many workers there are, or on which of them did what.
+"""
+
+import contextlib
+import os
+import pickle
+import signal
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from typing import Any
+
+from ..checks import first_line
+from ..system.cores import on_one_core
+from .portable import ways_to_pickle
+
+#: What to do where there can be no worker, for the messages.
+REMEDY = "ProcessPoolExecutor(mp_context=multiprocessing.get_context('spawn'))"
+
+
+class WorkerError(RuntimeError):
+    """A worker failed, or is gone; the message says at what."""
+
+
+def check_executor(who: str, executor: Any) -> None:
+    """Refuse what cannot do work in other processes.
+
+    :raises TypeError: if it is no executor, or one of threads.
+    """
+    if executor is None:
+        return
+    if isinstance(executor, ThreadPoolExecutor):
+        raise TypeError(
+            f"{who}: executor is a ThreadPoolExecutor, but Pyro has one stack of handlers for all threads of a "
+            f"process, so its fits could not go side by side; give it processes, {REMEDY}"
+        )
+    if not isinstance(executor, Executor) and not callable(getattr(executor, "submit", None)):
+        raise TypeError(
+            f"{who}: executor must be a concurrent.futures.Executor, such as {REMEDY}, got {type(executor).__name__}"
+        )
+
+
+def spread(
+    who: str, what: str, executor: Executor, task: Callable[..., Any], given: Iterable[tuple[int, Sequence[Any]]]
+) -> Iterator[tuple[int, Any]]:
+    """Numbered pieces of work by an executor: each number with its result, as it is done.
+
+    When the iterator is left, what has not begun is given up.
+
+    :param who: asks, for the messages.
+    :param what: a piece is called.
+    :param executor: does them.
+    :param task: a function of a module, so that other processes can find it.
+    :param given: numbers, and the function's arguments.
+    :raises WorkerError: if a worker dies, or the function fails there.
+
+    Example::
+
+        >>> import math
+        >>> class Here(Executor):
+        ...     def submit(self, task, *args):
+        ...         done = Future()
+        ...         done.set_result(task(*args))
+        ...         return done
+        ...
+        >>> sorted(spread("demo", "root", Here(), math.sqrt, [(0, (4.0,)), (1, (9.0,))]))
+        [(0, 2.0), (1, 3.0)]
+    """
+    futures = dict[Future[Any], int]()
+    with tempfile.TemporaryDirectory(prefix="pyro_nflows-", ignore_cleanup_errors=True) as folder:
+        try:
+            try:
+                for number, args in given:
+                    futures[executor.submit(noted, folder, number, sent(who, (task, args)))] = number
+            except RuntimeError as error:  # of which BrokenExecutor is one
+                if futures and isinstance(error, BrokenExecutor):
+                    raise _gone(who, what, folder, executor) from error
+                raise WorkerError(f"{who}: the executor takes no work ({first_line(error)}); make a new one") from error
+            for future in as_completed(futures):
+                yield futures[future], _result(future, who, what, futures[future], folder, executor)
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def _result(future: "Future[Any]", who: str, what: str, number: int, folder: str, executor: Executor) -> Any:
+    error = future.exception()
+    if error is None:
+        return pickle.loads(future.result())
+    if isinstance(error, BrokenExecutor):
+        raise _gone(who, what, folder, executor) from error
+    raise WorkerError(
+        f"{who}: {what} {number} failed in its worker ({type(error).__name__}: {first_line(error)})"
+    ) from error
+
+
+def _gone(who: str, what: str, folder: str, executor: Executor) -> WorkerError:
+    """What to say where a process of a pool has ended: what it was doing is noted in the folder."""
+    begun = sorted((int(entry.name), int(_read(entry.path))) for entry in os.scandir(folder))
+    killed = _ended_by_themselves(executor)
+    numbers = [number for number, process in begun if process in killed] or [number for number, _ in begun]
+    if not numbers:
+        return WorkerError(
+            f"{who}: the workers ended before they began. A script that starts processes needs "
+            "if __name__ == '__main__': around all that is to be done once; and the modules it imports must be there "
+            "for the workers, too"
+        )
+    which = " or ".join([", ".join(map(str, numbers[:-1])), str(numbers[-1])]) if numbers[1:] else str(numbers[0])
+    return WorkerError(
+        f"{who}: a worker died during {what} {which}, perhaps killed for want of memory. Fewer workers take less of "
+        "it; without executor=, all is done in this process, where a crash shows its cause"
+    )
+
+
+def _ended_by_themselves(executor: Executor) -> set[int]:
+    """Processes of a broken pool that nobody asked to end, as far as that is known; the pool has ended the others."""
+    if not isinstance(executor, ProcessPoolExecutor):
+        return set()
+    processes = dict(getattr(executor, "_processes", None) or {})
+    for process in processes.values():
+        with contextlib.suppress(Exception):
+            process.join(1.0)
+    return {pid for pid, process in processes.items() if process.exitcode not in (None, 0, -signal.SIGTERM)}
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read()
+
+
+def sent(who: str, thing: Any) -> bytes:
+    """A pickle, of tensors too, which executors would otherwise send as shared memory.
+
+    :raises TypeError: if there can be none.
+    """
+    reason: Exception | None = None
+    for dumps in ways_to_pickle():
+        try:
+            return dumps(thing)
+        except Exception as error:
+            reason = reason or error
+    raise TypeError(f"{who}: what is to be done cannot be sent to another process ({reason})") from reason
+
+
+def noted(folder: str, number: int, given: bytes) -> bytes:
+    """A piece of work, in a worker: on one thread of one processor, and noted while it lasts.
+
+    An interrupt ends it with None; the worker stays for others.
+
+    :param folder: where that is noted, if it is there: a worker may be on another machine.
+    :param number: of the piece.
+    :param given: a function and its arguments.
+    """
+    path = os.path.join(folder, str(number))
+    with contextlib.suppress(OSError), open(path, "w") as file:
+        file.write(str(os.getpid()))
+    try:
+        with on_one_core():
+            task, args = pickle.loads(given)
+            return sent("a worker", task(*args))
+    except KeyboardInterrupt:
+        return pickle.dumps(None)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
