@@ -39,6 +39,7 @@ from pyro_nflows.layers import (
     RowCoupling,
     SequenceAutoregressive,
     SparseAffine,
+    SparseShear,
     Split,
     Squeeze,
     Sylvester,
@@ -47,7 +48,7 @@ from pyro_nflows.layers import (
 from pyro_nflows.layers.base import Chain, Inverse, Layer
 from pyro_nflows.model.elimination import Elimination
 from pyro_nflows.model.hierarchy import Hierarchy, Outline
-from pyro_nflows.model.pattern import pattern_of
+from pyro_nflows.model.pattern import Pattern, pattern_of
 from pyro_nflows.nets import CausalConvNet, CausalTransformer
 from pyro_nflows.transformers import Affine, RationalQuadratic, Shift, SinhArcsinh
 
@@ -78,6 +79,20 @@ def chain_elimination(dim: int) -> Elimination:
     return Elimination.of(pattern_of(walk, torch.ones(dim)))
 
 
+def hub_elimination(dim: int) -> Elimination:
+    """The order of a random walk, all of whose steps have the second latent as their scale: a hub."""
+    found = chain_elimination(dim).pattern
+    turned = torch.cat([torch.tensor([dim - 2, dim - 1]), torch.arange(dim - 2)]).argsort()  # the hub is second
+    pairs = turned[found.pairs]
+    pairs = pairs[:, (dim * pairs[0] + pairs[1]).argsort()]
+    return Elimination.of(Pattern(dim, pairs, turned[dim - 1 :]))
+
+
+def pair_elimination(dim: int) -> Elimination:
+    """The order of a random walk."""
+    return Elimination.of(pattern_of(lambda z: -(z[:, 1:] - z[:, :-1]).square().sum(-1), torch.zeros(dim)))
+
+
 def banana(z: Tensor) -> Tensor:
     """A log density of any number of coordinates, the first of which bends the others."""
     bent = z[..., 1:] - 0.3 * z[..., :1].square()
@@ -96,6 +111,8 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "TriangularAffine(3)": lambda: TriangularAffine(3),
     "SparseAffine(3)": lambda: SparseAffine(chain_elimination(3)),
     "SparseAffine(6)": lambda: SparseAffine(chain_elimination(6)),
+    "SparseShear(3)": lambda: SparseShear(pair_elimination(2), 1, num_features=2, hidden_dims=(4,)),
+    "SparseShear(6)": lambda: SparseShear(pair_elimination(4), 2, num_features=2, hidden_dims=(4,)),
     "LowRankAffine(1)": lambda: LowRankAffine(1),
     "LowRankAffine(4, 2)": lambda: LowRankAffine(4, 2),
     "ActNorm(1)": lambda: ActNorm(1),
@@ -306,6 +323,7 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "spline(3, inverted)": lambda: flows.spline(3, 4, (4,), 3, inverted=True),
     "spline(2, context)": lambda: flows.spline(2, 2, context_dim=2).at(CONTEXT),
     "on_plates(groups)": lambda: flows.on_plates(GROUPS, lambda dim: flows.nice(dim, 2, (4,))),
+    "on_hubs(4)": lambda: flows.on_hubs(hub_elimination(4), lambda dim: flows.spline(dim, 2, (4,), 3)),
     "within_rows(pairs)": lambda: flows.within_rows(PAIRS, flows.nice(4, 2, (4,))),
     "on_plates(pairs)": lambda: flows.on_plates(PAIRS, lambda dim: flows.nice(dim, 2, (4,))),
     "conditional(3)": lambda: flows.conditional(3, 2, lambda dim: flows.nice(dim, 2, (4,)), (4,)).at(CONTEXT),

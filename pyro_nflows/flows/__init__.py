@@ -6,6 +6,7 @@ A flow here is only a composition; write your own and hand it to ``AutoFlow(mode
 
 from ..nets.lengths import up_to
 from .flowified import flowified, flowify
+from .hubs import GivenHubs, on_hubs
 from .images import glow_image
 from .jko import jko
 from .matching import num_params, widened
@@ -31,6 +32,7 @@ from .wrapped import cif, conditional, gaussians, on_mixture, on_modes
 
 __all__ = [
     "Build",
+    "GivenHubs",
     "cif",
     "cnf",
     "conditional",
@@ -46,6 +48,7 @@ __all__ = [
     "maf",
     "nice",
     "num_params",
+    "on_hubs",
     "on_mixture",
     "on_modes",
     "on_plates",

@@ -190,7 +190,8 @@ class AutoFlow(RowGuide):
     def extra_repr(self) -> str:
         if self._latents is None:
             return ""
-        structure = described(self._hierarchy, self.latents.dim, self._rows, self._end)
+        flow = self.layer and cast(Whitened, self.layer.layer).flow
+        structure = described(self._hierarchy, self.latents, self._rows, self._end, flow)
         amortized = ["rows by an encoder of their data"] if self.amortizer is not None else []
         return "; ".join([structure, *amortized, *shown(self.latents.centering)])
 

@@ -19,6 +19,7 @@ from ..flows.transforms import as_layer
 from ..flows.whitened import Whitened
 from ..layers import PlateAffine
 from ..layers.base import Layer
+from ..model.elimination import Elimination
 from ..model.hierarchy import Hierarchy
 from ..model.independence import rows_interact
 from ..model.latents import Latents
@@ -31,6 +32,8 @@ from .ends import End
 Structure = Literal["auto", "joint", "plates"]
 #: More latents than these are not put into a joint flow if most of them are in plates.
 MAX_JOINT = 48
+#: So many latents at least are drawn given hubs.
+MIN_GIVEN = 16
 #: A joint guide has couplings within rows of several coordinates, but not of more than these.
 MAX_COUPLED = 12
 #: Couplings of all latents in front of those within rows, in place of the default's eight.
@@ -75,6 +78,24 @@ def coupled_rows(build: flows.Build, latents: Latents, hierarchy: Hierarchy | No
     return found if any(1 < block.row_dim <= MAX_COUPLED for block in found.blocks) else None
 
 
+def given_hubs(
+    build: flows.Build, hierarchy: Hierarchy | None, end: End | None, rows: Hierarchy | None
+) -> Elimination | None:
+    """The pattern with hubs given which the other latents of a joint guide are drawn; None for one flow of all.
+
+    It takes the place of the default flow.
+
+    :param build: the guide's flow.
+    :param hierarchy: the plates that the guide follows, if it does.
+    :param end: of a joint guide.
+    :param rows: the plates within whose rows a joint guide has couplings.
+    """
+    if build is not flows.default or hierarchy is not None or rows is not None or end is None:
+        return None
+    found = end.elimination
+    return found if found is not None and MIN_GIVEN <= found.dim - len(found.pattern.hubs) < found.dim else None
+
+
 def _interact(joint: Callable[[], LogJoint], hierarchy: Hierarchy) -> bool:
     with poutine.block(), torch.random.fork_rng(devices=[]), validation(False):
         density = joint()
@@ -85,20 +106,36 @@ def _interact(joint: Callable[[], LogJoint], hierarchy: Hierarchy) -> bool:
 
 
 def described(
-    hierarchy: Hierarchy | None, latent_dim: int, rows: Hierarchy | None = None, end: End | None = None
+    hierarchy: Hierarchy | None,
+    latents: Latents,
+    rows: Hierarchy | None = None,
+    end: End | None = None,
+    flow: Layer | None = None,
 ) -> str:
     """Which structure a guide has, and why.
 
+    :param latents: the model's.
     :param end: of a joint guide.
     :param rows: the plates within whose rows a joint guide has couplings.
+    :param flow: what is before the end.
     """
     if hierarchy is None:
+        hubs = end.elimination.pattern.hubs if end is not None and end.elimination is not None else torch.zeros(0)
         coupled = [] if rows is None else [" x ".join(block.plates) for block in rows.blocks if block.row_dim > 1]
         within = f", with couplings within rows of {', '.join(coupled)}" if coupled else ""
         why = f", end {end.kind} ({end.why})" if end is not None and end.why else ""
-        return f"joint over {counted(latent_dim, 'latent')}{within}{why}"
+        given = f", all others given {', '.join(_names(latents, hubs))}" if isinstance(flow, flows.GivenHubs) else ""
+        return f"joint over {counted(latents.dim, 'latent')}{given}{within}{why}"
     blocks = ", ".join(f"{' x '.join(b.plates)}: {counted(b.num_rows, 'row')} of {b.row_dim}" for b in hierarchy.blocks)
     return f"follows plates: {counted(len(hierarchy.top), 'latent')} outside of plates; {blocks}"
+
+
+def _names(latents: Latents, columns: Tensor) -> list[str]:
+    """The sites that have columns of the flat latent, with how many of theirs."""
+    known = torch.zeros(latents.dim, dtype=torch.bool)
+    known[columns] = True
+    counts = {name: known[site.columns] for name, site in latents.sites.items()}
+    return [n if its.all() else f"{n} ({int(its.sum())} of {len(its)})" for n, its in counts.items() if its.any()]
 
 
 def whitened(
@@ -124,8 +161,11 @@ def whitened(
         the default, whose place it takes.
     """
     latent_dim = loc.numel()
+    hubs = given_hubs(build, hierarchy, end, rows)
     if rows is not None:
         build = functools.partial(flows.realnvp, num_layers=NUM_JOINT)
+    if hubs is not None:
+        build = lambda latent_dim: flows.on_hubs(hubs)  # noqa: E731
     if modes is not None:
         inner = build if build is flows.default else functools.partial(_flow, name=name, build=build)
         build = functools.partial(flows.on_modes, inner=inner, num_components=modes[0], block_dim=modes[1])

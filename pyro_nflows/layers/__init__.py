@@ -27,6 +27,7 @@ from .residual import LogDet, Residual
 from .row_coupling import RowCoupling
 from .sequence import SequenceAutoregressive
 from .sparse_affine import SparseAffine
+from .sparse_shear import SparseShear
 from .sylvester import Sylvester
 from .triangular import TriangularAffine
 
@@ -65,6 +66,7 @@ __all__ = [
     "SequenceAutoregressive",
     "Solver",
     "SparseAffine",
+    "SparseShear",
     "Split",
     "Squeeze",
     "Sylvester",

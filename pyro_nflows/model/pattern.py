@@ -70,6 +70,20 @@ class Pattern(NamedTuple):
             colors[j] = color
         return torch.tensor(colors)
 
+    def without_hubs(self) -> "Pattern":
+        """The pairs of the others, numbered as they come.
+
+        Example::
+
+            >>> star = Pattern(4, torch.tensor([[0, 0, 0, 1, 1, 2, 2, 3], [1, 2, 3, 0, 2, 0, 1, 0]]), torch.tensor([0]))
+            >>> star.without_hubs().pairs
+            tensor([[0, 1],
+                    [1, 0]])
+        """
+        rest = _not(self.hubs, self.dim)
+        pairs = (rest.cumsum(0) - 1)[self.pairs[:, rest[self.pairs].all(0)]]
+        return Pattern(int(rest.sum()), pairs, self.hubs[:0])
+
     def _neighbours(self) -> tuple[list[bool], list[list[int]]]:
         """Of each latent, itself and those tied to it, without hubs."""
         is_hub = torch.zeros(self.dim, dtype=torch.bool)
