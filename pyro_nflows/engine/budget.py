@@ -26,6 +26,17 @@ class Budget:
         self._training = self.until = began + (1 - JUDGING) * seconds
         self.is_stopped = False
 
+    @staticmethod
+    def of_training(seconds: float) -> "Budget":
+        """One whose training has so many seconds.
+
+        Example::
+
+            >>> 90 < Budget.of_training(100.0).until - time.perf_counter() < 101
+            True
+        """
+        return Budget(max(0.0, seconds) / (1 - JUDGING))
+
     @property
     def is_limited(self) -> bool:
         """Whether there is a limit."""

@@ -93,6 +93,30 @@ class History:
             self.rounds.append(self.num_steps)
             self.path, self.bounds = list(path), list(elbos)
 
+    def join(self, other: "History") -> None:
+        """Count what another fit of the same run has seen, elsewhere.
+
+        Example::
+
+            >>> history = History(elbos=[torch.zeros(50)], rounds=[50])
+            >>> history.join(History(elbos=[torch.ones(20)], rounds=[20], skipped=1))
+            >>> history.rounds, history.num_steps, history.skipped
+            ([50, 70], 70, 1)
+        """
+        before = self.num_steps
+        self.elbos += other.elbos
+        self.rounds += [before + number for number in other.rounds]
+        self.engines += other.engines
+        for note in other.engine_notes:
+            self.tell(note)
+        for name in ("skipped", "restarts", "descent"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("failed", "quick", "was_right", "out_of_time", "out_of_memory"):
+            setattr(self, name, getattr(self, name) or getattr(other, name))
+        self.drift = max(self.drift, other.drift)
+        if other.path and not self.path:
+            self.path, self.bounds = other.path, other.bounds
+
     def note(self, runner: Runner) -> None:
         """What a round ended on, and why not on something faster."""
         self.engines.append(runner.engine)

@@ -33,6 +33,7 @@ class Plan:
     :param optim: what takes the steps; None for Adam.
     :param seed: of the random numbers; None for some that torch's own decide.
     :param progress_bar: whether to show one.
+    :param workers: an executor by which starts are fitted in other processes; None for this one.
     """
 
     objective: ELBO = field(default_factory=ELBO)
@@ -48,6 +49,7 @@ class Plan:
     optim: Choice | None = None
     seed: int | None = None
     progress_bar: bool = True
+    workers: Any = None
 
     @staticmethod
     def asked(

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import torch
 
 from ..guides import AutoFlow
-from ..system.exclusive import exclusive, seeded
+from ..system.exclusive import exclusive, seeded, with_dtype
 from .calibrated import Checked
 from .fitted import Fit
 from .plan import Plan
 from .portable import packed, unpacked
 from .replications import Refits, Replication, Replications, Simulated
-from .workers import spread
+from .workers import not_found, spread
 
 #: What is made of a fit; a function of a module.
 Check = Callable[[AutoFlow, Replication, Fit, int, bool | None], Checked]
@@ -73,19 +73,14 @@ def fit_one(order: Order, index: int, one: Simulated) -> Checked | str:
     :return: what is made of it; why not, where it could not be started.
     :raises KeyboardInterrupt: if it was interrupted.
     """
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(order.dtype)
-    try:
-        with seeded(one.seed):
-            fits = _fits_of(order)
-            for _, replication, trainer, fit in fits.fits_of(order.plan, [(index, one)]):
-                if trainer.history.interrupted:
-                    raise KeyboardInterrupt
-                with trainer.stream or contextlib.nullcontext():
-                    return order.check(fits.guide, replication, fit, *order.options)
-            return fits.failed.pop(index)
-    finally:
-        torch.set_default_dtype(before)
+    with with_dtype(order.dtype), seeded(one.seed):
+        fits = _fits_of(order)
+        for _, replication, trainer, fit in fits.fits_of(order.plan, [(index, one)]):
+            if trainer.history.interrupted:
+                raise KeyboardInterrupt
+            with trainer.stream or contextlib.nullcontext():
+                return order.check(fits.guide, replication, fit, *order.options)
+        return fits.failed.pop(index)
 
 
 def _fits_of(order: Order) -> Refits:
@@ -95,10 +90,7 @@ def _fits_of(order: Order) -> Refits:
         _latest.pop()[1].close()
     guide, call, reason = unpacked(dict(order.guide))
     if call is None:
-        raise TypeError(
-            f"the guide {reason}. Define the model at the top level of a module, so that a worker can import it; or "
-            "import cloudpickle, which sends other functions too, here and there"
-        )
+        raise not_found(reason)
     fits = Refits(guide, order.num, *call)
     _latest.append((order.key, fits))
     return fits

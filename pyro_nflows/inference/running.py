@@ -35,6 +35,7 @@ from .mark import FINE, put
 from .no_data import warn_of_no_data
 from .plan import Plan
 from .posterior import Call, Posterior
+from .precise import already_double, in_double
 from .resume import Checkpoint, begin
 from .search import MAX_MATRIX, round_trip, search
 from .started import check_same_sites, place, take_coordinates
@@ -174,6 +175,17 @@ class Fitter:
         self.trainer, self._form, trainer.journal, trainer.optim = trainer, form, journal, plan.optim
         return trainer
 
+    def alone(self, plan: Plan, call: Call, begins: Tensor | None) -> tuple[LogJoint, Trainer]:
+        """The model and a trainer, for one fit in a process that knows nothing else of its run.
+
+        :param plan: how.
+        :param call: the arguments.
+        :param begins: where the run has found the model to be.
+        """
+        joint, loc = self._joint_at(call)
+        joint.start = loc if begins is None else begins.to(loc)
+        return joint, self._trainer_at(plan, joint, [], Journal())
+
     def judge(self, plan: Plan, ready: "Ready", fits: Sequence[Fit]) -> None:
         """Keep the best fit, look for what it misses, and say what keeps it from being good."""
         trainer, joint, keep, progress = ready.trainer, ready.joint, ready.keep, ready.trainer.progress
@@ -219,7 +231,7 @@ class Fitter:
         ours = plan.schedule.is_default and plan.schedule.has_flow and not trainer.leaves and not self.guide.needs_model
         ours = ours and not self.guide.follows_plates and self.guide.latents.dim <= MAX_MATRIX
         prior = functools.partial(prior_points, joint.bound, joint.latents)
-        precise = functools.partial(_in_double, joint) if trainer.all_rows is None else _already_double
+        precise = functools.partial(in_double, joint) if trainer.all_rows is None else already_double
         disagree = starts_disagree(posterior.evidence)
         brief = not plan.schedule.has_flow
         found = search(trainer, self.guide, best, disagree, refit if ours else None, prior, precise, brief)
@@ -289,22 +301,3 @@ def unless_kept(guide: AutoFlow, leaves: Sequence[Tensor], keep: Keep) -> Iterat
             guide.restore(coordinates)
             with torch.no_grad():
                 put(leaves, before)
-
-
-def _already_double(z: Tensor) -> Tensor | None:
-    """Sums over rows are in double precision as they are."""
-    return None
-
-
-def _in_double(joint: LogJoint, z: Tensor) -> Tensor | None:
-    """The log density at rows in double precision, with the arguments' data; None where the model cannot."""
-    before = torch.get_default_dtype()
-    data = [value.double() if value.is_floating_point() else value for value in joint.bound.tensors]
-    torch.set_default_dtype(torch.float64)
-    try:
-        with validation(False):
-            return joint.on(joint.bound.with_data(data))(z.double())
-    except (RuntimeError, TypeError, ValueError):  # the model's own constants may be of another precision
-        return None
-    finally:
-        torch.set_default_dtype(before)

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from ..system.exclusive import exclusive, seeded
 from ..system.files import Path
 from ..system.memory import OutOfMemory, is_out_of_memory
 from ..system.signals import uninterrupted
+from .apart import fit_apart
 from .as_it_is import judged_as_it_is
 from .checkpoint import load_fit, take_fit
 from .elbo import ELBO
@@ -28,6 +30,7 @@ from .results import Results
 from .resume import Checkpoint, check_file, described
 from .running import Fitter, RowsAreSubsampled
 from .started import source_of
+from .workers import check_executor
 
 
 class VI(Results):
@@ -57,6 +60,8 @@ class VI(Results):
         with ``effort="quick"``, or whose start is right already), neither this nor ``optim`` is used.
     :param optim: takes the steps in the place of Adam: a class such as ``torch.optim.AdamW``, a function that makes an
         optimiser of parameters, or one of ``pyro.optim`` (:mod:`~pyro_nflows.engine.optimised`).
+    :param executor: fits the starts, where there are several, in other processes: a ``ProcessPoolExecutor``, or another
+        library's that has its interface (:ref:`several-processes`).
     :param seed: makes the run reproducible, but for rounding where the engine is not named.
     :param engine: ``"eager"``, ``"traced"`` or ``"compiled"``; by default the fastest that can run the model:
         training starts traced, and goes on compiled where that pays.
@@ -94,6 +99,7 @@ class VI(Results):
         max_seconds: float | None = None,
         callback: Callback | None = None,
         optim: Optim | None = None,
+        executor: Executor | None = None,
         seed: int | None = None,
         engine: Engine | str | None = None,
         annealing: float = 0.0,
@@ -103,7 +109,12 @@ class VI(Results):
     ):
         check_guide(guide, "VI")
         check_file(checkpoint, checkpoint_seconds)
-        self._source = source_of(start)
+        check_executor("VI", executor)
+        if executor is not None and callback is not None:
+            raise ValueError(
+                "VI: with executor= training is elsewhere, where no callback is called; leave out one of them"
+            )
+        self._source, self.executor = source_of(start), executor
         self.guide, self.checkpoint, self.checkpoint_seconds = guide, checkpoint, checkpoint_seconds
         self.plan = Plan.asked(
             "VI",
@@ -159,9 +170,12 @@ class VI(Results):
                 self._fitter = Fitter(guide)
             try:
                 source = self._source if self._posterior is None else None
-                plan = replace(self.plan, goes_on=self._goes_on(call), is_warm=source is not None)
+                plan = replace(
+                    self.plan, goes_on=self._goes_on(call), is_warm=source is not None, workers=self.executor
+                )
                 with self._fitter.ready(plan, call, self._keep, checkpoint, source=source) as ready:
-                    fits = fit_all(ready.trainer, guide, plan, ready.locs)
+                    fit = fit_all if self.executor is None or len(ready.locs) == 1 else fit_apart
+                    fits = fit(ready.trainer, guide, plan, ready.locs)
                     self._fitter.judge(plan, ready, fits)
             except RowsAreSubsampled:
                 if self._source is not None:
@@ -263,7 +277,7 @@ class VI(Results):
         shared = self._posterior is not None and self._posterior.guide is self.guide
         guide = {} if shared else packed(self.guide, None)
         source = self._source if self._posterior is None else None  # it has been used
-        return {**self.__dict__, "_fitter": None, "_source": source, "guide": None, **guide}
+        return {**self.__dict__, "_fitter": None, "executor": None, "_source": source, "guide": None, **guide}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         guide = unpacked(state)[0] if is_packed(state) else state["_posterior"].guide
@@ -272,5 +286,6 @@ class VI(Results):
     def __deepcopy__(self, memo: dict[int, Any]) -> "VI":
         new = VI.__new__(VI)
         memo[id(self)] = new
-        new.__dict__.update(copy.deepcopy({**self.__dict__, "_fitter": None}, memo))
+        new.__dict__.update(copy.deepcopy({**self.__dict__, "_fitter": None, "executor": None}, memo))
+        new.executor = self.executor
         return new

@@ -48,7 +48,7 @@ def spread(
 ) -> Iterator[tuple[int, Any]]:
     """Numbered pieces of work by an executor: each number with its result, as it is done.
 
-    When the iterator is left, what has not begun is given up.
+    When the iterator is left, what has not begun is given up. Where a piece fails, those that are done come first.
 
     :param who: asks, for the messages.
     :param what: a piece is called.
@@ -79,22 +79,26 @@ def spread(
                 if futures and isinstance(error, BrokenExecutor):
                     raise _gone(who, what, folder, executor) from error
                 raise WorkerError(f"{who}: the executor takes no work ({first_line(error)}); make a new one") from error
+            left = dict(futures)
             for future in as_completed(futures):
-                yield futures[future], _result(future, who, what, futures[future], folder, executor)
+                if future.exception() is not None:
+                    yield from ((left[each], pickle.loads(each.result())) for each in list(left) if _is_fine(each))
+                    raise _failed(future, who, what, left[future], folder, executor) from future.exception()
+                yield left.pop(future), pickle.loads(future.result())
         finally:
             for future in futures:
                 future.cancel()
 
 
-def _result(future: "Future[Any]", who: str, what: str, number: int, folder: str, executor: Executor) -> Any:
+def _is_fine(future: "Future[Any]") -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
+
+
+def _failed(future: "Future[Any]", who: str, what: str, number: int, folder: str, executor: Executor) -> WorkerError:
     error = future.exception()
-    if error is None:
-        return pickle.loads(future.result())
-    if isinstance(error, BrokenExecutor):
-        raise _gone(who, what, folder, executor) from error
-    raise WorkerError(
-        f"{who}: {what} {number} failed in its worker ({type(error).__name__}: {first_line(error)})"
-    ) from error
+    if isinstance(error, BrokenExecutor) or error is None:
+        return _gone(who, what, folder, executor)
+    return WorkerError(f"{who}: {what} {number} failed in its worker ({type(error).__name__}: {first_line(error)})")
 
 
 def _gone(who: str, what: str, folder: str, executor: Executor) -> WorkerError:
@@ -143,6 +147,17 @@ def sent(who: str, thing: Any) -> bytes:
         except Exception as error:
             reason = reason or error
     raise TypeError(f"{who}: what is to be done cannot be sent to another process ({reason})") from reason
+
+
+def not_found(reason: str) -> TypeError:
+    """What to say where a worker has no model.
+
+    :param reason: why not.
+    """
+    return TypeError(
+        f"the guide {reason}. Define the model at the top level of a module, so that a worker can import it; or import "
+        "cloudpickle, which sends other functions too, here and there"
+    )
 
 
 def noted(folder: str, number: int, given: bytes) -> bytes:

@@ -74,6 +74,27 @@ def validation(is_enabled: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def with_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Within it torch's default type of numbers is this one.
+
+    Example::
+
+        >>> before = torch.get_default_dtype()
+        >>> with with_dtype(torch.float64):
+        ...     torch.zeros(1).dtype
+        torch.float64
+        >>> torch.get_default_dtype() == before
+        True
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_nflows import SBC, AutoFlow, flows
+from pyro_nflows import SBC, VI, AutoFlow, flows
 from pyro_nflows.engine import Round
 from pyro_nflows.inference.schedule import Schedule
 from pyro_nflows.inference.workers import WorkerError, spread
@@ -61,6 +62,63 @@ def test_ranks_do_not_depend_on_where_they_come_from(pool: ProcessPoolExecutor) 
             assert torch.equal(other.ranks[name], ranks)
         for name, shares in alone.shares.items():
             assert torch.allclose(other.shares[name], shares)
+
+
+def fit(executor: Executor | None, **options: Any) -> VI:
+    given: dict[str, Any] = {"num_steps": 8, "num_starts": 3, "engine": "eager", "seed": 3, "progress_bar": False}
+    return VI(AutoFlow(model, TWO), executor=executor, **{**given, **options}).run(torch.tensor([0.5, 1.0, -1.0]))
+
+
+def test_fits_of_starts_do_not_depend_on_where_they_come_from(pool: ProcessPoolExecutor) -> None:
+    here, there = fit(Here()), fit(pool)
+    assert len(here.posterior.starts) == 3
+    assert here.diagnostics()["num_steps"] == there.diagnostics()["num_steps"] == 3 * (4 + 8)
+    for one, other in zip(here.posterior.starts, there.posterior.starts, strict=True):
+        assert torch.allclose(one.z, other.z)
+        assert torch.allclose(one.log_weight, other.log_weight)
+    assert not torch.equal(here.posterior.starts[0].z, here.posterior.starts[1].z)
+    assert here.verdict().sentence == there.verdict().sentence
+
+
+class Frail(Here):
+    """Fails at one start, until it is mended."""
+
+    broken = True
+
+    def __init__(self) -> None:
+        self.num = 0
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        self.num += 1
+        if self.broken and self.num == 3:
+            future: Future[Any] = Future()
+            future.set_exception(MemoryError("no more"))
+            return future
+        return super().submit(fn, *args, **kwargs)
+
+
+def test_a_run_that_is_resumed_has_the_starts_that_were_complete(tmp_path: Path) -> None:
+    frail, path = Frail(), tmp_path / "run.pt"
+    with pytest.raises(WorkerError, match=r"VI.run: start 3 failed in its worker .MemoryError: no more"):
+        fit(frail, checkpoint=path)
+    frail.broken, frail.num = False, 0
+    resumed = fit(frail, checkpoint=path)
+    assert frail.num == 1
+    assert torch.equal(resumed.get_samples(50)["z"], fit(Here()).get_samples(50)["z"])
+
+
+def own_parameter(y: Tensor) -> None:
+    scale = pyro.param("scale", torch.tensor(1.0))
+    pyro.sample("y", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)) * scale, 1.0).expand([3]).to_event(1), obs=y)
+
+
+def test_what_starts_cannot_do_apart_is_said() -> None:
+    with pytest.raises(ValueError, match="VI: with executor= training is elsewhere, where no callback is called"):
+        VI(AutoFlow(model), executor=Here(), callback=print)
+    with pytest.raises(ValueError, match=r"parameters of its own \(pyro.param\), which all starts train"):
+        VI(AutoFlow(own_parameter, TWO), num_starts=2, executor=Here(), progress_bar=False).run(torch.zeros(3))
+    with ThreadPoolExecutor(1) as threads, pytest.raises(TypeError, match="VI: executor is a ThreadPoolExecutor"):
+        VI(AutoFlow(model), executor=threads)
 
 
 def square(x: float) -> float:

@@ -1,0 +1,137 @@
+r"""Fits from several starts in other processes: each is sent a point, and gives a trained flow with its draws."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from ..engine import Budget, History, Progress, Trainer
+from ..guides import AutoFlow
+from ..layers.base import Layer
+from ..model.log_joint import LogJoint
+from ..objectives.draws import Draws
+from ..system.exclusive import exclusive, seeded, with_dtype
+from .fit import drive, start
+from .fitted import Fit
+from .plan import Plan
+from .portable import packed, unpacked
+from .running import Fitter
+from .workers import not_found, spread
+
+
+class Order(NamedTuple):
+    """What all fits of a run have in common.
+
+    :param guide: set up, in the coordinates of the run, with its model and the model's arguments, as bytes.
+    :param plan: of each fit.
+    :param begins: where the model is run to see what it is.
+    :param until: when training has to end, in seconds since the epoch.
+    :param dtype: torch's default.
+    """
+
+    guide: dict[str, Any]
+    plan: Plan
+    begins: Tensor | None
+    until: float
+    dtype: torch.dtype
+
+
+def fit_apart(trainer: Trainer, guide: AutoFlow, plan: Plan, locs: Sequence[Tensor]) -> list[Fit]:
+    """A fit from each starting point, by the plan's workers; see :func:`~pyro_nflows.inference.fit.fit_all`.
+
+    A run that is resumed has those that were complete.
+
+    :raises ValueError: if the model has parameters of its own, or the guide draws with the model.
+    :raises WorkerError: if a worker dies or fails; it says at which start.
+    """
+    _refuse(trainer, guide)
+    joint, num = cast(LogJoint, trainer.log_joint), len(locs)
+    fittings = [start(trainer, guide, plan, loc) for loc in locs]
+    seeds, journal = torch.randint(2**62, (num,)).tolist(), trainer.journal
+    own = replace(plan, workers=None, callback=None, progress_bar=False)
+    until = time.time() + trainer.budget.until - time.perf_counter()
+    order = Order(packed(guide, joint.bound.call), own, joint.start, until, torch.get_default_dtype())
+    found, coming = list[dict[str, Any]](), dict[int, dict[str, Any]]()
+    while len(found) < num and (recalled := journal.recall(_name(len(found)))) is not None:
+        found.append(recalled)
+    try:
+        with trainer.progress.phase(f"{num} starts", num, unit="fit"):
+            trainer.progress.advance(len(found))
+            given = [(i + 1, (order, locs[i], seeds[i])) for i in range(len(found), num)]
+            for number, result in spread("VI.run", "start", plan.workers, fit_one, given):
+                if result is None:
+                    raise KeyboardInterrupt
+                coming[number - 1] = result
+                trainer.progress.advance(1)
+                while len(found) in coming:  # the journal has them in order
+                    journal.recall(_name(len(found)))
+                    journal.record(_name(len(found)), coming[len(found)])
+                    found.append(coming.pop(len(found)))
+    except KeyboardInterrupt:
+        if trainer.history.interrupted:
+            raise
+        trainer.interrupt()
+    fits = dict(enumerate(found)) | coming
+    for result in fits.values():
+        history = History()
+        history.take(result["history"])
+        trainer.history.join(history)
+    return [_fit(fittings[i], result) for i, result in sorted(fits.items())] or [fittings[0].drawn()]
+
+
+def _name(index: int) -> str:
+    return f"start {index + 1}, in another process"
+
+
+def _refuse(trainer: Trainer, guide: AutoFlow) -> None:
+    if trainer.leaves:
+        raise ValueError(
+            "VI.run: the model has parameters of its own (pyro.param), which all starts train, so they cannot be in "
+            "processes of their own; leave out executor="
+        )
+    if guide.needs_model:
+        raise ValueError(
+            f"VI.run: draws of {type(guide).__name__} are made with the model, so its starts cannot be in processes of "
+            "their own; leave out executor="
+        )
+
+
+def _fit(fitting: Any, result: dict[str, Any]) -> Fit:
+    layer = fitting.layer
+    layer.load_state_dict(result["layer"])
+    return Fit(layer, Draws(*result["draws"]), result["undefined"], result["failed"])
+
+
+@exclusive()
+def fit_one(order: Order, loc: Tensor, seed: int) -> dict[str, Any]:
+    """Fit from one start, in a worker.
+
+    :raises KeyboardInterrupt: if it was interrupted.
+    """
+    guide, call, reason = unpacked(dict(order.guide))
+    if call is None:
+        raise not_found(reason)
+    with with_dtype(order.dtype), seeded(seed), Progress(False) as progress:
+        fitter = Fitter(guide)
+        joint, trainer = fitter.alone(order.plan, call, order.begins)
+        seconds = order.until - time.time()
+        trainer.limit(Budget.of_training(seconds), None, progress)
+        fitting = start(trainer, guide, order.plan, loc.to(joint.latents.init_loc()))
+        for _ in drive([fitting]):
+            pass
+        trainer.close()
+        if trainer.history.interrupted or fitting.fit is None:
+            raise KeyboardInterrupt
+        fit = fitting.fit
+        layer = {name: value.detach().clone() for name, value in cast(Layer, fit.layer).state_dict().items()}
+        draws = [fit.draws.z, fit.draws.log_p, fit.draws.log_q]
+        return {
+            "layer": layer,
+            "draws": draws,
+            "undefined": fit.undefined,
+            "failed": fit.failed,
+            "history": trainer.history.state(),
+        }

@@ -1,0 +1,22 @@
+"""Log densities in double precision, where an ascent in single precision cannot tell two points apart."""
+
+import torch
+from torch import Tensor
+
+from ..model.log_joint import LogJoint
+from ..system.exclusive import validation, with_dtype
+
+
+def already_double(z: Tensor) -> Tensor | None:
+    """Sums over rows are in double precision as they are."""
+    return None
+
+
+def in_double(joint: LogJoint, z: Tensor) -> Tensor | None:
+    """The log density at rows in double precision, with the arguments' data; None where the model cannot."""
+    data = [value.double() if value.is_floating_point() else value for value in joint.bound.tensors]
+    try:
+        with with_dtype(torch.float64), validation(False):
+            return joint.on(joint.bound.with_data(data))(z.double())
+    except (RuntimeError, TypeError, ValueError):  # the model's own constants may be of another precision
+        return None
