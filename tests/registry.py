@@ -131,6 +131,10 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "Residual(2, no hidden layers)": lambda: Residual(2, hidden_dims=()),
     "Residual(2, roulette)": lambda: Residual(2, hidden_dims=(4,), lipschitz=0.5, log_det="roulette"),
     "Residual(2, series)": lambda: Residual(2, hidden_dims=(4,), lipschitz=0.5, log_det="series", num_terms=30),
+    "Residual(image)": lambda: Residual((2, 1, 2), hidden_dims=(3, 3)),
+    "Residual(image, context)": lambda: Residual((1, 2, 2), hidden_dims=(2,), context_dim=2).at(CONTEXT),
+    "Residual(image, no hidden layers)": lambda: Residual((1, 2, 2), hidden_dims=()),
+    "Residual(image, roulette)": lambda: Residual((1, 1, 2), hidden_dims=(3,), lipschitz=0.5, log_det="roulette"),
     "Inverse(Residual)": lambda: Inverse(Residual(2, hidden_dims=(4,), lipschitz=0.3)),
     "Inverse(Residual, roulette)": lambda: Inverse(
         Residual(2, hidden_dims=(4,), lipschitz=0.3, log_det="roulette", keep=0.3)
@@ -273,6 +277,17 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "Conditional(Split)": lambda: Conditional(Split(Planar(2), 3), 2).at(CONTEXT),
     "Indexed(Sylvester)": lambda: Indexed(Sylvester(2)),
     "Indexed(LULinear)": lambda: Indexed(LULinear(2)),
+    "Indexed(Coupling, index is an image)": lambda: Indexed(
+        Coupling((2, 1, 2), hidden_dims=(4,)), hidden_dims=(3,), shape=(2, 1, 2), skip=True
+    ),
+    "Indexed(image, context, RationalQuadratic)": lambda: Indexed(
+        Coupling((2, 1, 1), hidden_dims=(4,)),
+        2,
+        hidden_dims=(3,),
+        shape=(2, 1, 1),
+        context_dim=2,
+        transformer=RationalQuadratic(3, 3.0),
+    ).at(CONTEXT),
     "Indexed(Coupling, image)": lambda: Indexed(Coupling((2, 1, 1), hidden_dims=(4,))),
     "Residual(2, context)": lambda: Residual(2, hidden_dims=(4,), context_dim=2).at(CONTEXT),
     "Conditional(Residual)": lambda: Conditional(Residual(2, hidden_dims=(4,)), 2, hidden_dims=(4,)).at(CONTEXT),
@@ -349,6 +364,16 @@ ELSEWHERE: dict[str, Callable[[], Layer]] = {
     "Inverse(Squeeze)": lambda: Inverse(Squeeze((1, 2, 2))),
     "glow_image(1, 2, 2)": lambda: flows.glow_image((1, 2, 2), 1, 2, (4,)),
     "glow_image(1, 2, 4, context)": lambda: flows.glow_image((1, 2, 2), 1, 2, (4,), context_dim=2).at(CONTEXT),
+    "residual_image(1, 2, 2)": lambda: flows.residual_image((1, 2, 2), 1, 1, (2,), log_det="exact"),
+    "residual_image(1, 2, 2, inverted)": lambda: flows.residual_image(
+        (1, 2, 2), 1, 1, (2,), 0.3, "exact", context_dim=2, inverted=True
+    ).at(CONTEXT),
+    "cif_image(1, 2, 2)": lambda: flows.cif_image(
+        (1, 2, 2), lambda shape: flows.glow_image(shape, 1, 2, (4,)), 1, (3,)
+    ),
+    "cif_image(1, 2, 2, residual)": lambda: flows.cif_image(
+        (1, 2, 2), lambda shape: flows.residual_image(shape, 1, 1, (2,), log_det="exact"), 1, (3,), skip=False
+    ),
     "FlowifiedLinear(1, 3)": lambda: FlowifiedLinear(1, 3),
     "FlowifiedLinear(2, 3)": lambda: FlowifiedLinear(2, 3),
     "FlowifiedLinear(3, 2)": lambda: FlowifiedLinear(3, 2, hidden_dims=(4,)),

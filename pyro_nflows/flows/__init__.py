@@ -7,7 +7,7 @@ A flow here is only a composition; write your own and hand it to ``AutoFlow(mode
 from ..nets.lengths import up_to
 from .flowified import flowified, flowify
 from .hubs import GivenHubs, on_hubs
-from .images import glow_image
+from .images import cif_image, glow_image, residual_image
 from .jko import jko
 from .matching import num_params, widened
 from .plates import on_plates, within_rows
@@ -34,6 +34,7 @@ __all__ = [
     "Build",
     "GivenHubs",
     "cif",
+    "cif_image",
     "cnf",
     "conditional",
     "couplings",
@@ -56,6 +57,7 @@ __all__ = [
     "radial",
     "realnvp",
     "residual",
+    "residual_image",
     "spline",
     "spline_autoregressive",
     "tarflow",

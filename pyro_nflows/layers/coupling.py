@@ -56,6 +56,8 @@ class Coupling(Layer):
         num_channels, num_pixels = channels("Coupling", input_dim)
         super().__init__(num_channels * num_pixels)
         self.transformer = transformer
+        #: An image's ``(C, H, W)``, or None.
+        self.shape = None if isinstance(input_dim, int) else tuple(input_dim)
         self.flip = flip and num_channels > 1
         moved = num_channels // 2 if self.flip else num_channels - num_channels // 2
         self.first = num_channels // 2 * num_pixels

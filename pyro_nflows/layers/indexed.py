@@ -6,9 +6,9 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ..checks import check_sizes
+from ..checks import Size, check_sizes, image_shape
 from ..nets.index_law import IndexLaw
-from ..nets.mlp import MLP
+from ..nets.mlp import MLP, SKIP_RANK, ConvNet, network
 from ..numerics import pullback, soft_bound, soft_unbound
 from ..transformers import Transformer
 from .base import Exactness, Layer, Scored
@@ -50,7 +50,10 @@ class Indexed(Layer):
     :param transformer: :math:`\tau`, an element-wise monotone map such as
         :class:`~pyro_nflows.transformers.RationalQuadratic`; None is the identity.
     :param skip: whether the three networks have a linear part, from which :meth:`initialize` starts the index on data.
-    :raises ValueError: if ``index_dim < 1`` or ``bound <= 0``.
+    :param shape: the ``(C, H, W)`` of the image that ``x`` is. The index is then an image too, of ``index_dim``
+        channels and the same height and width, and the three networks are convolutional: the number of their
+        parameters does not depend on that of pixels.
+    :raises ValueError: if ``index_dim < 1`` or ``bound <= 0``, or ``shape`` is not that of the inner layer's input.
 
     Example::
 
@@ -77,18 +80,23 @@ class Indexed(Layer):
         context_dim: int = 0,
         transformer: Transformer | None = None,
         skip: bool = False,
+        shape: tuple[int, int, int] | None = None,
     ):
         super().__init__(inner.input_dim, inner.output_dim)
         check_sizes("Indexed", index_dim=index_dim)
         if not bound > 0:
             raise ValueError(f"Indexed: bound must be a positive number, got {bound}")
-        self.inner, self.index_dim, self.bound = inner, index_dim, bound
+        own, of_index = _sizes(inner, index_dim, shape)
+        self.inner, self.bound = inner, bound
+        self.index_dim = index_dim if isinstance(of_index, int) else math.prod(of_index)
+        #: Of the point and of the index: coordinates, or an image's channels.
+        self.num_channels = (own if isinstance(own, int) else own[0], index_dim)
         self.exactness = min(Exactness.PROPER, inner.exactness)
-        self.noise_dim = index_dim + inner.noise_dim
-        self.inverse_noise_dim = index_dim + inner.inverse_noise_dim
-        self.shift_scale = MLP(index_dim, 2 * inner.input_dim, hidden_dims, skip, context_dim=context_dim)
-        self.index = IndexLaw(inner.input_dim, index_dim, hidden_dims, transformer, context_dim, skip)
-        self.reverse = IndexLaw(inner.input_dim, index_dim, hidden_dims, transformer, context_dim, skip)
+        self.noise_dim = self.index_dim + inner.noise_dim
+        self.inverse_noise_dim = self.index_dim + inner.inverse_noise_dim
+        self.shift_scale = network(of_index, 2 * self.num_channels[0], hidden_dims, skip, context_dim)
+        self.index = IndexLaw(own, index_dim, hidden_dims, transformer, context_dim, skip)
+        self.reverse = IndexLaw(own, index_dim, hidden_dims, transformer, context_dim, skip)
 
     @property
     def has_inverse(self) -> bool:
@@ -163,13 +171,17 @@ class Indexed(Layer):
 
     @torch.no_grad()
     def _share_out(self) -> None:
-        """By the linear parts of the networks alone: coordinate ``i`` shares its variance with index ``i``."""
-        num, log_scale = min(self.index_dim, self.input_dim), max(0.5 * math.log1p(-_SHARE), -0.9 * self.bound)
+        """By the networks' linear parts alone: coordinate, or channel, ``i`` shares its variance with index ``i``."""
+        num_channels, num_indices = self.num_channels
+        num, log_scale = min(num_channels, num_indices), max(0.5 * math.log1p(-_SHARE), -0.9 * self.bound)
+        forward, reverse = self.shift_scale, self.reverse.net
+        if any(isinstance(net, MLP) and net.narrow is not None for net in (forward, reverse)):
+            num = min(num, SKIP_RANK)
         share = -math.expm1(2 * log_scale)
-        cast(Tensor, self.shift_scale.skip)[:num, :num].copy_((share / (1 - share)) ** 0.5 * torch.eye(num))
-        cast(Tensor, self.shift_scale.bias)[self.input_dim :][:num] = soft_unbound(log_scale, self.bound)
-        cast(Tensor, self.reverse.skip)[:num, :num].copy_(share**0.5 * torch.eye(num))
-        cast(Tensor, self.reverse.bias)[self.index_dim :][:num] = soft_unbound(log_scale, IndexLaw.bound)
+        _first_skips(forward, num).copy_((share / (1 - share)) ** 0.5 * torch.eye(num))
+        cast(Tensor, forward.bias)[num_channels:][:num] = soft_unbound(log_scale, self.bound)
+        _first_skips(reverse, num).copy_(share**0.5 * torch.eye(num))
+        cast(Tensor, reverse.bias)[num_indices:][:num] = soft_unbound(log_scale, IndexLaw.bound)
 
     def scored(self, x: Tensor, noise: Tensor | None, score: Tensor, reverse: Tensor) -> Scored:
         """The pass in the extended space: ``(x, eps)`` to ``(y, u)`` is a bijection."""
@@ -206,3 +218,24 @@ class Indexed(Layer):
             value, pull = pullback(self.reverse.log_prob, x_prime.detach(), u.detach())
             along, index = pull(torch.ones_like(value))
         return along.detach(), index.detach()
+
+
+def _sizes(inner: Layer, index_dim: int, shape: tuple[int, int, int] | None) -> tuple[Size, Size]:
+    """Of the point, and of the index."""
+    if shape is None:
+        return inner.input_dim, index_dim
+    num_channels, height, width = image_shape("Indexed", shape)
+    if num_channels * height * width != inner.input_dim:
+        raise ValueError(
+            f"Indexed: expected the shape (C, H, W) of an image of {inner.input_dim} coordinates, as the inner layer "
+            f"takes, got {tuple(shape)}"
+        )
+    return (num_channels, height, width), (index_dim, height, width)
+
+
+def _first_skips(net: MLP | ConvNet, num: int) -> Tensor:
+    """The weights of the linear part from the first inputs to the first outputs."""
+    narrow = net.narrow if isinstance(net, MLP) else None
+    if narrow is not None:  # its first features become the first inputs
+        narrow[:num] = torch.eye(num, narrow.shape[1])
+    return cast(Tensor, net.skip)[:num, :num]

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..checks import check_sizes
+from ..checks import Size, channels, check_sizes
 from ..nets.contraction import Contraction, Linearized
+from ..nets.conv_contraction import ConvContraction, LinearizedImage
 from ..numerics import largest, pullback
 from .base import Exactness, Layer
 
@@ -49,8 +50,12 @@ class Residual(Layer):
     finite where :math:`\|J\|^2 < q`. The random numbers are the layer's noise; rows stop by themselves. Under tracing,
     where numbers cannot be read, all terms that could ever be needed are computed, and most are multiplied by zero.
 
-    :param input_dim: dimension :math:`D`; ``x`` and ``y`` have shape ``(..., D)``.
-    :param hidden_dims: widths of the hidden layers of :math:`g`.
+    For images :math:`g` is convolutional (:class:`~pyro_nflows.nets.ConvContraction`), of 3 by 3, 1 by 1 and 3 by 3
+    kernels with two hidden layers.
+
+    :param input_dim: dimension :math:`D`, or an image's ``(C, H, W)``; ``x`` and ``y`` have shape ``(..., D)``,
+        ``(..., C H W)`` for images.
+    :param hidden_dims: widths of the hidden layers of :math:`g`, or their channels.
     :param lipschitz: :math:`L`.
     :param log_det: a :class:`LogDet` or its value: ``"exact"``, ``"roulette"`` or ``"series"``.
     :param num_terms: :math:`n`, terms that are always taken.
@@ -75,7 +80,7 @@ class Residual(Layer):
 
     def __init__(
         self,
-        input_dim: int,
+        input_dim: Size,
         *,
         hidden_dims: Sequence[int] = (32, 32),
         lipschitz: float = 0.9,
@@ -84,18 +89,25 @@ class Residual(Layer):
         keep: float = 0.5,
         context_dim: int = 0,
     ):
-        super().__init__(input_dim)
+        num_channels, num_pixels = channels("Residual", input_dim)
+        super().__init__(num_channels * num_pixels)
         check_sizes("Residual", num_terms=num_terms)
         if not 0 < keep < 1:
             raise ValueError(f"Residual: keep is a probability between 0 and 1, got {keep}")
         if log_det not in list(LogDet) and log_det not in [kind.value for kind in LogDet]:
             raise ValueError(f"Residual: log_det must be one of {[kind.value for kind in LogDet]}, got {log_det!r}")
         self.log_det, self.num_terms, self.keep = LogDet(log_det), num_terms, keep
-        self.net = Contraction(input_dim, hidden_dims, lipschitz, context_dim)
+        #: An image's ``(C, H, W)``, or None.
+        self.shape = None if isinstance(input_dim, int) else tuple(input_dim)
+        self.net: Contraction | ConvContraction
+        if isinstance(input_dim, int):
+            self.net = Contraction(input_dim, hidden_dims, lipschitz, context_dim)
+        else:
+            self.net = ConvContraction(input_dim, hidden_dims, lipschitz, context_dim)
         self.num_iterations = math.ceil(math.log(_TOLERANCE) / math.log(lipschitz))
         if self.log_det is not LogDet.EXACT:
             self.exactness = Exactness.UNBIASED
-            self.noise_dim = self.inverse_noise_dim = input_dim + (self.log_det is LogDet.ROULETTE)
+            self.noise_dim = self.inverse_noise_dim = self.input_dim + (self.log_det is LogDet.ROULETTE)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         at = self.net.linearized(x)
@@ -124,10 +136,10 @@ class Residual(Layer):
                 return x, i + 1
         return x, self.num_iterations
 
-    def _jacobian(self, at: Linearized) -> Tensor:
+    def _jacobian(self, at: Linearized | LinearizedImage) -> Tensor:
         return torch.eye(self.input_dim, dtype=at.value.dtype, device=at.value.device) + at.jacobian()
 
-    def _log_weight(self, at: Linearized, noise: Tensor | None) -> Tensor:
+    def _log_weight(self, at: Linearized | LinearizedImage, noise: Tensor | None) -> Tensor:
         if noise is None:
             return torch.linalg.slogdet(self._jacobian(at))[1]
         probe = torch.where(noise[..., : self.input_dim] < 0, -1.0, 1.0).to(noise)
@@ -142,7 +154,7 @@ class Residual(Layer):
             return torch.zeros_like(noise[..., 0])
         return 1 + (torch.special.ndtr(noise[..., -1]).log() / math.log(self.keep)).floor()
 
-    def _series(self, at: Linearized, probe: Tensor, extra: Tensor) -> tuple[Tensor, Tensor]:
+    def _series(self, at: Linearized | LinearizedImage, probe: Tensor, extra: Tensor) -> tuple[Tensor, Tensor]:
         """The log-determinant's series, and the Neumann series times the probe."""
         never = math.ceil(math.log(_NEVER) / math.log(self.keep))
         num_terms = self.num_terms + largest(extra, never if self.log_det is LogDet.ROULETTE else 0)
@@ -167,4 +179,4 @@ class Residual(Layer):
         return (score[..., None, :] @ inverse)[..., 0, :]
 
     def extra_repr(self) -> str:
-        return f"{self.input_dim}, log_det={self.log_det.value!r}"
+        return f"{self.shape or self.input_dim}, log_det={self.log_det.value!r}"

@@ -3,6 +3,7 @@
 from .attention import CausalTransformer
 from .causal import CausalNet
 from .contraction import Contraction
+from .conv_contraction import ConvContraction
 from .field import Dynamics
 from .masked import MaskedMLP
 from .mlp import MLP, ConvNet
@@ -15,6 +16,7 @@ __all__ = [
     "CausalNet",
     "CausalTransformer",
     "Contraction",
+    "ConvContraction",
     "ConvNet",
     "Dynamics",
     "MaskedMLP",

@@ -2,22 +2,25 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..checks import Size, channels
 from ..numerics import soft_bound, standard_normal_log_prob
 from ..transformers import Transformer
-from .mlp import MLP
+from .mlp import network
 
 
-class IndexLaw(MLP):
-    r"""A perceptron whose outputs are the parameters of a distribution of ``u`` given ``x``.
+class IndexLaw(nn.Module):
+    r"""A network whose outputs are the parameters of a distribution of ``u`` given ``x``.
 
     .. math:: u = \mu(x) + \sigma(x)\, \tau(\epsilon; \theta(x)), \qquad \epsilon \sim N(0, 1)
 
     Without :math:`\tau` that is a diagonal Gaussian. It starts as a standard normal, whatever ``x``.
 
-    :param input_dim: size of the last dimension of ``x``.
-    :param index_dim: size of the last dimension of ``u``.
+    :param size: size of the last dimension of ``x``; or an image's ``(C, H, W)``, of which ``x`` is the flat vector.
+        The network is then convolutional.
+    :param index_dim: size of the last dimension of ``u``; of an image, how many channels ``u`` has, an image of the
+        same height and width.
     :param hidden_dims: widths of the hidden layers.
     :param transformer: :math:`\tau`, an element-wise monotone map, or None.
     :param context_dim: size of a context that is read beside ``x``.
@@ -35,7 +38,7 @@ class IndexLaw(MLP):
 
     def __init__(
         self,
-        input_dim: int,
+        size: Size,
         index_dim: int,
         hidden_dims: Sequence[int],
         transformer: Transformer | None = None,
@@ -43,8 +46,10 @@ class IndexLaw(MLP):
         skip: bool = False,
     ):
         shape_params = transformer.num_params if transformer else 0
-        super().__init__(input_dim, (2 + shape_params) * index_dim, hidden_dims, skip, context_dim=context_dim)
-        self.index_dim, self.transformer = index_dim, transformer
+        super().__init__()
+        self.net = network(size, (2 + shape_params) * index_dim, hidden_dims, skip, context_dim)
+        _, num_pixels = channels("IndexLaw", size)
+        self.index_dim, self.transformer = (index_dim if isinstance(size, int) else index_dim * num_pixels), transformer
 
     def draw(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """``u`` made of standard normal ``eps (..., index_dim)``, and its log density ``(...)``."""
@@ -65,7 +70,7 @@ class IndexLaw(MLP):
 
     def _params(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, log standard deviation, and the transformer's parameters ``(..., index_dim, num_params)``."""
-        loc, log_scale, shape = self(x).tensor_split((self.index_dim, 2 * self.index_dim), -1)
+        loc, log_scale, shape = self.net(x).tensor_split((self.index_dim, 2 * self.index_dim), -1)
         if self.transformer:
-            shape = shape.unflatten(-1, (self.index_dim, -1))
+            shape = shape.unflatten(-1, (-1, self.index_dim)).mT
         return loc, soft_bound(log_scale, self.bound), shape

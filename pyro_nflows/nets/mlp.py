@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear, silu
 
-from ..checks import check_widths
+from ..checks import Size, check_widths
 from .context import context_of, join_context, take_context
 
 #: A linear skip of more numbers than these goes through a few linear features: at 200 dimensions in a coupling.
@@ -138,6 +138,7 @@ class ConvNet(nn.Module):
     :param hidden_dims: channels of the hidden layers.
     :param context_dim: size of a context (see :mod:`pyro_nflows.nets.context`) that each pixel reads, as further
         channels.
+    :param skip: whether to add a linear function of each pixel's channels.
 
     Example::
 
@@ -152,6 +153,7 @@ class ConvNet(nn.Module):
         num_params: int,
         hidden_dims: Sequence[int],
         context_dim: int = 0,
+        skip: bool = False,
     ):
         super().__init__()
         check_widths("ConvNet", hidden_dims)
@@ -165,6 +167,7 @@ class ConvNet(nn.Module):
         )
         self.bias = nn.Parameter(torch.zeros(num_params * output_channels))
         self.head = nn.Parameter(torch.zeros(len(self.bias), widths[-1], 3, 3))
+        self.skip = nn.Parameter(torch.zeros(len(self.bias), widths[0])) if skip else None
 
     def forward(self, x: Tensor) -> Tensor:
         batch_shape, (_, height, width) = x.shape[:-1], self.shape
@@ -172,8 +175,31 @@ class ConvNet(nn.Module):
         if self.context_dim:
             context = context_of(self).expand(*batch_shape, -1)[..., None, None]
             image = torch.cat([image, context.expand(*batch_shape, -1, height, width)], -3)
-        h = image.reshape(batch_shape.numel(), *image.shape[-3:])
+        rows = h = image.reshape(batch_shape.numel(), *image.shape[-3:])
         for layer in self.hidden:
             h = torch.tanh(layer(h))
         y = conv2d(h, self.head, self.bias, padding="same")
+        if self.skip is not None:
+            y = y + conv2d(rows, self.skip[:, :, None, None])
         return y.unflatten(1, (self.num_params, -1)).movedim(1, -1).reshape(*batch_shape, -1)
+
+
+def network(
+    size: Size, output_channels: int, hidden_dims: Sequence[int], skip: bool = False, context_dim: int = 0
+) -> MLP | ConvNet:
+    """The network for vectors, or for images: an :class:`MLP`, or a :class:`ConvNet`.
+
+    :param size: a dimension, of which each coordinate is a channel, or an image's ``(C, H, W)``.
+    :param output_channels: of the result, an image of the same height and width.
+    :param hidden_dims: widths, or channels, of the hidden layers.
+    :param skip: whether to add a linear function.
+    :param context_dim: size of a context that is read too.
+
+    Example::
+
+        >>> network((2, 4, 4), 3, (8,))(torch.randn(10, 32)).shape
+        torch.Size([10, 48])
+    """
+    if isinstance(size, int):
+        return MLP(size, output_channels, hidden_dims, skip, context_dim=context_dim)
+    return ConvNet(size, output_channels, 1, hidden_dims, context_dim, skip)

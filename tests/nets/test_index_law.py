@@ -47,8 +47,8 @@ def test_a_spline_can_have_two_modes() -> None:
     """Steep in the middle, the spline keeps the index away from zero."""
     law = IndexLaw(2, 1, (8,), RationalQuadratic(3, 3.0))
     with torch.no_grad():
-        law.bias[2:5] = torch.tensor([1.0, -3.0, 1.0])  # a narrow bin in the middle ...
-        law.bias[5:8] = torch.tensor([-1.0, 1.0, -1.0])  # ... that becomes a wide one
+        law.net.bias[2:5] = torch.tensor([1.0, -3.0, 1.0])  # a narrow bin in the middle ...
+        law.net.bias[5:8] = torch.tensor([-1.0, 1.0, -1.0])  # ... that becomes a wide one
     middle, side = law.log_prob(torch.zeros(2, 2), torch.tensor([[0.0], [2.7]])).tolist()
     assert side > middle + 1
 
@@ -61,11 +61,11 @@ def test_shared_reverse_models_are_one_and_train_as_one() -> None:
     flow, data = built[1], torch.randn(500, 2)
     assert len({id(layer.reverse) for layer in flow}) == 1
     flow.initialize(data)
-    before = flow[0].reverse.bias.clone()
+    before = flow[0].reverse.net.bias.clone()
     optimizer = torch.optim.Adam(flow.parameters(), 1e-2)
     for _ in range(3):
         optimizer.zero_grad()
         (-FlowDistribution(flow).log_prob(data + 1).mean()).backward()
         optimizer.step()
-    assert not torch.equal(flow[2].reverse.bias, before)
-    assert torch.equal(flow[2].reverse.bias, flow[0].reverse.bias)
+    assert not torch.equal(flow[2].reverse.net.bias, before)
+    assert torch.equal(flow[2].reverse.net.bias, flow[0].reverse.net.bias)

@@ -1,0 +1,86 @@
+"""The benchmark of 28 by 28 images: its unit, its pairs, and that all of it runs on images made on the spot."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import fashion, fashion_data, fashion_flows
+from pyro_nflows.flows import num_params
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Files of the format, of a bright square on noise."""
+    for name, number in zip(fashion_data.FILES, (80, 12)):
+        images = torch.randint(0, 60, (number, 28, 28), dtype=torch.uint8)
+        images[:, 8:20, 8:20] += 150
+        head = b"".join(value.to_bytes(4, "big") for value in (2051, number, 28, 28))
+        (tmp_path / name).write_bytes(gzip.compress(head + images.numpy().tobytes()))
+    return tmp_path
+
+
+def test_a_fair_coin_for_each_level_needs_eight_bits() -> None:
+    """On the logit scale, uniform pixels are logistic."""
+    reals, log_det = fashion_data.to_reals(256 * torch.rand(20, 784))
+    logistic = -(reals + 2 * torch.nn.functional.softplus(-reals)).sum(-1)
+    assert torch.allclose(fashion_data.bits_per_dimension(logistic + log_det), torch.tensor(8.0), atol=1e-5)
+
+
+def test_pixels_come_back_from_the_logit_scale() -> None:
+    pixels = torch.cat([256 * torch.rand(3, 784), torch.zeros(1, 784), torch.full((1, 784), 256.0)])
+    assert torch.allclose(fashion_data.to_pixels(fashion_data.to_reals(pixels)[0]), pixels, atol=1e-6)
+
+
+def test_files_are_read_and_what_is_wrong_is_said(folder: Path, tmp_path: Path) -> None:
+    data = fashion_data.load(fashion_data.folder(folder))
+    assert [tuple(part.shape) for part in data] == [(80, 784), (12, 784)]
+    assert data.train.view(-1, 28, 28)[:, 8:20, 8:20].min() >= 150 > data.train.view(-1, 28, 28)[:, 0].max()
+    with pytest.raises(FileNotFoundError, match="apt-get install dataset-fashion-mnist"):
+        fashion_data.folder(tmp_path / "nowhere")
+    (tmp_path / "wrong.gz").write_bytes(gzip.compress(b"not an image at all, nor sixteen bytes of one"))
+    with pytest.raises(ValueError, match="expected an IDX file of images of 28 x 28 bytes"):
+        fashion_data.read(tmp_path / "wrong.gz")
+
+
+@pytest.mark.parametrize(("first", "second"), fashion_flows.PAIRS)
+def test_pairs_are_of_equal_size(first: str, second: str) -> None:
+    sizes = [num_params(fashion_flows.METHODS[name].build()) for name in (first, second)]
+    assert sizes[0] <= sizes[1] < 1.02 * sizes[0]
+
+
+def test_flows_of_a_seed_see_the_same_batches_and_each_image_once_an_epoch() -> None:
+    levels = torch.arange(130, dtype=torch.uint8)[:, None].expand(-1, 784)
+    first, second = (fashion.batches(levels, 3) for _ in range(2))
+    ones, others = ([next(stream)[:, 0] for _ in range(4)] for stream in (first, second))
+    assert all(torch.equal(a, b) for a, b in zip(ones, others))
+    assert len(torch.cat(ones[:2]).unique()) == 128
+
+
+def test_it_trains_tests_and_goes_on_from_what_is_there(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--data", str(folder), "--methods", "flowified convnet", "--seeds", "1", "--epochs", "3"]
+    arguments += ["--samples", "2", "--out", str(tmp_path / "out")]
+    (row,) = fashion.main(arguments)
+    assert row.iwae is not None
+    assert row.iwae < row.bits + 0.5
+    assert json.loads((tmp_path / "out" / "rows.json").read_text())[0]["bits"] == row.bits
+    assert (tmp_path / "out" / "draws.png").exists()
+    (again,) = fashion.main(arguments)
+    assert (again.bits, again.epochs) == (row.bits, row.epochs)
+    assert "flowified convnet" in capsys.readouterr().out
+
+
+def test_estimated_determinants_are_tested_with_exact_ones(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a smaller flow: exact determinants of 784 dimensions take seconds."""
+    small = fashion_flows.Method(
+        lambda log_det="roulette", num_terms=2: fashion_flows.contractions((1, 4, 4), 2, log_det, num_terms), 1e-3
+    )
+    assert small.is_estimated
+    flow = small.build()
+    exact = fashion.twin(small, flow, "exact")
+    assert all(torch.equal(a, b) for a, b in zip(flow.state_dict().values(), exact.state_dict().values()))
+    assert exact.inverse_noise_dim == 0
