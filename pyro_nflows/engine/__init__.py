@@ -5,13 +5,14 @@ from .backends import EngineWarning, prepare
 from .budget import Budget, Stretch
 from .density_gradient import ROWS, DensityGradient
 from .history import History
-from .journal import Journal
+from .journal import Journal, random_state
 from .look import Callback, CallbackWarning, Look, Watch
 from .native import CacheWarning
 from .optimised import Choice, Optim
 from .program import Inputs, Program, State
 from .progress import Progress
 from .round import Round
+from .row_course import RowCourse
 from .runners import Engine, Runner
 from .sampler import Sampler, sample
 from .threads import threads_for
@@ -37,6 +38,7 @@ __all__ = [
     "Program",
     "Progress",
     "Round",
+    "RowCourse",
     "Runner",
     "Sampler",
     "State",
@@ -44,6 +46,7 @@ __all__ = [
     "Trainer",
     "Watch",
     "prepare",
+    "random_state",
     "sample",
     "threads_for",
     "work_of",

@@ -15,6 +15,10 @@ from torch import Tensor
 
 #: Takes what a journal holds, and puts it where it is safe.
 Keep = Callable[[dict[str, Any]], None]
+#: See :func:`random_state`.
+Random = tuple[Tensor, ...]
+#: Says where a step under way is, and the random state there.
+Here = Callable[[], tuple[Any, Random]]
 
 
 class Step(NamedTuple):
@@ -22,7 +26,7 @@ class Step(NamedTuple):
 
     name: str
     value: Any
-    random: tuple[Tensor, ...]
+    random: Random
 
 
 class Journal:
@@ -53,7 +57,13 @@ class Journal:
         self._done = [Step(*step) for step in state["done"]] if state else []
         self._under_way = Step(*state["under_way"]) if state and state["under_way"] else None
         self._next, self._name = 0, ""
+        self._here: Here | None = None
         self._written = time.monotonic()
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it is kept anywhere."""
+        return self._keep is not None
 
     def step(self, name: str, take: Callable[[], Any], put: Callable[[Any], None] | None = None) -> Any:
         """What a step gives: what it gave, if it was taken before.
@@ -91,9 +101,9 @@ class Journal:
     def record(self, name: str, value: Any) -> None:
         """Take note of what a step gave; of None, that it was given up on the way."""
         if self._keep is not None and value is not None:
-            self._done.append(Step(name, value, _random()))
-            self._next, self._under_way = self._next + 1, None
-            self._look_at_clock()
+            self._done.append(Step(name, value, random_state()))
+            self._next, self._under_way, self._here = self._next + 1, None, None
+            self.look_at_clock()
 
     def resumed(self) -> Any:
         """Where the step under way was when the journal was last kept, and random numbers are from now on; or None."""
@@ -105,28 +115,42 @@ class Journal:
     def reach(self, value: Callable[[], Any]) -> None:
         """Where the step under way is; what it is made of is not changed afterwards."""
         if self._keep is not None:
-            self._under_way = Step(self._name, value(), _random())
-            self._look_at_clock()
+            self._under_way = Step(self._name, value(), random_state())
+            self.look_at_clock()
+
+    def follow(self, here: Here) -> None:
+        """Ask where the step under way is whenever the journal is kept, a signal included: of what is large.
+
+        :param here: until the next step.
+        """
+        if self._keep is not None:
+            self._here, self._under_way = here, None
 
     def write(self) -> None:
         """Keep it now."""
         if self._keep is not None:
             self._written = time.monotonic()
-            under_way = self._under_way and tuple(self._under_way)
-            self._keep({"done": [tuple(step) for step in self._done], "under_way": under_way})
+            under_way = self._under_way if self._here is None else Step(self._name, *self._here())
+            self._keep({"done": [tuple(step) for step in self._done], "under_way": under_way and tuple(under_way)})
 
-    def _look_at_clock(self) -> None:
-        if time.monotonic() - self._written >= self.seconds:
+    def end(self) -> None:
+        """Keep it now, and no more: what follows is not to be gone on with."""
+        self.write()
+        self._keep = self._here = None
+
+    def look_at_clock(self) -> None:
+        """Keep it if it is time to."""
+        if self._keep is not None and time.monotonic() - self._written >= self.seconds:
             self.write()
 
 
-def _random() -> tuple[Tensor, ...]:
+def random_state() -> Random:
     """The random state of the processor, and of each GPU that is in use."""
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return torch.get_rng_state(), *gpus
 
 
-def _set_random(state: tuple[Tensor, ...]) -> None:
+def _set_random(state: Random) -> None:
     torch.set_rng_state(state[0].cpu())
     if torch.cuda.is_initialized() and len(state) == 1 + torch.cuda.device_count():
         torch.cuda.set_rng_state_all([part.cpu() for part in state[1:]])

@@ -38,7 +38,7 @@ class RowState:
         self.steps = torch.zeros_like(self.params, dtype=torch.int16)
         self.skipped = self.params.new_zeros(())
         known = _factors(layer) if factors is None else (factors[name] for name, _ in _trained(layer))
-        self._factors = [*known, *(leaf.new_ones(()) for leaf in leaves)]
+        self.own_factors = [*known, *(leaf.new_ones(()) for leaf in leaves)]  # as scales are at the start
 
     def index(self, rows: Rows) -> Tensor:
         """Where the parameters of a layer over these rows are among all, in its own order."""
@@ -61,7 +61,7 @@ class RowState:
         the less, the more rows there are that tell of that.
         """
         found = list[Tensor]()
-        for (parameter, kind), factor in zip(self._parts, self._factors):
+        for (parameter, kind), factor in zip(self._parts, self.own_factors):
             if kind is None:
                 found.append(factor.expand_as(parameter).reshape(-1))
             elif isinstance(kind, int):

@@ -1,69 +1,69 @@
 """One run of :class:`~pyro_nflows.VI` on a model with latents in a subsampled plate: by minibatches."""
 
+import contextlib
 import time
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..engine import Budget, History, Progress
+from ..engine import Budget, History, Journal, Progress
 from ..flows.whitened import Whitened
 from ..guides import AutoFlow
 from ..layers import Rescaled
 from ..model.bound import BoundModel
 from ..model.row_terms import RowTerms
 from ..system.exclusive import seeded, validation
-from ..system.signals import imported
-from .collapsed import Collapser
+from ..system.signals import before_sigterm, imported
+from .collapsed import Collapser, Outside
 from .elbo import ELBO
 from .encoded import EncodedRows
-from .minibatches import Minibatches
+from .minibatch_starts import Sizes, Starts
 from .plan import Plan
 from .posterior import Call
+from .resume import Checkpoint
 from .row_modes import described, missed_by_minibatches
 from .row_posterior import RowPosterior, weighed_draws
 from .running import NEEDED, Keep, unless_kept
 from .tabled import TabledRows
 
-#: Draws that are kept with their rows: of so many numbers, but so many at least, and at most.
-MOST_NUMBERS, FEWEST, MOST = 2**26, 100, 1000
-#: Draws that are judged at least; after an interrupt, no more than the fewest that are kept.
-JUDGED = 500
-#: The share of the time that is left, where it is limited, that weighing them may take.
-WEIGHED = 0.6
 
-
-def run_minibatches(guide: AutoFlow, plan: Plan, call: Call, keep: Keep, checkpoint: Any = None) -> None:
+def run_minibatches(guide: AutoFlow, plan: Plan, call: Call, keep: Keep, checkpoint: Checkpoint | None = None) -> None:
     """Fit a guide by minibatches, and judge it.
 
     :param guide: follows the plate.
-    :param plan: the engine, the seed, and perhaps how many steps; the rest is not for minibatches.
+    :param plan: the engine, the seed, how many starts, and perhaps how many steps; the rest is not for minibatches.
     :param call: the model's arguments.
     :param keep: takes the posterior.
-    :param checkpoint: refused.
+    :param checkpoint: a file to go on from, and to keep the state of the run in.
     :raises ValueError: if the plan asks for what minibatches have not, or not one plate of the model is subsampled.
     """
-    _refuse(guide, plan, checkpoint)
+    _refuse(guide, plan)
     budget = Budget(plan.max_seconds)
     imported(*NEEDED)
-    began, seed = time.perf_counter(), plan.seed
+    began, seed = time.perf_counter(), plan.seed if checkpoint is None or checkpoint.seed is None else checkpoint.seed
     seed = int(torch.randint(2**31, ())) if seed is None else seed
+    journal = Journal() if checkpoint is None else checkpoint.journal(seed)
     with seeded(seed), validation(False), Progress(plan.progress_bar) as progress:
         terms = RowTerms(BoundModel(guide.bare_model, *call), guide.latents)
         history = History(quick=not plan.schedule.has_flow)
         leaves = terms.leaves()
-        with unless_kept(guide, leaves, keep) as kept:
-            fit = Minibatches(guide, terms, plan, history, leaves, budget, progress)
-            fit.fit()
-            with progress.phase("correction", follows="the verdict"):
-                fit.correct()
-            time_for = int(min(MOST, WEIGHED * budget.left / fit.pace)) if fit.pace else MOST
+        kept = unless_kept(guide, leaves, keep)
+        with before_sigterm(journal.write), kept as keeping, contextlib.ExitStack() as at_the_end:
+            at_the_end.callback(journal.write)
+            fits = Starts(guide, terms, plan, history, leaves, budget, progress, journal)
+            best = fits.run()
             history.unsearched |= budget.left <= 0
+            parts = guide, best.fit.of_rows, best.fit.collapser, call, history, leaves, seed, best.num, best.found
             with progress.phase("verdict"):
-                posterior = row_posterior(guide, fit.of_rows, fit.collapser, call, history, leaves, seed, time_for)
+                posterior = row_posterior(*parts)
+            posterior = replace(posterior, starts=fits.seen or posterior.starts)
             history.seconds = time.perf_counter() - began
-            kept(posterior)
+            keeping(posterior)
+            if checkpoint is not None and not (history.interrupted or history.out_of_time or history.stopped):
+                at_the_end.pop_all()
+                checkpoint.finish(seed, posterior)
 
 
 def row_posterior(
@@ -74,7 +74,8 @@ def row_posterior(
     history: History,
     leaves: Sequence[Tensor],
     seed: int,
-    time_for: int = MOST,
+    sizes: Sizes | None = None,
+    found: Outside | None = None,
 ) -> RowPosterior:
     """A flow over all rows, with weighed draws of it, and what it misses.
 
@@ -85,12 +86,11 @@ def row_posterior(
     :param history: what training has seen.
     :param leaves: the model's own parameters.
     :param seed: of the draws.
-    :param time_for: draws that there is time for; :data:`FEWEST` are weighed even if there is none.
+    :param sizes: how many are judged and kept.
+    :param found: draws of what is outside of the plate that have been weighed already.
     """
-    num_kept = FEWEST if history.interrupted else max(FEWEST, min(MOST, MOST_NUMBERS // guide.latents.dim))
-    num_judged = FEWEST if history.interrupted else max(JUDGED, num_kept)
-    num_kept, num_judged = (max(FEWEST, min(num, time_for)) for num in (num_kept, num_judged))
-    draws, worst, judged = weighed_draws(collapser, num_judged, num_kept)
+    sizes = sizes or Sizes.of(guide, history)
+    draws, worst, judged = weighed_draws(collapser, sizes.judged, sizes.kept, found)
     missed = None if history.interrupted or history.unsearched else missed_by_minibatches(collapser)
     return RowPosterior(
         guide,
@@ -108,12 +108,8 @@ def row_posterior(
     )
 
 
-def _refuse(guide: AutoFlow, plan: Plan, checkpoint: Any) -> None:
+def _refuse(guide: AutoFlow, plan: Plan) -> None:
     name = type(guide).__name__
-    if checkpoint is not None:
-        raise ValueError(f"VI: {name} is fitted by minibatches here, for which there is no checkpoint=; leave it out")
-    if plan.num_starts is not None and plan.num_starts > 1:
-        raise ValueError(f"VI: {name} is fitted by minibatches here, from one start; got num_starts={plan.num_starts}")
     if plan.optim is not None:
         raise ValueError(f"VI: {name} is fitted by minibatches here, whose steps are Adam's; leave out optim=")
     if type(plan.objective) is not ELBO or any(part.annealing for part in plan.schedule.rounds):

@@ -10,6 +10,7 @@ r"""A fit by minibatches: a guide that follows a subsampled plate, whose steps c
 
 import contextlib
 import copy
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..diagnostics.verdict import effective
-from ..engine import Budget, History, Progress, Round, Stretch, Trainer, Watch
+from ..engine import Budget, History, Journal, Progress, Round, Stretch, Trainer, Watch
 from ..engine.density_gradient import DensityGradient
 from ..engine.lazy import RowState
 from ..engine.minibatch_steps import MinibatchSteps
@@ -28,6 +29,7 @@ from ..flows.whitened import Whitened
 from ..guides import AutoFlow
 from ..layers import PlateAffine, Split, TriangularAffine
 from ..layers.base import Chain
+from ..model.feasible import dispersed_start
 from ..model.hierarchy import Hierarchy
 from ..model.row_terms import RowTerms
 from ..model.rows import Rows
@@ -37,6 +39,7 @@ from ..objectives.base import Gradient, Objective
 from ..objectives.draws import paired_noise
 from .collapsed import Collapser, move
 from .encoded import EncodedRows
+from .minibatch_journal import BEGINNING, COMPLETE, END, FLOW, FitInJournal
 from .plan import Plan
 from .tabled import TabledRows
 
@@ -68,6 +71,8 @@ class Minibatches:
     :param leaves: the model's own parameters, which are trained too.
     :param budget: the time of the run.
     :param progress: shows it.
+    :param journal: of the run.
+    :param start: which of several starts it is; the first one's is the guide's own, others are dispersed.
     """
 
     def __init__(
@@ -79,14 +84,18 @@ class Minibatches:
         leaves: Sequence[Tensor] = (),
         budget: Budget | None = None,
         progress: Progress | None = None,
+        journal: Journal | None = None,
+        start: int = 0,
     ):
-        self.progress = progress or Progress(False)
+        self.progress, self.start = progress or Progress(False), start
+        self._prefix = f"start {start + 1}, " if start else ""
         self.budget, self.pace = budget or Budget(), 0.0
         self.watch = Watch(plan.callback, self.budget)
         self.guide, self.terms, self.plan, self.history, self.leaves = guide, terms, plan, history, list(leaves)
         self.whole = cast(Hierarchy, guide.hierarchy)
         self.of_rows = EncodedRows(guide, terms) if guide.amortize else TabledRows(guide, terms)
-        self.layer = self.of_rows.layer
+        self.layer, name = self.of_rows.layer, f"start {start + 1}"
+        self.kept = FitInJournal(journal or Journal(), name, self.of_rows.weighed, terms, history, self.leaves)
 
     def rows(self, numbers: Tensor) -> Rows:
         """Chosen rows of the plate."""
@@ -99,18 +108,38 @@ class Minibatches:
 
     def fit(self) -> Whitened:
         """The trained layer; after an interrupt, as far as it has come."""
-        began = time.perf_counter()
+        began, stage = time.perf_counter(), BEGINNING
         try:
-            self._pilot()
-            if not self.history.interrupted:
-                self.of_rows.place()
-                self._train(0)
-            if self.plan.schedule.has_flow and not (self.history.interrupted or self._is_over()):
-                self._train(1)
+            stage = self.kept.begin()
+            if stage == BEGINNING:
+                stage = self._begun()
+            if stage == END:
+                stage = self._trained(END)
+            if stage == FLOW:
+                stage = self._trained(FLOW)
         except KeyboardInterrupt:
             self.history.interrupted = True
+        if stage != COMPLETE:
+            self.kept.journal.end()
         self.history.seconds += time.perf_counter() - began
         return self.layer
+
+    def _begun(self) -> int:
+        """The stage after the pilot and the rows' starts, which is the same where somebody is waiting."""
+        self._pilot()
+        if self.history.interrupted:
+            return BEGINNING
+        self.of_rows.place()
+        return self.kept.reached(END)
+
+    def _trained(self, stage: int) -> int:
+        """The stage after the steps of this one: the same where they have to end before all are taken."""
+        is_done = self._train(stage)
+        if self.history.interrupted:
+            return stage
+        if stage == END and self.plan.schedule.has_flow:
+            return stage if self._is_over() else self.kept.reached(FLOW)
+        return self.kept.done() if is_done else stage
 
     def _is_over(self) -> bool:
         """Whether training has to end, though there is more to train."""
@@ -121,8 +150,9 @@ class Minibatches:
     def _pilot(self) -> None:
         """Start what is outside of the plate at a Gaussian that one minibatch gives."""
         terms = self.terms
-        small = self.guide.layer_over(terms.hierarchy, terms.joint.latents.init_loc())
+        loc = terms.joint.latents.init_loc()
         terms.choose(torch.randperm(terms.num_rows)[: terms.size])
+        small = self.guide.layer_over(terms.hierarchy, dispersed_start(terms.joint, loc) if self.start else loc)
 
         def density(z: Tensor) -> Tensor:
             outside, rows = terms.here(z)
@@ -134,30 +164,33 @@ class Minibatches:
         with contextlib.closing(trainer):
             init = gaussian_at(small, small.end.loc.detach(), self.guide.init_scale)
             best_start(DensityGradient(density), init).place(small)
-            trainer.run(Chain(small.end), Objective(), Gradient.PATH, PILOT, "pilot")
+            trainer.run(Chain(small.end), Objective(), Gradient.PATH, PILOT, f"{self._prefix}pilot")
         end, found = self.of_rows.end, cast(PlateAffine, small.end)
         with torch.no_grad():
             end.loc[end.hierarchy.top] = found.loc[terms.hierarchy.top]
             put_top(end, terms.factor**-0.5 * found.top_scale_tril())
 
-    def _train(self, stage: int) -> None:
-        """One round of stochastic gradients: of the affine end alone, or of the whole flow."""
+    def _train(self, stage: int) -> bool:
+        """One round of stochastic gradients, of the affine end or of the whole flow; whether all steps are taken."""
         terms, plan = self.terms, self.plan
         small, state = self.of_rows.steps(bool(stage), STEP_SIZES[stage], self.leaves)
         num_steps = int(plan.schedule.visits * max(FEWEST[stage], VISITS[stage] * terms.factor))
         if not plan.schedule.is_default:
             num_steps = sum(part.num_steps for part in plan.schedule.rounds)
-        losses, most = list[Tensor](), 1e3 * terms.num_rows  # gradients are of all rows
+        course, most = self.kept.course(stage, state), 1e3 * terms.num_rows  # gradients are of all rows
         program = Program(terms.log_joint, small, Objective(), Gradient.PATH, NUM_PARTICLES, self.leaves, most)
         steps, one = MinibatchSteps(program, terms.choose, plan.engine), torch.ones(())
         step_sizes = Round(num_steps, NUM_PARTICLES, STEP_SIZES[stage]).step_sizes(one)
         stretch = Stretch(self.budget, SHARES[stage])
         is_last = stage or not plan.schedule.has_flow
-        title, follows = "flow" if stage else "Gaussian", "the verdict" if is_last else "the flow"
+        title = self._prefix + ("flow" if stage else "Gaussian")
+        follows, begun = "the verdict" if is_last else "the flow", course.number
         try:
             with self.progress.phase(title, num_steps, follows):
-                for number, rows in enumerate(minibatches(terms.num_rows, terms.size, num_steps)):
-                    if stretch.is_over and losses:
+                self.progress.advance(begun)
+                order = minibatches(terms.num_rows, terms.size, num_steps, course.seed)
+                for number, rows in itertools.islice(enumerate(order), begun, None):
+                    if stretch.is_over and number:
                         self._is_over()
                         break
                     chosen, rows = self.rows(rows), terms.with_others(rows)
@@ -165,31 +198,37 @@ class Minibatches:
                     before = state.take(index)
                     step_size = stretch.slowed(number / num_steps) * step_sizes[number]
                     inputs = Inputs(paired_noise(small, NUM_PARTICLES), step_size, one, 0 * one)
-                    if not number:
-                        steps.prepare(before, inputs, factors, rows, num_steps)
+                    if number == begun:
+                        with torch.random.fork_rng():  # the numbers to come do not depend on what is prepared when
+                            steps.prepare(before, inputs, factors, rows, num_steps - number)
                     after, loss = steps.run(before, inputs, factors, rows)
-                    state.put(index, after)
-                    losses.append(loss.detach().clone())
+                    course.advance(index, after, loss)
                     if number % BLOCK == BLOCK - 1:
-                        elbo = -float(torch.stack(losses[-BLOCK:]).nanmean())
+                        elbo = -float(torch.stack(course.losses[-BLOCK:]).nanmean())
                         self.progress.advance(BLOCK, elbo)
                         self.watch.show(title, number + 1, num_steps, elbo)
+                        self.kept.journal.look_at_clock()
         except KeyboardInterrupt:
             self.history.interrupted = True
         finally:
             steps.close()
-            state.write()
-            self._note(state, steps, losses)
+            course.settle()
+            self._note(state, steps, course.losses)
+        return course.number == num_steps
 
-    @torch.no_grad()
     def correct(self) -> None:
         """Move what is outside of the plate to its weighted moments, until its weights are nearly equal.
 
         The noise of minibatches leaves it off by parts of its width. Rows follow, since they are told of its image.
         """
         affine = _first_affine(self.layer)
-        if affine is None or self.history.interrupted:
-            return
+        if affine is not None and not self.history.interrupted:
+            name = f"start {self.start + 1}, corrected"
+            self.kept.journal.step(name, lambda: self._corrected(affine), affine.load_state_dict)
+
+    @torch.no_grad()
+    def _corrected(self, affine: TriangularAffine) -> dict[str, Tensor]:
+        """Where the layer that can be moved is in the end."""
         collapser, num = self.collapser, max(NUM_CORRECTING, 20 * affine.input_dim)
         best, best_ess = copy.deepcopy(affine.state_dict()), -1.0
         for _ in range(MAX_CORRECTIONS):
@@ -204,6 +243,7 @@ class Minibatches:
                 break
             move(affine, found)
         affine.load_state_dict(best)
+        return dict(best)
 
     def _note(self, state: RowState, steps: MinibatchSteps, losses: list[Tensor]) -> None:
         history = self.history
@@ -220,19 +260,19 @@ def _first_affine(layer: Whitened) -> TriangularAffine | None:
     return cast(TriangularAffine, cast(Chain, first.layer)[0]) if isinstance(first, Split) else None
 
 
-def minibatches(num_rows: int, size: int, num: int) -> Iterator[Tensor]:
+def minibatches(num_rows: int, size: int, num: int, seed: int) -> Iterator[Tensor]:
     """The rows of so many steps: all of them in random order, again and again.
 
     Example::
 
-        >>> rows = torch.cat(list(minibatches(5, 2, 5)))
+        >>> rows = torch.cat(list(minibatches(5, 2, 5, seed=0)))
         >>> rows.bincount().tolist()
         [2, 2, 2, 2, 2]
     """
-    order = torch.zeros(0, dtype=torch.long)
+    order, generator = torch.zeros(0, dtype=torch.long), torch.Generator().manual_seed(seed)
     for _ in range(num):
         if len(order) < size:  # none twice in one minibatch
-            fresh = torch.randperm(num_rows)
+            fresh = torch.randperm(num_rows, generator=generator)
             waits = torch.isin(fresh, order)
             order = torch.cat([order, fresh[~waits], fresh[waits]])
         yield order[:size]

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from ..engine import Journal
@@ -78,6 +78,7 @@ class Checkpoint:
         about = {"run": self.described, "seed": seed}
         if not self.state:  # better told of now than in an hour
             write(self.path, UNFINISHED, {**about, "journal": EMPTY})
+            self.state = {"seed": seed}
 
         def keep(state: dict[str, Any]) -> None:
             with _told(self.path):
@@ -152,22 +153,37 @@ def begin(journal: Journal, joint: LogJoint, layer: Layer, leaves: Sequence[Tens
         return {"layer": state, "leaves": parameters, "loc": loc, "log_p": _log_p(joint, loc)}
 
     def go_back(found: dict[str, Any]) -> None:
-        shapes = [{name: tuple(v.shape) for name, v in state.items()} for state in (found["layer"], layer.state_dict())]
-        if shapes[0] != shapes[1] or len(found["leaves"]) != len(leaves):
-            raise ValueError(f"VI: the checkpoint is of another model or of a guide with another flow; {REMEDY}")
-        layer.load_state_dict(found["layer"])
-        with torch.no_grad():
-            put(leaves, found["leaves"])
-        then, now = found["log_p"], _log_p(joint, found["loc"])
-        if not (torch.isnan(then) or torch.isnan(now) or torch.allclose(then, now, rtol=1e-4, atol=1e-4)):
-            raise ValueError(
-                f"VI: the checkpoint is of another model: at the start its log density was {float(then):.6g}, and is "
-                f"{float(now):.6g}; {REMEDY}"
-            )
+        put_back(found, layer, leaves)
+        check_density(found["log_p"], _log_p(joint, found["loc"]))
 
     found = journal.step("begin", here, go_back)
     joint.start = cast(Tensor, found["loc"])
     return joint.start
+
+
+def put_back(found: Mapping[str, Any], layer: nn.Module, leaves: Sequence[Tensor]) -> None:
+    """Put a guide's layer, and the model's own parameters, to where they were.
+
+    :raises ValueError: if they are of other shapes.
+    """
+    shapes = [{name: tuple(v.shape) for name, v in state.items()} for state in (found["layer"], layer.state_dict())]
+    if shapes[0] != shapes[1] or len(found["leaves"]) != len(leaves):
+        raise ValueError(f"VI: the checkpoint is of another model or of a guide with another flow; {REMEDY}")
+    layer.load_state_dict(found["layer"])
+    with torch.no_grad():
+        put(leaves, found["leaves"])
+
+
+def check_density(then: Tensor, now: Tensor) -> None:
+    """Refuse a model whose log density at the start is another one than it was; NaN for one that is random.
+
+    :raises ValueError: if it is.
+    """
+    if not (torch.isnan(then) or torch.isnan(now) or torch.allclose(then, now, rtol=1e-4, atol=1e-4)):
+        raise ValueError(
+            f"VI: the checkpoint is of another model: at the start its log density was {float(then):.6g}, and is "
+            f"{float(now):.6g}; {REMEDY}"
+        )
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from ..model.bound import BoundModel
 from ..model.row_terms import RowTerms
 from ..objectives.draws import Draws
 from ..system.exclusive import exclusive, seeded
-from .collapsed import Collapser, collapser_of
+from .collapsed import Collapser, Outside, collapser_of
 from .encoded import EncodedRows
 from .posterior import Call, Posterior
 from .tabled import TabledRows
@@ -36,15 +36,18 @@ class Weighed(NamedTuple):
     judged: Tensor
 
 
-def weighed_draws(collapser: Collapser, num_samples: int, num_kept: int | None = None) -> Weighed:
+def weighed_draws(
+    collapser: Collapser, num_samples: int, num_kept: int | None = None, found: Outside | None = None
+) -> Weighed:
     """Draws of what is outside of the plate with collapsed weights, the first of them with their rows.
 
     :param collapser: weighs them.
     :param num_samples: how many are judged.
     :param num_kept: how many have their rows drawn and are kept; by default all.
+    :param found: those of what is outside, where they are weighed already.
     """
     terms = collapser.terms
-    found = collapser.weigh(num_samples, int(torch.randint(2**31, ())))
+    found = found or collapser.weigh(num_samples, int(torch.randint(2**31, ())))
     z, ess, tails = collapser.draws(found.base[:num_kept], int(torch.randint(2**31, ())))
     row, log_weight = int(ess.argmin()), found.log_weight[:num_kept]
     hopeless = [other for other, tail in tails.items() if tail > 1 and float(ess[other]) < NEARLY_EQUAL]
@@ -74,6 +77,10 @@ class RowPosterior(Posterior):
     def evidence(self) -> Evidence:
         """What the verdict rests on."""
         known = super().evidence
+        if len(self.starts) > 1:  # their draws are of what is outside of the plate
+            z = self.starts[0].z
+            is_any, none = z.shape[1] > 0, [z.new_zeros(1)] * len(self.starts)
+            known = known._replace(sd=z.std(0)) if is_any else known._replace(sd=z.new_ones(1), means=none)
         return known if len(self.judged) <= len(self.draws.z) else known._replace(log_weight=self.judged)
 
     def give_to(self, guide: AutoFlow) -> None:

@@ -87,10 +87,10 @@ class Fitter:
         seed = checkpoint.seed if checkpoint is not None and checkpoint.seed is not None else plan.seed
         seed = int(torch.randint(2**31, ())) if seed is None else seed
         journal, began = Journal() if checkpoint is None else checkpoint.journal(seed), time.perf_counter()
-        with seeded(seed), before_sigterm(journal.write), contextlib.ExitStack() as at_the_end:
-            at_the_end.callback(journal.write)
-            progress = at_the_end.enter_context(Progress(plan.progress_bar))
+        progress = Progress(plan.progress_bar)
+        with seeded(seed), before_sigterm(journal.write), progress, contextlib.ExitStack() as at_the_end:
             joint, loc = self._joint_at(call)
+            at_the_end.callback(journal.write)
             warn_of_no_data(joint)
             layer, leaves = cast(Layer, self.guide.layer), joint.leaves(loc)
             size = sum(parameter.numel() for parameter in layer.parameters())

@@ -178,9 +178,10 @@ class VI(Results):
                     fits = fit(ready.trainer, guide, plan, ready.locs)
                     self._fitter.judge(plan, ready, fits)
             except RowsAreSubsampled:
-                if self._source is not None:
-                    raise ValueError("VI: a fit by minibatches has no start= from another fit; leave it out") from None
-                run_minibatches(guide, self.plan, call, self._keep, self.checkpoint)
+                for name, given in (("start= from another fit", self._source), ("executor=", self.executor)):
+                    if given is not None:
+                        raise ValueError(f"VI: a fit by minibatches has no {name}; leave it out") from None
+                run_minibatches(guide, self.plan, call, self._keep, checkpoint)
         return self
 
     @contextlib.contextmanager
