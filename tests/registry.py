@@ -33,6 +33,7 @@ from pyro_nflows.layers import (
     PlateAffine,
     PlateCoupling,
     PlateShear,
+    Positionwise,
     Radial,
     Rescaled,
     Residual,
@@ -49,7 +50,7 @@ from pyro_nflows.layers.base import Chain, Inverse, Layer
 from pyro_nflows.model.elimination import Elimination
 from pyro_nflows.model.hierarchy import Hierarchy, Outline
 from pyro_nflows.model.pattern import Pattern, pattern_of
-from pyro_nflows.nets import CausalConvNet, CausalTransformer
+from pyro_nflows.nets import CausalConvNet, CausalTransformer, FrameNet
 from pyro_nflows.transformers import Affine, RationalQuadratic, Shift, SinhArcsinh
 
 #: A random context, the same for all layers.
@@ -58,6 +59,7 @@ CONTEXT = torch.randn(2, generator=torch.Generator().manual_seed(0), dtype=torch
 
 #: A network that reads the last two positions, and small transformers.
 NEAR = functools.partial(CausalConvNet, width=4, dilations=(1,), per_position=True)
+FRAMES = functools.partial(FrameNet, shapes=[(1, 1, 1), (1, 1, 1)], num_past=1, hidden_dims=(4,))
 ATTENTION = functools.partial(CausalTransformer, width=4, num_blocks=1, num_heads=1, per_position=True)
 
 #: Two rows of one coordinate in a plate, a plate alone, a row of three, and a plate within another one.
@@ -153,6 +155,9 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "Split(Coupling)": lambda: Split(Coupling(2), 3),
     "Split(Indexed)": lambda: Split(Indexed(Coupling(2)), 3),
     "Split(Planar, all)": lambda: Split(Planar(2), 2),
+    "Positionwise(Coupling)": lambda: Positionwise(Coupling(2, hidden_dims=(4,)), 2),
+    "Positionwise(Indexed)": lambda: Positionwise(Indexed(Coupling(2, hidden_dims=(4,)), hidden_dims=(4,)), 2),
+    "SequenceAutoregressive(frames)": lambda: SequenceAutoregressive((3, 2), net=FRAMES),
     "PlateAffine(groups)": lambda: PlateAffine(GROUPS),
     "PlateAffine(rows)": lambda: PlateAffine(ROWS),
     "PlateCoupling(groups)": lambda: PlateCoupling(GROUPS, hidden_dims=(4,)),
@@ -364,6 +369,8 @@ ELSEWHERE: dict[str, Callable[[], Layer]] = {
     "Inverse(Squeeze)": lambda: Inverse(Squeeze((1, 2, 2))),
     "glow_image(1, 2, 2)": lambda: flows.glow_image((1, 2, 2), 1, 2, (4,)),
     "glow_image(1, 2, 4, context)": lambda: flows.glow_image((1, 2, 2), 1, 2, (4,), context_dim=2).at(CONTEXT),
+    "video(1, 2, 2)": lambda: flows.video((1, 2, 2), 2, 1, 1, (4,), num_past=1, prior_dims=(4,)),
+    "Positionwise(FlowifiedLinear(2, 1))": lambda: Positionwise(FlowifiedLinear(2, 1, hidden_dims=(4,)), 2),
     "residual_image(1, 2, 2)": lambda: flows.residual_image((1, 2, 2), 1, 1, (2,), log_det="exact"),
     "residual_image(1, 2, 2, inverted)": lambda: flows.residual_image(
         (1, 2, 2), 1, 1, (2,), 0.3, "exact", context_dim=2, inverted=True
@@ -414,3 +421,6 @@ ELSEWHERE: dict[str, Callable[[], Layer]] = {
 }
 
 LAYERS: dict[str, Callable[[], Layer]] = AT_IDENTITY | ELSEWHERE
+
+#: Of eight dimensions or more, in which integrals cannot be told by a few thousand draws; their parts are above.
+LARGE = {"video(1, 2, 2)"}

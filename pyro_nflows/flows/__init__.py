@@ -28,6 +28,7 @@ from .vectors import (
     spline,
     spline_autoregressive,
 )
+from .video import video
 from .wrapped import cif, conditional, gaussians, on_mixture, on_modes
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "spline_autoregressive",
     "tarflow",
     "up_to",
+    "video",
     "wavenet",
     "widened",
     "within_rows",

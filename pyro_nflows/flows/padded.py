@@ -23,8 +23,9 @@ def inside(layer: Layer) -> Tensor | None:
     told = [part for part in layer.modules() if part._buffers.get("lengths") is not None]
     if not told:
         return None
+    knowing = {id(inner) for part in layer.modules() if "lengths" in part._buffers for inner in part.modules()}
     for part in layer.modules():
-        if isinstance(part, Layer) and "lengths" not in part._buffers and not _holds_layers(part):
+        if isinstance(part, Layer) and id(part) not in knowing and not _holds_layers(part):
             raise ValueError(
                 f"{type(layer).__name__}: its {type(part).__name__} knows no lengths, and would move what is behind "
                 "the end of a sequence; make the flow of layers over positions only"

@@ -21,6 +21,7 @@ from .planar import Planar
 from .plate_affine import PlateAffine
 from .plate_coupling import PlateCoupling
 from .plate_shear import PlateShear
+from .positionwise import Positionwise
 from .radial import Radial
 from .rescaled import Rescaled
 from .residual import LogDet, Residual
@@ -59,6 +60,7 @@ __all__ = [
     "PlateAffine",
     "PlateCoupling",
     "PlateShear",
+    "Positionwise",
     "Radial",
     "Rescaled",
     "Residual",

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_sizes
-from ..nets.causal import CausalNet
+from ..nets.causal import PositionNet
 from ..nets.context import context_of, take_context
 from ..nets.lengths import take_lengths
 from ..nets.wavenet import CausalConvNet
@@ -33,7 +33,8 @@ class SequenceAutoregressive(Layer):
     :param net: makes the network: ``net(size, num_params, context_dim=...)``.
     :param context_dim: size :math:`C` of the context of a position; then use ``layer.at(context)``, with a context of
         shape ``(..., T C)``.
-    :raises ValueError: if a size is not a positive integer, or there are less than two positions.
+    :raises ValueError: if a size is not a positive integer, or there are less positions than the network takes: two,
+        of convolutions and transformers.
 
     Example::
 
@@ -54,7 +55,7 @@ class SequenceAutoregressive(Layer):
         transformer: Transformer = Affine(),
         *,
         reverse: bool = False,
-        net: Callable[..., CausalNet] = CausalConvNet,
+        net: Callable[..., PositionNet] = CausalConvNet,
         context_dim: int = 0,
     ):
         check_sizes("SequenceAutoregressive", num_positions=size[0], coordinates=size[1])

@@ -5,6 +5,7 @@ from .causal import CausalNet
 from .contraction import Contraction
 from .conv_contraction import ConvContraction
 from .field import Dynamics
+from .frames import FrameNet
 from .masked import MaskedMLP
 from .mlp import MLP, ConvNet
 from .tiling import TileNet
@@ -19,6 +20,7 @@ __all__ = [
     "ConvContraction",
     "ConvNet",
     "Dynamics",
+    "FrameNet",
     "MaskedMLP",
     "TileNet",
 ]

@@ -1,7 +1,7 @@
 """What the networks of autoregressive flows over positions have in common: what they read, and their heads."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,25 @@ from ..checks import check_sizes
 
 #: How many of the last positions a network also reads linearly, so that linear dependence on them is exact.
 NUM_LAGS = 2
+
+
+class PositionNet(Protocol):
+    """What a layer over positions asks of its network: parameters for all positions at once, and one by one."""
+
+    @property
+    def reach(self) -> int | None:
+        """The farthest position before its own that a block reads; None for all."""
+
+    def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """``x (..., T, D)`` and ``context (..., T, C)`` to ``(..., T, D, num_params)``."""
+
+    def solve(
+        self,
+        y: Tensor,
+        invert: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        context: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Position by position, the ``x`` with ``x_t = invert(y_t, block t of self(x))``."""
 
 
 class CausalNet(nn.Module):
