@@ -41,6 +41,11 @@ class Judged:
     modes: tuple[int, int] | None
 
     @property
+    def numbered(self) -> tuple[str, ...]:
+        """Plates whose rows are told apart by their numbers."""
+        return ()
+
+    @property
     def log_weight(self) -> Tensor:
         """Log-weights ``log p - log q`` of the draws, ``(S,)``."""
         return self.draws.log_weight

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..diagnostics.findings import Faults
 from ..engine import Budget, History, Journal, Progress
 from ..flows.whitened import Whitened
 from ..guides import AutoFlow
@@ -20,6 +21,7 @@ from .collapsed import Collapser, Outside
 from .elbo import ELBO
 from .encoded import EncodedRows
 from .minibatch_starts import Sizes, Starts
+from .no_data import warn_of_no_data
 from .plan import Plan
 from .posterior import Call
 from .resume import Checkpoint
@@ -47,6 +49,7 @@ def run_minibatches(guide: AutoFlow, plan: Plan, call: Call, keep: Keep, checkpo
     journal = Journal() if checkpoint is None else checkpoint.journal(seed)
     with seeded(seed), validation(False), Progress(plan.progress_bar) as progress:
         terms = RowTerms(BoundModel(guide.bare_model, *call), guide.latents)
+        warn_of_no_data(terms.joint)
         history = History(quick=not plan.schedule.has_flow)
         leaves = terms.leaves()
         kept = unless_kept(guide, leaves, keep)
@@ -100,6 +103,7 @@ def row_posterior(
         [draws],
         history,
         described(guide, missed, call),
+        Faults(unobserved=not collapser.terms.joint.has_data),
         leaves=[leaf.detach().clone() for leaf in leaves],
         seed=seed,
         row_fit=worst,

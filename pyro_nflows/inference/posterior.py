@@ -156,7 +156,7 @@ class Posterior(Reused):
         """Data at other arguments of the model; see :meth:`pyro_nflows.VI.predict`."""
         samples = self.get_samples(num_samples)
         with self.own_parameters():
-            return predicted(self.guide.bare_model, samples, fresh, seed, args, kwargs)
+            return predicted(self.guide.bare_model, samples, fresh, seed, args, kwargs, self.numbered)
 
     @exclusive()
     def refine(

@@ -1,6 +1,6 @@
 """Data that a posterior expects, at other arguments of the model than those of the fit."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +16,7 @@ def predicted(
     seed: int | None,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    numbered: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """What the model draws at each of the draws, by the names of its sites.
 
@@ -24,10 +25,11 @@ def predicted(
     :param fresh: those that are drawn from their prior given the others.
     :param seed: makes the result reproducible.
     :param args: the model's arguments, with ``kwargs``.
+    :param numbered: plates of which ``samples`` have all rows, told apart by their numbers.
     :raises ValueError: if a latent site has another shape at these arguments, a name in ``fresh`` is none of them, a
         plate has no rows, or it shows a random part of them.
     :raises TypeError: if these are not the arguments that the model takes.
     """
     with isolated(seed, next(iter(samples.values())).device):
-        answers = model_predicted("predict", model, samples, fresh, args, kwargs).answers
+        answers = model_predicted("predict", model, samples, fresh, args, kwargs, numbered).answers
     return {name: values for (_, name), values in answers.items()}

@@ -93,7 +93,8 @@ class Results:
         """Data that the posterior expects at other arguments of the model, such as new covariates of another number.
 
         Whatever the model observed is drawn, whether its value is given or None; values of data that are given are
-        not read. Draws of the latent sites are those of :meth:`get_samples`.
+        not read. Draws of the latent sites are those of :meth:`get_samples`; after a fit by minibatches, of the rows
+        that the model gives a plate by ``subsample=``.
 
         :param args: the model's arguments, with ``kwargs``.
         :param num_samples: how many data sets.

@@ -74,6 +74,11 @@ class RowPosterior(Posterior):
     judged: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @property
+    def numbered(self) -> tuple[str, ...]:
+        """Plates whose rows are told apart by their numbers."""
+        return (self.row_fit.plate,)
+
+    @property
     def evidence(self) -> Evidence:
         """What the verdict rests on."""
         known = super().evidence

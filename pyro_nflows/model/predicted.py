@@ -1,6 +1,7 @@
 """What a model draws at other arguments than those that its latent sites were drawn at."""
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -28,6 +29,7 @@ def predicted(
     fresh: Sequence[str],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
+    numbered: Collection[str] = (),
 ) -> Predicted:
     """Data and deterministic sites drawn at other arguments of a model, and the sites in ``fresh``.
 
@@ -38,6 +40,7 @@ def predicted(
     :param samples: draws of its latent sites, ``(num_samples, ...)``.
     :param fresh: those that are drawn from their prior given the others.
     :param args: the model's arguments, with ``kwargs``.
+    :param numbered: plates of which ``samples`` have all rows, told apart by their numbers.
     :raises ValueError: if a latent site has another shape at these arguments, a name in ``fresh`` is none of them, a
         plate has no rows, or it shows a random part of them.
     :raises TypeError: if these are not the arguments that the model takes.
@@ -59,9 +62,9 @@ def predicted(
     run = Run(model, *ready(who, model, tuple(args), dict(kwargs)))
     with told(who, model, run.args, run.kwargs):
         rows = RandomRows(who, kept, run.tensors)
-        sites = run.predicted_sites({name: values[0] for name, values in kept.items()}, rows)
+        sites = run.predicted_sites({name: values[0] for name, values in kept.items()}, numbered, rows)
         rows.check(sites)
-        return Predicted(run, sites, each_draw(run.prediction, kept))
+        return Predicted(run, sites, each_draw(functools.partial(run.prediction, numbered=numbered), kept))
 
 
 def _kept(who: str, samples: Mapping[str, Tensor], fresh: Sequence[str]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ Answers are keyed by ``(group, site)``, with ArviZ's names for the groups.
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from ..system.exclusive import validation
 from .bound import BoundModel
 from .data_checks import is_deterministic
+from .numbered_rows import NumberedRows
 from .pointwise import log_prob_and_mask, sum_out_enumerated
 from .random_rows import RandomRows
 from .site_kinds import Site, is_data, is_factor, is_latent, is_marked, is_observation, is_row_factor
@@ -90,23 +91,27 @@ class Run(BoundModel):
             sites = self._trace()
         return {("posterior_predictive", n): s["value"] for n, s in sites.items() if is_observation(s)}
 
-    def prediction(self, draw: Draw) -> Answers:
+    def prediction(self, draw: Draw, numbered: Collection[str] = ()) -> Answers:
         """Data drawn anew, whether given or not, and deterministic sites, with the latent sites that the draw has.
 
         All others are drawn: the model may be run on other data than the draws are of.
 
+        :param numbered: plates of which the draw has all rows, told apart by their numbers.
         :raises ValueError: if a site of the draw has another shape here.
         """
-        return {("predictions", n): s["value"] for n, s in self.predicted_sites(draw).items()}
+        return {("predictions", n): s["value"] for n, s in self.predicted_sites(draw, numbered).items()}
 
-    def predicted_sites(self, draw: Draw, rows: RandomRows | None = None) -> dict[str, Site]:
+    def predicted_sites(
+        self, draw: Draw, numbered: Collection[str] = (), rows: RandomRows | None = None
+    ) -> dict[str, Site]:
         """The sites of :meth:`prediction`.
 
         :param draw: values of latent sites.
+        :param numbered: plates of which the draw has all rows, told apart by their numbers.
         :param rows: watches the plates.
         """
-        who = "predict" if rows is None else rows.who
-        with _Sample(), _Substitute(draw, who), _Replicate(), rows or contextlib.nullcontext():
+        who, own = "predict" if rows is None else rows.who, NumberedRows(numbered)
+        with _Sample(), _Substitute(draw, who, own), own, _Replicate(), rows or contextlib.nullcontext():
             sites = self._trace()
         return {n: s for n, s in sites.items() if n not in draw and not is_factor(s)}
 
@@ -174,19 +179,21 @@ class _Substitute(Messenger):
 
     :param draw: values of the latent sites.
     :param partly_for: who asks, where not all of them may be there: the others are drawn, and shapes are compared.
+    :param rows: of which of these values are those of this run.
     """
 
-    def __init__(self, draw: Draw, partly_for: str = "") -> None:
+    def __init__(self, draw: Draw, partly_for: str = "", rows: NumberedRows | None = None) -> None:
         super().__init__()
-        self.draw, self.partly_for = draw, partly_for
+        self.draw, self.partly_for, self.rows = draw, partly_for, rows
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) or not is_latent(msg):
             return
         if msg["name"] in self.draw:
+            value = self.draw[msg["name"]] if self.rows is None else self.rows.of(self.draw[msg["name"]], msg)
             if self.partly_for:
-                _check_shape(self.partly_for, msg["name"], self.draw[msg["name"]].shape, msg["fn"].shape())
-            msg["value"], msg["done"] = self.draw[msg["name"]], True
+                _check_shape(self.partly_for, msg["name"], value.shape, msg["fn"].shape())
+            msg["value"], msg["done"] = value, True
         elif not self.partly_for and not is_marked(msg):
             raise ValueError(
                 f"samples: got {sorted(self.draw)}, expected the latent site {msg['name']!r} too. "

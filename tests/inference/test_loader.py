@@ -107,6 +107,19 @@ def test_rows_with_latents_are_in_the_order_of_their_numbers(amortize):
     assert ((alone.mean(0) - (y[:5] + mean) / 2).abs() < 0.2).all()
 
 
+def test_predictions_are_of_the_rows_that_the_model_is_given():
+    """By their numbers, in any order, some of them, or one several times."""
+    y = data()[1]
+    vi = VI(AutoFlow(groups), **{**OPTIONS, "num_steps": 60}).run(minibatches=loader(torch.arange(NUM), y))
+    z = vi.get_samples(1000)["z"].mean(0)
+    assert z.std() > 1
+    for index in (torch.arange(NUM).flip(0), torch.tensor([7, 3, 99]), torch.tensor([5, 5, 5])):
+        found = vi.predict(index, y[:1].expand(len(index)), num_samples=1000, seed=0)["y"]
+        assert ((found.mean(0) - z[index]).abs() < 5 * (2 / 1000) ** 0.5).all()
+    with pytest.raises(ValueError, match="plate 'groups' has rows 0 to 99, got subsample with 100; new rows"):
+        vi.predict(torch.tensor([3, 100]), y[:2])
+
+
 def test_a_second_run_goes_on(fitted):
     vi = VI(fitted.guide, **{**OPTIONS, "num_steps": 10}).run(minibatches=loader(*data()))
     check(vi)

@@ -247,7 +247,7 @@ def process(path: Path, seconds: float = 0.0) -> "subprocess.Popen[str]":
 def test_a_process_killed_at_random(how: str, tmp_path: Path) -> None:
     """By SIGKILL, or by SIGTERM, at which the checkpoint is written."""
     expected, times, path, ended = line(None, num_steps=2000).run(Y), random.Random(0), tmp_path / "fit.pt", 0
-    for _ in range(20):
+    for _ in range(8):
         with process(path, 0.0 if how == "kill" else 1e6) as run:
             assert run.stdout is not None
             run.stdout.readline()

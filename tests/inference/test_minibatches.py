@@ -25,6 +25,7 @@ from pyro_nflows.inference.plan import Plan
 from pyro_nflows.inference.row_posterior import weighed_draws
 from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint
+from pyro_nflows.model.observed import NothingObservedWarning
 from pyro_nflows.model.row_terms import RowTerms
 from pyro_nflows.model.rows import Rows
 from pyro_nflows.nets.views import on_rows
@@ -450,3 +451,19 @@ def test_rows_that_the_model_is_given_are_refused():
 
     with pytest.raises(ValueError, match="gives plate 'groups' its rows by subsample="):
         VI(AutoFlow(model), progress_bar=False).run(data(), torch.arange(SIZE))
+
+
+def test_what_observes_nothing_is_told():
+    """A posterior without data is the prior, which the verdict says; an argument that is None may be forgotten."""
+
+    def model(y: Tensor | None = None) -> None:
+        mu = pyro.sample("mu", dist.Normal(torch.tensor(0.0, dtype=torch.float64), 5.0))
+        with pyro.plate("groups", 40, subsample_size=10) as i:
+            z = pyro.sample("z", dist.Normal(mu, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=None if y is None else y[i])
+
+    vi, again = (VI(AutoFlow(model), num_steps=5, engine="traced", seed=0, progress_bar=False) for _ in range(2))
+    with pytest.warns(NothingObservedWarning, match=r"nothing is observed where y is None.*run\(..., y=y\)"):
+        vi.run()
+    assert "so the posterior is the prior" in vi.verdict().sentence
+    assert "the prior" not in again.run(data(40)[0].double()).verdict().sentence
