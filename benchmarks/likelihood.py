@@ -9,7 +9,7 @@ which is the log-likelihood of an exact flow, and a lower bound of it for a cont
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -64,12 +64,14 @@ class Likelihood(Program):
         return loss, loss.detach()
 
 
-def blocks(program: Program, data: Tensor, num_steps: int, rate: float, seed: int) -> Iterator[Inputs]:
+def blocks(
+    program: Program, data: Tensor, num_steps: int, rate: float, seed: int, block: int = BLOCK
+) -> Iterator[Inputs]:
     """The inputs of every block of steps; the step size falls along a cosine."""
     generator = torch.Generator().manual_seed(seed)
     size, width = program.num_particles, program.noise_width - data.shape[-1]
     turn = torch.arange(num_steps).to(data) / num_steps * math.pi
-    for rates in (0.5 * rate * (1 + turn.cos())).split(BLOCK):
+    for rates in (0.5 * rate * (1 + turn.cos())).split(block):
         rows = data[torch.randint(len(data), (len(rates), size), generator=generator)]
         noise = torch.randn(len(rates), size, width, generator=generator, dtype=data.dtype)
         ones = torch.ones_like(rates)
@@ -86,18 +88,25 @@ def maximise(
     num_samples: int = 1,
     seed: int = 0,
     runner: Runner | None = None,
+    after_block: Callable[[], object] | None = None,
+    block: int = BLOCK,
 ) -> Runner:
     """Start a layer from data and train it on them with Adam.
 
     :param runner: what another layer of the same shapes returned: then nothing is recorded or compiled again.
+    :param after_block: called after each block of steps, when the layer has what they have made of its parameters.
+    :param block: how many steps that is.
     :return: what ran the steps.
     """
     layer.initialize(data)
     program, state = Likelihood(layer, batch_size, num_samples), None
-    for inputs in blocks(program, data, num_steps, rate, seed):
+    for inputs in blocks(program, data, num_steps, rate, seed, block):
         if state is None:
             runner = prepare(program, Engine.COMPILED, inputs) if runner is None else runner.bound(program, None)
             state = program.init()
         state, _ = runner.run(state, inputs)  # type: ignore[union-attr]
+        if after_block is not None:
+            program.write(state)
+            after_block()
     program.write(state)  # type: ignore[arg-type]
     return runner  # type: ignore[return-value]
