@@ -10,6 +10,7 @@ from torch.distributions import transforms as torch_transforms
 
 from pyro_nflows import flows
 from pyro_nflows.flows.transforms import TransformLayer, as_layer
+from pyro_nflows.flows.wrapped import with_context
 from pyro_nflows.layers import (
     ActNorm,
     Autoregressive,
@@ -32,6 +33,7 @@ from pyro_nflows.layers import (
     Planar,
     PlateAffine,
     PlateCoupling,
+    PlateFlow,
     PlateShear,
     Positionwise,
     Radial,
@@ -61,6 +63,11 @@ CONTEXT = torch.randn(2, generator=torch.Generator().manual_seed(0), dtype=torch
 NEAR = functools.partial(CausalConvNet, width=4, dilations=(1,), per_position=True)
 FRAMES = functools.partial(FrameNet, shapes=[(1, 1, 1), (1, 1, 1)], num_past=1, hidden_dims=(4,))
 ATTENTION = functools.partial(CausalTransformer, width=4, num_blocks=1, num_heads=1, per_position=True)
+
+#: Of rows: an index for a coupling.
+INDEXED_ROWS = functools.partial(
+    flows.cif, inner=functools.partial(flows.realnvp, num_layers=1, hidden_dims=(3,)), hidden_dims=(3,)
+)
 
 #: Two rows of one coordinate in a plate, a plate alone, a row of three, and a plate within another one.
 GROUPS = Hierarchy.of_outlines({"mu": Outline((), {}), "z": Outline((2,), {"groups": 0})})
@@ -170,6 +177,14 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
         GROUPS, SinhArcsinh(), num_features=1, hidden_dims=(3,)
     ),
     "Coupling(3, SinhArcsinh)": lambda: Coupling(3, SinhArcsinh()),
+    "PlateFlow(groups, iaf)": lambda: PlateFlow(
+        GROUPS, with_context(functools.partial(flows.iaf, num_layers=1, hidden_dims=(3,))), code_dim=2, num_features=1
+    ),
+    "PlateFlow(nested, planar)": lambda: PlateFlow(
+        NESTED, with_context(functools.partial(flows.planar, num_layers=1)), code_dim=1, num_features=1
+    ),
+    "PlateFlow(rows, CIF)": lambda: PlateFlow(ROWS, with_context(INDEXED_ROWS), code_dim=2),
+    "PlateAffine(rows, diagonal)": lambda: PlateAffine(ROWS, within=False),
     "PlateShear(rows)": lambda: PlateShear(ROWS),
     "PlateShear(pairs)": lambda: PlateShear(PAIRS, num_features=2, hidden_dims=(4,)),
     "Indexed(PlateAffine)": lambda: Indexed(PlateAffine(GROUPS)),

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..layers import PlateAffine, PlateCoupling, PlateShear
+from ..layers import PlateAffine, PlateCoupling, PlateFlow, PlateShear
 from ..numerics import standard_normal_log_prob
 from .upweighted import stages
 from .whitened import Whitened
@@ -40,7 +40,7 @@ def draw_by_row(layer: Whitened, x: Tensor, noise: Tensor | None = None) -> ByRo
     outside = standard_normal_log_prob(top)
     rows = [standard_normal_log_prob(part) for part in parts]
     for stage in stages(layer):
-        if isinstance(stage, PlateAffine | PlateCoupling | PlateShear):
+        if isinstance(stage, PlateAffine | PlateCoupling | PlateFlow | PlateShear):
             x, taken = stage.by_row(x)
             rows = [row - log_weight for row, log_weight in zip(rows, taken)]
         else:

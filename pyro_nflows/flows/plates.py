@@ -1,10 +1,11 @@
 """Flows that follow the plates of a model."""
 
-from ..layers import Permutation, PlateCoupling, PlateShear, RowCoupling, Split, TriangularAffine
+from ..layers import Permutation, PlateCoupling, PlateFlow, PlateShear, RowCoupling, Split, TriangularAffine
 from ..layers.base import Chain, Layer
 from ..model.hierarchy import Hierarchy
 from ..transformers import Affine, SinhArcsinh, Transformer
 from .vectors import Build, default
+from .wrapped import with_context
 
 #: Correlations within a row of so many coordinates may depend on what is outside of plates.
 MAX_ROW_DIM = 12
@@ -16,7 +17,11 @@ NUM_SWEEPS, SHAPE_BOUND = 2, 1.0
 
 
 def on_plates(
-    hierarchy: Hierarchy, top: Build = default, transformer: Transformer = Affine(), shape: Transformer = SinhArcsinh()
+    hierarchy: Hierarchy,
+    top: Build = default,
+    transformer: Transformer = Affine(),
+    shape: Transformer = SinhArcsinh(),
+    rows: Build | None = None,
 ) -> Layer:
     """A flow of what is outside of plates, then rows that are transformed as it, and their outer rows, say.
 
@@ -24,6 +29,8 @@ def on_plates(
     :param top: the flow of the coordinates outside of plates.
     :param transformer: of the rows; see :class:`~pyro_nflows.layers.PlateCoupling`.
     :param shape: of the rows too, before that: what makes a row other than a Gaussian given what it is within.
+    :param rows: a flow that all rows share, each with a code of its own (:class:`~pyro_nflows.layers.PlateFlow`), in
+        the place of ``shape``.
 
     Example::
 
@@ -32,7 +39,8 @@ def on_plates(
         >>> on_plates(hierarchy).input_dim
         5
     """
-    layers: list[Layer] = [PlateCoupling(hierarchy, shape), PlateCoupling(hierarchy, transformer)]
+    first = PlateCoupling(hierarchy, shape) if rows is None else PlateFlow(hierarchy, with_context(rows))
+    layers: list[Layer] = [first, PlateCoupling(hierarchy, transformer)]
     if len(hierarchy.top):
         if any(1 < block.row_dim <= MAX_ROW_DIM for block in hierarchy.blocks):
             layers.insert(1, PlateShear(hierarchy, MAX_ROW_DIM))

@@ -8,6 +8,7 @@ from pyro.distributions import TorchDistribution, constraints
 from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 
+from ..layers import PlateFlow
 from ..layers.base import Chain
 from ..numerics import finite_rows, standard_normal_log_prob
 from .whitened import Whitened
@@ -30,11 +31,24 @@ class RowFlow:
         self.stages = [[white] for _ in range(len(self.layers) + 1)]
         self.layer = layer
 
-    def forward(self, number: int, x: Tensor) -> Stages:
-        """A block's rows, ``(..., num_rows, row_dim)``, from the base on."""
+    @property
+    def has_flow(self) -> bool:
+        """Whether rows have a flow of their own, whose inverse is dear, or draws auxiliary variables."""
+        return any(isinstance(part, PlateFlow) for part in self.layers)
+
+    def noise_dim(self, number: int) -> int:
+        """Standard normal numbers that a row of a block takes beside its base."""
+        return sum(part.flow(number).noise_dim for part in self.layers if isinstance(part, PlateFlow))
+
+    def forward(self, number: int, x: Tensor, noise: Tensor | None = None) -> Stages:
+        """A block's rows, ``(..., num_rows, row_dim)``, from the base on.
+
+        :param noise: of the one layer that has auxiliary variables, ``(..., num_rows, noise_dim)``.
+        """
         found, total = [x], x.new_zeros(x.shape[:-1])
         for part, before, after in zip(self.layers, self.stages, self.stages[1:]):
-            moved, log_weight = part.rows(number, found[-1], before, after)
+            own = (noise,) if isinstance(part, PlateFlow) else ()
+            moved, log_weight = part.rows(number, found[-1], before, after, *own)
             found.append(moved)
             total = total + log_weight
         return found, total
@@ -61,7 +75,7 @@ class RowDistribution(TorchDistribution):
 
     Each row has a log density of its own, so that Pyro scales those of a minibatch as it scales the model's. With
     ``stopped``, Pyro's ELBOs get the gradient of the entropy without the score of :math:`q`, as from
-    :class:`~pyro_nflows.FlowDistribution`.
+    :class:`~pyro_nflows.FlowDistribution`. A value drawn from this object is remembered with its way from the base.
 
     :param flow: what is above the rows.
     :param number: of the block.
@@ -85,12 +99,14 @@ class RowDistribution(TorchDistribution):
         stopped: RowFlow | None = None,
     ):
         self.flow, self.number, self.nesting, self.stopped = flow, number, nesting, stopped
-        self._drawn: tuple[Tensor, Stages] | None = None
+        self.drawn: list[tuple[Tensor, Stages]] = []
         super().__init__(batch_shape, torch.Size((row_dim,)), validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "RowDistribution":
         batch_shape = torch.Size(batch_shape)
-        return RowDistribution(self.flow, self.number, self.event_shape[0], batch_shape, self.nesting, self.stopped)
+        new = RowDistribution(self.flow, self.number, self.event_shape[0], batch_shape, self.nesting, self.stopped)
+        new.drawn = self.drawn
+        return new
 
     def rows(self, value: Tensor) -> Tensor:
         """A value with plates as ``(..., num_rows, row_dim)``."""
@@ -99,12 +115,14 @@ class RowDistribution(TorchDistribution):
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape + self.event_shape
         like = next(self.flow.layer.parameters())
-        x = torch.randn(shape, dtype=like.dtype, device=like.device)
-        stages = self.flow.forward(self.number, self.rows(x))
+        width = shape[-1] + self.flow.noise_dim(self.number)
+        numbers = self.rows(torch.randn(*shape[:-1], width, dtype=like.dtype, device=like.device))
+        x, noise = numbers[..., : shape[-1]], numbers[..., shape[-1] :]
+        stages = self.flow.forward(self.number, x, noise if noise.shape[-1] else None)
         y = stages[0][-1].reshape(shape)
         if y.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(y):
             y.register_hook(finite_rows)
-        self._drawn = y, stages
+        self.drawn[:] = [(y, stages)]
         return y
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
@@ -113,8 +131,8 @@ class RowDistribution(TorchDistribution):
 
     def stages(self, value: Tensor) -> Stages:
         """The rows after each of the layers, of a value that was drawn from this object or not."""
-        if self._drawn is not None and value is self._drawn[0]:
-            return self._drawn[1]
+        if self.drawn and value is self.drawn[0][0]:
+            return self.drawn[0][1]
         return self.flow.back(self.number, self.rows(value))
 
     def log_prob(self, value: Tensor) -> Tensor:

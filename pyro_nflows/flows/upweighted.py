@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..layers import PlateAffine, PlateCoupling, PlateShear
+from ..layers import PlateAffine, PlateCoupling, PlateFlow, PlateShear
 from ..layers.base import Chain, Layer, Scored
 from ..numerics import standard_normal_log_prob
 from .whitened import Whitened
@@ -52,7 +52,7 @@ class Upweighted(Layer):
         """A part's log-weight, that of rows as often as it counts."""
         if isinstance(stage, PlateAffine):
             return self.factor * log_weight - (self.factor - 1) * stage.log_scale[stage.hierarchy.top].sum()
-        return self.factor * log_weight if isinstance(stage, PlateCoupling | PlateShear) else log_weight
+        return self.factor * log_weight if isinstance(stage, PlateCoupling | PlateFlow | PlateShear) else log_weight
 
     def scored(self, x: Tensor, noise: Tensor | None, score: Tensor, reverse: Tensor) -> Scored:
         total = (1 - self.factor) * standard_normal_log_prob(x[..., self.num_top :])
@@ -61,7 +61,7 @@ class Upweighted(Layer):
         sums: list[Tensor | float] = [total, 0.0, 0.0, 0.0]
         parts: list[Tensor | float]
         for stage in stages(self.layer):
-            if isinstance(stage, PlateAffine | PlateCoupling | PlateShear):
+            if isinstance(stage, PlateAffine | PlateCoupling | PlateFlow | PlateShear):
                 y, log_weight = stage(x)
                 with torch.no_grad():
                     score = stage.transport(x.detach(), y.detach(), score, self.factor).detach()

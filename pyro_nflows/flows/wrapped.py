@@ -1,7 +1,9 @@
 """Flows made of other flows, layer by layer."""
 
 import functools
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -21,6 +23,7 @@ def cif(
     *,
     skip: bool = False,
     shared: bool = False,
+    context_dim: int = 0,
 ) -> Layer:
     """Each layer of an inner flow continuously indexed; permutations and element-wise ends are left as they are.
 
@@ -28,6 +31,7 @@ def cif(
     matters (:meth:`.Indexed.initialize`). Splines, ``transformer=RationalQuadratic(8, 4.0)``, make indices of several
     modes and a tighter bound: for densities with separate pieces they are worth their price. Given its layer's output,
     an index does not depend on the others; ``shared`` makes one network of all reverse models, for fewer parameters.
+    With ``context_dim`` the networks of the indices read a context, and those of the inner flow if it takes one too.
 
     Example::
 
@@ -35,15 +39,46 @@ def cif(
         'PROPER'
     """
     plain = (Permutation, LocScale, Mixture, ActNorm, LULinear)
+    told: Any = {"context_dim": context_dim} if context_dim and takes_context(inner) else {}
     layers = [
         layer
         if isinstance(layer.layer if isinstance(layer, Inverse) else layer, plain)
-        else Indexed(layer, index_dim, hidden_dims=hidden_dims, transformer=transformer, skip=skip)
-        for layer in _layers(inner(latent_dim))
+        else Indexed(
+            layer, index_dim, hidden_dims=hidden_dims, transformer=transformer, skip=skip, context_dim=context_dim
+        )
+        for layer in _layers(inner(latent_dim, **told))
     ]
     if shared:
         _share_reverse([layer for layer in layers if isinstance(layer, Indexed)])
     return Chain(*layers)
+
+
+def takes_context(build: Callable[..., Layer]) -> bool:
+    """Whether a flow has networks that read a context, if asked for.
+
+    Example::
+
+        >>> from pyro_nflows.flows import iaf, planar
+        >>> takes_context(iaf), takes_context(planar)
+        (True, False)
+    """
+    return "context_dim" in inspect.signature(build).parameters
+
+
+def with_context(build: Callable[..., Layer]) -> Callable[[int, int], Layer]:
+    """A flow by its dimension and that of its context: its networks read the context, or move as the context says.
+
+    :param build: ``latent_dim -> Layer``; where it has an option ``context_dim``, that is used.
+
+    Example::
+
+        >>> from pyro_nflows.flows import planar
+        >>> with_context(planar)(3, 2).at(torch.ones(2))(torch.zeros(3))[0]
+        tensor([0., 0., 0.], grad_fn=<AddBackward0>)
+    """
+    if takes_context(build):
+        return lambda latent_dim, context_dim: build(latent_dim, context_dim=context_dim)
+    return lambda latent_dim, context_dim: conditional(latent_dim, context_dim, build, ())
 
 
 def _share_reverse(layers: Sequence[Indexed]) -> None:

@@ -13,7 +13,6 @@ from typing import Any, cast
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import init_to_median
-from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
 from .. import flows
@@ -31,12 +30,11 @@ from ..system.exclusive import validation
 from . import checks, row_checks, sites
 from .ends import End, Ends, end_in
 from .joint import Centers, shown
-from .optimizer import LR, StepSize, guide_optimizer
-from .rows import RowGuide
 from .structure import Structure, chosen, coupled_rows, described, whitened
+from .trained import TrainedGuide
 
 
-class AutoFlow(RowGuide):
+class AutoFlow(TrainedGuide):
     r"""A normalizing-flow guide over all continuous latents of a model; the recommended default.
 
     By default, affine couplings in front of a full-rank affine layer. ``build`` takes any other flow.
@@ -67,8 +65,13 @@ class AutoFlow(RowGuide):
         to ``(B, F)``. :meth:`for_rows` then gives the posterior of rows that there were not.
     :param end: the affine end of a joint flow. ``"full"``: any covariance, at :math:`D^2` numbers. ``"sparse"``: a
         precision with the pattern of the model's Hessian, which is found. ``"low_rank"``: scales, and 32 directions
-        with widths of their own. ``"diagonal"``: scales. By default full up to 64 latents; above, sparse where that
-        has at most half the numbers, else full up to 512 latents, else of low rank. The guide's ``repr`` says which.
+        with widths of their own. ``"diagonal"``: scales; rows of plates too then have no correlations within them but
+        those that their flow makes. By default full up to 64 latents; above, sparse where that has at most half the
+        numbers, else full up to 512 latents, else of low rank. The guide's ``repr`` says which.
+    :param rows: ``latent_dim -> Layer``, a flow of a row of a plate, such as ``flows.iaf``, that all rows share. Each
+        row has a code of its own, or one from ``amortize``, which the flow's networks read (``context_dim``), or by
+        which its parameters are moved (:class:`~pyro_nflows.layers.PlateFlow`). The guide then follows plates. Without
+        it, rows are Gaussians with skewness and tails, given what they are within.
     :raises ValueError: if ``init_scale <= 0``; at the first call, if the model has no continuous latents, a
         discrete latent that is not enumerated, or if a latent is in a subsampled plate and ``structure="joint"``.
 
@@ -100,19 +103,21 @@ class AutoFlow(RowGuide):
         structure: Structure = "auto",
         amortize: bool | nn.Module = False,
         end: Ends = "auto",
+        rows: flows.Build | None = None,
     ):
         functions = {"model": model, "build": build, "init_loc_fn": init_loc_fn}
-        if create_plates is not None:
-            functions["create_plates"] = create_plates
+        functions |= {k: v for k, v in (("create_plates", create_plates), ("rows", rows)) if v is not None}
         checks.check_arguments(type(self).__name__, init_scale, **functions)
         checks.check_structure(type(self).__name__, structure)
         checks.check_end(type(self).__name__, end)
+        row_checks.check_row_flow(type(self).__name__, rows, structure)
         super().__init__(model, init_loc_fn)
         self.centering, self.structure, self.end = centering, structure, end
         row_checks.check_amortize(type(self).__name__, amortize)
         self.create_plates, self.amortize, self.amortizer = create_plates, amortize, None
         self.init_scale = float(init_scale)
         self.build: flows.Build | None = build
+        self.row_build = rows
         #: Components and block size of the mixture that VI put at the flow's base, if it did.
         self.modes: tuple[int, int] | None = None
         self.layer = None
@@ -130,7 +135,8 @@ class AutoFlow(RowGuide):
         if self.structure == "joint":
             row_checks.refuse_subsampled(type(self).__name__, self.latents.sites.values(), not self.needs_model)
         joint = functools.partial(self._joint_on, BoundModel(self.bare_model, args, kwargs))
-        self._hierarchy = chosen(type(self).__name__, self.structure, self.latents, joint)
+        structure = self.structure if self.row_build is None else "plates"
+        self._hierarchy = chosen(type(self).__name__, structure, self.latents, joint)
         if self._hierarchy is None:
             self._choose_end(BoundModel(self.bare_model, args, kwargs))
         if self.build is not None:
@@ -185,7 +191,8 @@ class AutoFlow(RowGuide):
         :param loc: where its end is to start.
         """
         build = cast(flows.Build, self.build)
-        return whitened(type(self).__name__, build, loc, self.init_scale, hierarchy)
+        name, within = type(self).__name__, self.end != "diagonal"
+        return whitened(name, build, loc, self.init_scale, hierarchy, row_build=self.row_build, within=within)
 
     def extra_repr(self) -> str:
         if self._latents is None:
@@ -199,40 +206,6 @@ class AutoFlow(RowGuide):
         """The flow, once the model has been run."""
         super()._need_setup()
         return cast(Rescaled, self.layer)
-
-    def optimizer(self, lr: StepSize = LR, num_steps: int | None = None, *, average: bool = True) -> PyroOptim:
-        r"""An optimiser for a loop over ``SVI.step`` that ends at the optimum.
-
-        Adam, whose steps decay to a hundredth in the second half of the loop and are averaged over its last quarter
-        (:class:`~pyro_nflows.guides.optimizer.DecayingAdam`). It trains the model's own parameters too.
-
-        :param lr: the step size at first; or a dict with one for each part that is to have its own: ``"end"``, the
-            means, scales and correlations of the affine end; ``"flow"``, what is before it; ``"encoder"``, with
-            ``amortize``; ``"model"``, the model's own parameters.
-        :param num_steps: how many steps the loop has; without it, steps stay as long as they are.
-        :param average: whether the mean over the last quarter of the steps is taken at their end.
-        :raises ValueError: for other values; TypeError for other types.
-
-        Example::
-
-            >>> import pyro, pyro.infer
-            >>> guide = AutoFlow(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)))
-            >>> optimizer = guide.optimizer(lr={"end": 0.05}, num_steps=1000)
-            >>> svi = pyro.infer.SVI(guide.bare_model, guide, optimizer, pyro.infer.Trace_ELBO())
-            >>> for _ in range(10):
-            ...     loss = svi.step()
-            ...
-            >>> len(optimizer.get_state()) == len(list(guide.parameters()))
-            True
-        """
-        return guide_optimizer(type(self).__name__, self._part_of, lr, num_steps, average)
-
-    def _part_of(self, param_name: str) -> str:
-        """What a parameter of a loop belongs to, by its name in Pyro's store."""
-        prefix = self._pyro_get_fullname("layer")
-        if param_name.startswith(f"{prefix}."):
-            return "end" if param_name.startswith(f"{prefix}.layer.{Whitened.END}.") else "flow"
-        return "encoder" if param_name.startswith(f"{self._pyro_get_fullname('amortizer')}.") else "model"
 
     # ---- the posterior --------------------------------------------------------------------------------------
 

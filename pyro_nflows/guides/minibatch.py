@@ -125,7 +125,8 @@ def sample_rows(
     batch = top.shape[: max(0, top.dim() - 1 - nesting)]
     given = top.reshape(*batch, -1)
     flow, parts = RowFlow(view, given), [given]
-    stopped = RowFlow(_without_gradients(view), given) if torch.is_grad_enabled() else None
+    wants_path = torch.is_grad_enabled() and not flow.has_flow
+    stopped = RowFlow(_without_gradients(view), given) if wants_path else None
     for number, block in enumerate(hierarchy.blocks):
         grid = _grid(block.plates, plates)
         shape = batch + (1,) * (nesting - len(grid)) * bool(batch) + grid
@@ -136,8 +137,9 @@ def sample_rows(
             value = pyro.sample(f"{name}_{'_'.join(block.plates)}", rows, infer={"is_auxiliary": True})
         parts.append(as_rows(value, nesting))
         is_above = any(number == above.block for inner in hierarchy.blocks for above in inner.above)
-        for known in (flow, stopped) if stopped is not None else (flow,):
-            known.add(known.back(number, parts[-1])[0] if is_above else [parts[-1]] * len(known.stages))
+        flow.add(rows.stages(value)[0] if is_above else [parts[-1]] * len(flow.stages))
+        if stopped is not None:
+            stopped.add(stopped.back(number, parts[-1])[0] if is_above else [parts[-1]] * len(stopped.stages))
     return _flat(hierarchy, parts, nesting)
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..layers import PlateFlow
+
 
 def refuse_subsampled(name: str, latents: Iterable[Any], can_follow: bool) -> None:
     """Latents in a subsampled plate are other latents at each step."""
@@ -58,6 +60,24 @@ def check_amortize(name: str, amortize: Any) -> None:
         raise TypeError(
             f"{name}: amortize must be True, False, or a torch.nn.Module from the data of B rows to (B, F), got "
             f"{type(amortize).__name__}"
+        )
+
+
+def check_row_flow(name: str, rows: Any, structure: str) -> None:
+    """Refuse a flow of rows where there are none."""
+    if rows is not None and structure == "joint":
+        raise ValueError(
+            f"{name}: rows= is a flow of the rows of plates, which a joint guide does not tell apart; "
+            "leave out structure='joint', or rows"
+        )
+
+
+def need_exact_rows(name: str, layer: nn.Module) -> None:
+    """For what weighs rows one by one, whose densities have to be known."""
+    if any(isinstance(part, PlateFlow) and part.noise_dim for part in layer.modules()):
+        raise ValueError(
+            f"{name}: VI weighs the rows of subsampled plates one by one, and rows= is a flow with auxiliary "
+            "variables, whose density is not known; train it by SVI, or take a bijective flow, such as flows.iaf"
         )
 
 

@@ -11,7 +11,7 @@ from ..layers import Rescaled
 from ..model.hierarchy import Hierarchy
 from . import checks
 from .amortized import Amortizer, typical
-from .ends import End
+from .ends import End, Ends
 from .joint import JointGuide
 from .state import decoded, encoded, listed, unlisted
 from .structure import whitened
@@ -22,6 +22,8 @@ class SavedGuide(JointGuide):
 
     layer: Rescaled | None
     build: flows.Build | None
+    row_build: flows.Build | None
+    end: Ends
     modes: tuple[int, int] | None
     amortize: bool | nn.Module
     amortizer: Amortizer | None
@@ -47,7 +49,10 @@ class SavedGuide(JointGuide):
         if self.amortize and hierarchy is not None and hierarchy.subsampled:
             rows = typical(hierarchy)
             loc, hierarchy = loc if len(loc) == rows.hierarchy.dim else loc[rows.columns], rows.hierarchy
-        return whitened(type(self).__name__, build, loc, self.init_scale, hierarchy, modes, self._end, self._rows)
+        name, within = type(self).__name__, self.end != "diagonal"
+        return whitened(
+            name, build, loc, self.init_scale, hierarchy, modes, self._end, self._rows, self.row_build, within
+        )
 
     @property
     def site_shapes(self) -> checks.Shapes:
@@ -69,15 +74,16 @@ class SavedGuide(JointGuide):
     def _state(self) -> dict[str, Any]:
         """All but the model; and ``build``, often a lambda, only while it is needed."""
         forgotten = dict.fromkeys(("_model", "_bare_model", "_bound", "master", "_init_loc_fn"))
-        build = self.build if self.layer is None else None
+        made = {} if self.layer is None else {"build": None, "row_build": None}
         prototype = None if self._latents is None else self._latents.prototype()
-        return {**self.__dict__, **forgotten, "build": build, "prototype_trace": prototype}
+        return {**self.__dict__, **forgotten, **made, "prototype_trace": prototype}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SavedGuide":
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self._state(), memo))
-        new._model, new._bare_model, new._bound, new.build = self._model, self._bare_model, self._bound, self.build
+        new._model, new._bare_model, new._bound = self._model, self._bare_model, self._bound
+        new.build, new.row_build = self.build, self.row_build
         new._init_loc_fn = self._init_loc_fn
         return new
 

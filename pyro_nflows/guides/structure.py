@@ -147,6 +147,8 @@ def whitened(
     modes: tuple[int, int] | None = None,
     end: End | None = None,
     rows: Hierarchy | None = None,
+    row_build: flows.Build | None = None,
+    within: bool = True,
 ) -> Whitened:
     """A flow with its affine end.
 
@@ -159,6 +161,8 @@ def whitened(
     :param end: of a joint guide; full unless given.
     :param rows: the plates within whose rows a joint guide has couplings; the flow is then of fewer layers than
         the default, whose place it takes.
+    :param row_build: ``latent_dim -> Layer``; of a row, where there is a hierarchy.
+    :param within: whether the end has correlations within the rows of a hierarchy.
     """
     latent_dim = loc.numel()
     hubs = given_hubs(build, hierarchy, end, rows)
@@ -170,8 +174,8 @@ def whitened(
         inner = build if build is flows.default else functools.partial(_flow, name=name, build=build)
         build = functools.partial(flows.on_modes, inner=inner, num_components=modes[0], block_dim=modes[1])
     if hierarchy is not None:
-        flow = flows.on_plates(hierarchy, functools.partial(_flow, name=name, build=build))
-        return Whitened(flow, PlateAffine(hierarchy, loc, init_scale)).to(loc)
+        flow = flows.on_plates(hierarchy, functools.partial(_flow, name=name, build=build), rows=row_build)
+        return Whitened(flow, PlateAffine(hierarchy, loc, init_scale, within=within)).to(loc)
     flow, affine = _flow(latent_dim, name, build), (end or End("full")).made(loc, init_scale)
     return Whitened(flow if rows is None else flows.within_rows(rows, flow), affine).to(loc)
 

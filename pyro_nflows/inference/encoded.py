@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..engine.lazy import RowState, dependence_factor
 from ..flows.upweighted import Upweighted
 from ..flows.whitened import Whitened
-from ..guides import AutoFlow
+from ..guides import AutoFlow, row_checks
 from ..guides.amortized import Amortizer, Slot, row_data, slots, typical
 from ..layers import PlateAffine, Rescaled
 from ..layers.base import Chain, Layer, Scored
@@ -40,6 +40,7 @@ class EncodedRows(nn.Module):
     def __init__(self, guide: AutoFlow, terms: RowTerms):
         whole = cast(Hierarchy, guide.hierarchy)
         super().__init__()
+        row_checks.need_exact_rows(type(guide).__name__, guide.plain_layer())
         self.input_dim = whole.dim
         stored = cast(Rescaled, guide.layer)
         self.layer, self.factors = guide.plain_layer(), stored.factors

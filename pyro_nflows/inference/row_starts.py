@@ -62,7 +62,7 @@ def place_rows(end: PlateAffine, terms: RowTerms, rows_of: Callable[[Tensor], Ro
         end.loc[rows.columns] = found.loc
         end.log_scale[rows.columns] = found.log_scale
         for table, own in ((end.within, found.within), (end.above, found.above)):
-            for number in own:
+            for number in table:
                 table[number][rows.numbers[int(number)]] = own[number]
 
 

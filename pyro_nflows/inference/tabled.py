@@ -7,7 +7,7 @@ from torch import Tensor
 from ..engine.lazy import RowState
 from ..flows.upweighted import Upweighted
 from ..flows.whitened import Whitened
-from ..guides import AutoFlow
+from ..guides import AutoFlow, row_checks
 from ..layers import PlateAffine
 from ..layers.base import Chain
 from ..model.row_terms import RowTerms
@@ -25,6 +25,7 @@ class TabledRows:
     amortizer = None
 
     def __init__(self, guide: AutoFlow, terms: RowTerms):
+        row_checks.need_exact_rows(type(guide).__name__, guide.plain_layer())
         self.layer, self.terms = guide.plain_layer(), terms
         self.small = guide.layer_over(terms.hierarchy, terms.joint.latents.init_loc())
 

@@ -20,6 +20,7 @@ from .permutation import Permutation
 from .planar import Planar
 from .plate_affine import PlateAffine
 from .plate_coupling import PlateCoupling
+from .plate_flow import PlateFlow
 from .plate_shear import PlateShear
 from .positionwise import Positionwise
 from .radial import Radial
@@ -59,6 +60,7 @@ __all__ = [
     "Planar",
     "PlateAffine",
     "PlateCoupling",
+    "PlateFlow",
     "PlateShear",
     "Positionwise",
     "Radial",

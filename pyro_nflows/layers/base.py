@@ -226,12 +226,15 @@ class Chain(Layer):
         super().__init__(layers[0].input_dim, layers[-1].output_dim)
         self.layers = nn.ModuleList(layers)
         self.exactness = min(layer.exactness for layer in layers)
-        self.noise_dim = sum(layer.noise_dim for layer in layers)
-        self.inverse_noise_dim = sum(layer.inverse_noise_dim for layer in layers)
+        self.count_noise()
 
     @property
     def has_inverse(self) -> bool:
         return all(layer.has_inverse for layer in self)
+
+    def count_noise(self) -> None:
+        """Know how much noise the layers take."""
+        self.noise_dim, self.inverse_noise_dim = map(sum, zip(*((p.noise_dim, p.inverse_noise_dim) for p in self)))
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers)  # type: ignore[arg-type]

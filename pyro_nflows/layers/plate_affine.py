@@ -31,6 +31,7 @@ class PlateAffine(Layer):
     :param hierarchy: which coordinates are in which plates.
     :param init_loc: initial :math:`\mu`, in the order of the flat latent.
     :param init_scale: initial :math:`e^s`, a positive number.
+    :param within: whether the coordinates of a row are correlated given what it is within; else :math:`L_i = I`.
     :raises ValueError: if ``init_scale <= 0``.
 
     Example::
@@ -47,7 +48,14 @@ class PlateAffine(Layer):
     order: Tensor
     places: Tensor
 
-    def __init__(self, hierarchy: Hierarchy, init_loc: Tensor | float = 0.0, init_scale: float = 1.0):
+    def __init__(
+        self,
+        hierarchy: Hierarchy,
+        init_loc: Tensor | float = 0.0,
+        init_scale: float = 1.0,
+        *,
+        within: bool = True,
+    ):
         super().__init__(hierarchy.dim)
         if not init_scale > 0:
             raise ValueError(f"PlateAffine: init_scale must be a positive number, got {init_scale}")
@@ -56,10 +64,11 @@ class PlateAffine(Layer):
         self.log_scale = nn.Parameter(torch.full_like(self.loc, init_scale).log())
         num_top = self.sizes[0]
         self.top = nn.Parameter(self.loc.new_zeros(num_top, num_top)) if num_top > 1 else None
+        self.is_within = within
         self.within, self.above = Table(), Table(reads_above=True)
         for number, block in enumerate(hierarchy.blocks):
             rows, dim, width = block.num_rows, block.row_dim, hierarchy.width_above(block)
-            if dim > 1:
+            if dim > 1 and within:
                 self.within[str(number)] = nn.Parameter(self.loc.new_zeros(rows, dim, dim))
             if width:
                 self.above[str(number)] = nn.Parameter(self.loc.new_zeros(rows, dim, width))
@@ -94,7 +103,7 @@ class PlateAffine(Layer):
         return scale_tril(self.log_scale[self.hierarchy.top], lower)
 
     def within_tril(self, number: int) -> Tensor | None:
-        """The unit triangular matrices of a block's rows; None for rows of one coordinate."""
+        """The unit triangular matrices of a block's rows; None for the identity."""
         if str(number) not in self.within:
             return None
         lower = self.within[str(number)]

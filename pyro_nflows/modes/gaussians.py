@@ -103,7 +103,7 @@ class PlateGaussian(LayerGaussian):
 
     def around(self, point: Tensor, width: float) -> "PlateGaussian":
         """One of the same form, of equal widths."""
-        return PlateGaussian(PlateAffine(self.end.hierarchy, point, width).to(point))
+        return PlateGaussian(PlateAffine(self.end.hierarchy, point, width, within=self.end.is_within).to(point))
 
     def laplace(self, density: DensityGradient, point: Tensor) -> "PlateGaussian":
         """That of the curvature at a point; unit width along directions that are not convex; or else this one."""

@@ -114,7 +114,10 @@ def _on_rows(module: _M, rows: Rows, dim: int) -> _M:
         return cast(_M, own(rows))
     parts = {name: part if part is None else _on_rows(part, rows, dim) for name, part in module._modules.items()}
     if hasattr(module, "transport") and getattr(module, "input_dim", None) == dim:
-        return view_of(module, _modules=parts, input_dim=rows.hierarchy.dim, output_dim=rows.hierarchy.dim)
+        view = view_of(module, _modules=parts, input_dim=rows.hierarchy.dim, output_dim=rows.hierarchy.dim)
+        if hasattr(view, "count_noise"):  # of a chain: fewer rows may take less noise
+            cast(Any, view).count_noise()
+        return view
     if all(part is module._modules[name] for name, part in parts.items()):
         return module
     return view_of(module, _modules=parts)
