@@ -19,8 +19,8 @@ from .posterior import Call
 def of_minibatches(who: str, guide: AutoFlow, minibatches: Any, args: Any, kwargs: Any) -> tuple[AutoFlow, Call]:
     """A guide of the model of all rows, and the rows, from one pass over minibatches.
 
-    They are kept in memory, so that steps can be compiled, and draws be weighed over all rows. The sizes of minibatches
-    in training are the first one's.
+    They are kept, in memory or in a file (:mod:`~pyro_nflows.model.row_store`), so that steps can be compiled, and
+    draws be weighed over all rows. The sizes of minibatches in training are the first one's.
 
     :param who: takes these, for the messages.
     :param guide: of the model of a minibatch; it is set up by the first one, if it was not.
@@ -29,6 +29,7 @@ def of_minibatches(who: str, guide: AutoFlow, minibatches: Any, args: Any, kwarg
     :param kwargs: the model's other arguments.
     :raises TypeError: if these are no minibatches of tensors.
     :raises ValueError: if one pass over them has not the rows of one of the model's plates, each once.
+    :raises OSError: if there is no room for them on the disk.
     """
     if args:
         raise ValueError(

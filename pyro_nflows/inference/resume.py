@@ -25,6 +25,8 @@ from .posterior import KIND, Call, Posterior
 
 #: The journal of a run that has not begun: its file may be written over by any other.
 EMPTY: dict[str, Any] = {"done": [], "under_way": None}
+#: Bytes of data that are read at once: these may be more than there is memory for.
+AT_ONCE = 2**24
 #: What to do about the checkpoint of another run.
 REMEDY = "go on with what it was made with, give checkpoint another name, or remove the file to start anew"
 
@@ -213,15 +215,16 @@ def _digest(value: Any) -> str:
     digest = hashlib.sha256(str(spec).encode())
     for leaf in leaves:
         for part in _bytes(leaf):
-            digest.update(part)
+            for start in range(0, len(part), AT_ONCE):
+                digest.update(part[start : start + AT_ONCE])
     return digest.hexdigest()
 
 
-def _bytes(leaf: Any) -> list[bytes]:
+def _bytes(leaf: Any) -> list[bytes | memoryview]:
     """What a leaf is known by: its numbers, or, where it is an object without any, its type."""
     if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
         flat = leaf.detach().cpu().contiguous().reshape(-1)
-        return [f"{leaf.dtype}{tuple(leaf.shape)}".encode(), flat.view(torch.uint8).numpy().tobytes()]
+        return [f"{leaf.dtype}{tuple(leaf.shape)}".encode(), flat.view(torch.uint8).numpy().data]
     if isinstance(leaf, bool | int | float | complex | str | bytes | None):
         return [repr(leaf).encode()]
     array = np.asarray(leaf) if hasattr(leaf, "__array__") else np.asarray(None)

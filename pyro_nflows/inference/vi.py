@@ -143,7 +143,8 @@ class VI(Results):
         With ``run(minibatches=loader)`` the model is one of a minibatch, and takes what the loader gives: a tuple by
         position, a dict by name. How many rows there are in all is said by its plate, as in
         ``pyro.plate("data", N, subsample_size=len(x))``; where each row has latents, a minibatch has the rows'
-        numbers too, for ``subsample=index``. One pass over the loader is made, and its rows are kept in memory.
+        numbers too, for ``subsample=index``. One pass over the loader is made; where its rows are more than 256 MB,
+        they are kept in a temporary file, so that they need not fit into memory.
 
         :param args: the model's arguments, with ``kwargs``. NumPy arrays, columns of data frames and lists of numbers
             become tensors of torch's default dtype (:mod:`pyro_nflows.model.arrays`).

@@ -1,5 +1,6 @@
 """A model of one minibatch at a time, as a model of all rows that subsamples them by itself."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .bound import BoundModel
+from .row_store import RowStore
 from .subsample import subsample_sites
 
 #: A model's arguments, by position and by name.
@@ -144,6 +146,9 @@ def nothing_left(owner: str) -> ValueError:
 def gathered(owner: str, first: Arguments, rest: Iterable[Any], plate: BatchPlate) -> Arguments:
     """All rows of one pass over minibatches, in the order of their numbers where these are known.
 
+    A minibatch is let go of when its rows are at their places: in memory, or, where all rows are more than
+    :data:`~pyro_nflows.model.row_store.MOST_BYTES`, in a temporary file.
+
     :param owner: who asks.
     :param first: the first minibatch, as arguments.
     :param rest: those after it.
@@ -151,28 +156,56 @@ def gathered(owner: str, first: Arguments, rest: Iterable[Any], plate: BatchPlat
     :raises ValueError: if the rows of one pass are not those of the plate, each once.
     """
     leaves, structure = tree_flatten(first)
-    parts, num = [[leaf] for leaf in leaves], len(leaves[0])
-    for batch in rest:
-        more, form = tree_flatten(batch_call(owner, batch))
+    known = [i for i, leaf in enumerate(leaves) if plate.rows is not None and torch.equal(leaf, plate.rows.to(leaf))]
+    if plate.rows is not None and not known:
+        raise _no_numbers(owner, plate)
+    store, seen, num = RowStore(leaves, plate.num_rows), torch.zeros(plate.num_rows, dtype=torch.bool), 0
+    for batch in itertools.chain([first], rest):
+        more, form = tree_flatten(batch_call(owner, batch) if num else batch)
         if form != structure:
             raise ValueError(f"{owner}: minibatches differ in their form: {form} after {structure}")
-        num += len(more[0])
+        _check_alike(owner, leaves, more)
+        size = len(more[0])
+        rows: Tensor | slice = slice(num, num + size)
+        num += size
+        if len(known) == 1:
+            rows = _fresh(more[known[0]], seen)
+            if len(rows) != size:
+                raise _no_numbers(owner, plate)
+            seen[rows] = True
         if num > plate.num_rows:
             break
-        for part, tensor in zip(parts, more):
-            part.append(tensor)
+        store.put(rows, more)
     if num != plate.num_rows:
         raise _other_rows(owner, plate, num, len(leaves[0]))
-    columns = [torch.cat(part) for part in parts]
-    if plate.rows is not None:
-        order = _numbers(owner, leaves, columns, plate).argsort()
-        columns = [column[order.to(column.device)] for column in columns]
-    return cast(Arguments, tree_unflatten(columns, structure))
+    if len(known) > 1:  # which of them has the numbers shows when all are there
+        store = store.sorted(_numbers(owner, [store.columns[i] for i in known], plate))
+    return cast(Arguments, tree_unflatten(store.columns, structure))
+
+
+def _fresh(numbers: Tensor, seen: Tensor) -> Tensor:
+    """Those of a minibatch's numbers that are rows which have not been there."""
+    rows = numbers.reshape(-1).cpu().long()
+    rows = rows[(rows >= 0) & (rows < len(seen))]
+    return rows[~seen[rows]].unique(sorted=False) if len(rows.unique()) < len(rows) else rows[~seen[rows]]
+
+
+def _check_alike(owner: str, first: list[Tensor], more: list[Tensor]) -> None:
+    """Minibatches differ in their number of rows alone."""
+    for a, b in zip(first, more):
+        if a.shape[1:] != b.shape[1:] or a.dtype != b.dtype:
+            raise ValueError(
+                f"{owner}: minibatches differ: a row of {tuple(b.shape[1:])} numbers ({b.dtype}) after one of "
+                f"{tuple(a.shape[1:])} ({a.dtype}); expected rows that are alike, such as padded ones"
+            )
 
 
 def _other_rows(owner: str, plate: BatchPlate, num: int, size: int) -> ValueError:
     """For a pass that has not as many rows as the plate."""
-    remedy = "expected each row once, so without drop_last=True and without a sampler that draws with replacement"
+    remedy = (
+        "expected each row once, so without drop_last=True, without a sampler that draws with replacement, and "
+        "with workers of an IterableDataset that share its rows out"
+    )
     if plate.num_rows == size:
         remedy = (
             f"the model has to say how many there are in all, pyro.plate('{plate.name}', N, subsample_size=len(batch))"
@@ -183,13 +216,16 @@ def _other_rows(owner: str, plate: BatchPlate, num: int, size: int) -> ValueErro
     )
 
 
-def _numbers(owner: str, leaves: list[Tensor], columns: list[Tensor], plate: BatchPlate) -> Tensor:
+def _numbers(owner: str, columns: list[Tensor], plate: BatchPlate) -> Tensor:
     """The column of the rows' numbers."""
-    for leaf, column in zip(leaves, columns):
-        is_given = plate.rows is not None and torch.equal(leaf, plate.rows.to(leaf))
-        if is_given and torch.equal(column.sort().values.cpu().long(), torch.arange(plate.num_rows)):
-            return column
-    raise ValueError(
+    for column in columns:
+        if torch.equal(column.cpu().long().sort().values, torch.arange(plate.num_rows)):
+            return column.cpu().long()
+    raise _no_numbers(owner, plate)
+
+
+def _no_numbers(owner: str, plate: BatchPlate) -> ValueError:
+    return ValueError(
         f"{owner}: plate '{plate.name}' is given its rows by subsample=, which must be one of the tensors of a "
         f"minibatch: the rows' numbers, from 0 to {plate.num_rows - 1:,}, each once in a pass; a Dataset can give them "
         "as (index, x[index], y[index])"

@@ -72,7 +72,7 @@ def _with_gradient(joint: Any, z: Tensor, names: set[str]) -> set[str]:
 
 def _watched(data: Tensor) -> Tensor:
     if data.is_floating_point() and not data.requires_grad:
-        return data.detach().clone().requires_grad_()
+        return data.detach().requires_grad_()  # no copy: there may be no memory for it
     return data
 
 

@@ -2,15 +2,21 @@
 
 import itertools
 import pickle
+import tempfile
+import weakref
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 from pyro_nflows import VI, AutoFlow
+from pyro_nflows.inference.loader import of_minibatches
+from pyro_nflows.inference.resume import described
+from pyro_nflows.system.mapped import mapped
 
 NUM = 100
 OPTIONS = {"num_steps": 20, "engine": "traced", "progress_bar": False, "seed": 0}
@@ -125,6 +131,78 @@ def test_a_second_run_goes_on(fitted):
     check(vi)
 
 
+class Made(IterableDataset):
+    """Batches that are made as they are asked for, of which it is counted how many are alive."""
+
+    def __init__(self, with_numbers: bool):
+        self.with_numbers, self.alive, self.most = with_numbers, set[int](), 0
+
+    def __iter__(self):
+        x, y = data()
+        for at in torch.arange(NUM).flip(0).split(7):
+            batch = (at.clone(), y[at]) if self.with_numbers else (x[at], y[at])
+            self.alive.add(id(batch[1]))
+            weakref.finalize(batch[1], self.alive.discard, id(batch[1]))
+            self.most = max(self.most, len(self.alive))
+            yield batch
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_minibatches_are_let_go_of(is_large, monkeypatch):
+    """Rows that are too many for memory are in a file, without a name where that can be."""
+    monkeypatch.setattr("pyro_nflows.model.row_store.MOST_BYTES", 0 if is_large else 2**28)
+    made = Made(with_numbers=False)
+    vi = VI(AutoFlow(regression), **OPTIONS).run(minibatches=DataLoader(made, batch_size=None))
+    check(vi)
+    assert made.most <= 3  # the first, which the guide is set up by, the last, and the one under way
+    columns = vi.posterior.call[0]
+    assert all((column.untyped_storage().filename is not None) == is_large for column in columns)
+    assert not list(Path(tempfile.gettempdir()).glob("pyro_nflows_*.rows"))
+    check(VI(vi.guide, **{**OPTIONS, "num_steps": 10}).run(minibatches=DataLoader(made, batch_size=None)))
+    assert vi.predict(data()[0][:3], None, num_samples=5)["y"].shape == (5, 3)
+
+
+def test_rows_with_numbers_are_let_go_of(monkeypatch):
+    monkeypatch.setattr("pyro_nflows.model.row_store.MOST_BYTES", 0)
+    y, made = data()[1], Made(with_numbers=True)
+    vi = VI(AutoFlow(groups), **{**OPTIONS, "num_steps": 60}).run(minibatches=DataLoader(made, batch_size=None))
+    assert made.most <= 3
+    rows, values = vi.posterior.call[0]
+    assert torch.equal(rows, torch.arange(NUM))
+    assert torch.equal(values, y)
+    assert ((vi.get_samples(1000)["z"].mean(0) - (y + y.sum() / (NUM + 2 / 25)) / 2).abs() < 0.3).all()
+    before = described(vi.posterior.call)
+    assert before == described(((rows.clone(), values.clone()), {}))  # memory or file, a checkpoint knows them
+
+
+def test_the_numbers_are_found_among_columns_that_begin_like_them(monkeypatch):
+    """As a group's number does, in a loader that is not shuffled."""
+    monkeypatch.setattr("pyro_nflows.model.row_store.CHUNK", 7)
+
+    def model(group: Tensor, index: Tensor, y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(y.new_zeros(()), 5.0))
+        with pyro.plate("groups", NUM, subsample=index):
+            z = pyro.sample("z", dist.Normal(mu, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    order = torch.cat([torch.arange(20), torch.arange(20, NUM).flip(0)])
+    given = loader(torch.arange(NUM) % 20, order, data()[1], size=20, shuffle=False)
+    _, (args, _) = of_minibatches("VI", AutoFlow(model), given, (), {})
+    assert torch.equal(args[1], torch.arange(NUM))
+    assert torch.equal(args[0], (torch.arange(NUM) % 20)[order.argsort()])
+    assert torch.equal(args[2], data()[1][order.argsort()])
+
+
+def test_no_room_on_the_disk_is_told(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match=r"no room for 0.0008 GB of rows in .*set the environment variable TMPDIR"):
+        mapped((100, 1000), torch.float64)
+    assert not list(Path(tempfile.gettempdir()).glob("pyro_nflows_*.rows"))
+
+
 def no_plate(x: Tensor, y: Tensor) -> None:
     w = pyro.sample("w", dist.Normal(x.new_zeros(2), 2.0).to_event(1))
     pyro.sample("y", dist.Normal(x @ w, 1.0).to_event(1), obs=y)
@@ -168,6 +246,18 @@ X, Y = data()
         (no_plate, lambda: loader(X, Y), ValueError, "no plate of the model has as many rows as a minibatch, 30"),
         (of_a_batch, lambda: loader(X, Y), ValueError, "has to say how many there are in all"),
         (without_numbers, lambda: loader(Y), ValueError, "does not say which rows it has; let the Dataset give"),
+        (
+            regression,
+            lambda: [(X[:50], Y[:50]), (X[50:, :1], Y[50:])],
+            ValueError,
+            r"minibatches differ: a row of \(1,\) numbers .* after one of \(2,\) .*padded",
+        ),
+        (
+            groups,
+            lambda: loader(torch.arange(NUM) + 1, Y),
+            ValueError,
+            "rows' numbers, from 0 to 99, each once",
+        ),
         (
             groups,
             lambda: loader(torch.arange(NUM), Y, shuffle=None, sampler=RandomSampler(Y, replacement=True)),
