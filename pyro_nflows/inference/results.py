@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..checks import check_sizes
+from ..diagnostics.groups import GroupsLeftOut
 from ..diagnostics.summary import Summary
 from ..diagnostics.verdict import Outcome, Verdict
 from ..engine import History
@@ -122,6 +123,37 @@ class Results:
         """
         self._posterior = self.posterior.with_draws(num_samples)
         return self._posterior.predict(*args, num_samples=num_samples, fresh=fresh, seed=seed, **kwargs)
+
+    def leave_one_group_out(self, plate: str, num_samples: int | None = None) -> GroupsLeftOut:
+        r"""How well each row of a plate is predicted from the data of all others, without fitting again.
+
+        Of each row, the log predictive density :math:`\log p(y_i \mid y_{-i})` of all its data together, its latents
+        integrated out, by Pareto-smoothed weights (:mod:`~pyro_nflows.inference.groups_left_out`). Where
+        leave-one-out asks for another observation of a known group, this asks for a new group. Rows of nested plates
+        are left out with all that is within them.
+
+        :param plate: the plate's name; of a fit by minibatches, the subsampled one.
+        :param num_samples: draws that are used, by default 2,000 if there are so many.
+        :return: a table: ``.elpd`` and ``.pareto_k`` of each row, ``.total``, ``.se``, ``.worst``, ``.to_dataframe()``.
+        :raises ValueError: if there is no such plate, its rows depend on each other given what is outside, or the model
+            cannot be run by ``torch.vmap``.
+
+        Example::
+
+            >>> import pyro, torch, pyro.distributions as dist
+            >>> from pyro_nflows import VI, AutoFlow
+            >>> def model(y):
+            ...     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+            ...     with pyro.plate("school", len(y)):
+            ...         theta = pyro.sample("theta", dist.Normal(mu, 1.0))
+            ...         pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+            ...
+            >>> vi = VI(AutoFlow(model), seed=0, progress_bar=False).run(torch.tensor([-1.0, 0.0, 1.0, 6.0]))
+            >>> found = vi.leave_one_group_out("school")
+            >>> int(found.elpd.argmin())  # the last one is far from the others
+            3
+        """
+        return self.posterior.leave_one_group_out(plate, num_samples)
 
     def verdict(self) -> Verdict[Outcome]:
         """What to make of the draws: an outcome and one sentence."""

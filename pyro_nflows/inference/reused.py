@@ -1,25 +1,34 @@
 """What becomes of a fit in the next analysis."""
 
-from abc import ABC
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..checks import check_sizes
+from ..diagnostics.groups import GroupsLeftOut
 from ..diagnostics.verdict import Outcome
 from ..layers import Rescaled
-from ..system.exclusive import exclusive
+from ..model.log_joint import LogJoint
+from ..objectives.draws import Draws, LogDensity
+from ..system.exclusive import exclusive, seeded
+from .groups_left_out import Part, groups_left_out, whole_parts
 from .prior import FittedPrior
 from .shown import Shown
 
 #: Verdicts on a guide whose flow, by itself and without weights, is the posterior.
 GOOD = (Outcome.TRUST, Outcome.TAILS)
+#: Draws that groups are left out of, at most, unless more are asked for.
+MOST_DRAWS = 2000
 
 
 class Reused(Shown, ABC):
     """A fit that can be built on."""
 
+    draws: Draws
     layer: Rescaled
     call: tuple[tuple[Any, ...], dict[str, Any]] | None
     leaves: Sequence[Tensor]
@@ -57,3 +66,40 @@ class Reused(Shown, ABC):
                 "further, or as_prior(untrusted=True) takes it as it is"
             )
         return FittedPrior(self.guide, self.layer, self.call, bool(self.leaves))
+
+    @exclusive()
+    @torch.no_grad()
+    def leave_one_group_out(self, plate: str, num_samples: int | None = None) -> GroupsLeftOut:
+        """How well each row of a plate is predicted from all others; see :meth:`pyro_nflows.VI.leave_one_group_out`."""
+        num = min(MOST_DRAWS, len(self.draws.z)) if num_samples is None else num_samples
+        check_sizes("leave_one_group_out", num_samples=num)
+        verdict = self.verdict()
+        doubt = "" if verdict.outcome.is_trusted else verdict.sentence
+        draws = self.with_draws(num).draws
+        with seeded(self.seed or 0), self.own_parameters():
+            return groups_left_out(plate, self.parts_of(plate), draws.z[:num], draws.log_weight[:num], doubt)
+
+    def parts_of(self, plate: str) -> Iterator[Part]:
+        """The rows of a plate, each with what it adds to the log joint.
+
+        :raises ValueError: if there are none that can be told apart.
+        """
+        joint = self.log_joint()
+        if not isinstance(joint, LogJoint):
+            raise ValueError(
+                "leave_one_group_out: data of this model are in a subsampled plate without latents; make the model "
+                "without subsample_size, and VI(guide).judge(data) the trained guide of it"
+            )
+        return whole_parts(plate, joint)
+
+    @abstractmethod
+    def with_draws(self, num_samples: int) -> Any:
+        """This fit, with so many draws at least."""
+
+    @abstractmethod
+    def log_joint(self) -> LogDensity:
+        """The model's log density at the data of the run."""
+
+    @abstractmethod
+    def own_parameters(self) -> AbstractContextManager[None]:
+        """Within it, the model's own parameters are as this run left them."""

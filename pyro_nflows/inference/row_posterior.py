@@ -1,7 +1,8 @@
 """What a fit by minibatches leaves: a posterior whose evidence is of what is outside of the plate, and of each row."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 import pyro
 import torch
@@ -16,11 +17,13 @@ from ..diagnostics.verdict import NEARLY_EQUAL, Evidence, Outcome, Verdict
 from ..guides import AutoFlow
 from ..guides.amortized import Amortizer
 from ..model.bound import BoundModel
+from ..model.hierarchy import Hierarchy
 from ..model.row_terms import RowTerms
 from ..objectives.draws import Draws
 from ..system.exclusive import exclusive, seeded
 from .collapsed import Collapser, Outside, collapser_of
 from .encoded import EncodedRows
+from .groups_left_out import Part, row_parts
 from .posterior import Call, Posterior
 from .tabled import TabledRows
 
@@ -104,6 +107,13 @@ class RowPosterior(Posterior):
         rows = EncodedRows(own, terms) if self.amortizer is not None else TabledRows(own, terms)
         with seeded((self.seed or 0) + len(self.draws.z)), self.own_parameters():
             return weighed_draws(collapser_of(rows.weighed, terms, own.hierarchy), num_samples).draws
+
+    def parts_of(self, plate: str) -> Iterator[Part]:
+        """The rows of the plate, minibatch after minibatch."""
+        args, kwargs = self._need_call()
+        own = self._own_guide()
+        terms = RowTerms(BoundModel(own.bare_model, args, kwargs), own.latents)
+        return row_parts(plate, terms, cast(Hierarchy, own.hierarchy))
 
     def own_leaves(self, call: Call) -> list[Tensor]:
         """The trainable tensors of the model's own, as they are now."""
