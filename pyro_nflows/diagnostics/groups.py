@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .weights import k_threshold, psis
 
+#: What log-weights that are equal may differ by, as a share of them.
+ROUNDING = 1e-6
 #: An inner ESS below which the integral over a group's latents is not to be relied on.
 BAD_INTEGRAL = 0.1
 
@@ -51,7 +54,10 @@ class GroupsLeftOut:
         :param doubt: see :class:`GroupsLeftOut`.
         """
         each, weight = log_likelihood.double().T, log_weight.double()
-        left, k = psis(weight - each)
+        raw = weight - each
+        left, k = psis(raw)
+        spread = raw.amax(-1) - raw.amin(-1)
+        k = k.masked_fill(spread < ROUNDING * (1 + raw.abs().amax(-1)), -torch.inf)  # they are equal
         elpd = (left + each).logsumexp(-1) - left.logsumexp(-1)
         lpd = (weight + each).logsumexp(-1) - weight.logsumexp(-1)
         return GroupsLeftOut(plate, elpd, k, lpd, ess, each.shape[1], doubt)
