@@ -154,6 +154,11 @@ class History:
             setattr(self, name, list(value) if isinstance(value, list) else value)
 
 
+def histories_of(members: Sequence[Any]) -> list[History]:
+    """Those of some trainers, each once."""
+    return list({id(member.history): member.history for member in members}.values())
+
+
 def record(courses: Sequence[Course], histories: Sequence[History], before: Sequence[Any]) -> None:
     """Put what a round has reached into the layers, and count its steps; that may be done again.
 

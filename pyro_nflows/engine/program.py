@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from ..layers.base import Layer
 from ..nets.steps import step_factors
-from ..objectives.base import Gradient, Objective
+from ..objectives.base import Among, Gradient, Objective
 from ..objectives.draws import Draws, LogDensity, draw
 
 T = TypeVar("T")
@@ -176,18 +176,51 @@ class Program:
             params = params.detach().requires_grad_()
             surrogate, loss = self.loss(params, inputs)
             (gradient,) = torch.autograd.grad(surrogate, params)
+        return self.clipped(gradient, loss)
+
+    def clipped(self, gradient: Tensor, loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A gradient of at most the largest norm, the loss, and whether both are finite."""
         norm = gradient.norm()
         good = torch.isfinite(norm) & torch.isfinite(loss)
         return torch.where(good, gradient, 0.0) * (self.max_norm / norm.clamp(min=self.max_norm)), loss, good
 
+    def part_of_gradient(self, params: Tensor, inputs: Inputs, among: Among) -> Tensor:
+        """What some of the particles add to the gradient, before it is clipped, and to the loss; one vector.
+
+        The loss is that of an objective which is a mean over particles.
+
+        :param inputs: with the noise of these particles only.
+        :param among: the log-weights of all particles, and which of them these are.
+        """
+        objective, num = self.objective.mixed(inputs.share), len(among[0])
+
+        def log_p(z: Tensor) -> Tensor:
+            return inputs.power * self.log_joint(z)
+
+        with torch.enable_grad():
+            params = params.detach().requires_grad_()
+            draws = self._call(params, lambda layer: objective.draws(log_p, layer, inputs.noise, self.gradient))
+            surrogate = -objective.surrogate(draws, self.gradient, among)
+            (gradient,) = torch.autograd.grad(surrogate, params)
+        return torch.cat([gradient, -draws.log_weight.detach().sum()[None] / num])
+
+    def log_weights(self, params: Tensor, inputs: Inputs) -> Tensor:
+        """The log-weights of particles, as :meth:`loss` has them."""
+        annealed = self.at(lambda z: inputs.power * self.log_joint(z))
+        return annealed.draws(params, inputs.noise).log_weight.detach()
+
     def step(self, state: State, inputs: Inputs) -> tuple[State, Tensor]:
         """One step of Adam: the next state, and the loss before it."""
         gradient, loss, good = self.gradient_at(state.params, inputs)
+        return self.moved(state, gradient, good, inputs.step_size), loss
+
+    def moved(self, state: State, gradient: Tensor, good: Tensor, step_size: Tensor) -> State:
+        """The state after a step of Adam along a clipped gradient, if that is finite."""
         steps = state.steps + 1
         mean = 0.9 * state.mean + 0.1 * gradient
         square = 0.999 * state.square + 0.001 * gradient.square()
-        step_size = inputs.step_size * (1 - 0.999**steps).sqrt() / (1 - 0.9**steps)
+        step_size = step_size * (1 - 0.999**steps).sqrt() / (1 - 0.9**steps)
         step_size = step_size if self.factors is None else step_size * self.factors
         moved = State(state.params - step_size * mean / (square.sqrt() + 1e-8), mean, square, steps, state.skipped)
         stayed = state._replace(skipped=state.skipped + 1)
-        return State(*(torch.where(good, a, b) for a, b in zip(moved, stayed))), loss
+        return State(*(torch.where(good, a, b) for a, b in zip(moved, stayed)))

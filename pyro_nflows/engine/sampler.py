@@ -16,6 +16,7 @@ from .compiling import Compiling, compile_seconds, compiles
 from .native import Run
 from .program import Program
 from .tape import Tape
+from .team import Team
 
 #: Sizes of the chunks that the model's own Python evaluates: large ones are held up by memory, small ones by Python.
 CHUNKS = (250, 2000)
@@ -76,6 +77,7 @@ class Sampler:
         self.compiling: Compiling | None = None
         self.deadline: float | None = None
         self.budget = Budget()
+        self.team: Team | None = None
         self._form: object = None
 
     def hurry(self) -> None:
@@ -86,6 +88,9 @@ class Sampler:
     @torch.no_grad()
     def expect(self, layer: Layer, num_samples: int) -> None:
         """Begin to compile if so many draws would otherwise take longer."""
+        if self.team is not None:
+            self.team.expect(layer, num_samples)
+            num_samples //= self.team.ranks.size
         program = self._program(layer)
         if self.compiling is not None or self.note is not None or not (self.compile and compiles(program.params())):
             return
@@ -136,6 +141,11 @@ class Sampler:
         if self.deadline is not None:
             return self._some(layer, num_samples)
         noise = even_noise(layer, num_samples)
+        return self.at(layer, noise) if self.team is None else self.team.draws(self.at, layer, noise)
+
+    @torch.no_grad()
+    def at(self, layer: Layer, noise: Tensor) -> Draws:
+        """Draws at given points of the base."""
         draws = self._compiled(layer, noise)
         return _in_chunks(self.log_joint, layer, noise, self._sizes) if draws is None else draws
 

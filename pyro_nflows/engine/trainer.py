@@ -4,7 +4,7 @@ import functools
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ..model.whole import WholeLogJoint
 from ..objectives.base import Gradient, Objective
 from ..objectives.draws import LogDensity
 from ..system.memory import is_out_of_memory
+from ..system.ranks import Ranks
 from .all_rows import AllRows
 from .backends import prepare
 from .budget import Budget, Stretch
@@ -21,7 +22,7 @@ from .course import Course, look_at, place
 from .density_gradient import DensityGradient
 from .ensemble import Data, Ensemble, Stream
 from .given import inputs_of, own_inputs, part_of, schedule_of
-from .history import History, record
+from .history import History, histories_of, record
 from .journal import Journal
 from .look import Callback, Watch
 from .optimised import Choice, optimised
@@ -32,6 +33,8 @@ from .round import Round
 from .runners import Engine, Runner
 from .sampler import Sampler
 from .settled import BLOCK, settle
+from .shared import Shared
+from .team import Team
 from .threads import fastest_threads, restored_threads
 
 #: Seconds between looks at the loss.
@@ -73,7 +76,7 @@ class Trainer:
         self.journal = Journal()
         self.budget = Budget()
         self.watch = Watch(None, self.budget)
-        self.optim: Choice | None = None
+        self.optim, self.team = cast(Choice | None, None), cast(Team | None, None)
 
     def at(self, log_joint: LogDensity, data: Sequence[Tensor], near: Tensor, seed: int) -> "Trainer":
         """A member of an ensemble: the same model with other data of the same shapes.
@@ -121,7 +124,7 @@ class Trainer:
         :return: of each, whether it went well; see :meth:`run`.
         """
         members = members or [self] * len(layers)
-        histories, before, name = _histories(members), len(self.history.elbos), f"{title}: {plan}"
+        histories, before, name = histories_of(members), len(self.history.elbos), f"{title}: {plan}"
         if all(history.interrupted for history in histories) or self.is_over():
             return [True] * len(layers)
         recalled = self.journal.recall(name, functools.partial(self._recall, layers, objective, gradient, plan))
@@ -169,6 +172,10 @@ class Trainer:
             with restored_threads():
                 _, runner = self._get(layer, objective, gradient, plan)
             runner.expect(num_steps * self.num_fits)
+
+    def join(self, ranks: Ranks) -> None:
+        """Share steps and draws with other processes, of which this one leads."""
+        self.team = self.sampler.team = Team(ranks, self.leaves)
 
     def limit(self, budget: Budget, callback: Callback | None = None, progress: Progress | None = None) -> None:
         """Have training, and draws, heed the time of a run, and show where it is."""
@@ -242,10 +249,11 @@ class Trainer:
                 schedule = schedule_of(plan, objective.share, program.params())
                 example = inputs_of(program, schedule, 0, min(3, plan.num_steps))
             if self.optim is None:
-                runner = prepare(program, self.engine, example, self.data)
+                made = prepare if self.team is None else self.team.prepare
+                runner = made(program, self.engine, example, self.data)
             else:
                 runner = optimised(program, self.optim, self.engine, example, self.data)
-            if runner.engine is not Engine.COMPILED:
+            if runner.engine is not Engine.COMPILED and not isinstance(runner, Shared):
                 runner.num_threads = fastest_threads(lambda: runner.run(program.init(), example))
             self._runners[key] = runner
         return program, self._runners[key]
@@ -293,7 +301,7 @@ class Trainer:
                     break
         finally:
             unbroken(lambda: record(courses, histories, before))
-            for history in _histories(members):
+            for history in histories_of(members):
                 history.note(runner)
         return courses
 
@@ -310,7 +318,3 @@ class Trainer:
 def _stream(num_members: int) -> Any:
     """Random numbers for one of several; a fit by itself has torch's own."""
     return Stream(int(torch.randint(2**62, ()))) if num_members > 1 else nullcontext()
-
-
-def _histories(members: Sequence[Trainer]) -> list[History]:
-    return list({id(member.history): member.history for member in members}.values())

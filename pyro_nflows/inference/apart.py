@@ -14,10 +14,11 @@ from ..layers.base import Layer
 from ..model.log_joint import LogJoint
 from ..objectives.draws import Draws
 from ..system.exclusive import exclusive, seeded, with_dtype
+from ..system.ranks import Ranks
 from .fit import drive, start
 from .fitted import Fit
 from .plan import Plan
-from .portable import packed, unpacked
+from .portable import sendable, unpacked
 from .running import Fitter
 from .workers import not_found, spread
 
@@ -53,7 +54,7 @@ def fit_apart(trainer: Trainer, guide: AutoFlow, plan: Plan, locs: Sequence[Tens
     seeds, journal = torch.randint(2**62, (num,)).tolist(), trainer.journal
     own = replace(plan, workers=None, callback=None, progress_bar=False)
     until = time.time() + trainer.budget.until - time.perf_counter()
-    order = Order(packed(guide, joint.bound.call), own, joint.start, until, torch.get_default_dtype())
+    order = Order(sendable(guide, joint.bound.call), own, joint.start, until, torch.get_default_dtype())
     found, coming = list[dict[str, Any]](), dict[int, dict[str, Any]]()
     while len(found) < num and (recalled := journal.recall(_name(len(found)))) is not None:
         found.append(recalled)
@@ -80,6 +81,16 @@ def fit_apart(trainer: Trainer, guide: AutoFlow, plan: Plan, locs: Sequence[Tens
         history.take(result["history"])
         trainer.history.join(history)
     return [_fit(fittings[i], result) for i, result in sorted(fits.items())] or [fittings[0].drawn()]
+
+
+def is_apart(plan: Plan, trainer: Trainer, guide: AutoFlow) -> bool:
+    """Whether there are several starts, and workers for them.
+
+    The processes of ``torch.distributed`` help with the steps of those that cannot be apart.
+    """
+    if plan.workers is None or plan.starts == 1:
+        return False
+    return not (isinstance(plan.workers, Ranks) and (trainer.leaves or guide.needs_model))
 
 
 def _name(index: int) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import pickle
 import sys
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, cast
 
 from pyro.infer.autoguide import init_to_median
@@ -12,6 +13,27 @@ from ..guides import AutoFlow
 
 #: Modules that pickle functions without a name; whoever uses one has imported it.
 STRONGER = ("cloudpickle", "joblib.externals.cloudpickle")
+
+
+#: The model, its arguments and ``init_loc_fn``, where all that is sent has the same ones.
+_at_hand: ContextVar[tuple[Any, Any, Any] | None] = ContextVar("_at_hand", default=None)
+
+
+@contextlib.contextmanager
+def at_hand(guide: AutoFlow, call: Any) -> Iterator[None]:
+    """Within it guides that are sent, or were, have this one's model and these arguments."""
+    token = _at_hand.set((guide.bare_model, call, guide.init_loc_fn))
+    try:
+        yield
+    finally:
+        _at_hand.reset(token)
+
+
+def sendable(guide: AutoFlow, call: Any) -> dict[str, Any]:
+    """As :func:`packed`; without what is at hand on the other side."""
+    if _at_hand.get() is None:
+        return packed(guide, call)
+    return {"_packed": (pickle.dumps(guide), b"", b"")}
 
 
 def packed(guide: AutoFlow, call: Any) -> dict[str, Any]:
@@ -38,7 +60,12 @@ def is_packed(state: dict[str, Any]) -> bool:
 def unpacked(state: dict[str, Any]) -> tuple[AutoFlow, Any, str]:
     """The guide, the arguments if they and the model came along, and why not if they did not."""
     alone, model_and_call, init_loc_fn = state.pop("_packed")
-    guide = cast(AutoFlow, pickle.loads(alone))
+    guide, known = cast(AutoFlow, pickle.loads(alone)), _at_hand.get()
+    if not model_and_call and known is not None:
+        model, call, start = known
+        guide.give_model(model, start)
+        guide.receive(*call)
+        return guide, call, ""
     try:
         model, call = pickle.loads(model_and_call)
     except Exception as error:

@@ -10,10 +10,11 @@ import torch
 
 from ..guides import AutoFlow
 from ..system.exclusive import exclusive, seeded, with_dtype
+from ..system.ranks import Ranks
 from .calibrated import Checked
 from .fitted import Fit
 from .plan import Plan
-from .portable import packed, unpacked
+from .portable import sendable, unpacked
 from .replications import Refits, Replication, Replications, Simulated
 from .workers import not_found, spread
 
@@ -43,23 +44,26 @@ class Order(NamedTuple):
 
 
 def checked_by(
-    executor: Executor, replications: Replications, plan: Plan, check: Check, options: tuple[int, bool | None]
+    executor: Executor | Ranks, replications: Replications, plan: Plan, check: Check, options: tuple[int, bool | None]
 ) -> Iterator[tuple[int, Checked]]:
     """Each data set that could be started, with what is made of its fit, as it is done.
 
     :raises WorkerError: if a worker dies or fails; it says at which simulation.
     :raises KeyboardInterrupt: if a worker was interrupted.
     """
-    guide = packed(replications.guide, (replications.args, replications.kwargs))
+    guide = sendable(replications.guide, (replications.args, replications.kwargs))
     order = Order(uuid.uuid4().hex, guide, replications.num, plan, check, options, torch.get_default_dtype())
     given = ((index, (order, index, one)) for index, one in replications.simulated())
-    for index, found in spread("SBC.run", "simulation", executor, fit_one, given):
-        if found is None:
-            raise KeyboardInterrupt
-        if isinstance(found, str):
-            replications.failed[index] = found
-        else:
-            yield index, found
+    try:
+        for index, found in spread("SBC.run", "simulation", executor, fit_one, given):
+            if found is None:
+                raise KeyboardInterrupt
+            if isinstance(found, str):
+                replications.failed[index] = found
+            else:
+                yield index, found
+    finally:
+        forget()
 
 
 #: The latest run's key and fits, in a worker.
@@ -83,11 +87,16 @@ def fit_one(order: Order, index: int, one: Simulated) -> Checked | str:
         return fits.failed.pop(index)
 
 
+def forget() -> None:
+    """Let go of what was recorded here."""
+    while _latest:
+        _latest.pop()[1].close()
+
+
 def _fits_of(order: Order) -> Refits:
     if _latest and _latest[0][0] == order.key:
         return _latest[0][1]
-    if _latest:
-        _latest.pop()[1].close()
+    forget()
     guide, call, reason = unpacked(dict(order.guide))
     if call is None:
         raise not_found(reason)

@@ -184,7 +184,7 @@ class Fitter:
         """
         joint, loc = self._joint_at(call)
         joint.start = loc if begins is None else begins.to(loc)
-        return joint, self._trainer_at(plan, joint, [], Journal())
+        return joint, self._trainer_at(plan, joint, joint.leaves(loc), Journal())
 
     def judge(self, plan: Plan, ready: "Ready", fits: Sequence[Fit]) -> None:
         """Keep the best fit, look for what it misses, and say what keeps it from being good."""

@@ -22,13 +22,15 @@ from ..engine import Engine, Progress, Round
 from ..guides import AutoFlow
 from ..model.arguments import ready as arguments
 from ..system.exclusive import exclusive, seeded
+from ..system.ranks import Ranks, ranks_here
 from .calibrated import Calibrated, Checked
 from .elbo import ELBO
 from .fitted import Fit
 from .plan import Plan, check_guide
-from .replicated import checked_by
+from .replicated import checked_by, forget
 from .replications import Replication, Replications
 from .schedule import Schedule
+from .together import agree, followed, leading
 from .workers import check_executor
 
 #: Fewer steps and particles than :class:`~pyro_nflows.VI` takes by itself: there are many fits.
@@ -142,23 +144,32 @@ class SBC(Calibrated):
         :raises ValueError: if parameters and data cannot be drawn from the model (the site is named), or no fit could
             be started.
         """
+        call, ranks = arguments("SBC.run", self.guide.bare_model, args, kwargs), ranks_here()
+        agree("SBC.run", ranks, self.guide, call, self.plan)
+        if ranks.follows:
+            self._names, self._checked, self.failed, self.interrupted = followed(ranks, self.guide, call)
+            forget()
+            return self
         seed = int(torch.randint(2**31, ())) if self.plan.seed is None else self.plan.seed
         self._checked, self.interrupted = {}, False
-        with seeded(seed):
-            call = arguments("SBC.run", self.guide.bare_model, args, kwargs)
+
+        def result() -> tuple[Any, ...]:
+            return self._names, self._checked, self.failed, self.interrupted
+
+        with leading(ranks, self.guide, call, result), seeded(seed):
             replications = Replications(self.guide, self.num_simulations, *call)
             self._names = [*_names(replications.guide), LOG_JOINT]
-            self._fit(replications)
-        self.failed = replications.failed
-        if not self._checked:
-            raise ValueError(f"SBC: none of {self.num_simulations} fits could be started: {self.failed[0]}")
+            self._fit(replications, self.executor or (ranks if ranks.has_peers else None))
+            self.failed = replications.failed
+            if not self._checked:
+                raise ValueError(f"SBC: none of {self.num_simulations} fits could be started: {self.failed[0]}")
         return self
 
-    def _fit(self, replications: Replications) -> None:
+    def _fit(self, replications: Replications, executor: Executor | Ranks | None) -> None:
         try:
             title, num = "calibration", self.num_simulations
             with Progress(self.plan.progress_bar) as progress, progress.phase(title, num, unit="fit"):
-                for index, checked in self._all(replications):
+                for index, checked in self._all(replications, executor):
                     self._checked[index] = checked
                     progress.advance(1)
         except KeyboardInterrupt:
@@ -168,11 +179,11 @@ class SBC(Calibrated):
         finally:
             replications.close()
 
-    def _all(self, replications: Replications) -> Iterator[tuple[int, Checked]]:
+    def _all(self, replications: Replications, executor: Executor | Ranks | None) -> Iterator[tuple[int, Checked]]:
         """What is kept of each fit, with its number, as it is done."""
         options = self.num_samples, self.resample
-        if self.executor is not None:
-            yield from checked_by(self.executor, replications, self.plan, checked_fit, options)
+        if executor is not None:
+            yield from checked_by(executor, replications, self.plan, checked_fit, options)
             return
         for index, one, trainer, fit in replications.fits(self.plan):
             if trainer.history.interrupted:

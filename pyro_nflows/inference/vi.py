@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ..diagnostics.findings import LESS_MEMORY
 from ..engine import Callback, Engine, Optim
@@ -15,8 +15,9 @@ from ..model.arguments import ready as arguments
 from ..system.exclusive import exclusive, seeded
 from ..system.files import Path
 from ..system.memory import OutOfMemory, is_out_of_memory
+from ..system.ranks import ranks_here
 from ..system.signals import uninterrupted
-from .apart import fit_apart
+from .apart import fit_apart, is_apart
 from .as_it_is import judged_as_it_is
 from .checkpoint import load_fit, take_fit
 from .elbo import ELBO
@@ -30,6 +31,7 @@ from .results import Results
 from .resume import Checkpoint, check_file, described
 from .running import Fitter, RowsAreSubsampled
 from .started import source_of
+from .together import agree, followed, leading, share
 from .workers import check_executor
 
 
@@ -163,26 +165,31 @@ class VI(Results):
             if minibatches is not None:
                 with seeded(self.plan.seed or 0):
                     guide, call = of_minibatches("VI.run", guide, minibatches, args, kwargs)
-            checkpoint = self._checkpoint(call)
-            if checkpoint is not None and checkpoint.fit is not None:
-                self._keep(self._finished(checkpoint.fit, guide, call))
+            ranks = ranks_here()
+            agree("VI.run", ranks, guide, call, self.plan)
+            if ranks.follows:
+                self._keep(self._finished(followed(ranks, guide, call), guide, call))
                 return self
-            if self._fitter is None or self._fitter.guide is not guide:
-                self._fitter = Fitter(guide)
-            try:
-                source = self._source if self._posterior is None else None
-                plan = replace(
-                    self.plan, goes_on=self._goes_on(call), is_warm=source is not None, workers=self.executor
-                )
-                with self._fitter.ready(plan, call, self._keep, checkpoint, source=source) as ready:
-                    fit = fit_all if self.executor is None or len(ready.locs) == 1 else fit_apart
-                    fits = fit(ready.trainer, guide, plan, ready.locs)
-                    self._fitter.judge(plan, ready, fits)
-            except RowsAreSubsampled:
-                for name, given in (("start= from another fit", self._source), ("executor=", self.executor)):
-                    if given is not None:
-                        raise ValueError(f"VI: a fit by minibatches has no {name}; leave it out") from None
-                run_minibatches(guide, self.plan, call, self._keep, checkpoint)
+            with leading(ranks, guide, call, lambda: cast(Posterior, self._posterior).state()):
+                checkpoint = self._checkpoint(call)
+                if checkpoint is not None and checkpoint.fit is not None:
+                    self._keep(self._finished(checkpoint.fit, guide, call))
+                    return self
+                if self._fitter is None or self._fitter.guide is not guide:
+                    self._fitter = Fitter(guide)
+                try:
+                    source = self._source if self._posterior is None else None
+                    workers = self.executor or (ranks if ranks.has_peers else None)
+                    plan = replace(self.plan, goes_on=self._goes_on(call), is_warm=source is not None, workers=workers)
+                    with self._fitter.ready(plan, call, self._keep, checkpoint, source=source) as ready:
+                        share(ranks, ready.trainer, guide, ready.joint, plan)
+                        fit = fit_apart if is_apart(plan, ready.trainer, guide) else fit_all
+                        self._fitter.judge(plan, ready, fit(ready.trainer, guide, plan, ready.locs))
+                except RowsAreSubsampled:
+                    for name, given in (("start= from another fit", self._source), ("executor=", self.executor)):
+                        if given is not None:
+                            raise ValueError(f"VI: a fit by minibatches has no {name}; leave it out") from None
+                    run_minibatches(guide, self.plan, call, self._keep, checkpoint)
         return self
 
     @contextlib.contextmanager

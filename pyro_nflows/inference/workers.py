@@ -5,6 +5,7 @@ not depend on how many workers there are, or on which of them did what.
 """
 
 import contextlib
+import itertools
 import os
 import pickle
 import signal
@@ -15,10 +16,16 @@ from typing import Any
 
 from ..checks import first_line
 from ..system.cores import on_one_core
+from ..system.ranks import Ranks
+from ..system.signals import uninterrupted
 from .portable import ways_to_pickle
 
 #: What to do where there can be no worker, for the messages.
 REMEDY = "ProcessPoolExecutor(mp_context=multiprocessing.get_context('spawn'))"
+
+
+#: Pieces for each rank before it is asked for what has come of them.
+AT_A_TIME = 4
 
 
 class WorkerError(RuntimeError):
@@ -44,7 +51,11 @@ def check_executor(who: str, executor: Any) -> None:
 
 
 def spread(
-    who: str, what: str, executor: Executor, task: Callable[..., Any], given: Iterable[tuple[int, Sequence[Any]]]
+    who: str,
+    what: str,
+    executor: Executor | Ranks,
+    task: Callable[..., Any],
+    given: Iterable[tuple[int, Sequence[Any]]],
 ) -> Iterator[tuple[int, Any]]:
     """Numbered pieces of work by an executor: each number with its result, as it is done.
 
@@ -52,7 +63,7 @@ def spread(
 
     :param who: asks, for the messages.
     :param what: a piece is called.
-    :param executor: does them.
+    :param executor: does them; or the processes of ``torch.distributed``.
     :param task: a function of a module, so that other processes can find it.
     :param given: numbers, and the function's arguments.
     :raises WorkerError: if a worker dies, or the function fails there.
@@ -69,6 +80,9 @@ def spread(
         >>> sorted(spread("demo", "root", Here(), math.sqrt, [(0, (4.0,)), (1, (9.0,))]))
         [(0, 2.0), (1, 3.0)]
     """
+    if isinstance(executor, Ranks):
+        yield from _by_ranks(who, what, executor, task, given)
+        return
     futures = dict[Future[Any], int]()
     with tempfile.TemporaryDirectory(prefix="pyro_nflows-", ignore_cleanup_errors=True) as folder:
         try:
@@ -88,6 +102,40 @@ def spread(
         finally:
             for future in futures:
                 future.cancel()
+
+
+def _by_ranks(
+    who: str, what: str, ranks: Ranks, task: Callable[..., Any], given: Iterable[tuple[int, Sequence[Any]]]
+) -> Iterator[tuple[int, Any]]:
+    """The same by the processes of ``torch.distributed``, some pieces each at a time."""
+    left = list(given)
+    each = 1 if len(left) < AT_A_TIME * ranks.size else AT_A_TIME
+    while left:
+        now, left = left[: each * ranks.size], left[each * ranks.size :]
+        shares = [now[rank :: ranks.size] for rank in range(ranks.size)]
+        with uninterrupted():
+            ranks.tell("work", sent(who, (task, shares)))
+        mine = done(task, shares[0])
+        with uninterrupted():
+            found = ranks.gather(mine)
+        for number, result, error in itertools.chain(*found):
+            if error:
+                raise WorkerError(f"{who}: {what} {number} failed on its rank ({error})")
+            yield number, result
+
+
+def done(task: Callable[..., Any], given: Sequence[tuple[int, Sequence[Any]]]) -> list[tuple[int, Any, str]]:
+    """Each piece of work with its number, its result and why it failed, if it did; None after an interrupt."""
+    found, interrupted = list[tuple[int, Any, str]](), False
+    for number, args in given:
+        try:
+            found.append((number, None if interrupted else task(*args), ""))
+        except KeyboardInterrupt:
+            interrupted = True
+            found.append((number, None, ""))
+        except Exception as error:
+            found.append((number, None, f"{type(error).__name__}: {first_line(error)}"))
+    return found
 
 
 def _is_fine(future: "Future[Any]") -> bool:

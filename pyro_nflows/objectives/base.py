@@ -5,6 +5,7 @@ The gradient estimators are described in :mod:`pyro_nflows.inference.elbo`.
 
 import enum
 from collections.abc import Hashable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,6 +20,10 @@ class Gradient(str, enum.Enum):
     TOTAL = "total"
     PATH = "path"
     DREG = "dreg"
+
+
+#: The log-weights of all particles, and which of them some draws are.
+Among = tuple[Tensor, slice]
 
 
 class Objective:
@@ -52,13 +57,27 @@ class Objective:
         even = torch.full_like(log_weight, 1 / len(log_weight))
         return even, even
 
-    def surrogate(self, draws: Draws, gradient: Gradient) -> Tensor:
+    def weighs(self, share: Tensor) -> bool:
+        """Whether a particle's part in the gradient depends on the weights of the others.
+
+        :param share: see :meth:`mixed`.
+        """
+        ways = (Objective.coefficients, Objective.bound, Objective.surrogate)
+        return any(getattr(type(self), way.__name__) is not way for way in ways)
+
+    def surrogate(self, draws: Draws, gradient: Gradient, among: Among | None = None) -> Tensor:
         """A scalar whose gradient is the estimator's; its value means nothing.
 
         A draw whose weight is zero or no number has no part in it.
+
+        :param among: the log-weights of all particles, and which of them these draws are; by default, these are all.
         """
         good = draws.log_weight.detach().isfinite()
-        weights = self.coefficients(torch.where(good, draws.log_weight.detach(), -torch.inf), gradient)
+        if among is None:
+            weights = self.coefficients(torch.where(good, draws.log_weight.detach(), -torch.inf), gradient)
+        else:
+            everyone, part = torch.where(among[0].isfinite(), among[0], -torch.inf), among[1]
+            weights = cast(tuple[Tensor, Tensor], tuple(w[part] for w in self.coefficients(everyone, gradient)))
         even = [torch.where(good, weight, 0.0) for weight in weights]
         if gradient is Gradient.TOTAL:
             return even[1] @ torch.where(good, draws.log_weight, 0.0)

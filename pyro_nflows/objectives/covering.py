@@ -8,7 +8,7 @@ the guide is exact.
 import torch
 from torch import Tensor
 
-from .base import Gradient, Objective
+from .base import Among, Gradient, Objective
 from .draws import Draws
 
 
@@ -37,6 +37,9 @@ class Covering(Objective):
 
     def mixed(self, share: Tensor) -> "Covering":
         return Covering(share)
+
+    def weighs(self, share: Tensor) -> bool:
+        return bool((share != 0).any())
 
     def coefficients(self, log_weight: Tensor, gradient: Gradient) -> tuple[Tensor, Tensor]:
         even = torch.full_like(log_weight, 1 / len(log_weight))
@@ -72,7 +75,12 @@ class Balanced(Covering):
     def mixed(self, share: Tensor) -> "Balanced":
         return Balanced(self.num_particles, self.limit, share)
 
-    def surrogate(self, draws: Draws, gradient: Gradient) -> Tensor:
-        log_weight = draws.log_weight.detach()
+    def weighs(self, share: Tensor) -> bool:
+        return True
+
+    def surrogate(self, draws: Draws, gradient: Gradient, among: Among | None = None) -> Tensor:
+        log_weight = draws.log_weight.detach() if among is None else among[0]
         cost = (log_weight - log_weight.median()).clamp(-self.limit, self.limit)
-        return super().surrogate(draws, gradient) + (cost - cost.mean()) @ draws.log_q_there() / len(cost)
+        cost, num = cost - cost.mean(), len(cost)
+        own = cost if among is None else cost[among[1]]
+        return super().surrogate(draws, gradient, among) + own @ draws.log_q_there() / num
