@@ -18,7 +18,7 @@ class AutoWasserstein(NamedGuide, flow=flows.gaussians):
     mixture move so each, and repel one another through :math:`\log q`; then their weights move too. They find modes
     near to where they are; of others the verdict says that they are missed.
 
-    With more than 64 latents, in a guide that follows plates, for a model with parameters of its own, and in a loop of
+    With more than 512 latents, in a guide that follows plates, for a model with parameters of its own, and in a loop of
     one's own with ``SVI``, it is trained like any other guide.
 
     :param model: a Pyro model.

@@ -22,9 +22,11 @@ from ..modes.wasserstein import LEVEL, NUM_STEPS, Descent, descend, even_points
 from ..numerics import quasi_normal
 
 #: More dimensions than that would need too many points for a covariance.
-MAX_DIM = 64
+MAX_DIM = 512
 #: Points of each component, and at least so many a dimension.
 NUM_POINTS, POINTS_A_DIM = 512, 16
+#: Of more dimensions than these, fewer points a dimension, and steps: even points are exact for what is Gaussian.
+FEW, POINTS_OF_MANY, STEPS_OF_MANY = 64, 4, 20
 #: Fresh draws by which the end is compared with the start.
 NUM_FRESH = 1000
 #: What time there is for it where that is limited, as a share of training's.
@@ -53,7 +55,11 @@ def descended(trainer: Trainer, layer: Whitened, num_steps: int = NUM_STEPS) -> 
     :param num_steps: at most.
     :return: the way; None, and the layer as it was, where fresh draws do not have a higher bound.
     """
-    noise = even_points(max(NUM_POINTS, POINTS_A_DIM * layer.input_dim), layer.input_dim, layer.end.loc.detach())
+    dim = layer.input_dim
+    num_points = max(NUM_POINTS, POINTS_A_DIM * min(dim, FEW), POINTS_OF_MANY * dim)
+    if dim > FEW and not layer.is_gaussian:
+        num_steps = min(num_steps, STEPS_OF_MANY)
+    noise = even_points(num_points, dim, layer.end.loc.detach())
     try:
         path = descend(trainer.density, clusters_of(layer), noise, num_steps, until=trainer.budget.after(SHARE))
     except (ValueError, RuntimeError):  # a distribution refused a point on the way

@@ -24,8 +24,8 @@ from .schedule import Schedule
 FIRST_LOOK, HOPELESS = 500, 0.01
 #: Draws by which it is moved, and an ESS that needs no move.
 MOVED, SETTLED = 2000, 0.995
-#: An ESS of a start that needs no training.
-EVIDENT = 0.97
+#: An ESS of a start that needs no training; of many latents, see :meth:`.Schedule.for_latents`.
+EVIDENT = Schedule.evident_ess
 
 
 def evident(trainer: Trainer, layer: Whitened, schedule: Schedule) -> Draws | None:
@@ -48,9 +48,10 @@ def evident(trainer: Trainer, layer: Whitened, schedule: Schedule) -> Draws | No
             return None
         if ess < SETTLED:
             some = moved(trainer, layer, SETTLED, min(MOVED, schedule.num_samples))
-    if is_evident(some, schedule.good_ess, tail=False):
+    enough = schedule.evident_ess
+    if is_evident(some, schedule.good_ess, tail=False, enough=enough):
         draws = fresh_draws(trainer, layer, schedule)
-        if is_evident(draws, schedule.good_ess, schedule.light_tails):
+        if is_evident(draws, schedule.good_ess, schedule.light_tails, enough):
             return draws
     layer.end.load_state_dict(before)
     return None
@@ -70,14 +71,15 @@ def _aside(number: int) -> Iterator[None]:
         yield
 
 
-def is_evident(draws: Draws, good_ess: float, tail: bool = True) -> bool:
+def is_evident(draws: Draws, good_ess: float, tail: bool = True, enough: float = EVIDENT) -> bool:
     r"""Whether draws show by a margin that they are of the posterior.
 
-    The ESS has to be 0.97 at least, and :math:`\hat k` below its threshold by the standard error of its estimate.
+    The ESS has to be high enough, and :math:`\hat k` below its threshold by the standard error of its estimate.
 
     :param draws: with their weights.
     :param good_ess: an ESS that is asked for, if that is more.
     :param tail: whether to look at :math:`\hat k`, for which few draws are not enough.
+    :param enough: the least ESS.
 
     Example::
 
@@ -86,6 +88,6 @@ def is_evident(draws: Draws, good_ess: float, tail: bool = True) -> bool:
         (True, False)
     """
     log_weight = sound(draws).log_weight
-    if bool(undefined(draws).any()) or not effective(log_weight) >= max(EVIDENT, good_ess):
+    if bool(undefined(draws).any()) or not effective(log_weight) >= max(enough, good_ess):
         return False
     return not tail or tail_index(log_weight) < k_limit(len(log_weight), 0.0)

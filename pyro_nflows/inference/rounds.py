@@ -16,6 +16,7 @@ from torch import Tensor
 from ..engine import Trainer, work_of
 from ..flows.jko import Blocks
 from ..flows.whitened import Whitened
+from ..layers import PlateAffine
 from ..layers.base import Layer
 from ..modes.gaussians import Frame
 from ..modes.pathfinder import best_start
@@ -48,7 +49,10 @@ class Fitting:
     def __init__(self, trainer: Trainer, plan: Plan, layer: Whitened, init: Frame | None):
         size = sum(parameter.numel() for parameter in layer.parameters())
         work = size + work_of(trainer.log_joint, layer.end.loc)
-        self.plan = replace(plan, schedule=plan.schedule.for_work(work))
+        schedule = plan.schedule.for_work(work)
+        if not isinstance(layer.end, PlateAffine):
+            schedule = schedule.for_latents(layer.input_dim)
+        self.plan = replace(plan, schedule=schedule)
         self.trainer, self.layer, self.init = trainer, layer, init
         self.fit: Fit | None = None
         self._stage: Stage | None = None

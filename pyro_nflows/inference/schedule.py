@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from ..engine import Round
 
+#: A joint flow of more latents than these is trained no further from this ESS on.
+MANY, MANY_ESS = 64, 0.6
 #: Draws that a verdict needs, however dear they are.
 FEWEST = 2000
 #: How much work a fit may be.
@@ -23,6 +25,7 @@ class Schedule:
     :param max_ends: rounds of the affine end alone, more than one only while the model's own parameters move.
     :param good_ess: an ESS at which no further round is run.
     :param light_tails: whether k-hat must be below its threshold for that, too.
+    :param evident_ess: an ESS at which nothing is trained at all.
     :param work: how many numbers ``num_samples`` draws may take to compute: of a dearer model there are fewer, but
         :data:`FEWEST` at least.
     :param visits: how many times more often than by default a fit by minibatches visits each row.
@@ -38,6 +41,7 @@ class Schedule:
     max_ends: int = 30
     good_ess: float = 0.95
     light_tails: bool = True
+    evident_ess: float = 0.97
     work: float = 2e9
     visits: float = 1.0
 
@@ -99,6 +103,21 @@ class Schedule:
         """
         most = max(FEWEST, int(self.work / work)) if work else self.num_samples
         return replace(self, num_samples=min(self.num_samples, most))
+
+    def for_latents(self, num: int) -> "Schedule":
+        """For a joint flow of so many latents: of many, weights that are worth most of the draws are enough.
+
+        A mean over draws has then all the precision that anybody reads, and the rest of the ESS would cost most of the
+        time.
+
+        Example::
+
+            >>> Schedule().for_latents(10).good_ess, Schedule().for_latents(100).good_ess
+            (0.95, 0.6)
+        """
+        if num <= MANY or self.good_ess != Schedule.good_ess:
+            return self
+        return replace(self, good_ess=MANY_ESS, evident_ess=MANY_ESS)
 
     def after_rounds(self, number: int) -> str:
         """What comes after so many rounds of the flow, in words.

@@ -33,6 +33,7 @@ from ..modes.tempering import Tempered, temper
 from ..objectives.draws import base_noise
 from .fitted import Fit
 from .row_modes import described, missed_of_rows
+from .schedule import MANY, MANY_ESS
 
 #: Fits after the first.
 MAX_REFITS = 3
@@ -40,7 +41,7 @@ MAX_REFITS = 3
 NUM_ASCENTS, NUM_FURTHER = 32, 64
 #: A region's mass, as a share of what was found, from which on its share is measured: one among many may be small.
 NOTABLE = 1e-4
-#: An ESS below which a fit is tried again.
+#: An ESS below which a fit is tried again, unless it is of many latents.
 POOR = 0.9
 #: By how many nats a mixture may describe the draws of a poor fit worse than the fit does, and a fit that begins there
 #: is still tried. Such a fit costs as much as all rounds before it.
@@ -116,7 +117,7 @@ def search(
 
 def _is_poor(fit: Fit) -> bool:
     ess = effective(fit.draws.log_weight)
-    return ess < POOR or is_heavy(fit.draws.log_weight, ess)
+    return ess < (POOR if fit.layer.input_dim <= MANY else MANY_ESS) or is_heavy(fit.draws.log_weight, ess)
 
 
 def _may_improve(guide: AutoFlow, found: Found) -> bool:

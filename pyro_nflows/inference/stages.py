@@ -3,7 +3,7 @@ r"""The parts of a fit: its affine end by itself, then the whole flow. Each asks
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ..diagnostics.verdict import SETTLED, effective, has_light_tail
+from ..diagnostics.verdict import SETTLED, effective, k_limit, tail_index
 from ..engine import Round, Trainer
 from ..flows.whitened import Whitened
 from ..layers.base import Chain, Exactness, Layer
@@ -19,6 +19,8 @@ from .schedule import Schedule
 
 #: Below this ESS a few draws would have all the say in a covering round, and the plain ELBO is trained on.
 COVERING_ESS = 0.3
+#: Where less than this ESS is asked for, k-hat has to be below its threshold by its standard error.
+NEARLY = 0.8
 #: What the step sizes are multiplied by where a round ended below the Gaussian that it began from.
 CAREFUL = 0.25
 
@@ -135,7 +137,8 @@ class FlowRounds:
             draws = self.trainer.sampler.sample(self.layer, schedule.num_samples)
         log_weight = sound(draws).log_weight
         self._ess = effective(log_weight)
-        if self._ess > schedule.good_ess and (has_light_tail(log_weight) or not schedule.light_tails):
+        limit = k_limit(len(log_weight), 1.0 if schedule.good_ess > NEARLY else 0.0)
+        if self._ess > schedule.good_ess and (tail_index(log_weight) < limit or not schedule.light_tails):
             self._good, self._is_complete = draws, True
 
     def result(self) -> Fit:

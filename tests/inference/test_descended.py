@@ -12,7 +12,7 @@ from pyro_nflows import VI, AutoFlow, AutoWasserstein, flows
 from pyro_nflows.diagnostics.verdict import Outcome
 from pyro_nflows.engine import Look, Round
 from pyro_nflows.flows.whitened import Whitened
-from pyro_nflows.inference.descended import can_descend, clusters_of, place
+from pyro_nflows.inference.descended import can_descend, clusters_of, descended, place
 from pyro_nflows.inference.plan import Plan
 from pyro_nflows.inference.running import Fitter
 from pyro_nflows.inference.schedule import Schedule
@@ -83,6 +83,32 @@ def test_a_sentence_says_that_the_gaussian_was_right() -> None:
     vi = line(AutoFlow(nearly)).run(DATA)
     assert vi.diagnostics()["num_steps"] == 0
     assert vi.diagnostics()["outcome"] is Outcome.TRUST
+
+
+def test_counts_on_a_field_of_many_cells_have_the_best_gaussian() -> None:
+    """Its precision is the prior's and the mean rates, and its gradient is zero (Opper and Archambeau, 2009)."""
+    at = torch.linspace(0.0, 1.0, 70, dtype=torch.float64)
+    covariance = (-(at[:, None] - at).abs() / 0.3).exp()
+    counts = torch.poisson((2 * (6 * at).sin()).exp(), torch.Generator().manual_seed(0))
+
+    def cox(y: Tensor) -> None:
+        field = pyro.sample("field", dist.MultivariateNormal(torch.zeros_like(y), covariance))
+        pyro.sample("y", dist.Poisson(field.exp()).to_event(1), obs=y)
+
+    guide, plan = AutoFlow(cox, end="full"), Plan.asked("VI", engine="eager", seed=0, progress_bar=False)
+    with Fitter(guide).ready(plan, ((counts,), {}), lambda _: None) as ready:
+        layer = guide.plain_layer()
+        path = descended(ready.trainer, layer)
+    assert path is not None
+    assert path.arrived
+    end = layer.end
+    loc, scale = end.loc.detach(), end.scale_tril().detach()
+    found = scale @ scale.T
+    rate = (loc + found.diagonal() / 2).exp()
+    precision = torch.linalg.inv(covariance) + rate.diag()
+    torch.testing.assert_close(found.diagonal(), torch.linalg.inv(precision).diagonal(), rtol=0.05, atol=0.0)
+    off = torch.linalg.solve(precision, counts - rate - torch.linalg.solve(covariance, loc))
+    assert float((off / found.diagonal().sqrt()).abs().max()) < 0.05
 
 
 def test_as_many_steps_are_taken_as_are_asked_for() -> None:
