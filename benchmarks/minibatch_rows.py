@@ -187,7 +187,7 @@ def _our_step(chosen: Case) -> Callable[[], Any]:
         before = state.take(index)
         inputs = Inputs(base_noise(small, NUM_PARTICLES), 1e-4 * one, one, 0 * one)
         if first:
-            steps.prepare(before, inputs, factors, numbers, TIMED)
+            steps.prepare(before, inputs, factors, numbers, TIMED, numbers.flip(0))
         state.put(index, steps.run(before, inputs, factors, numbers)[0])
 
     step(True)

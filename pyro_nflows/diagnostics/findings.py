@@ -198,6 +198,55 @@ class RowFit:
         return f"{self.plate}[{self.row}] (ESS {self.ess:.0%}, k-hat {self.pareto_k:.2f})"
 
 
+@dataclass(frozen=True)
+class Block:
+    """How the rows of some plates are fitted, given the draws of all other latents: numbers of the guide's base.
+
+    :param plates: their names; none for what is outside of plates.
+    :param num_rows: how many rows there are.
+    :param before: the guide's conditional variance, :math:`v_q`.
+    :param variance: the posterior's, :math:`v`, given the guide's draws of the rest.
+    :param between: by how much more the conditional mean varies than the guide's, :math:`c - c_q`.
+    :param noise: its standard error.
+    :param shift: the root mean square of the conditional mean's own mean; zero in the guide.
+    :param shared_ratio: the posterior's standard deviations over the guide's, of the sum of rows that is worst, at
+        least.
+    :param row: the row whose weights are worst.
+    :param ess: the effective share of that row's candidates.
+    :param pareto_k: of their weights.
+
+    Example::
+
+        >>> Block(("users",), 400, 1.0, 0.95, 0.05, 0.01, 0.0).ratio
+        1.0
+    """
+
+    plates: tuple[str, ...]
+    num_rows: int
+    before: float
+    variance: float
+    between: float
+    noise: float
+    shift: float
+    shared_ratio: float = 1.0
+    row: int = 0
+    ess: float = 1.0
+    pareto_k: float = -math.inf
+
+    @property
+    def ratio(self) -> float:
+        """The posterior's standard deviations over the guide's, of rows, at least."""
+        return self.ratio_at(self.between)
+
+    def ratio_at(self, between: float) -> float:
+        """The same for another variance of the conditional mean."""
+        return (self.variance / max(1e-3, self.before - between)) ** 0.5
+
+    def __str__(self) -> str:
+        name = " x ".join(self.plates)
+        return f"{name}[{self.row}] (ESS {self.ess:.0%}, k-hat {self.pareto_k:.2f})"
+
+
 def apart(value: float, threshold: float) -> tuple[str, str]:
     """Both with two digits, or with as many as show that they differ.
 

@@ -71,6 +71,10 @@ class Outcome(Sentences):
     )
     TOO_FEW = "Do not trust these draws: they are worth only {worth:.0f} independent ones (ESS {ess:.2%}){remedy}"
     ROWS = "Do not trust the rows of the plate: the weights of their own draws are bad."
+    SHARED = (
+        "Trust predictions, but not rows by themselves: what {rows} share, such as a constant that may be in either of "
+        "two plates or a rotation of factors, {how}. Make it a latent of its own, or fix it."
+    )
     MINIBATCH = (
         "Do not judge these draws by their weights (ESS {ess:.1%}, k-hat {pareto_k}): log p of each is that of a "
         "minibatch, {rows}, scaled up, whose noise says nothing of the guide. It could not be had over all rows: "

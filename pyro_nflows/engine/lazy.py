@@ -40,8 +40,10 @@ class RowState:
         known = _factors(layer) if factors is None else (factors[name] for name, _ in _trained(layer))
         self.own_factors = [*known, *(leaf.new_ones(()) for leaf in leaves)]  # as scales are at the start
 
-    def index(self, rows: Rows) -> Tensor:
+    def index(self, rows: Rows) -> Tensor | slice:
         """Where the parameters of a layer over these rows are among all, in its own order."""
+        if rows.is_all:
+            return slice(None)
         found, start = list[Tensor](), 0
         for parameter, kind in self._parts:
             if kind is None:
@@ -70,12 +72,12 @@ class RowState:
                 found.append(factor.expand_as(parameter)[rows.columns])
         return torch.cat(found)
 
-    def take(self, index: Tensor) -> State:
+    def take(self, index: Tensor | slice) -> State:
         """The state of some of them."""
         params, mean, square, steps = (part[index] for part in (self.params, self.mean, self.square, self.steps))
         return State(params, mean, square, steps.to(params), self.skipped)
 
-    def put(self, index: Tensor, state: State) -> None:
+    def put(self, index: Tensor | slice, state: State) -> None:
         """Where a step has led some of them."""
         for part, new in zip((self.params, self.mean, self.square), state):
             part[index] = new

@@ -29,19 +29,20 @@ class MinibatchSteps:
         self._compiling: Compiling | None = None
         self._memory: Run | None = None
 
-    def prepare(self, state: State, inputs: Inputs, factors: Tensor, rows: Tensor, num_steps: int) -> None:
+    def prepare(
+        self, state: State, inputs: Inputs, factors: Tensor, rows: Tensor, num_steps: int, other: Tensor
+    ) -> None:
         """Record the step, and begin to compile it if so many steps are worth that.
 
         :param state: an example, with the other arguments of :meth:`run`.
+        :param other: rows at which the recording is compared with the model.
         """
         if self.asked is Engine.EAGER:
             return
         try:
             tape = Tape(self._step, [*state, *inputs, factors, rows])
             fresh = inputs._replace(noise=0.5 * inputs.noise.flip(0))
-            pairs = zip(
-                tape.run([*state, *fresh, factors, rows.flip(0)]), self._step(*state, *fresh, factors, rows.flip(0))
-            )
+            pairs = zip(tape.run([*state, *fresh, factors, other]), self._step(*state, *fresh, factors, other))
             if not all(torch.allclose(a, b, rtol=1e-2, atol=1e-3, equal_nan=True) for a, b in pairs):
                 raise RuntimeError("its step at other rows differs from the model's")
         except Exception as error:

@@ -15,7 +15,7 @@ class _At(NamedTuple):
 
     number: int
     random: Random
-    places: Tensor | None = None
+    places: Tensor | slice | None = None
     after: State | None = None
 
 
@@ -54,7 +54,7 @@ class RowCourse:
         """Of each step."""
         return self._losses[: self.number]
 
-    def advance(self, index: Tensor, after: State, loss: Tensor) -> None:
+    def advance(self, index: Tensor | slice, after: State, loss: Tensor) -> None:
         """Take note of a step.
 
         :param index: see :meth:`~pyro_nflows.engine.lazy.RowState.index`.

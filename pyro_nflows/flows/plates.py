@@ -1,6 +1,15 @@
 """Flows that follow the plates of a model."""
 
-from ..layers import Permutation, PlateCoupling, PlateFlow, PlateShear, RowCoupling, Split, TriangularAffine
+from ..layers import (
+    Permutation,
+    PlateCoupling,
+    PlateFlow,
+    PlateShear,
+    RowCoupling,
+    SharedAffine,
+    Split,
+    TriangularAffine,
+)
 from ..layers.base import Chain, Layer
 from ..model.hierarchy import Hierarchy
 from ..transformers import Affine, SinhArcsinh, Transformer
@@ -49,6 +58,8 @@ def on_plates(
         affine = TriangularAffine(len(hierarchy.top))
         affine.step = AFFINE_STEP
         layers.insert(0, Split(Chain(affine, top(len(hierarchy.top))), hierarchy.dim))
+    if hierarchy.crosses:
+        layers.insert(0, SharedAffine(hierarchy.dim, len(hierarchy.top)))
     return Chain(*layers)
 
 

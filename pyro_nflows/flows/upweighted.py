@@ -1,6 +1,6 @@
 r"""A guide's flow over some rows of a plate, each of which stands for several: its density in the bound of all rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ class Upweighted(Layer):
     them. So a gradient of :math:`\log \tilde p - \log \tilde q` is, in mean, that of the ELBO of all rows.
 
     :param layer: over the rows; its parameters are shared.
-    :param factor: :math:`s`.
+    :param factor: :math:`s`; or one for each block of rows, where these are in different plates.
 
     Example::
 
@@ -33,44 +33,65 @@ class Upweighted(Layer):
         tensor(True)
     """
 
-    def __init__(self, layer: Whitened | Chain, factor: float):
+    def __init__(self, layer: Whitened | Chain, factor: float | Sequence[float]):
         super().__init__(layer.input_dim)
         self.layer, self.factor = layer, factor
         self.exactness = layer.exactness
         self.noise_dim = layer.noise_dim
         (end,) = (part for part in stages(layer) if isinstance(part, PlateAffine))
-        self.num_top = len(end.hierarchy.top)
+        self.num_top, *self.sizes = end.hierarchy.sizes()
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        total = (1 - self.factor) * standard_normal_log_prob(x[..., self.num_top :])
+        total = self._base(x)
         for stage in stages(self.layer):
-            x, log_weight = stage(x, noise if stage.noise_dim else None)
-            total = total + self._counted(stage, log_weight)
+            if isinstance(stage, PlateAffine | PlateCoupling | PlateFlow | PlateShear):
+                x, log_weight = self._moved(stage, x)
+            else:
+                x, log_weight = stage(x, noise if stage.noise_dim else None)
+            total = total + log_weight
         return x, total
 
-    def _counted(self, stage: Layer, log_weight: Tensor) -> Tensor:
-        """A part's log-weight, that of rows as often as it counts."""
+    def _base(self, x: Tensor) -> Tensor:
+        """What the density of the base is to be less, where rows count more than once."""
+        if isinstance(self.factor, float | int):
+            return (1 - self.factor) * standard_normal_log_prob(x[..., self.num_top :])
+        parts = zip(self.factor, x[..., self.num_top :].split(self.sizes, -1))
+        return torch.stack([(1 - factor) * standard_normal_log_prob(part) for factor, part in parts]).sum(0)
+
+    def _moved(self, stage: Layer, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A part that moves rows: the image, and its log-weight, that of rows as often as they count."""
+        if isinstance(self.factor, float | int):
+            y, log_weight = stage(x)
+            once = stage.log_scale[stage.hierarchy.top].sum() if isinstance(stage, PlateAffine) else 0.0
+            return y, self.factor * log_weight - (self.factor - 1) * once
+        y, rows = stage.by_row(x)  # type: ignore[operator]
+        total = torch.stack([factor * part.sum(-1) for factor, part in zip(self.factor, rows)]).sum(0)
         if isinstance(stage, PlateAffine):
-            return self.factor * log_weight - (self.factor - 1) * stage.log_scale[stage.hierarchy.top].sum()
-        return self.factor * log_weight if isinstance(stage, PlateCoupling | PlateFlow | PlateShear) else log_weight
+            total = total + stage.log_scale[stage.hierarchy.top].sum()
+        return y, total
 
     def scored(self, x: Tensor, noise: Tensor | None, score: Tensor, reverse: Tensor) -> Scored:
-        total = (1 - self.factor) * standard_normal_log_prob(x[..., self.num_top :])
-        outside = torch.zeros_like(x[..., : self.num_top])
-        score = score - (self.factor - 1) * torch.cat([outside, x[..., self.num_top :].detach()], -1)
-        sums: list[Tensor | float] = [total, 0.0, 0.0, 0.0]
+        outside, rows = x.detach().split([self.num_top, sum(self.sizes)], -1)
+        score = score - torch.cat([torch.zeros_like(outside), self._less_one(rows)], -1)
+        sums: list[Tensor | float] = [self._base(x), 0.0, 0.0, 0.0]
         parts: list[Tensor | float]
         for stage in stages(self.layer):
             if isinstance(stage, PlateAffine | PlateCoupling | PlateFlow | PlateShear):
-                y, log_weight = stage(x)
+                y, log_weight = self._moved(stage, x)
                 with torch.no_grad():
                     score = stage.transport(x.detach(), y.detach(), score, self.factor).detach()
-                x, parts = y, [self._counted(stage, log_weight), 0.0, 0.0, 0.0]
+                x, parts = y, [log_weight, 0.0, 0.0, 0.0]
             else:
                 step = stage.scored(x, noise if stage.noise_dim else None, score, reverse)
                 x, score, reverse, parts = step.y, step.score, step.reverse, [step.log_weight, *step[4:]]
             sums = [a + b for a, b in zip(sums, parts)]
         return Scored(x, sums[0], score, reverse, *sums[1:])  # type: ignore[arg-type]
+
+    def _less_one(self, rows: Tensor) -> Tensor:
+        """Rows, each as many times as it counts more than once."""
+        if isinstance(self.factor, float | int):
+            return (self.factor - 1) * rows
+        return torch.cat([(factor - 1) * part for factor, part in zip(self.factor, rows.split(self.sizes, -1))], -1)
 
 
 def stages(layer: Layer) -> Iterator[Layer]:

@@ -57,6 +57,14 @@ class RowGuide(SavedGuide):
         """Whether latents are in subsampled plates, so that a call draws those of a minibatch."""
         return self._latents is not None and self._latents.one_run is not None
 
+    def crosses_minibatches(self, args: Any, kwargs: Any) -> bool:
+        """Whether it follows plates that cross, such as users and items, of which a run has some observations only.
+
+        :param args: the model's arguments, with ``kwargs``.
+        """
+        hierarchy = self._hierarchy
+        return hierarchy is not None and hierarchy.crosses and self.takes_minibatches(args, kwargs)
+
     def _look_at_rows(self, args: Any, kwargs: Any) -> None:
         """Make the encoders for the data that are seen first."""
         if not self.amortize:

@@ -13,6 +13,7 @@ from ..model.row_terms import RowTerms
 from ..system.exclusive import seeded, validation
 from ..system.signals import imported
 from .collapsed import collapser_of
+from .crossed_posterior import crossed_posterior, crossed_terms, is_crossed
 from .encoded import EncodedRows
 from .fitted import weighed
 from .minibatch_run import row_posterior
@@ -51,6 +52,11 @@ def _of_rows(guide: AutoFlow, plan: Plan, call: Call) -> Posterior:
     began, history = time.perf_counter(), History()
     seed = int(torch.randint(2**31, ())) if plan.seed is None else plan.seed
     with seeded(seed), validation(False):
+        if is_crossed(guide.latents, guide.hierarchy):
+            crossed = crossed_terms(guide, call)
+            posterior = crossed_posterior(guide, guide.plain_layer(), crossed, call, history, crossed.leaves(), seed)
+            history.seconds = time.perf_counter() - began
+            return posterior
         terms = RowTerms(BoundModel(guide.bare_model, *call), guide.latents)
         rows = EncodedRows(guide, terms) if guide.amortize else TabledRows(guide, terms)
         collapser = collapser_of(rows.weighed, terms, guide.hierarchy, plan.engine)

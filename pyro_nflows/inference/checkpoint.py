@@ -20,6 +20,7 @@ from ..objectives.draws import Draws
 from ..system.files import Path, kind_of, read
 from .all_rows import over_all_rows
 from .columns import expanded
+from .crossed_posterior import CrossedPosterior, blocks_of
 from .mark import put
 from .posterior import KIND, Call, Posterior
 from .row_posterior import RowPosterior
@@ -73,6 +74,9 @@ def restored(state: dict[str, Any], guide: AutoFlow) -> Posterior:
     if rows is not None:
         own = {"row_fit": RowFit(**rows), "amortizer": guide.amortizer, "judged": state["judged"]}
         kind = functools.partial(RowPosterior, **own)
+        if "blocks" in state:
+            own = {**own, "blocks": blocks_of(state["blocks"]), "obstacle": state["obstacle"]}
+            kind = functools.partial(CrossedPosterior, **own)
     found: Posterior = kind(
         guide,
         cast(Rescaled, guide.layer),

@@ -18,6 +18,8 @@ from ..model.row_terms import RowTerms
 from ..system.exclusive import seeded, validation
 from ..system.signals import before_sigterm, imported
 from .collapsed import Collapser, Outside
+from .crossed import CrossedMinibatches
+from .crossed_posterior import crossed_posterior, crossed_terms, is_crossed
 from .elbo import ELBO
 from .encoded import EncodedRows
 from .minibatch_starts import Sizes, Starts
@@ -48,9 +50,13 @@ def run_minibatches(guide: AutoFlow, plan: Plan, call: Call, keep: Keep, checkpo
     seed = int(torch.randint(2**31, ())) if seed is None else seed
     journal = Journal() if checkpoint is None else checkpoint.journal(seed)
     with seeded(seed), validation(False), Progress(plan.progress_bar) as progress:
+        history = History(quick=not plan.schedule.has_flow)
+        if is_crossed(guide.latents, guide.hierarchy):
+            _refuse_crossed(guide, plan, checkpoint)
+            _run_crossed(guide, plan, call, keep, history, budget, progress, seed)
+            return
         terms = RowTerms(BoundModel(guide.bare_model, *call), guide.latents)
         warn_of_no_data(terms.joint)
-        history = History(quick=not plan.schedule.has_flow)
         leaves = terms.leaves()
         kept = unless_kept(guide, leaves, keep)
         with before_sigterm(journal.write), kept as keeping, contextlib.ExitStack() as at_the_end:
@@ -67,6 +73,29 @@ def run_minibatches(guide: AutoFlow, plan: Plan, call: Call, keep: Keep, checkpo
             if checkpoint is not None and not (history.interrupted or history.out_of_time or history.stopped):
                 at_the_end.pop_all()
                 checkpoint.finish(seed, posterior)
+
+
+def _run_crossed(
+    guide: AutoFlow,
+    plan: Plan,
+    call: Call,
+    keep: Keep,
+    history: History,
+    budget: Budget,
+    progress: Progress,
+    seed: int,
+) -> None:
+    """The same where latents are in several plates."""
+    began = time.perf_counter()
+    terms = crossed_terms(guide, call)
+    warn_of_no_data(terms.joint)
+    leaves = terms.leaves()
+    with unless_kept(guide, leaves, keep) as kept:
+        layer = CrossedMinibatches(guide, terms, plan, history, leaves, budget, progress).fit()
+        with progress.phase("verdict"):
+            posterior = crossed_posterior(guide, layer, terms, call, history, leaves, seed)
+        history.seconds = time.perf_counter() - began
+        kept(posterior)
 
 
 def row_posterior(
@@ -118,3 +147,18 @@ def _refuse(guide: AutoFlow, plan: Plan) -> None:
         raise ValueError(f"VI: {name} is fitted by minibatches here, whose steps are Adam's; leave out optim=")
     if type(plan.objective) is not ELBO or any(part.annealing for part in plan.schedule.rounds):
         raise ValueError(f"VI: {name} is fitted by minibatches here, by the plain ELBO without annealing")
+
+
+def _refuse_crossed(guide: AutoFlow, plan: Plan, checkpoint: Checkpoint | None) -> None:
+    name = type(guide).__name__
+    if guide.amortize:
+        raise ValueError(
+            f"VI: {name} has rows by an encoder (amortize=), which VI trains for latents in one subsampled plate; "
+            "leave amortize out, or train it by SVI"
+        )
+    if checkpoint is not None:
+        raise ValueError(f"VI: {name} has latents in several plates, for which there is no checkpoint=; leave it out")
+    if plan.num_starts is not None and plan.num_starts > 1:
+        raise ValueError(
+            f"VI: {name} has latents in several plates, fitted from one start; got num_starts={plan.num_starts}"
+        )

@@ -75,6 +75,8 @@ class Minibatches:
     :param start: which of several starts it is; the first one's is the guide's own, others are dispersed.
     """
 
+    step_sizes = STEP_SIZES
+
     def __init__(
         self,
         guide: AutoFlow,
@@ -95,11 +97,21 @@ class Minibatches:
         self.whole = cast(Hierarchy, guide.hierarchy)
         self.of_rows = EncodedRows(guide, terms) if guide.amortize else TabledRows(guide, terms)
         self.layer, name = self.of_rows.layer, f"start {start + 1}"
+        self.num_particles = NUM_PARTICLES
         self.kept = FitInJournal(journal or Journal(), name, self.of_rows.weighed, terms, history, self.leaves)
 
     def rows(self, numbers: Tensor) -> Rows:
         """Chosen rows of the plate."""
         return Rows.of(self.whole, {self.terms.plate: numbers})
+
+    def batches(self, num: int, seed: int, begun: int = 0) -> Iterator[tuple[Rows, Tensor]]:
+        """The rows of so many steps, and their numbers as the model is told them.
+
+        :param seed: of their order.
+        :param begun: how many of the steps are taken already.
+        """
+        for numbers in itertools.islice(minibatches(self.terms.num_rows, self.terms.size, num, seed), begun, None):
+            yield self.rows(numbers), self.terms.with_others(numbers)
 
     @cached_property
     def collapser(self) -> Collapser:
@@ -173,14 +185,15 @@ class Minibatches:
     def _train(self, stage: int) -> bool:
         """One round of stochastic gradients, of the affine end or of the whole flow; whether all steps are taken."""
         terms, plan = self.terms, self.plan
-        small, state = self.of_rows.steps(bool(stage), STEP_SIZES[stage], self.leaves)
+        small, state = self.of_rows.steps(bool(stage), self.step_sizes[stage], self.leaves)
         num_steps = int(plan.schedule.visits * max(FEWEST[stage], VISITS[stage] * terms.factor))
         if not plan.schedule.is_default:
             num_steps = sum(part.num_steps for part in plan.schedule.rounds)
-        course, most = self.kept.course(stage, state), 1e3 * terms.num_rows  # gradients are of all rows
-        program = Program(terms.log_joint, small, Objective(), Gradient.PATH, NUM_PARTICLES, self.leaves, most)
+        course, most, last = self.kept.course(stage, state), 1e3 * terms.num_rows, None  # gradients are of all rows
+        num = self.num_particles
+        program = Program(terms.log_joint, small, Objective(), Gradient.PATH, num, self.leaves, most)
         steps, one = MinibatchSteps(program, terms.choose, plan.engine), torch.ones(())
-        step_sizes = Round(num_steps, NUM_PARTICLES, STEP_SIZES[stage]).step_sizes(one)
+        step_sizes = Round(num_steps, num, self.step_sizes[stage]).step_sizes(one)
         stretch = Stretch(self.budget, SHARES[stage])
         is_last = stage or not plan.schedule.has_flow
         title = self._prefix + ("flow" if stage else "Gaussian")
@@ -188,19 +201,20 @@ class Minibatches:
         try:
             with self.progress.phase(title, num_steps, follows):
                 self.progress.advance(begun)
-                order = minibatches(terms.num_rows, terms.size, num_steps, course.seed)
-                for number, rows in itertools.islice(enumerate(order), begun, None):
+                batches = self.batches(num_steps, course.seed, begun)
+                for number, (chosen, rows) in enumerate(batches, begun):
                     if stretch.is_over and number:
                         self._is_over()
                         break
-                    chosen, rows = self.rows(rows), terms.with_others(rows)
-                    index, factors = state.index(chosen), state.factors(chosen)
+                    if chosen is not last:
+                        index, factors, last = state.index(chosen), state.factors(chosen), chosen
                     before = state.take(index)
                     step_size = stretch.slowed(number / num_steps) * step_sizes[number]
-                    inputs = Inputs(paired_noise(small, NUM_PARTICLES), step_size, one, 0 * one)
+                    inputs = Inputs(paired_noise(small, num), step_size, one, 0 * one)
                     if number == begun:
                         with torch.random.fork_rng():  # the numbers to come do not depend on what is prepared when
-                            steps.prepare(before, inputs, factors, rows, num_steps - number)
+                            other = next(self.batches(1, course.seed + 1))[1]
+                            steps.prepare(before, inputs, factors, rows, num_steps - number, other)
                     after, loss = steps.run(before, inputs, factors, rows)
                     course.advance(index, after, loss)
                     if number % BLOCK == BLOCK - 1:

@@ -117,7 +117,7 @@ class Fitter:
         guide, (args, kwargs) = self.guide, call
         with validation(False), named_plates():  # an infeasible start is dealt with below
             guide.set_up(args, kwargs)
-        if guide.subsamples:
+        if guide.subsamples or guide.crosses_minibatches(args, kwargs):
             raise RowsAreSubsampled
         joint = LogJoint(BoundModel(guide.bare_model, args, kwargs), guide.latents)
         loc = check_start(joint)

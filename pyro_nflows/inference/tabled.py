@@ -10,6 +10,7 @@ from ..flows.whitened import Whitened
 from ..guides import AutoFlow, row_checks
 from ..layers import PlateAffine
 from ..layers.base import Chain
+from ..model.crossed_terms import CrossedTerms
 from ..model.row_terms import RowTerms
 from ..model.rows import Rows
 from .row_starts import place_rows
@@ -24,7 +25,7 @@ class TabledRows:
 
     amortizer = None
 
-    def __init__(self, guide: AutoFlow, terms: RowTerms):
+    def __init__(self, guide: AutoFlow, terms: RowTerms | CrossedTerms):
         row_checks.need_exact_rows(type(guide).__name__, guide.plain_layer())
         self.layer, self.terms = guide.plain_layer(), terms
         self.small = guide.layer_over(terms.hierarchy, terms.joint.latents.init_loc())
@@ -41,8 +42,8 @@ class TabledRows:
 
     def place(self) -> None:
         """Start each row at its mode given what is outside of the plate."""
-        end, plate = self.end, self.terms.plate
-        place_rows(end, self.terms, lambda numbers: Rows.of(end.hierarchy, {plate: numbers}))
+        end, terms = self.end, cast(RowTerms, self.terms)
+        place_rows(end, terms, lambda numbers: Rows.of(end.hierarchy, {terms.plate: numbers}))
 
     def steps(self, is_whole: bool, step_size: float, leaves: list[Tensor]) -> tuple[Upweighted, RowState]:
         """The layer of steps on as many rows as a minibatch has, and the state of all rows.
@@ -52,6 +53,7 @@ class TabledRows:
         :param leaves: the model's own parameters.
         """
         whole, small = (
-            Upweighted(layer if is_whole else Chain(layer.end), self.terms.factor) for layer in (self.layer, self.small)
+            Upweighted(layer if is_whole else Chain(layer.end), self.terms.weights)
+            for layer in (self.layer, self.small)
         )
         return small, RowState(whole, leaves)

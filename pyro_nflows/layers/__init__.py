@@ -28,6 +28,7 @@ from .rescaled import Rescaled
 from .residual import LogDet, Residual
 from .row_coupling import RowCoupling
 from .sequence import SequenceAutoregressive
+from .shared_affine import SharedAffine
 from .sparse_affine import SparseAffine
 from .sparse_shear import SparseShear
 from .sylvester import Sylvester
@@ -68,6 +69,7 @@ __all__ = [
     "Residual",
     "RowCoupling",
     "SequenceAutoregressive",
+    "SharedAffine",
     "Solver",
     "SparseAffine",
     "SparseShear",

@@ -180,7 +180,7 @@ class PlateAffine(Layer):
             parts.append(part if within is None else _times(_inverse(within), part))
         return self.hierarchy.join(parts), self.log_scale.sum().expand(y.shape[:-1])
 
-    def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
+    def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float | Sequence[float] = 1.0) -> Tensor:
         """By blocks, the innermost first: the transposed map is solved backwards."""
         parts, top = self.hierarchy.split(score), self.top_tril()
         for number in reversed(range(len(self.hierarchy.blocks))):

@@ -127,7 +127,7 @@ class PlateCoupling(Layer):
             total = total + log_slope.sum((-2, -1))
         return self.hierarchy.join(found), total
 
-    def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
+    def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float | Sequence[float] = 1.0) -> Tensor:
         """Block after block: each moves its rows alone, and reads what it is within as that is by then."""
         before, after, scores = self.hierarchy.split(x), self.hierarchy.split(y), self.hierarchy.split(score)
         for number in range(len(self.hierarchy.blocks)):
@@ -135,7 +135,7 @@ class PlateCoupling(Layer):
             (_, log_slope), pull = pullback(
                 lambda part, *given, number=number: self._move(number, part, *given), before[1 + number], *given
             )
-            cost = torch.full_like(log_slope, -weight)
+            cost = torch.full_like(log_slope, -(weight if isinstance(weight, float | int) else weight[number]))
             part = scores[1 + number]
             part = (part + pull((torch.zeros_like(part), cost))[0]) * (-log_slope).exp()
             scores[1 + number] = part

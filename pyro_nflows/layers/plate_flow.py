@@ -171,21 +171,21 @@ class PlateFlow(Layer):
             total = total + log_weight.sum(-1)
         return self.hierarchy.join(found), total
 
-    def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
+    def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float | Sequence[float] = 1.0) -> Tensor:
         """Block after block: each moves its rows alone, and reads what it is within as that is by then."""
         if self.noise_dim:
-            return super().transport(x, y, score, weight)
+            return super().transport(x, y, score, weight if isinstance(weight, float | int) else weight[0])
         before, after, scores = self.hierarchy.split(x), self.hierarchy.split(y), self.hierarchy.split(score)
         for number in range(len(self.hierarchy.blocks)):
             block, given = self.hierarchy.blocks[number], [after[0], *self._outer(number, after)]
-            at = 1 + number
-            scores[at] = self._at(number, *given).transport(before[at], after[at], scores[at], weight)
+            at, counts = 1 + number, weight if isinstance(weight, float | int) else weight[number]
+            scores[at] = self._at(number, *given).transport(before[at], after[at], scores[at], counts)
             if not self.features.output_dim and not block.above:
                 continue
             (_, log_weight), pull = pullback(
                 lambda *given, number=number, part=before[at]: self._at(number, *given)(part), *given
             )
-            shares = pull((-scores[at], torch.full_like(log_weight, -weight)))
+            shares = pull((-scores[at], torch.full_like(log_weight, -counts)))
             for above, share in zip([0, *(1 + above.block for above in block.above)], shares):
                 scores[above] = scores[above] + share
         return self.hierarchy.join(scores)

@@ -110,7 +110,7 @@ class PlateShear(Layer):
             parts[1 + number] = self._back(number, parts[1 + number], parts[0])
         return self.hierarchy.join(parts), y.new_zeros(y.shape[:-1])
 
-    def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float = 1.0) -> Tensor:
+    def transport(self, x: Tensor, y: Tensor, score: Tensor, weight: float | Sequence[float] = 1.0) -> Tensor:
         """Back substitution in each row; then what is outside of plates gives back its share."""
         parts, scores = self.hierarchy.split(x), self.hierarchy.split(score)
         for number in self._moved():

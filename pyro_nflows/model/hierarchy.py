@@ -150,6 +150,11 @@ class Hierarchy:
         """The plates of which one run of the model has some rows only."""
         return tuple(dict.fromkeys(plate for outline in self.outlines.values() for plate in outline.subsampled))
 
+    @property
+    def crosses(self) -> bool:
+        """Whether there are blocks that have no plate in common, such as users and items."""
+        return any(not set(one.plates) & set(other.plates) for one in self.blocks for other in self.blocks)
+
     def index_in(self, block: Block, plate: str) -> Tensor:
         """For each row of a block, its place along one of the block's plates."""
         outline = next(at for at in self.outlines.values() if set(at.plates) == set(block.plates))

@@ -93,6 +93,11 @@ class RowTerms:
         return self.num_rows / self.size
 
     @property
+    def weights(self) -> float:
+        """The same, for :class:`~pyro_nflows.flows.upweighted.Upweighted`."""
+        return self.factor
+
+    @property
     def num_runs(self) -> int:
         """How many runs of the model a call takes: one, but for other subsampled plates."""
         return max(1, self._whole.num_visits)

@@ -17,6 +17,7 @@ class Rows:
     :param hierarchy: of these rows alone.
     :param numbers: for each of its blocks, which of all rows they are.
     :param columns: where a flat latent of all rows holds a flat latent of these.
+    :param is_all: whether these are all rows, in order.
 
     Example::
 
@@ -31,6 +32,7 @@ class Rows:
     hierarchy: Hierarchy
     numbers: tuple[Tensor, ...]
     columns: Tensor
+    is_all: bool = False
 
     @staticmethod
     def of(whole: Hierarchy, chosen: Mapping[str, Tensor]) -> "Rows":
@@ -48,7 +50,7 @@ class Rows:
             start += shape.numel()
         hierarchy = Hierarchy.of_outlines(outlines, whole.joined)
         numbers = tuple(_numbers(block, whole, chosen) for block in whole.blocks)
-        return Rows(hierarchy, numbers, torch.cat(found))
+        return Rows(hierarchy, numbers, torch.cat(found), not chosen)
 
     @staticmethod
     def none(whole: Hierarchy) -> "Rows":

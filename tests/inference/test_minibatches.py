@@ -236,17 +236,6 @@ def test_a_step_takes_minibatches_of_all_plates_which_are_right_on_average():
     assert torch.allclose(torch.stack(found).mean(0), joint(z))
 
 
-def test_rows_of_two_subsampled_plates_are_refused():
-    def beside(y: Tensor) -> None:
-        for name in ("a", "b"):
-            with pyro.plate(name, len(y), subsample_size=5) as i:
-                z = pyro.sample(f"z_{name}", dist.Normal(y[i], 1.0))
-                pyro.sample(f"y_{name}", dist.Normal(z, 1.0), obs=y[i])
-
-    with pytest.raises(ValueError, match=r"latents in \['a', 'b'\]; train it by SVI, or subsample one of them only"):
-        VI(AutoFlow(beside), progress_bar=False).run(torch.linspace(0.0, 1.0, 20))
-
-
 def test_an_encoder_needs_all_observations_of_a_row():
     with pytest.raises(ValueError, match="because plate 'observations' is subsampled; take all of them"):
         VI(AutoFlow(three_plates, amortize=True), progress_bar=False).run(data(), torch.zeros(8))

@@ -1,0 +1,95 @@
+"""What the conditionals of a block of rows say of its fit, draw after draw of all else."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..diagnostics.findings import Block as BlockFit
+from ..diagnostics.verdict import tail_index
+
+#: Rows whose k-hats are found: those of the lowest ESS; of weights of so many candidates at most.
+NUM_WORST, MOST_WEIGHTS = 20, 2**26
+#: Standard errors by which what rows share is taken for less than it seems: there are several directions.
+NUM_ERRORS = 3.0
+
+
+class Part(NamedTuple):
+    """A block of the base: what is outside of plates is the first, and has one row."""
+
+    number: int
+    plates: tuple[str, ...]
+    places: Tensor
+
+
+class BlockSums:
+    """What is known of a block's conditionals, draw after draw.
+
+    :param part: the block.
+    :param before: the guide's conditional variances in it.
+    :param shared: directions of what all rows share.
+    :param along: the guide's conditional variances along these.
+    """
+
+    def __init__(self, part: Part, before: Tensor, shared: Tensor, along: Tensor):
+        self.part, self.before, self.shared, self.along = part, before.double(), shared.double(), along.double()
+        self.num, self.ess = 0, torch.zeros(len(before)).double()
+        self.first, self.second, self.both, self.variance = (torch.zeros(before.shape).double() for _ in range(4))
+        self.gains, self.log_weights, self.sums = list[Tensor](), list[Tensor](), list[Tensor]()
+
+    def add(self, candidates: Sequence[Tensor], log_weights: Sequence[Tensor], middle: Tensor) -> None:
+        """Candidates ``(K, rows, d)`` each around the guide's mean, with log-weights ``(K, rows)``."""
+        x, log_weight = torch.stack(list(candidates)).double(), torch.stack(list(log_weights))
+        weight, middle, half = log_weight.softmax(0)[..., None], middle.double(), len(x) // 2
+        first, second = (
+            (log_weight[at].softmax(0)[..., None] * x[at]).sum(0) for at in (slice(half), slice(half, None))
+        )
+        mean, square = (weight * x).sum(0), weight.square().sum(0)
+        spread = (weight * (x - mean).square()).sum(0) / (1 - square).clamp(min=1e-2)
+        self.num += x.shape[1]
+        self.first += (first - middle).sum(0)
+        self.second += (second - middle).sum(0)
+        self.both += ((first - middle) * (second - middle)).sum(0)
+        self.variance += spread.sum(0)
+        self.ess += ((1 / square[..., 0] - 1) / (len(x) - 1)).sum(0)
+        self.gains.append((first * second - middle.square()).mean((-2, -1)))
+        one, other, own = (torch.einsum("krd,rn->kdn", part, self.shared) for part in (first, second, middle))
+        self.sums.append(one * other - own.square())
+        if sum(part.numel() for part in self.log_weights) < MOST_WEIGHTS:
+            self.log_weights.append((log_weight - log_weight.logsumexp(0)).flatten(0, 1).float())
+
+    def fit(self, is_undetermined: bool) -> BlockFit:
+        """How the block is fitted.
+
+        :param is_undetermined: whether something that its rows share has no width.
+        """
+        num, gains = self.num, torch.cat(self.gains)
+        first, second, variance = self.first / num, self.second / num, self.variance / num
+        shift = first * second - (self.both - num * first * second) / (num * (num - 1))
+        ess, log_weight = self.ess / num, torch.cat(self.log_weights)
+        worst = ess.argsort()[:NUM_WORST].tolist()
+        tails = {row: tail_index(log_weight[:, row].double()) for row in worst}
+        row = max(worst, key=lambda row: (tails[row] > 0.7 and float(ess[row]) < 0.5, -float(ess[row])))
+        return BlockFit(
+            self.part.plates,
+            len(first),
+            float(self.before.mean()),
+            float(variance.mean()),
+            float(gains.mean()),
+            float(gains.std() / num**0.5),
+            max(0.0, float(shift.mean())) ** 0.5,
+            math.inf if is_undetermined else self._shared_ratio(variance),
+            row,
+            float(ess[row]),
+            tails[row],
+        )
+
+    def _shared_ratio(self, variance: Tensor) -> float:
+        """Of the worst direction that all rows share: standard deviations over the guide's, at least."""
+        if not self.shared.shape[1]:
+            return 1.0
+        gains, scale = torch.cat(self.sums), torch.einsum("rd,rn->dn", variance, self.shared.square())
+        least = gains.mean(0) - NUM_ERRORS * gains.std(0) / self.num**0.5
+        return float((scale / (self.along - least).clamp(min=1e-3)).max()) ** 0.5
