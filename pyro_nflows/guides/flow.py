@@ -55,7 +55,8 @@ class AutoFlow(TrainedGuide):
         :math:`z = f + g^{1 - c} (v - c f)`, all in unconstrained space. By default (``"auto"``) these are non-centered,
         :math:`c = 0`, until :class:`~pyro_nflows.VI` gives each entry a number by how much the data say of it
         (:mod:`pyro_nflows.inference.centered`); ``guide.centering`` then has them. Or one number for all, 1 being the
-        latent itself; or a dict with a number, or a tensor in the site's shape, for each site that is to have one;
+        latent itself; or a dict with a number, or a tensor in the site's shape, for each site that is to have one; or
+        ``"learned"``, to have ``SVI`` train a number for each entry with the rest (``VI`` measures them as by default);
         ``None`` leaves all latents as they are. The model is not rewritten, and sites keep their names and values.
     :param structure: ``"joint"``: a flow over all latents at once. ``"plates"``: rows of plates are independent
         given what they are within; ``build`` is the flow of the latents outside of plates. By default joint up to 48

@@ -26,12 +26,13 @@ from ..model.values import constrained, unconstrained
 from ..system.exclusive import validation
 from . import checks, minibatch, sites
 from .every_row import constrained_rows, unconstrained_rows
+from .learned import START, LearnsCentering
 
-#: One centering for all sites that can have one, one for each that is named, or ``"auto"``.
-Centers = float | Mapping[str, float | Tensor] | Literal["auto"]
+#: One centering for all sites that can have one, one for each that is named, ``"auto"``, or ``"learned"``.
+Centers = float | Mapping[str, float | Tensor] | Literal["auto", "learned"]
 
 
-class JointGuide(AutoContinuous):
+class JointGuide(LearnsCentering, AutoContinuous):
     """An autoguide whose posterior is over the flat latent, with supports and masks followed from run to run.
 
     :param model: a Pyro model of fixed structure.
@@ -127,6 +128,8 @@ class JointGuide(AutoContinuous):
         self._bound = bound if latents.moving else None
         self.latent_dim, self._unconstrained_shapes = latents.dim, latents.shapes  # Pyro reads these
         self._cond_indep_stacks = {site: latent.plates for site, latent in latents.sites.items()}
+        if self.centering == "learned":
+            self._learn(latents)
 
     def _centering(self, latents: Latents, centering: Centers, bound: BoundModel) -> dict[str, Tensor]:
         """How centered those sites are to be whose prior depends on others."""
@@ -138,12 +141,13 @@ class JointGuide(AutoContinuous):
                 if centering != "auto":
                     raise
                 names = []  # a model that has no gradients, or is refused when its density is asked for
-        number = 0.0 if centering == "auto" else centering
+        number = {"auto": 0.0, "learned": START}[centering] if isinstance(centering, str) else centering
         chosen = number if isinstance(number, Mapping) else dict.fromkeys(names, number)
         checks.check_centering(type(self).__name__, chosen, names)
         return {name: torch.as_tensor(chosen[name]).to(loc) for name in names if name in chosen}
 
     def _take_centering(self) -> None:
+        self._learned = None
         like = self.latents.init_loc()
         chosen = 0.0 if self.centering == "auto" else self.centering or {}
         sites = chosen if isinstance(chosen, Mapping) else dict.fromkeys(self.latents.centering, chosen)
@@ -261,9 +265,10 @@ class JointGuide(AutoContinuous):
         :return: a dict from site to its value.
         """
         self.receive(args, kwargs)
-        latent, plates = self.sample_latent(*args, **kwargs), self._create_plates(*args, **kwargs)
-        model = self.bare_model if self.latents.moving or self.latents.filled else None
-        return self._draw(sites.points(self.latents, model, latent, args, kwargs), plates)
+        with self._learning():
+            latent, plates = self.sample_latent(*args, **kwargs), self._create_plates(*args, **kwargs)
+            model = self.bare_model if self.latents.moving or self.latents.filled else None
+            return self._draw(sites.points(self.latents, model, latent, args, kwargs), plates)
 
     def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
         """Draw the flat latent; particles that share a minibatch in pairs (:mod:`pyro_nflows.guides.minibatch`)."""

@@ -73,7 +73,7 @@ class SavedGuide(JointGuide):
 
     def _state(self) -> dict[str, Any]:
         """All but the model; and ``build``, often a lambda, only while it is needed."""
-        forgotten = dict.fromkeys(("_model", "_bare_model", "_bound", "master", "_init_loc_fn"))
+        forgotten = dict.fromkeys(("_model", "_bare_model", "_bound", "master", "_init_loc_fn", "_learned"))
         made = {} if self.layer is None else {"build": None, "row_build": None}
         prototype = None if self._latents is None else self._latents.prototype()
         return {**self.__dict__, **forgotten, **made, "prototype_trace": prototype}

@@ -240,7 +240,7 @@ def _is_flow(guide: Any, args: Any, kwargs: Any) -> bool:
     if not isinstance(guide, AutoFlow) or guide.master is not None:
         return False
     guide.set_up(args, kwargs)
-    return not guide.subsamples
+    return not guide.subsamples and not guide.learns_centering
 
 
 def _prepared(model: Any, guide: AutoFlow, args: Any, kwargs: Any) -> LogJoint:

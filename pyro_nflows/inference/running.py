@@ -148,7 +148,7 @@ class Fitter:
         """The same in coordinates that suit the data, where the guide leaves them to be found."""
         guide = self.guide
         is_fresh = torch.equal(guide.plain_layer().end.loc, guide.init_loc())
-        if guide.centering != "auto" or not joint.latents.centering or not is_fresh:
+        if not guide.finds_centering or not joint.latents.centering or not is_fresh:
             return joint, loc
 
         def measured() -> tuple[dict[str, Tensor], Tensor]:
