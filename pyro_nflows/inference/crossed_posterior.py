@@ -1,6 +1,6 @@
 """What a fit of rows of several plates leaves: draws of all rows, and how each block is fitted given the others."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from ..model.row_owners import SeveralRowsError
 from ..objectives.draws import Draws
 from ..system.exclusive import exclusive, seeded
 from .conditionals import FEWEST, Conditionals
+from .groups_left_out import Part
 from .posterior import Call
 from .row_posterior import RowPosterior
 
@@ -60,6 +61,16 @@ class CrossedPosterior(RowPosterior):
         terms = crossed_terms(own, call)
         with seeded((self.seed or 0) + len(self.draws.z)), self.own_parameters():
             return Conditionals(own.plain_layer(), terms).weighed(num_samples)
+
+    def parts_of(self, plate: str) -> Iterator[Part]:
+        """Refused: an observation belongs to rows of several plates.
+
+        :raises ValueError: always.
+        """
+        raise ValueError(
+            f"leave_one_group_out: this model has latents in several plates, so that data of a row of plate {plate!r} "
+            "depend on rows of others too, and no row can be left out by itself"
+        )
 
     def own_leaves(self, call: Call) -> list[Tensor]:
         """The trainable tensors of the model's own, as they are now."""

@@ -277,6 +277,11 @@ def test_rows_of_another_width_are_not_trusted(fits, spoil):
     assert with_blocks(Verdict(Outcome.DISTRUST, "No."), blocks).outcome is Outcome.ROWS
 
 
+def test_no_row_of_crossed_plates_is_left_out(fits):
+    with pytest.raises(ValueError, match="latents in several plates"):
+        fits["dense"].leave_one_group_out("users")
+
+
 def test_a_guide_is_judged_as_it_is(fits):
     vi = VI(fits["dense"].posterior._own_guide(), **OPTIONS).judge(table())
     assert vi.verdict().outcome.is_trusted
@@ -300,7 +305,7 @@ def test_shared_directions_keep_the_density():
     assert torch.equal(on_rows(layer, few)(x[:, :2])[0], x[:, :2])
 
 
-def test_what_cannot_be_is_told():
+def test_what_cannot_be_is_told(tmp_path):
     def given(i: Tensor, j: Tensor, y: Tensor) -> None:
         users = pyro.plate("users", USERS, subsample=i, dim=-2)
         items = pyro.plate("items", ITEMS, subsample=j, dim=-1)
@@ -313,6 +318,9 @@ def test_what_cannot_be_is_told():
 
     with pytest.raises(ValueError, match="gives plate 'users' its rows by subsample="):
         VI(AutoFlow(given), **OPTIONS).run(torch.arange(5), torch.arange(4), torch.zeros(5, 4))
+    for options, said in (({"num_starts": 2}, "fitted from one start"), ({"checkpoint": tmp_path / "fit"}, "no checkpoint=")):
+        with pytest.raises(ValueError, match=said):
+            VI(AutoFlow(dense), **{**OPTIONS, **options}).run(table())
     with pytest.raises(ValueError, match="rows by an encoder"):
         VI(AutoFlow(dense, amortize=True), **OPTIONS).run(table())
 
