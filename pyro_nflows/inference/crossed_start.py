@@ -37,8 +37,9 @@ GAIN = 1e-3
 #: Steps for the mean of a Gaussian, of which rows take a share, since all of them do at once; and draws of it for the
 #: gradient and for the curvature, in pairs.
 NUM_SETTLING, SHARE, NUM_DRAWS, NUM_CURVED = 6, 0.5, 8, 2
-#: Iterations of conjugate gradients at most, and the share of the residual at which they end.
-NUM_ITERATIONS, SOLVED = 60, 1e-3
+#: Iterations of conjugate gradients at most, and the shares of the residual at which they end, of steps and of slopes:
+#: an error of slopes along what rows share is as many times as large as its variance is.
+NUM_ITERATIONS, SOLVED, SLOPES_SOLVED = 60, 1e-3, 1e-6
 #: A step, in units of widths given all else, that is none any more; and the longest of a row.
 SETTLED, LONGEST = 0.02, 1000.0
 
@@ -152,7 +153,7 @@ class CrossedStart:
         products = self._derivatives(units)[1]
         in_rows = torch.ones_like(products[0], dtype=torch.bool)
         in_rows[self.top] = False
-        self.slopes = self._solved(products * in_rows, in_rows)
+        self.slopes = self._solved(products * in_rows, in_rows, SLOPES_SOLVED)
         along = units.double() + self.slopes
         precision = -(self._derivatives(along.to(self.z))[1] @ along.T)
         self.top_root = root_of(0.5 * (precision + precision.T)[None])[0]
@@ -191,11 +192,12 @@ class CrossedStart:
             found[:, at] = (root @ (root.mT @ residual[:, at][..., None]))[..., 0]
         return found * where
 
-    def _solved(self, right: Tensor, where: Tensor) -> Tensor:
+    def _solved(self, right: Tensor, where: Tensor, until: float = SOLVED) -> Tensor:
         """Solutions of the precision by conjugate gradients, for several right-hand sides.
 
         :param right: ``(num, D)``.
         :param where: the coordinates that are not held fixed.
+        :param until: the share of the residual at which it ends.
         """
         found, rest = torch.zeros_like(right), right.clone()
         direction = ahead = self._preconditioned(rest, where)
@@ -203,7 +205,7 @@ class CrossedStart:
         for _ in range(NUM_ITERATIONS):
             product = -self._derivatives(direction.to(self.z))[1] * where
             curvature = (direction * product).sum(-1)
-            goes = (curvature > 0) & (size > SOLVED**2 * first)
+            goes = (curvature > 0) & (size > until**2 * first)
             if not bool(goes.any()):  # solved; or not convex, where the way so far is taken, or that of the blocks
                 stuck = (found == 0).all(-1) & (first > 0)
                 return torch.where(stuck[:, None], direction, found)

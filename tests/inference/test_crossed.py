@@ -318,7 +318,10 @@ def test_what_cannot_be_is_told(tmp_path):
 
     with pytest.raises(ValueError, match="gives plate 'users' its rows by subsample="):
         VI(AutoFlow(given), **OPTIONS).run(torch.arange(5), torch.arange(4), torch.zeros(5, 4))
-    for options, said in (({"num_starts": 2}, "fitted from one start"), ({"checkpoint": tmp_path / "fit"}, "no checkpoint=")):
+    for options, said in (
+        ({"num_starts": 2}, "fitted from one start"),
+        ({"checkpoint": tmp_path / "fit"}, "no checkpoint="),
+    ):
         with pytest.raises(ValueError, match=said):
             VI(AutoFlow(dense), **{**OPTIONS, **options}).run(table())
     with pytest.raises(ValueError, match="rows by an encoder"):
