@@ -79,7 +79,8 @@ class RowPosterior(Posterior):
     @property
     def numbered(self) -> tuple[str, ...]:
         """Plates whose rows are told apart by their numbers."""
-        return (self.row_fit.plate,)
+        hierarchy = self.guide.hierarchy
+        return (self.row_fit.plate,) if hierarchy is None else hierarchy.subsampled
 
     @property
     def evidence(self) -> Evidence:

@@ -348,3 +348,7 @@ def test_verdicts_of_blocks():
         assert with_blocks(weights, [good, block]).outcome is expected
     assert with_blocks(Verdict(Outcome.NOT_FINITE, "No."), [good]).outcome is Outcome.NOT_FINITE
     assert with_blocks(weights, [], obstacle="a term reads several rows").outcome is Outcome.DISTRUST
+
+
+def test_predictions_take_rows_by_their_numbers(fits):
+    assert set(fits["dense"].posterior.numbered) == {"users", "items"}

@@ -98,3 +98,24 @@ def test_too_few_rows_are_told_in_words() -> None:
         ValueError, match=r"^predict: plate 'row' shows 3 of its rows \(subsample_size=3\), but has 2 at"
     ):
         ask(line, X[:2], 3)
+
+
+def test_rows_of_plates_that_cross_are_taken_by_their_numbers():
+    """Of both, in any order; a plate that is not numbered keeps its rows' places."""
+
+    def model(i, j):
+        rows = pyro.plate("rows", 4, subsample=i, dim=-2)
+        columns = pyro.plate("columns", 3, subsample=j, dim=-1)
+        with rows:
+            a = pyro.sample("a", dist.Normal(torch.zeros(len(i), 1), 1.0))
+        with columns:
+            b = pyro.sample("b", dist.Normal(torch.zeros(len(j)), 1.0))
+        with rows, columns:
+            pyro.deterministic("sum", a + b)
+
+    a, b = torch.arange(8.0).view(2, 4, 1), 10.0 * torch.arange(6.0).view(2, 3)
+    i, j = torch.tensor([3, 1]), torch.tensor([2, 0, 1])
+    found = predicted("predict", model, {"a": a, "b": b}, (), (i, j), {}, ("rows", "columns")).answers
+    assert torch.equal(found["predictions", "sum"], a[:, i] + b[:, None, j])
+    some = predicted("predict", model, {"a": a, "b": b}, (), (i, j), {}, ("rows",)).answers
+    assert torch.equal(some["predictions", "sum"], a[:, i] + b[:, None])
