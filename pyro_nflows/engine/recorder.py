@@ -1,15 +1,15 @@
 r"""Notes the tensor operations of a function while it runs, below autograd and ``vmap``."""
 
+import functools
 import itertools
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 _aten = torch.ops.aten
 _ALIASES = {_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default}
@@ -21,6 +21,9 @@ _SHAPED = {
 }
 #: Binary operations in which a Python number costs more than a tensor of no dimensions.
 _SCALED = {_aten.mul.Tensor, _aten.div.Tensor, _aten.add.Tensor, _aten.sub.Tensor}
+
+#: What holds other arguments; other kinds, such as a shape, are arguments themselves.
+_TREES = {tuple, list, dict}
 
 
 class Value(NamedTuple):
@@ -109,9 +112,9 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func._schema.is_mutable and self.pure:
+        if self.pure and _is_mutable(func):
             return self._in_place(func, args, kwargs)
-        named = tree_map(self._value, (self._scaled(func, args), kwargs))
+        named = mapped(self._value, (self._scaled(func, args), kwargs))
         given = args[1] if func is _aten.index.Tensor else (args, kwargs)
         if _is_dynamic(func, args) and self._varies_at_all(given):
             raise TraceError(f"{func} makes Python values or shapes depend on the data")
@@ -133,7 +136,7 @@ class Recorder(TorchDispatchMode):
             raise Impure
         if before in self.constants:
             self.constants[before] = changed.clone()
-        named = tree_map(self._value, (args, kwargs))
+        named = mapped(self._value, (args, kwargs))
         result = func(*args, **kwargs)
         self._note(target, named, changed)
         return result
@@ -141,17 +144,17 @@ class Recorder(TorchDispatchMode):
     def _varies_at_all(self, tree: Any) -> bool:
         """Whether arguments depend on the inputs: by their storages, where tensors are changed in place."""
         if self.pure:
-            return self._varies(tree_map(self._value, tree))
-        return any(isinstance(leaf, Tensor) and _storage(leaf) in self._varying for leaf in tree_leaves(tree))
+            return self._varies(mapped(self._value, tree))
+        return any(_storage(tensor) in self._varying for tensor in _collect(Tensor, tree, []))
 
     def _spread(self, func: Any, given: Any, result: Any) -> None:
         """What an operation makes of varying tensors varies, and so does what it writes into."""
-        if torch.Tag.nondeterministic_seeded in func.tags or self._varies_at_all(given):
-            tensors = [leaf for leaf in tree_leaves((_written(func, *given), result)) if isinstance(leaf, Tensor)]
+        if is_random(func) or self._varies_at_all(given):
+            tensors = _collect(Tensor, (_written(func, *given), result), [])
             self._varying |= {_storage(tensor) for tensor in tensors}
 
     def _varies(self, named: Any) -> bool:
-        return any(isinstance(leaf, Value) and leaf.number not in self.constants for leaf in _leaves(named))
+        return any(value.number not in self.constants for value in _collect(Value, named, []))
 
     def _scaled(self, func: Any, args: Any) -> Any:
         """Arguments with a Python number as a tensor, which replays faster."""
@@ -170,7 +173,7 @@ class Recorder(TorchDispatchMode):
     def _note(self, func: Any, named: Any, result: Any) -> None:
         is_list = isinstance(result, list | tuple)
         tensors = list(result) if is_list else [result]
-        reuse = self.pure and torch.Tag.nondeterministic_seeded not in func.tags
+        reuse = self.pure and not is_random(func)
         if func is _aten._local_scalar_dense.default:  # a number that is part of the recording
             return
         key = (func, _hashable(self._shaped(func, named))) if reuse else None
@@ -200,7 +203,7 @@ class Recorder(TorchDispatchMode):
         """An operation on constants is not repeated, but where it must be for new data."""
         results = tuple(self._name(t) if isinstance(t, Tensor) else next(self._fresh) for t in tensors)
         self.constants.update((n, t) for n, t in zip(results, tensors) if isinstance(t, Tensor))
-        leaves = {leaf.number for leaf in _leaves(named) if isinstance(leaf, Value)}
+        leaves = {value.number for value in _collect(Value, named, [])}
         call = Call(func, named[0], named[1], results, is_list)
         if func not in _SHAPED and leaves & self.derived:
             self.prologue.append(call)
@@ -220,7 +223,23 @@ def _is_same(a: Tensor, b: Tensor) -> bool:
 def _is_dynamic(func: Any, args: Any) -> bool:
     if func is _aten.index.Tensor:  # with masks only
         return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return _depends_on_data(func)
+
+
+@functools.cache
+def _depends_on_data(func: Any) -> bool:
     return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags))
+
+
+@functools.cache
+def is_random(func: Any) -> bool:
+    """Whether an operation draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in func.tags
+
+
+@functools.cache
+def _is_mutable(func: Any) -> bool:
+    return bool(func._schema.is_mutable)
 
 
 def _storage(tensor: Tensor) -> int:
@@ -236,29 +255,41 @@ def _functional(func: Any) -> Any:
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Any]:
     """The arguments that an operation changes."""
+    if not _is_mutable(func):
+        return []
     named = {argument.name: value for argument, value in zip(func._schema.arguments, args)} | kwargs
     aliases = ((argument.name, argument.alias_info) for argument in func._schema.arguments)
     return [named.get(name) for name, alias in aliases if alias is not None and alias.is_write]
 
 
-def _leaves(tree: Any) -> list[Any]:
-    return tree_leaves(tree, is_leaf=is_value)
+def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
+    """A call's arguments with a function of each leaf in its place."""
+    kind = type(tree)
+    if kind is tuple or kind is list:
+        return kind([mapped(function, part) if type(part) in _TREES else function(part) for part in tree])
+    if kind is dict:
+        return {key: mapped(function, part) for key, part in tree.items()}
+    return function(tree)
+
+
+def _collect(kind: type, tree: Any, found: list[Any]) -> list[Any]:
+    """The leaves of a kind among a call's arguments, added to a list."""
+    for part in tree.values() if type(tree) is dict else tree:
+        if isinstance(part, kind):
+            found.append(part)
+        elif type(part) in _TREES:
+            _collect(kind, part, found)
+    return found
 
 
 def _hashable(tree: Any) -> Any:
-    leaves, spec = tree_flatten(tree, is_leaf=is_value)
-    return tuple((type(leaf), leaf) for leaf in leaves), spec if _SPECS_HASH else repr(spec)
-
-
-def _can_hash(spec: Any) -> bool:
-    try:
-        hash(spec)
-    except TypeError:  # before torch 2.5, of anything with a dictionary
-        return False
-    return True
-
-
-_SPECS_HASH = _can_hash(tree_flatten({"key": 0})[1])
+    """What is equal for equal trees only: with types, since 1 and 1.0 and True are equal."""
+    kind = type(tree)
+    if kind is tuple or kind is list:
+        return kind, *[_hashable(part) if type(part) in _TREES else (type(part), part) for part in tree]
+    if kind is dict:
+        return kind, *[(key, _hashable(part)) for key, part in tree.items()]
+    return kind, tree
 
 
 def is_value(leaf: Any) -> bool:
@@ -268,4 +299,4 @@ def is_value(leaf: Any) -> bool:
 
 def values_of(call: Call) -> list[Value]:
     """The tensors among a call's arguments."""
-    return [leaf for leaf in _leaves((call.args, call.kwargs)) if isinstance(leaf, Value)]
+    return _collect(Value, (call.args, call.kwargs), [])

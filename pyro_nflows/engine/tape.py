@@ -5,18 +5,19 @@ are noted once, operations on constants are done once, and what the result does 
 generated Python: one call into torch a line.
 """
 
+import contextlib
 import copy
+import gc
 import itertools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FunctionType
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
-from .recorder import Call, Impure, Recorder, TraceError, Value, is_value, values_of
+from .recorder import Call, Impure, Recorder, TraceError, Value, is_random, is_value, mapped, values_of
 
 __all__ = ["Tape", "TraceError"]
 
@@ -66,12 +67,13 @@ class Tape:
     ):
         self.num_inputs, self.pure = len(inputs), True
         self.inputs = [(tensor.shape, tensor.dtype) for tensor in inputs]
-        try:
-            self._record(function, inputs, data)
-        except Impure:  # then order matters, and nothing may be shared, moved or left out
-            self.pure = False
-            self._record(function, inputs, data)
-        self._replay = self._generate()
+        with _no_collection():
+            try:
+                self._record(function, inputs, data)
+            except Impure:  # then order matters, and nothing may be shared, moved or left out
+                self.pure = False
+                self._record(function, inputs, data)
+            self._replay = self._generate()
 
     def _record(self, function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], data: Any) -> None:
         inputs = [tensor.detach().clone() for tensor in inputs]  # no two the same object
@@ -138,9 +140,7 @@ class Tape:
         """
         values = self._sources | dict(zip(self.data, data))
         for call in self.prologue:
-            named = tree_map(
-                lambda a: values[a.number] if is_value(a) else a, (call.args, call.kwargs), is_leaf=is_value
-            )
+            named = mapped(lambda a: values[a.number] if is_value(a) else a, (call.args, call.kwargs))
             made = call.target(*named[0], **named[1])
             values.update(zip(call.results, made if call.is_list else [made]))
         new = copy.copy(self)
@@ -153,10 +153,22 @@ class Tape:
     @property
     def is_random(self) -> bool:
         """Whether replay draws random numbers of its own."""
-        return any(torch.Tag.nondeterministic_seeded in call.target.tags for call in self.calls)
+        return any(is_random(call.target) for call in self.calls)
 
     def __len__(self) -> int:
         return len(self.calls)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No search for cycles of garbage: a recording makes many objects, all of which stay."""
+    is_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if is_enabled:
+            gc.enable()
 
 
 def _needed(calls: list[Call], results: list[int]) -> list[Call]:
