@@ -208,8 +208,10 @@ def test_an_interrupted_round_ends_at_the_state_of_the_steps_it_counts(engine, m
         layer, made.history = Chain(LocScale(3, init_scale=0.5)), History()
         torch.manual_seed(5)
         began = time.perf_counter()
+        returned = False
         with contextlib.suppress(KeyboardInterrupt), raised_after(rng.uniform(0.001, longest), KeyboardInterrupt):
             made.run(layer, ELBO(), Gradient.PATH, plan, "")
+            returned = True
         assert time.perf_counter() - began < 5
         program, runner = made._get(layer, ELBO(), Gradient.PATH, plan)
         torch.manual_seed(5)
@@ -222,7 +224,8 @@ def test_an_interrupted_round_ends_at_the_state_of_the_steps_it_counts(engine, m
             few = type(inputs)(*(rows[:num] for rows in inputs))
             before, _ = runner.run(before, few)
         assert torch.equal(program.params(), before.params)
-        assert made.history.interrupted or num == 600
+        # What comes before the round begins, on a busy machine, is not the round's, and goes to its caller
+        assert made.history.interrupted or num == (600 if returned else 0)
         counts.append(num)
     assert len(set(counts)) > 5
 

@@ -452,7 +452,7 @@ def test_new_data_of_the_same_shape_do_not_run_the_model_at_every_step() -> None
     vi.run(torch.tensor([5.0, 6.0, 7.0]))
     assert list(vi._fitter.trainer._runners) == recorded
     assert vi.get_samples(4000)["z"].mean().item() == pytest.approx(6.0, abs=0.1)
-    assert calls[0] - first < first
+    assert calls[0] - first < 200  # of the 400 steps and what goes with them
     vi.run(torch.tensor([5.0, 6.0, 7.0, 8.0]))
     assert vi.get_samples(4000)["z"].mean().item() == pytest.approx(6.5, abs=0.1)
 

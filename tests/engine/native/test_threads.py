@@ -116,7 +116,8 @@ def test_shared_operations_are_torchs(name, dtype):
     for one, two, five, expected in zip(*results, twice(x), strict=True):
         assert torch.equal(one, two)
         assert torch.equal(one, five)
-        assert torch.allclose(one[0], expected, rtol=tolerance, atol=tolerance)
+        size = float(expected.double().abs().max())  # terms of a sum may be that large where they cancel
+        assert torch.allclose(one[0], expected, rtol=tolerance, atol=tolerance * max(size, 1.0))
 
 
 def test_a_short_step_is_left_to_one_thread(monkeypatch):
@@ -160,6 +161,7 @@ def test_fits_side_by_side_have_no_more_threads_than_torch(step, monkeypatch):
         assert torch.equal(state.params, alone.params)
 
 
+@pytest.mark.filterwarnings("ignore:os.fork")  # JAX warns of it, where another test has imported that
 def test_a_forked_process_has_threads_of_its_own(step):
     program, given, scan = step
     right, _ = shared_by(scan, 2).run(program.init(), given)
