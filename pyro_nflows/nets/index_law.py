@@ -51,6 +51,10 @@ class IndexLaw(nn.Module):
         _, num_pixels = channels("IndexLaw", size)
         self.index_dim, self.transformer = (index_dim if isinstance(size, int) else index_dim * num_pixels), transformer
 
+    def forward(self, x: Tensor) -> Tensor:
+        """``mu``, the log standard deviation before its bound, and the parameters of the transformer, in one."""
+        return self.net(x)
+
     def draw(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """``u`` made of standard normal ``eps (..., index_dim)``, and its log density ``(...)``."""
         loc, log_scale, shape = self._params(x)
@@ -70,7 +74,7 @@ class IndexLaw(nn.Module):
 
     def _params(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, log standard deviation, and the transformer's parameters ``(..., index_dim, num_params)``."""
-        loc, log_scale, shape = self.net(x).tensor_split((self.index_dim, 2 * self.index_dim), -1)
+        loc, log_scale, shape = self(x).tensor_split((self.index_dim, 2 * self.index_dim), -1)
         if self.transformer:
             shape = shape.unflatten(-1, (-1, self.index_dim)).mT
         return loc, soft_bound(log_scale, self.bound), shape

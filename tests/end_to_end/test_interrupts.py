@@ -225,7 +225,7 @@ def test_an_interrupted_round_ends_at_the_state_of_the_steps_it_counts(engine, m
             before, _ = runner.run(before, few)
         assert torch.equal(program.params(), before.params)
         # What comes before the round begins, on a busy machine, is not the round's, and goes to its caller
-        assert made.history.interrupted or num == (600 if returned else 0)
+        assert made.history.interrupted or num == 600 or (num == 0 and not returned)
         counts.append(num)
     assert len(set(counts)) > 5
 
