@@ -80,16 +80,31 @@ def unpacked(state: dict[str, Any]) -> tuple[AutoFlow, Any, str]:
 
 def _bytes(thing: Any) -> bytes:
     """A pickle; of nothing, with the reason, where there can be none."""
+    try:
+        return pickled(thing)
+    except UnpicklableError as error:
+        return pickle.dumps(_Missing(str(error)))
+
+
+class UnpicklableError(TypeError):
+    """Something cannot be pickled; the message is the first reason why."""
+
+
+def pickled(thing: Any) -> bytes:
+    """A pickle by Python's own, or by a stronger one that is there.
+
+    :raises UnpicklableError: if there can be none.
+    """
     reason: Exception | None = None
-    for dumps in ways_to_pickle():
+    for dumps in _ways_to_pickle():
         try:
             return dumps(thing)
         except Exception as error:
             reason = reason or error
-    return pickle.dumps(_Missing(str(reason)))
+    raise UnpicklableError(str(reason)) from reason
 
 
-def ways_to_pickle() -> Iterator[Callable[[Any], bytes]]:
+def _ways_to_pickle() -> Iterator[Callable[[Any], bytes]]:
     """Python's own, and stronger ones that are there."""
     yield pickle.dumps
     for name in STRONGER:

@@ -18,7 +18,7 @@ from ..checks import first_line
 from ..system.cores import on_one_core
 from ..system.ranks import Ranks
 from ..system.signals import uninterrupted
-from .portable import ways_to_pickle
+from .portable import UnpicklableError, pickled
 
 #: What to do where there can be no worker, for the messages.
 REMEDY = "ProcessPoolExecutor(mp_context=multiprocessing.get_context('spawn'))"
@@ -188,13 +188,10 @@ def sent(who: str, thing: Any) -> bytes:
 
     :raises TypeError: if there can be none.
     """
-    reason: Exception | None = None
-    for dumps in ways_to_pickle():
-        try:
-            return dumps(thing)
-        except Exception as error:
-            reason = reason or error
-    raise TypeError(f"{who}: what is to be done cannot be sent to another process ({reason})") from reason
+    try:
+        return pickled(thing)
+    except UnpicklableError as error:
+        raise TypeError(f"{who}: what is to be done cannot be sent to another process ({error})") from error
 
 
 def not_found(reason: str) -> TypeError:
