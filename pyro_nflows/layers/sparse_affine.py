@@ -61,18 +61,8 @@ class SparseAffine(Layer):
                 self.within[str(number)] = nn.Parameter(self.loc.new_zeros(num, width, width))
             if group.above.shape[1]:
                 self.above[str(number)] = nn.Parameter(self.loc.new_zeros(num, width, group.above.shape[1]))
-        self._register_places(elimination)
-
-    def _register_places(self, elimination: Elimination) -> None:
-        """Where each group has its coordinates, what it depends on, and that among what is made before it."""
-        at, start = torch.zeros(elimination.dim + 1, dtype=torch.long), 1
-        for number, group in enumerate(elimination.groups):
-            self.register_buffer(f"columns_{number}", group.columns, persistent=False)
-            self.register_buffer(f"upper_{number}", group.above, persistent=False)
-            self.register_buffer(f"made_{number}", at[group.above], persistent=False)
-            at[group.columns.flatten()] = torch.arange(start, start + group.columns.numel())
-            at[-1], start = 0, start + group.columns.numel()
-        self.register_buffer("places", at[:-1], persistent=False)
+        for name, tensor in elimination.buffers().items():
+            self.register_buffer(name, tensor, persistent=False)
         every = [index.flatten() for group in elimination.groups for index in (group.columns, group.above)]
         self.register_buffer("every", torch.cat(every), persistent=False)
 

@@ -52,19 +52,14 @@ class SparseShear(Layer):
         self.elimination, self.num_top = elimination, num_top
         self.features = Features(num_top, num_features, hidden_dims)
         self.bias, self.coefficients = Table(), Table()
-        at, start = torch.zeros(elimination.dim + 1, dtype=torch.long), 1
         for number, group in enumerate(elimination.groups):
             num, width = group.columns.shape
             size = width * (width - 1) // 2 + width * group.above.shape[1]
             if size:
                 self.bias[str(number)] = nn.Parameter(torch.zeros(num, size))
                 self.coefficients[str(number)] = nn.Parameter(torch.zeros(num, size, self.features.output_dim))
-            self.register_buffer(f"columns_{number}", group.columns, persistent=False)
-            self.register_buffer(f"upper_{number}", group.above, persistent=False)
-            self.register_buffer(f"made_{number}", at[group.above], persistent=False)
-            at[group.columns.flatten()] = torch.arange(start, start + group.columns.numel())
-            at[-1], start = 0, start + group.columns.numel()
-        self.register_buffer("places", at[:-1], persistent=False)
+        for name, tensor in elimination.buffers().items():
+            self.register_buffer(name, tensor, persistent=False)
 
     def _matrices(self, number: int, features: Tensor) -> tuple[Tensor, Tensor] | None:
         """Of each node of a group: the numbers of :math:`N` by rows, and :math:`A`; None where there are none."""

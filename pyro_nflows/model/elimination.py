@@ -84,6 +84,19 @@ class Elimination:
         """Numbers in all matrices."""
         return sum(group.size for group in self.groups)
 
+    def buffers(self) -> dict[str, Tensor]:
+        """What a layer looks up: of each group, its latents, what they depend on, and that in the order of drawing.
+
+        Numbers in that order begin at one, since a zero stands for nothing; ``places`` finds each latent in it.
+        """
+        found, at, start = dict[str, Tensor](), torch.zeros(self.dim + 1, dtype=torch.long), 1
+        for number, group in enumerate(self.groups):
+            found |= {f"columns_{number}": group.columns, f"upper_{number}": group.above}
+            found[f"made_{number}"] = at[group.above]
+            at[group.columns.flatten()] = torch.arange(start, start + group.columns.numel())
+            at[-1], start = 0, start + group.columns.numel()
+        return found | {"places": at[:-1]}
+
     def listed(self) -> list[Any]:
         """As plain values, for a state; :meth:`unlisted` reads them."""
         return [self.dim, self.pattern.pairs.tolist(), self.pattern.hubs.tolist()]
