@@ -30,7 +30,7 @@ from pyro_nflows import VI, AutoFlow
 from pyro_nflows.engine import Engine
 from pyro_nflows.engine.minibatch_steps import MinibatchSteps
 from pyro_nflows.engine.program import Inputs, Program
-from pyro_nflows.inference.minibatches import minibatches
+from pyro_nflows.inference.minibatch_fit import minibatches
 from pyro_nflows.inference.tabled import TabledRows
 from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.row_terms import RowTerms

@@ -15,7 +15,14 @@ SHARED_WIDTH = 1.25
 #: K-hat of a row's weights counts below this ESS.
 UNEVEN = 0.5
 #: Outcomes that stand, whatever is known of single blocks.
-FINAL = (Outcome.NOT_FINITE, Outcome.IMPROPER, Outcome.EDGE, Outcome.UNSETTLED, Outcome.UNSTABLE)
+FINAL = (
+    Outcome.NOT_FINITE,
+    Outcome.IMPROPER,
+    Outcome.EDGE,
+    Outcome.UNSETTLED,
+    Outcome.UNSTABLE,
+    Outcome.STARTS_DISAGREE,
+)
 
 
 def with_blocks(

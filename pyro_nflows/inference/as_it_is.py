@@ -8,15 +8,15 @@ import torch
 
 from ..engine import History, work_of
 from ..guides import AutoFlow
-from ..model.bound import BoundModel
-from ..model.row_terms import RowTerms
+from ..model.crossed_terms import CrossedTerms
 from ..system.exclusive import seeded, validation
 from ..system.signals import imported
 from .collapsed import collapser_of
-from .crossed_posterior import crossed_posterior, crossed_terms, is_crossed
+from .crossed_posterior import crossed_posterior, judged
 from .encoded import EncodedRows
 from .fitted import weighed
-from .minibatch_run import row_posterior
+from .judged_rows import row_posterior
+from .minibatch_starts import terms_of
 from .plan import Plan
 from .posterior import Call, Posterior
 from .running import NEEDED, Fitter, RowsAreSubsampled
@@ -52,12 +52,14 @@ def _of_rows(guide: AutoFlow, plan: Plan, call: Call) -> Posterior:
     began, history = time.perf_counter(), History()
     seed = int(torch.randint(2**31, ())) if plan.seed is None else plan.seed
     with seeded(seed), validation(False):
-        if is_crossed(guide.latents, guide.hierarchy):
-            crossed = crossed_terms(guide, call)
-            posterior = crossed_posterior(guide, guide.plain_layer(), crossed, call, history, crossed.leaves(), seed)
+        terms = terms_of(guide, call)
+        if isinstance(terms, CrossedTerms):
+            layer = guide.plain_layer()
+            posterior = crossed_posterior(
+                guide, layer, judged(layer, terms, history), call, history, terms.leaves(), seed
+            )
             history.seconds = time.perf_counter() - began
             return posterior
-        terms = RowTerms(BoundModel(guide.bare_model, *call), guide.latents)
         rows = EncodedRows(guide, terms) if guide.amortize else TabledRows(guide, terms)
         collapser = collapser_of(rows.weighed, terms, guide.hierarchy, plan.engine)
         found = row_posterior(guide, rows, collapser, call, history, terms.leaves(), seed)

@@ -1,15 +1,16 @@
 """What a fit of rows of several plates leaves: draws of all rows, and how each block is fitted given the others."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from ..diagnostics.crossed_verdict import with_blocks
 from ..diagnostics.findings import Block, Faults, MissedMass
-from ..diagnostics.verdict import Outcome, Verdict
+from ..diagnostics.verdict import Evidence, Outcome, Verdict
+from ..diagnostics.weights import elbo
 from ..engine import History
 from ..flows.whitened import Whitened
 from ..guides import AutoFlow
@@ -22,9 +23,13 @@ from ..model.row_owners import SeveralRowsError
 from ..objectives.draws import Draws
 from ..system.exclusive import exclusive, seeded
 from .conditionals import FEWEST, Conditionals
+from .fitted import bound_of
 from .groups_left_out import Part
 from .posterior import Call
 from .row_posterior import RowPosterior
+
+#: By how much the bounds of two fits of the same posterior may differ, for each latent: they are not equally close.
+NOISE_A_LATENT = 1e-3
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,7 +52,20 @@ class CrossedPosterior(RowPosterior):
 
     def of_weights(self) -> Verdict[Outcome]:
         """The verdict on the weights of whole draws alone."""
-        return super(RowPosterior, self).verdict()
+        found = super(RowPosterior, self).verdict()
+        if found.outcome is Outcome.STARTS_DISAGREE:  # of them these are
+            return replace(found, sentence=found.sentence.replace("log evidence", "bounds of the log evidence"))
+        return found
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the verdict rests on; of several starts, bounds are compared: weights of whole draws are too uneven."""
+        known = super().evidence
+        if len(self.starts) < 2:
+            return known
+        bounds = [bound_of(part.log_weight, elbo) for part in self.starts]
+        noise = NOISE_A_LATENT * self.draws.z.shape[1]
+        return known._replace(log_evidences=[part._replace(se=(part.se**2 + noise**2) ** 0.5) for part in bounds])
 
     @exclusive()
     @torch.no_grad()
@@ -80,8 +98,11 @@ class CrossedPosterior(RowPosterior):
     @torch.no_grad()
     def state(self) -> dict[str, Any]:
         """All but the model and its arguments, as tensors and plain values, for a file."""
-        blocks = [{**asdict(block), "plates": list(block.plates)} for block in self.blocks]
-        return {**super().state(), "blocks": blocks, "obstacle": self.obstacle}
+        return {**super().state(), "blocks": _state_of(self.blocks), "obstacle": self.obstacle}
+
+
+def _state_of(blocks: Sequence[Block]) -> list[dict[str, Any]]:
+    return [{**asdict(block), "plates": list(block.plates)} for block in blocks]
 
 
 def blocks_of(state: Sequence[dict[str, Any]]) -> tuple[Block, ...]:
@@ -103,40 +124,72 @@ def is_crossed(latents: Latents, hierarchy: Hierarchy | None) -> bool:
     return bool(hierarchy.subsampled) or hierarchy.crosses
 
 
+class Judged(NamedTuple):
+    """Draws of a flow over all rows, and how each block is fitted given the others.
+
+    :param draws: with their log densities.
+    :param blocks: none where that is not known.
+    :param obstacle: why.
+    """
+
+    draws: Draws
+    blocks: tuple[Block, ...] = ()
+    obstacle: str = ""
+
+    def state(self) -> dict[str, Any]:
+        """As tensors and plain values."""
+        draws = [self.draws.z, self.draws.log_p, self.draws.log_q]
+        return {"draws": draws, "blocks": _state_of(self.blocks), "obstacle": self.obstacle}
+
+    @staticmethod
+    def of(state: dict[str, Any]) -> "Judged":
+        """What :meth:`state` was made of."""
+        return Judged(Draws(*state["draws"]), blocks_of(state["blocks"]), state["obstacle"])
+
+
+def judged(layer: Whitened, terms: CrossedTerms, history: History) -> Judged:
+    """Draws of a flow over all rows that are judged; fewer where somebody is waiting.
+
+    :param layer: the flow.
+    :param terms: the model.
+    :param history: what training has seen.
+    """
+    evidence = Conditionals(layer, terms)
+    num = FEWEST if history.interrupted or history.out_of_time else evidence.num_samples
+    try:
+        draws, blocks = evidence.judged(num)
+    except SeveralRowsError as error:
+        return Judged(evidence.weighed(10 * num), (), f"{error}, so that rows cannot be judged one by one")
+    return Judged(draws, tuple(blocks))
+
+
 def crossed_posterior(
-    guide: AutoFlow, layer: Whitened, terms: CrossedTerms, call: Call, history: History, leaves: Any, seed: int
+    guide: AutoFlow, layer: Whitened, found: Judged, call: Call, history: History, leaves: Any, seed: int
 ) -> CrossedPosterior:
     """A flow over all rows, with draws that are judged.
 
     :param guide: of the flow's kind.
     :param layer: the flow.
-    :param terms: the model.
-    :param call: its arguments.
+    :param found: draws of it.
+    :param call: the model's arguments.
     :param history: what training has seen.
     :param leaves: the model's own parameters.
     :param seed: of the draws.
     """
-    evidence, obstacle, blocks = Conditionals(layer, terms), "", list[Block]()
-    num = FEWEST if history.interrupted or history.out_of_time else evidence.num_samples
-    try:
-        draws, blocks = evidence.judged(num)
-    except SeveralRowsError as error:
-        draws, obstacle = evidence.weighed(10 * num), f"{error}, so that rows cannot be judged one by one"
-    bad = not bool(torch.isfinite(draws.log_p).all())
-    faults = Faults(not_finite=_first_latent(guide)) if bad else Faults()
+    bad = not bool(torch.isfinite(found.draws.log_p).all())
     return CrossedPosterior(
         guide,
         Rescaled(layer, Whitened.END),
         call,
-        draws,
-        [draws],
+        found.draws,
+        [found.draws],
         history,
         MissedMass(),
-        faults,
+        Faults(not_finite=_first_latent(guide)) if bad else Faults(),
         leaves=[leaf.detach().clone() for leaf in leaves],
         seed=seed,
-        blocks=tuple(blocks),
-        obstacle=obstacle,
+        blocks=found.blocks,
+        obstacle=found.obstacle,
     )
 
 

@@ -17,7 +17,9 @@ end where its ELBO is largest [1]: of rows by their blocks' curvature, and of wh
 [1] M. Opper, C. Archambeau (2009). The Variational Gaussian Approximation Revisited.
 """
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +44,8 @@ NUM_SETTLING, SHARE, NUM_DRAWS, NUM_CURVED = 6, 0.5, 8, 2
 NUM_ITERATIONS, SOLVED, SLOPES_SOLVED = 60, 1e-3, 1e-6
 #: A step, in units of widths given all else, that is none any more; and the longest of a row.
 SETTLED, LONGEST = 0.02, 1000.0
+#: What is known at a point.
+STATE = "value", "phase", "number", "roots", "slopes", "top_root"
 
 
 class CrossedStart:
@@ -59,40 +63,71 @@ class CrossedStart:
         self.top_root = torch.zeros(len(self.top), len(self.top), dtype=torch.float64)
         self.offsets = torch.zeros_like(loc)[None]
         self._tapes: dict[int, Tape | None] = {}
-        self.value = -torch.inf
+        self.value, self.phase, self.number = -math.inf, 0, 0
+
+    def go_to(self, loc: Tensor) -> None:
+        """Begin elsewhere."""
+        self.z, self.value = loc.clone(), self._value(loc)
 
     @torch.no_grad()
-    def climb(self, is_over: Callable[[], bool] = lambda: False) -> None:
-        """Go to the mode."""
-        self.value = self._value(self.z)
-        for _ in range(NUM_SWEEPS * bool(len(self.top))):  # or rows would make up for what is outside of plates
-            if self._block(0) < 1:
-                break
-        for _ in range(NUM_SWEEPS):
-            before = self.value
-            longest = max([self._block(number) for number in range(len(self.columns))])
-            if longest < SETTLED or self.value - before < GAIN * abs(before) or is_over():
-                break
-        for _ in range(NUM_NEWTON):
-            if is_over() or self._newton() < SETTLED:
-                break
+    def run(
+        self,
+        end: PlateAffine,
+        is_over: Callable[[], bool] = lambda: False,
+        moved: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Go to the mode, and from there to the mean of a Gaussian whose ELBO is largest; place an affine end there.
+
+        :param end: what is placed.
+        :param is_over: whether somebody is waiting.
+        :param moved: is called after each of its moves, between which :meth:`where` says all that there is to know.
+        """
+        phases: list[tuple[int, Callable[[], bool]]] = [
+            # or rows would make up for what is outside of plates
+            (NUM_SWEEPS * bool(len(self.top)), lambda: self._block(0) < 1),
+            (NUM_SWEEPS, self._sweep),
+            (NUM_NEWTON, lambda: self._newton() < SETTLED),
+            (1, lambda: self._placed(end)),
+            (NUM_SETTLING, lambda: self._settled(end)),
+        ]
+        while self.phase < len(phases):
+            most, move = phases[self.phase]
+            is_left = self.number < most and not (is_over() and most > 1)
+            if is_left and not move():
+                self.number += 1
+            else:
+                self.phase, self.number = self.phase + 1, 0
+            if is_left:
+                moved()
+
+    def where(self) -> dict[str, Any]:
+        """How far it has come: tensors and plain values."""
+        return {name: getattr(self, name) for name in ("z", *STATE)}
+
+    def take(self, where: dict[str, Any]) -> None:
+        """Go on from :meth:`where`."""
+        for name in ("z", *STATE):
+            setattr(self, name, where[name])
+
+    def _sweep(self) -> bool:
+        """A step of each block; whether that is enough of them."""
+        before = self.value
+        longest = max([self._block(number) for number in range(len(self.columns))])
+        return longest < SETTLED or self.value - before < GAIN * abs(before)
+
+    def _placed(self, end: PlateAffine) -> bool:
         if len(self.top):
             self._follow()
-
-    @torch.no_grad()
-    def settle(self, end: PlateAffine, is_over: Callable[[], bool] = lambda: False) -> None:
-        """Go from the mode to the mean of a Gaussian whose ELBO is largest, and place an affine end there."""
         self.place(end)
-        for _ in range(NUM_SETTLING):
-            self.offsets = end.scaled(in_pairs(torch.randn(NUM_DRAWS, len(self.z)).to(self.z)))
-            self.value = self._value(self.z)
-            step = self._mean_step()
-            self.offsets = torch.zeros_like(self.z)[None]
-            if len(self.top):
-                self._follow()
-            self.place(end)
-            if step < SETTLED or is_over():
-                break
+        return True
+
+    def _settled(self, end: PlateAffine) -> bool:
+        """A step of the mean of a Gaussian, with draws of it; whether it is none."""
+        self.offsets = end.scaled(in_pairs(torch.randn(NUM_DRAWS, len(self.z)).to(self.z)))
+        self.value = self._value(self.z)
+        step = self._mean_step()
+        self.offsets = torch.zeros_like(self.z)[None]
+        return self._placed(end) and step < SETTLED
 
     @torch.no_grad()
     def place(self, end: PlateAffine) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..engine import History, Journal, RowCourse, random_state
 from ..engine.lazy import RowState
+from ..model.crossed_terms import CrossedTerms
 from ..model.row_terms import RowTerms
 from .mark import put
 from .resume import check_density, put_back
@@ -36,7 +37,7 @@ class FitInJournal:
         journal: Journal,
         name: str,
         layer: nn.Module,
-        terms: RowTerms,
+        terms: RowTerms | CrossedTerms,
         history: History,
         leaves: Sequence[Tensor] = (),
     ):
@@ -45,6 +46,8 @@ class FitInJournal:
         self._at: dict[str, Any] = {"loc": terms.joint.latents.init_loc(), "log_p": torch.tensor(torch.nan)}
         self._at["begun"] = [leaf.detach().clone() for leaf in self.leaves]
         self._found: dict[str, Any] = {}
+        #: How far another process has come before the first stage.
+        self.beginning: dict[str, Any] = {}
 
     def begin(self) -> int:
         """The stage that the fit is at: the beginning, or where another process was.
@@ -63,8 +66,12 @@ class FitInJournal:
             self.journal.reach(lambda: _copied(self._now(BEGINNING, self._history())))
             return BEGINNING
         self._take(found)
-        self._found = found.get("course", {})
+        self._found, self.beginning = found.get("course", {}), found.get("beginning", {})
         return int(found["stage"])
+
+    def mark(self, beginning: dict[str, Any]) -> None:
+        """How far what comes before the first stage is: tensors and plain values."""
+        self.journal.reach(lambda: _copied({**self._now(BEGINNING, self._history()), "beginning": beginning}))
 
     def reached(self, stage: int) -> int:
         """The stage, which is reached, while none of its steps is taken."""
@@ -118,9 +125,9 @@ class FitInJournal:
 
 
 @torch.no_grad()
-def _log_p(terms: RowTerms, loc: Tensor) -> Tensor:
+def _log_p(terms: RowTerms | CrossedTerms, loc: Tensor) -> Tensor:
     """The log density of the first rows at a point; NaN where that is random."""
-    terms.choose(torch.arange(terms.size))
+    terms.choose_first()
     with torch.random.fork_rng(devices=[]):
         first, second = (terms.log_joint(loc[None])[0].double() for _ in range(2))
     return first if torch.equal(first, second) else torch.full_like(first, torch.nan)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,55 +10,44 @@ from torch import Tensor
 from ..diagnostics.weights import elbo
 from ..engine import Budget, History, Journal, Progress
 from ..guides import AutoFlow
+from ..model.bound import BoundModel
+from ..model.crossed_terms import CrossedTerms
 from ..model.row_terms import RowTerms
 from ..objectives.draws import Draws
-from .collapsed import Collapser, Outside
+from .crossed import CrossedMinibatches
+from .crossed_posterior import crossed_terms, is_crossed
 from .fitted import bound_of
 from .mark import put
+from .minibatch_fit import MinibatchFit
 from .minibatches import Minibatches
 from .plan import Plan
-
-#: Draws that are kept with their rows: of so many numbers, but so many at least, and at most.
-MOST_NUMBERS, FEWEST, MOST = 2**26, 100, 1000
-#: Draws that are judged at least; after an interrupt, no more than the fewest that are kept.
-JUDGED = 500
-#: The share of the time that is left, where it is limited, that weighing them may take.
-WEIGHED = 0.6
-
-
-class Sizes(NamedTuple):
-    """How many draws are judged, and how many of them are kept with their rows."""
-
-    judged: int
-    kept: int
-
-    @staticmethod
-    def of(guide: AutoFlow, history: History, time_for: int = MOST) -> "Sizes":
-        """As many as there is time for, but :data:`FEWEST` even if there is none.
-
-        :param guide: says how many numbers a draw has.
-        :param history: says whether somebody is waiting.
-        :param time_for: draws that there is time for.
-        """
-        kept = FEWEST if history.interrupted else max(FEWEST, min(MOST, MOST_NUMBERS // guide.latents.dim))
-        judged = FEWEST if history.interrupted else max(JUDGED, kept)
-        return Sizes(*(max(FEWEST, min(num, time_for)) for num in (judged, kept)))
+from .posterior import Call
 
 
 class Start(NamedTuple):
-    """A fit, the draws of it that are judged, and the model's own parameters after it."""
+    """A fit, its draws that are judged, and the model's own parameters after it."""
 
-    fit: Minibatches
-    num: Sizes
-    found: Outside
+    fit: MinibatchFit[Any]
+    found: Any
     leaves: list[Tensor]
+
+
+def terms_of(guide: AutoFlow, call: Call) -> RowTerms | CrossedTerms:
+    """The model on chosen rows, of the kind that its latents ask for.
+
+    :param guide: follows the plates.
+    :param call: the model's arguments.
+    """
+    if is_crossed(guide.latents, guide.hierarchy):
+        return crossed_terms(guide, call)
+    return RowTerms(BoundModel(guide.bare_model, *call), guide.latents)
 
 
 @dataclass
 class Starts:
     """The fits of a run, one after the other.
 
-    :param guide: follows the plate.
+    :param guide: follows the plates.
     :param terms: the model on chosen rows.
     :param plan: how many starts, and how each is trained.
     :param history: is told of all steps.
@@ -66,11 +55,11 @@ class Starts:
     :param budget: the time of the run, of which each has its share.
     :param progress: shows it.
     :param journal: of the run.
-    :param seen: of each start, the best one first, its draws of what is outside of the plate with their weights.
+    :param seen: of each start, the best one first, its draws of what is outside of plates with their weights.
     """
 
     guide: AutoFlow
-    terms: RowTerms
+    terms: RowTerms | CrossedTerms
     plan: Plan
     history: History
     leaves: Sequence[Tensor]
@@ -82,18 +71,18 @@ class Starts:
     def run(self) -> Start:
         """The best of them; after an interrupt, of those that are complete, or the first."""
         before = [leaf.detach().clone() for leaf in self.leaves]
-        best, bound = self._fitted(0), float("-inf")
+        best, bound = self.fitted(0), float("-inf")
         if self.plan.starts > 1:
-            bound = self._see(best)
+            bound = self.see(best)
         for number in range(1, self.plan.starts):
             if self._is_over():
                 break
             with torch.no_grad():
                 put(self.leaves, before)
-            other = self._fitted(number)
+            other = self.fitted(number)
             if self.history.interrupted:
                 break
-            found = self._see(other)
+            found = self.see(other)
             if found > bound:
                 best, bound = other, found
                 self.seen.insert(0, self.seen.pop())
@@ -104,37 +93,32 @@ class Starts:
     def _is_over(self) -> bool:
         return self.history.interrupted or self.history.stopped or self.budget.left <= 0
 
-    def _fitted(self, number: int) -> Start:
-        """One fit, with its draws; after an interrupt, without."""
+    def fresh(self, number: int) -> MinibatchFit[Any]:
+        """A fit that nothing is done for yet.
+
+        :param number: of the start.
+        """
+        parts = self.plan, self.history, self.leaves, self.budget, self.progress, self.journal, number
+        if isinstance(self.terms, CrossedTerms):
+            return CrossedMinibatches(self.guide, self.terms, *parts)
+        return Minibatches(self.guide, self.terms, *parts)
+
+    def fitted(self, number: int) -> Start:
+        """One fit, with its draws; after an interrupt, without.
+
+        :param number: of the start.
+        """
         self.budget.share(self.plan.starts - number)
-        parts = self.guide, self.terms, self.plan, self.history, self.leaves
-        fit = Minibatches(*parts, self.budget, self.progress, self.journal, number)
+        fit = self.fresh(number)
         fit.fit()
         follows = "the verdict" if number == self.plan.starts - 1 else "another start"
         with self.progress.phase("correction", follows=follows):
             fit.correct()
-        time_for = int(min(MOST, WEIGHED * self.budget.left / fit.pace)) if fit.pace else MOST
-        num = Sizes.of(self.guide, self.history, time_for)
         with self.progress.phase("weighing draws", follows=follows):
-            found = self.journal.step(f"start {number + 1}, weighed", lambda: _weighed(fit.collapser, num.judged))
-        return Start(fit, num, Outside(*found), [leaf.detach().clone() for leaf in self.leaves])
+            found = self.journal.step(f"{fit.name}, weighed", fit.weigh)
+        return Start(fit, found, [leaf.detach().clone() for leaf in self.leaves])
 
-    def _see(self, start: Start) -> float:
+    def see(self, start: Start) -> float:
         """Take note of a start's draws; the bound that it has reached."""
-        found = start.found
-        z, none = outside_of(start.fit.collapser, found), torch.zeros_like(found.log_weight)
-        self.seen.append(Draws(z, found.log_weight, none))
-        return float(bound_of(found.log_weight, elbo).value)
-
-
-def _weighed(collapser: Collapser, num: int) -> list[object]:
-    return list(collapser.weigh(num, int(torch.randint(2**31, ()))))
-
-
-@torch.no_grad()
-def outside_of(collapser: Collapser, found: Outside) -> Tensor:
-    """The latents outside of the plate at draws, ``(S, width)``."""
-    hierarchy = collapser.terms.hierarchy
-    inner = found.base.new_zeros(len(found.base), hierarchy.dim - len(hierarchy.top))
-    z = collapser.ratios(torch.arange(collapser.terms.size), found.base, inner).z
-    return z[:, hierarchy.top]
+        self.seen.append(start.fit.compared(start.found))
+        return float(bound_of(self.seen[-1].log_weight, elbo).value)

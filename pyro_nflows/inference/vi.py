@@ -29,6 +29,7 @@ from .portable import is_packed, packed, unpacked
 from .posterior import Call, Posterior
 from .results import Results
 from .resume import Checkpoint, check_file, described
+from .row_posterior import RowPosterior
 from .running import Fitter, RowsAreSubsampled
 from .started import source_of
 from .together import agree, followed, leading, share
@@ -186,10 +187,12 @@ class VI(Results):
                         fit = fit_apart if is_apart(plan, ready.trainer, guide) else fit_all
                         self._fitter.judge(plan, ready, fit(ready.trainer, guide, plan, ready.locs))
                 except RowsAreSubsampled:
-                    for name, given in (("start= from another fit", self._source), ("executor=", self.executor)):
-                        if given is not None:
-                            raise ValueError(f"VI: a fit by minibatches has no {name}; leave it out") from None
-                    run_minibatches(guide, self.plan, call, self._keep, checkpoint)
+                    if self._source is not None:
+                        raise ValueError(
+                            "VI: a fit by minibatches has no start= from another fit; leave it out"
+                        ) from None
+                    plan = replace(self.plan, goes_on=self._goes_on(call), workers=self.executor)
+                    run_minibatches(guide, plan, call, self._keep, checkpoint)
         return self
 
     @contextlib.contextmanager
@@ -242,7 +245,8 @@ class VI(Results):
     def _finished(self, fit: dict[str, Any], guide: AutoFlow, call: Call) -> Posterior:
         """The fit of a checkpoint's run that is complete."""
         with seeded(0):  # the model is run for its structure
-            return replace(take_fit(fit, guide, call), seed=self.plan.seed)
+            found = take_fit(fit, guide, call)
+        return found if isinstance(found, RowPosterior) else replace(found, seed=self.plan.seed)
 
     def _checkpoint(self, call: Call) -> Checkpoint | None:
         if self.checkpoint is None:

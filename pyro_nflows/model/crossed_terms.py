@@ -91,6 +91,10 @@ class CrossedTerms:
         """Take other rows from now on: those of each subsampled plate, one after the other."""
         self._chosen.rows = self.split(rows)
 
+    def choose_first(self) -> None:
+        """Take the first rows of each."""
+        self._chosen.rows = {name: plate.chunk(0)[0] for name, plate in self.plates.items()}
+
     def split(self, rows: Tensor) -> dict[str, Tensor]:
         """Rows of all subsampled plates by plate."""
         return dict(zip(self.plates, rows.split([plate.taken for plate in self.plates.values()])))

@@ -82,6 +82,10 @@ class RowTerms:
         own, *rest = rows.split(sizes if len(rows) > self.size else self.size)
         self._chosen.rows = {**self._chosen.rows, self.plate: own, **dict(zip(self.others, rest))}
 
+    def choose_first(self) -> None:
+        """Take the first rows."""
+        self.choose(torch.arange(self.size))
+
     def with_others(self, rows: Tensor) -> Tensor:
         """Rows, and behind them a minibatch of each other subsampled plate: for :meth:`choose`."""
         drawn = [torch.randperm(plate.size)[: plate.taken] for plate in self.others.values()]

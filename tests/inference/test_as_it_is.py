@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_nflows import VI, AutoFlow
 from pyro_nflows.diagnostics.verdict import Outcome
-from pyro_nflows.inference import minibatch_starts
+from pyro_nflows.inference import judged_rows
 
 MU, TAU, SD = 1.0, 2.0, 0.5
 
@@ -52,7 +52,7 @@ def exact_guide(size: int | None, *args: Tensor) -> AutoFlow:
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(minibatch_starts, "MOST", 500)
+    monkeypatch.setattr(judged_rows, "MOST", 500)
 
 
 def judge(guide: AutoFlow, *args: Tensor | int | None) -> VI:

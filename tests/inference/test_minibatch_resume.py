@@ -63,7 +63,7 @@ def line(path: Path | None, model: Callable[..., Any] = groups, amortize: bool =
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyro_nflows.inference.minibatches.PILOT", Round(40, 16, 2e-2))
     for name in ("FEWEST", "MOST", "JUDGED"):
-        monkeypatch.setattr(f"pyro_nflows.inference.minibatch_starts.{name}", 500)
+        monkeypatch.setattr(f"pyro_nflows.inference.judged_rows.{name}", 500)
 
 
 class Killed(BaseException):

@@ -20,7 +20,8 @@ from pyro_nflows.engine.lazy import RowState
 from pyro_nflows.flows.by_row import draw_by_row
 from pyro_nflows.flows.upweighted import Upweighted
 from pyro_nflows.inference.collapsed import collapser_of
-from pyro_nflows.inference.minibatches import Minibatches, minibatches
+from pyro_nflows.inference.minibatch_fit import minibatches
+from pyro_nflows.inference.minibatches import Minibatches
 from pyro_nflows.inference.plan import Plan
 from pyro_nflows.inference.row_posterior import weighed_draws
 from pyro_nflows.model.bound import BoundModel

@@ -1,0 +1,132 @@
+"""Fits by minibatches from several starts in other processes: each gives a trained flow, with its draws."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..engine import Budget, History, Journal, Progress
+from ..system.exclusive import exclusive, seeded, validation, with_dtype
+from .minibatch_starts import Start, Starts, terms_of
+from .plan import Plan
+from .portable import sendable, unpacked
+from .posterior import Call
+from .workers import not_found, spread
+
+
+class Order(NamedTuple):
+    """What all fits of a run have in common.
+
+    :param guide: set up, with its model and the model's arguments, as bytes.
+    :param builds: how it makes its flow and that of rows, which a guide that is set up does not take along.
+    :param plan: of each fit.
+    :param until: when training has to end, in seconds since the epoch.
+    :param dtype: torch's default.
+    """
+
+    guide: dict[str, Any]
+    builds: tuple[Any, Any]
+    plan: Plan
+    until: float
+    dtype: torch.dtype
+
+
+def is_apart(plan: Plan) -> bool:
+    """Whether there are several starts, and workers for them."""
+    return plan.workers is not None and plan.starts > 1
+
+
+def best_apart(starts: Starts, call: Call) -> Start:
+    """The best of a run's fits, each by one of the plan's workers.
+
+    A run that is resumed has those that were complete.
+
+    :param starts: the run; its ``seen`` are filled in.
+    :param call: the model's arguments.
+    :raises ValueError: if the model has parameters of its own.
+    :raises WorkerError: if a worker dies or fails; it says at which start.
+    """
+    plan, num, journal = starts.plan, starts.plan.starts, starts.journal
+    _refuse(starts.leaves)
+    seeds = torch.randint(2**62, (num,)).tolist()
+    own = replace(plan, workers=None, callback=None, progress_bar=False)
+    until = time.time() + starts.budget.until - time.perf_counter()
+    guide = starts.guide
+    order = Order(sendable(guide, call), (guide.build, guide.row_build), own, until, torch.get_default_dtype())
+    found, coming = list[dict[str, Any]](), dict[int, dict[str, Any]]()
+    while len(found) < num and (recalled := journal.recall(_name(len(found)))) is not None:
+        found.append(recalled)
+    try:
+        with starts.progress.phase(f"{num} starts", num, "the verdict", unit="fit"):
+            starts.progress.advance(len(found))
+            given = [(i + 1, (order, i, seeds[i])) for i in range(len(found), num)]
+            for number, result in spread("VI.run", "start", plan.workers, fit_one, given):
+                if result is None:
+                    raise KeyboardInterrupt
+                coming[number - 1] = result
+                starts.progress.advance(1)
+                while len(found) in coming:  # the journal has them in order
+                    journal.recall(_name(len(found)))
+                    journal.record(_name(len(found)), coming[len(found)])
+                    found.append(coming.pop(len(found)))
+    except KeyboardInterrupt:
+        starts.history.interrupted = True
+    fits = [_taken(starts, number, result) for number, result in sorted({**dict(enumerate(found)), **coming}.items())]
+    if not fits:
+        fit = starts.fresh(0)
+        return Start(fit, fit.weigh(), list(starts.leaves))
+    bounds = [starts.see(fit) for fit in fits]
+    best = max(range(len(fits)), key=lambda place: bounds[place])
+    starts.seen.insert(0, starts.seen.pop(best))
+    return fits[best]
+
+
+def _taken(starts: Starts, number: int, result: dict[str, Any]) -> Start:
+    """What a worker has made."""
+    fit, history = starts.fresh(number), History()
+    cast(nn.Module, fit.of_rows.weighed).load_state_dict(result["layer"])
+    history.take(result["history"])
+    starts.history.join(history)
+    return Start(fit, result["found"], list(starts.leaves))
+
+
+def _name(index: int) -> str:
+    return f"start {index + 1}, in another process"
+
+
+def _refuse(leaves: Sequence[Tensor]) -> None:
+    if leaves:
+        raise ValueError(
+            "VI.run: the model has parameters of its own (pyro.param), which all starts train, so they cannot be in "
+            "processes of their own; leave out executor="
+        )
+
+
+@exclusive()
+def fit_one(order: Order, number: int, seed: int) -> dict[str, Any]:
+    """Fit from one start, in a worker.
+
+    :raises KeyboardInterrupt: if it was interrupted.
+    """
+    guide, call, reason = unpacked(dict(order.guide))
+    if call is None:
+        raise not_found(reason)
+    guide.build, guide.row_build = order.builds
+    with with_dtype(order.dtype), seeded(seed), validation(False), Progress(False) as progress:
+        history, budget = History(quick=not order.plan.schedule.has_flow), Budget.of_training(order.until - time.time())
+        terms = terms_of(guide, call)
+        starts = Starts(guide, terms, order.plan, history, terms.leaves(), budget, progress, Journal())
+        fit = starts.fresh(number)
+        fit.fit()
+        if history.interrupted:
+            raise KeyboardInterrupt
+        fit.correct()
+        layer = cast(nn.Module, fit.of_rows.weighed).state_dict()
+        return {
+            "layer": {name: value.detach().clone() for name, value in layer.items()},
+            "found": fit.weigh(),
+            "history": history.state(),
+        }
