@@ -201,7 +201,7 @@ class Conditionals:
         total = torch.zeros(len(z), dtype=torch.float64)
         rows = torch.zeros(len(z), 1 + (blocks[number].num_rows if number is not None else 0), dtype=torch.float64)
         for place, chunk in enumerate(self.terms.chunks):
-            values = self._run(z[:, chunk.rows.columns], chunk)
+            values = self.run(z[:, chunk.rows.columns], chunk)
             if number is None:
                 total += values.double().sum(-1)
             else:
@@ -209,7 +209,8 @@ class Conditionals:
                 rows += part.index_add_(1, self._owners[place][number], values)  # type: ignore[index]
         return total, rows[:, :-1]
 
-    def _run(self, z: Tensor, chunk: Chunk) -> Tensor:
+    def run(self, z: Tensor, chunk: Chunk) -> Tensor:
+        """The terms of a run of the model at latents of its rows, ``(K, terms)``."""
         given = [z, *chunk.visit.tensors]
         if len(z) not in self._tapes:
             self._tapes[len(z)] = self._record(given)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..diagnostics.crossed_verdict import with_blocks
 from ..diagnostics.findings import Block, Faults, MissedMass
+from ..diagnostics.groups import GroupsLeftOut
 from ..diagnostics.verdict import Evidence, Outcome, Verdict
 from ..diagnostics.weights import elbo
 from ..engine import History
@@ -22,10 +23,12 @@ from ..model.latents import Latents
 from ..model.row_owners import SeveralRowsError
 from ..objectives.draws import Draws
 from ..system.exclusive import exclusive, seeded
-from .conditionals import FEWEST, Conditionals
+from .conditionals import FEWEST, MOST, Conditionals
+from .crossed_left_out import crossed_parts
 from .fitted import bound_of
 from .groups_left_out import Part
 from .posterior import Call
+from .reused import MOST_DRAWS
 from .row_posterior import RowPosterior
 
 #: By how much the bounds of two fits of the same posterior may differ, for each latent: they are not equally close.
@@ -80,15 +83,18 @@ class CrossedPosterior(RowPosterior):
         with seeded((self.seed or 0) + len(self.draws.z)), self.own_parameters():
             return Conditionals(own.plain_layer(), terms).weighed(num_samples)
 
-    def parts_of(self, plate: str) -> Iterator[Part]:
-        """Refused: an observation belongs to rows of several plates.
+    def leave_one_group_out(self, plate: str, num_samples: int | None = None) -> GroupsLeftOut:
+        """See :meth:`pyro_nflows.VI.leave_one_group_out`; by default there are 400 draws at least."""
+        return super().leave_one_group_out(plate, num_samples or max(MOST, min(MOST_DRAWS, len(self.draws.z))))
 
-        :raises ValueError: always.
-        """
-        raise ValueError(
-            f"leave_one_group_out: this model has latents in several plates, so that data of a row of plate {plate!r} "
-            "depend on rows of others too, and no row can be left out by itself"
-        )
+    def as_used(self, draws: Draws) -> Draws:
+        """Draws with weights of whole draws only where these are good, and else with equal ones."""
+        return draws if self.of_weights().outcome.is_trusted else replace(draws, log_p=draws.log_q)
+
+    def parts_of(self, plate: str) -> Iterator[Part]:
+        """The rows of any plate with latents."""
+        own = self._own_guide()
+        return crossed_parts(plate, own.plain_layer(), crossed_terms(own, self._need_call()), own.latents)
 
     def own_leaves(self, call: Call) -> list[Tensor]:
         """The trainable tensors of the model's own, as they are now."""

@@ -199,6 +199,15 @@ class CrossedStart:
         self.z = z
         return self._derivatives(vector[None])[1][0]
 
+    @torch.no_grad()
+    def curvature(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Of rows that are independent given the rest: the gradient ``(rows, d)``, and roots of the covariances.
+
+        :param places: of their coordinates, ``(rows, d)``.
+        """
+        grad, products = self._derivatives(self._ones(places))
+        return grad[places], _root(products, places)
+
     # ---- parts ------------------------------------------------------------------------------------------------
 
     def _ones(self, at: Tensor) -> Tensor:
@@ -208,8 +217,7 @@ class CrossedStart:
         return found
 
     def _take_root(self, number: int, products: Tensor) -> None:
-        square = -products[:, self.columns[number]].permute(1, 2, 0)
-        self.roots[number] = root_of(0.5 * (square + square.mT))
+        self.roots[number] = _root(products, self.columns[number])
 
     def _white(self, step: Tensor, number: int) -> Tensor:
         """A block's part of a step in units of widths."""
@@ -313,3 +321,9 @@ class CrossedStart:
                 grad, at, vectors[0], is_grads_batched=True, materialize_grads=True, allow_unused=True
             )[0]
         return [value.detach(), grad.detach(), products.detach()]
+
+
+def _root(products: Tensor, at: Tensor) -> Tensor:
+    """Roots of rows' covariances, from products of the Hessian with a vector for each coordinate of a row."""
+    square = -products[:, at].permute(1, 2, 0)
+    return root_of(0.5 * (square + square.mT))

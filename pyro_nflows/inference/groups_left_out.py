@@ -49,12 +49,15 @@ class Part(NamedTuple):
     :param columns: where a flat latent of all rows holds what ``density`` takes.
     :param owner: of each of these, which of the rows it is of; -1 for what is outside.
     :param density: from ``(K, len(columns))`` to ``(K, len(rows))``.
+    :param proposal: from draws ``(S, len(columns))`` to where each row's latents are given the rest of a draw,
+        ``(S, rows, r)``, and roots of covariances; by default found from all draws.
     """
 
     rows: Tensor
     columns: Tensor
     owner: Tensor
     density: Callable[[Tensor], Tensor]
+    proposal: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 def whole_parts(plate: str, joint: LogJoint) -> Iterator[Part]:
@@ -136,7 +139,10 @@ def _integrated(part: Part, z: Tensor) -> tuple[Tensor, Tensor]:
         return _blocks(part.density, z).double(), torch.ones(num, dtype=torch.float64)
     places = inside.nonzero()[:, 0]
     places = places[part.owner[places].argsort(stable=True)].view(num, -1)
-    mean, root = _proposal(z[:, ~inside].double(), z[:, places].double())
+    if part.proposal is None:
+        mean, root = _proposal(z[:, ~inside].double(), z[:, places].double())
+    else:
+        mean, root = part.proposal(z)
     log_det, shape = root.diagonal(dim1=-2, dim2=-1).log().sum(-1), (len(z), *places.shape)
     total = torch.full((2, len(z), num), -math.inf, dtype=torch.float64)
     half = NUM_POINTS // 2

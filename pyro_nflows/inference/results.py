@@ -132,7 +132,7 @@ class Results:
         leave-one-out asks for another observation of a known group, this asks for a new group. Rows of nested plates
         are left out with all that is within them.
 
-        :param plate: the plate's name; of a fit by minibatches, the subsampled one.
+        :param plate: the plate's name; of a fit by minibatches of one plate, that one; of several, any with latents.
         :param num_samples: draws that are used, by default 2,000 if there are so many.
         :return: a table: ``.elpd`` and ``.pareto_k`` of each row, ``.total``, ``.se``, ``.worst``, ``.to_dataframe()``.
         :raises ValueError: if there is no such plate, its rows depend on each other given what is outside, or the model

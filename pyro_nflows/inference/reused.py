@@ -75,9 +75,13 @@ class Reused(Shown, ABC):
         check_sizes("leave_one_group_out", num_samples=num)
         verdict = self.verdict()
         doubt = "" if verdict.outcome.is_trusted else verdict.sentence
-        draws = self.with_draws(num).draws
+        draws = self.as_used(self.with_draws(num).draws)
         with seeded(self.seed or 0), self.own_parameters():
             return groups_left_out(plate, self.parts_of(plate), draws.z[:num], draws.log_weight[:num], doubt)
+
+    def as_used(self, draws: Draws) -> Draws:
+        """Draws with the weights by which means over them are to be taken."""
+        return draws
 
     def parts_of(self, plate: str) -> Iterator[Part]:
         """The rows of a plate, each with what it adds to the log joint.

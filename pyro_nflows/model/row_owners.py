@@ -6,12 +6,12 @@ with the digits of :math:`u` for :math:`t_u`, some of them, for all terms at onc
 numbers, tells whether there is one row only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from .hierarchy import Block, Hierarchy
+from .hierarchy import Hierarchy
 
 #: Digits are to this base; ratios may be off by so much, of random numbers between one and two.
 BASE, TOLERANCE = 16, 0.02
@@ -41,11 +41,19 @@ def row_owners(terms: Callable[[Tensor], Tensor], z: Tensor, hierarchy: Hierarch
         >>> [owner.tolist() for owner in owners]
         [[2, 0, 1, 2], [0, 3, 2, 2]]
     """
+    return owners_in(terms, z, {" x ".join(block.plates): block.columns for block in hierarchy.blocks})
+
+
+def owners_in(terms: Callable[[Tensor], Tensor], z: Tensor, groups: Mapping[str, Tensor]) -> list[Tensor]:
+    """The same for rows of any kind.
+
+    :param groups: by the names of plates, where each row's coordinates are, ``(rows, d)``.
+    """
     with torch.enable_grad():
         at = z.detach().requires_grad_()
         value = terms(at)
         if not value.requires_grad:
-            return [torch.full(value.shape, -1) for _ in hierarchy.blocks]
+            return [torch.full(value.shape, -1) for _ in groups]
         cotangent = torch.zeros_like(value).requires_grad_()
         (pulled,) = torch.autograd.grad(value, at, cotangent, create_graph=True, materialize_grads=True)
 
@@ -55,12 +63,13 @@ def row_owners(terms: Callable[[Tensor], Tensor], z: Tensor, hierarchy: Hierarch
                 return torch.zeros(len(tangents), *value.shape)
             return torch.autograd.grad(pulled, cotangent, tangents, retain_graph=True, is_grads_batched=True)[0]
 
-        return [_owners(along, block, z) for block in hierarchy.blocks]
+        return [_owners(along, name, columns, z) for name, columns in groups.items()]
 
 
-def _owners(along: Callable[[Tensor], Tensor], block: Block, z: Tensor) -> Tensor:
-    numbers, owner = torch.arange(block.num_rows), torch.tensor(-1)
-    places, digits, rest = list[int](), list[Tensor](), block.num_rows - 1
+def _owners(along: Callable[[Tensor], Tensor], name: str, columns: Tensor, z: Tensor) -> Tensor:
+    num_rows, row_dim = columns.shape
+    numbers, owner = torch.arange(num_rows), torch.tensor(-1)
+    places, digits, rest = list[int](), list[Tensor](), num_rows - 1
     while rest or not digits:
         place = BASE ** len(places)
         places.append(place)
@@ -68,18 +77,18 @@ def _owners(along: Callable[[Tensor], Tensor], block: Block, z: Tensor) -> Tenso
         rest //= BASE
     known = torch.tensor(False)
     for _ in range(NUM_TRIES):
-        check = 1 + torch.rand(block.num_rows)
-        factors = torch.stack([torch.ones(block.num_rows), *digits, check]).to(z)
+        check = 1 + torch.rand(num_rows)
+        factors = torch.stack([torch.ones(num_rows), *digits, check]).to(z)
         tangents = z.new_zeros(len(factors), len(z))
-        tangents[:, block.columns] = factors[..., None] * (0.5 + torch.rand(block.row_dim)).to(z)
+        tangents[:, columns] = factors[..., None] * (0.5 + torch.rand(row_dim)).to(z)
         one, *found, checked = along(tangents)
         none = (one == 0) & (checked == 0)
         ratios = torch.stack(found) / one
         row = (ratios.nan_to_num(0.0, 0.0, 0.0).round().long() * torch.tensor(places)[:, None]).sum(0)
-        row = row.clamp(0, block.num_rows - 1)
+        row = row.clamp(0, num_rows - 1)
         fits = none | ((checked / one - check.to(z)[row]).abs() < TOLERANCE)
         owner = torch.where(known, owner, torch.where(none, -1, row))
         known = known | fits
         if bool(known.all()):
             return owner
-    raise SeveralRowsError(f"a term of the model reads several rows of plate '{' x '.join(block.plates)}' at once")
+    raise SeveralRowsError(f"a term of the model reads several rows of plate '{name}' at once")
