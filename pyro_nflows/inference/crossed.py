@@ -94,7 +94,7 @@ class CrossedMinibatches(MinibatchFit[CrossedTerms]):
             self._begin()
             start.run(self.of_rows.end, lambda: self.budget.is_over, lambda: self.kept.mark(start.where()))
         with self.progress.phase(f"{self._prefix}what rows share", follows="the Gaussian"):
-            take_shared(self.layer, start.product)
+            take_shared(self.layer, start.model.product)
             trained = self.plan.goes_on or not schedule.is_default or self.leaves or self._is_over()
             if not trained and self._is_right():
                 self.history.was_right = True
@@ -102,7 +102,7 @@ class CrossedMinibatches(MinibatchFit[CrossedTerms]):
         return self.kept.reached(END)
 
     def _finish(self) -> None:
-        take_shared(self.layer, self._crossed.product)
+        take_shared(self.layer, self._crossed.model.product)
 
     def _is_right(self) -> bool:
         """Whether a few draws of each block given the rest show nothing wrong."""

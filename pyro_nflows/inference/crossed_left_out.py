@@ -17,7 +17,7 @@ from ..model.group_terms import owner_of
 from ..model.latents import Latents
 from ..model.row_owners import SeveralRowsError, owners_in
 from .conditionals import Conditionals
-from .crossed_start import CrossedStart
+from .crossed_derivatives import CrossedDerivatives, RowPlaces
 from .groups_left_out import Part
 
 #: Steps of Newton's method for each draw of all else; the longest, in standard deviations, and one that is none.
@@ -57,7 +57,7 @@ class RowsLeftOut:
                 f"leave_one_group_out: a row of plate '{plate}' has {self.places.shape[1]} latents, with those within "
                 f"it, and at most {MOST_LATENTS} can be integrated out; leave out rows of a plate within it"
             )
-        self._newton: CrossedStart | None = None
+        self._model = CrossedDerivatives(terms)
         self._of_terms: list[Tensor] = []
 
     @property
@@ -83,17 +83,14 @@ class RowsLeftOut:
         return torch.stack([mean for mean, _ in found]), torch.stack([root for _, root in found])
 
     def _at(self, draw: Tensor) -> tuple[Tensor, Tensor]:
-        if self._newton is None:
-            self._newton = CrossedStart(self.terms, draw)
-        self._newton.z = at = draw.clone()
+        at = draw
         for _ in range(NUM_NEWTON):
-            gradient, root = self._newton.curvature(self.places)
+            gradient, root = self._model.of_rows(at, RowPlaces(self.places))
             white = (root.mT @ gradient[..., None])[..., 0]
             longest = float(white.norm(dim=-1).max())
             white = white * (LONGEST / white.norm(dim=-1, keepdim=True).clamp(min=LONGEST))
             at = at.clone()
             at[self.places] += (root @ white[..., None])[..., 0].to(at)
-            self._newton.z = at
             if longest < SETTLED:
                 break
         return at[self.places].double(), root

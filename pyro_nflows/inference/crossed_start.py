@@ -24,13 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine.tape import Tape
 from ..layers import PlateAffine
-from ..model.crossed_terms import Chunk, CrossedTerms
+from ..model.crossed_terms import CrossedTerms
 from ..model.rows import Rows
 from ..modes.gaussians import put_rows, put_top
 from ..modes.plate_curvature import root_of
 from ..numerics import in_pairs
+from .crossed_derivatives import CrossedDerivatives, RowPlaces
 
 #: Sweeps over the blocks, Newton steps of all latents after these, and halvings of a step that leads downhill.
 NUM_SWEEPS, NUM_NEWTON, NUM_HALVINGS = 40, 8, 10
@@ -58,11 +58,11 @@ class CrossedStart:
     def __init__(self, terms: CrossedTerms, loc: Tensor):
         self.terms, self.z, self.top = terms, loc.clone(), terms.whole.top
         self.columns = [*([self.top[None]] if len(self.top) else []), *(b.columns for b in terms.whole.blocks)]
+        self.rows, self.model = [RowPlaces(at) for at in self.columns], CrossedDerivatives(terms)
         self.roots = [torch.zeros(*at.shape, at.shape[1], dtype=torch.float64) for at in self.columns]
         self.slopes = torch.zeros(len(self.top), len(loc), dtype=torch.float64)
         self.top_root = torch.zeros(len(self.top), len(self.top), dtype=torch.float64)
         self.offsets = torch.zeros_like(loc)[None]
-        self._tapes: dict[int, Tape | None] = {}
         self.value, self.phase, self.number = -math.inf, 0, 0
 
     def go_to(self, loc: Tensor) -> None:
@@ -144,8 +144,8 @@ class CrossedStart:
     def _block(self, number: int) -> float:
         """A step of a block's rows given all else; the length of the longest."""
         at = self.columns[number]
-        grad, products = self._derivatives(self._ones(at))
-        self._take_root(number, products)
+        grad, products = self._derivatives(self.rows[number].vectors(self.z))
+        self.roots[number] = self.rows[number].roots(products)
         white = self._shortened((self.roots[number].mT @ grad[at][..., None])[..., 0])
         step = torch.zeros_like(grad)
         step[at] = (self.roots[number] @ white[..., None])[..., 0]
@@ -166,7 +166,7 @@ class CrossedStart:
             step[at] = (root @ white[..., None])[..., 0]
             longest = max(longest, float(white.norm(dim=-1).max()))
         if len(self.top):
-            along = self._ones(self.top[None]).double() + self.slopes
+            along = RowPlaces(self.top[None]).vectors(self.z).double() + self.slopes
             white = self._shortened(self.top_root.T @ (along @ grad))
             step += (self.top_root @ white) @ along
             longest = max(longest, float(white.norm()))
@@ -174,17 +174,17 @@ class CrossedStart:
 
     def _curved(self) -> Tensor:
         """The gradient, averaged over draws, with the blocks' curvature taken."""
-        vectors, num = torch.cat([self._ones(at) for at in self.columns]), len(self.offsets)
+        vectors, num = torch.cat([rows.vectors(self.z) for rows in self.rows]), len(self.offsets)
         curved = range(num)[:: max(1, num // NUM_CURVED)]
         found = [self._derivatives(vectors if n in curved else vectors[:1], self.offsets[n]) for n in range(num)]
         products = torch.stack([found[n][1] for n in curved]).mean(0)
-        for number, part in enumerate(products.split([at.shape[1] for at in self.columns])):
-            self._take_root(number, part)
+        parts = products.split([rows.num for rows in self.rows])
+        self.roots = [rows.roots(part) for rows, part in zip(self.rows, parts)]
         return torch.stack([part for part, _ in found]).mean(0)
 
     def _follow(self) -> None:
         """How rows follow what is outside of plates, and the width of that with all rows integrated out."""
-        units = self._ones(self.top[None])
+        units = RowPlaces(self.top[None]).vectors(self.z)
         products = self._derivatives(units)[1]
         in_rows = torch.ones_like(products[0], dtype=torch.bool)
         in_rows[self.top] = False
@@ -193,31 +193,7 @@ class CrossedStart:
         precision = -(self._derivatives(along.to(self.z))[1] @ along.T)
         self.top_root = root_of(0.5 * (precision + precision.T)[None])[0]
 
-    @torch.no_grad()
-    def product(self, z: Tensor, vector: Tensor) -> Tensor:
-        """Of the log joint's Hessian at a flat latent of all rows, with a vector."""
-        self.z = z
-        return self._derivatives(vector[None])[1][0]
-
-    @torch.no_grad()
-    def curvature(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Of rows that are independent given the rest: the gradient ``(rows, d)``, and roots of the covariances.
-
-        :param places: of their coordinates, ``(rows, d)``.
-        """
-        grad, products = self._derivatives(self._ones(places))
-        return grad[places], _root(products, places)
-
     # ---- parts ------------------------------------------------------------------------------------------------
-
-    def _ones(self, at: Tensor) -> Tensor:
-        """For each coordinate of a row, a vector with a one there in every row."""
-        found = self.z.new_zeros(at.shape[1], len(self.z))
-        found[torch.arange(at.shape[1])[:, None], at.T] = 1.0
-        return found
-
-    def _take_root(self, number: int, products: Tensor) -> None:
-        self.roots[number] = _root(products, self.columns[number])
 
     def _white(self, step: Tensor, number: int) -> Tensor:
         """A block's part of a step in units of widths."""
@@ -271,59 +247,9 @@ class CrossedStart:
             share *= 0.5
         return 0.0
 
-    # ---- over all rows ----------------------------------------------------------------------------------------
-
     def _value(self, z: Tensor) -> float:
-        places = [z + offset for offset in self.offsets]
-        found = [self._run(0, chunk, at[chunk.rows.columns])[0] for chunk in self.terms.chunks for at in places]
-        return float(torch.stack(found).sum()) / len(places)
+        """The mean over the offsets."""
+        return sum(self.model.value(z + offset) for offset in self.offsets) / len(self.offsets)
 
     def _derivatives(self, vectors: Tensor, offset: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
-        """The gradient, and products of the Hessian with vectors."""
-        z = self.z + offset
-        grad, products = (part.double() for part in (torch.zeros_like(self.z), torch.zeros_like(vectors)))
-        for chunk in self.terms.chunks:
-            at = chunk.rows.columns
-            _, part, found = self._run(len(vectors), chunk, z[at], vectors[:, at])
-            grad.index_add_(0, at, part.double())
-            products.index_add_(1, at, found.double())
-        return grad, products
-
-    def _run(self, num: int, chunk: Chunk, *inputs: Tensor) -> list[Tensor]:
-        given = [*inputs, *chunk.visit.tensors]
-        if num not in self._tapes:
-            self._tapes[num] = self._record(given)
-        tape = self._tapes[num]
-        return self._direct(*given) if tape is None else tape.run(given)
-
-    def _record(self, given: list[Tensor]) -> Tape | None:
-        try:
-            tape = Tape(lambda *inputs: self._direct(*inputs), given)
-            other = [*given[: -len(self.terms.chunks[-1].visit.tensors)], *self.terms.chunks[-1].visit.tensors]
-            pairs = zip(tape.run(other), self._direct(*other))
-            same = all(torch.allclose(a, b, 1e-3, 1e-3, equal_nan=True) for a, b in pairs)
-            return tape if same and not tape.is_random else None
-        except Exception:  # what cannot be recorded, for whatever reason, runs as it is
-            return None
-
-    def _direct(self, *inputs: Tensor) -> list[Tensor]:
-        num = 2 * len(self.terms.plates) + 1
-        z, *vectors = inputs[:-num]
-        with torch.set_grad_enabled(bool(vectors)):
-            at = z.detach().requires_grad_() if vectors else z
-            value = self.terms.of_one(at, *inputs[-num:]).double().sum()
-            if not vectors:
-                return [value]
-            (grad,) = torch.autograd.grad(value, at, create_graph=True)
-            if not grad.requires_grad:
-                return [value.detach(), grad, torch.zeros_like(vectors[0])]
-            products = torch.autograd.grad(
-                grad, at, vectors[0], is_grads_batched=True, materialize_grads=True, allow_unused=True
-            )[0]
-        return [value.detach(), grad.detach(), products.detach()]
-
-
-def _root(products: Tensor, at: Tensor) -> Tensor:
-    """Roots of rows' covariances, from products of the Hessian with a vector for each coordinate of a row."""
-    square = -products[:, at].permute(1, 2, 0)
-    return root_of(0.5 * (square + square.mT))
+        return self.model.at(self.z + offset, vectors)
