@@ -102,10 +102,14 @@ def case(name: str) -> Case:
 
 
 def grid(means: Tensor, variance: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Points of mu and log tau, and the weight that the posterior has at each, the rows integrated out."""
+    """Points of mu and log tau, and the weight that the posterior has at each, the rows integrated out.
+
+    The points of log tau reach six down and two up from where the data have it, or from the smallest tau that so many
+    groups can tell from none.
+    """
     y, num = means.double(), len(means)
     center, width = float(y.mean()), float(y.std()) / num**0.5
-    scale = max(0.05, float((y.var() - variance).clamp(min=0.0).sqrt()))
+    scale = max(variance * (2 / num) ** 0.5, float(y.var() - variance)) ** 0.5
     t = torch.log(torch.tensor(scale)) + torch.linspace(-6, 2, 1601, dtype=torch.float64)
     if num > 1000:
         t = torch.log(torch.tensor(scale)) + 10 * num**-0.5 * torch.linspace(-1, 1, 1601, dtype=torch.float64)
@@ -113,6 +117,9 @@ def grid(means: Tensor, variance: float) -> tuple[Tensor, Tensor, Tensor]:
     total = (2 * t).exp() + variance
     log_p = -0.5 * (num * total.log() + (y.square().sum() - 2 * mu * y.sum() + num * mu**2) / total)
     weight = (log_p - 0.5 * (mu / 5) ** 2 - 0.5 * t**2).reshape(-1).softmax(0)
+    edges = weight.reshape(801, 1601).sum(0)[[0, -1]]
+    if bool(edges.max() > 1e-6):
+        raise ValueError(f"benchmarks.structure: log tau has mass beyond the grid, {edges.tolist()} at its ends")
     return mu.reshape(-1), t.reshape(-1), weight
 
 
