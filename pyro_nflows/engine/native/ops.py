@@ -149,7 +149,7 @@ def _power(args: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
     base, exponent = args
     if isinstance(exponent, int | float) and float(exponent) in POWERS:
         return POWERS[float(exponent)], (base,)
-    return "({T})pow({0}, {1})", args
+    return "({T})POWER({T}, {0}, {1})", args
 
 
 def _clamp(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, tuple[Any, ...]] | None:

@@ -154,6 +154,15 @@ ELEMENTARY(float, f, -87.6f, 88.8f, F_ROUND, 0.693359375f, -2.12194440e-4f, 1.17
 ELEMENTARY(double, d, -708.7, 709.9, D_ROUND, 6.93147180369123816490e-01, 1.90821492927058770002e-10,
            2.2250738585072014e-308, 20.0)
 
+/* a^b as libm has it, in single precision by way of double, where the error of b log(a) is far below rounding. */
+static inline float fpow(float a, float b) {
+  double size = a < 0 ? -(double)a : (double)a, whole = floor((double)b), half = floor((double)b * 0.5);
+  double y = b == 0 || size == 1 ? 1 : dexp(b * dlog(size));
+  double other = size < INFINITY ? (double)NAN : y; /* a root of a negative number */
+  double turned = whole != b ? other : (whole == 2 * half ? y : -y);
+  return (float)(a < 0 ? turned : y);
+}
+#define POWER(T, a, b) _Generic((T)0, float: fpow, default: pow)(a, b)
 
 /* Products of matrices and triangles are compiled once, in linear.c; a program is handed where they are. */
 #define LINEAR(T, P)                                                                                              \

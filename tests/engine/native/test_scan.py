@@ -88,6 +88,25 @@ def test_elementary_functions_are_accurate_everywhere():
             assert torch.allclose(got, expected, rtol=1e-5, equal_nan=True)
 
 
+def test_powers_are_accurate_everywhere():
+    base = torch.cat([10 ** torch.linspace(-37, 38, 301), torch.tensor([0.0, 1.0, 2.0, math.inf, math.nan])])
+    base = torch.cat([base, -base[base != 0]]).float()[:, None]  # compiled code knows of one zero only
+    exponent = torch.tensor([0.0, 0.3, 1.0, 1.7, 2.0, 3.0, 11.0, 2.0**25, math.inf, math.nan])
+    exponent = torch.cat([exponent, -exponent]).float()
+    (got,) = compiled(lambda x, y: (x**y,), [base, exponent])[0]
+    exact = base.double() ** exponent.double()
+    expected = exact.float()
+    assert torch.equal(got.isnan(), expected.isnan())
+    normal = expected.isfinite() & (expected.abs() > 4 * torch.finfo(torch.float32).tiny)
+    assert ((got.double() - exact) / exact)[normal].abs().max() < torch.finfo(torch.float32).eps
+    assert torch.allclose(got, expected, rtol=1e-6, atol=1e-37, equal_nan=True)
+
+
+def test_powers_of_integers_are_integers():
+    base, exponent = torch.tensor([-3, 0, 2, 5]), torch.tensor([3, 0, 10, 1])
+    check(lambda x, y: [x**y], [base, exponent])
+
+
 A = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
 B = torch.randn(3, 5, generator=torch.Generator().manual_seed(2))
 BATCH = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(3))
