@@ -6,7 +6,8 @@ r"""After a fit: is anything missing, how much, where, and can a second fit have
    the share of the posterior that is missing.
 3. If that share is above a threshold, or the fit is poor and a mixture of Gaussians describes its draws about as well,
    fit again from the modes of those particles (:mod:`~pyro_nflows.modes.mixtures`), search again, and keep the fit that
-   misses less.
+   misses less. A poor fit of many latents that misses nothing is not: what it lacks is how widths depend on other
+   latents, of which a few Gaussians know nothing.
 4. Where the guide follows plates, look along lines for modes of single rows (:mod:`~pyro_nflows.modes.row_lines`).
 """
 
@@ -134,6 +135,8 @@ def may_help(guide: AutoFlow, fit: Fit) -> bool:
     """
     if effective(fit.draws.log_weight) < WORTHLESS or not fit.layer.has_inverse:
         return True  # its draws say little about the posterior
+    if fit.layer.input_dim > MANY:
+        return False
     chosen = psis_resample(fit.draws.log_weight, NUM_COMPARED)
     z, log_p = fit.draws.z[chosen], fit.draws.log_p[chosen]
     try:

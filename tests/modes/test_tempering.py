@@ -23,6 +23,7 @@ from pyro_nflows.modes.gaussians import Gaussian
 from pyro_nflows.modes.mixture_em import Clusters, log_densities
 from pyro_nflows.modes.mixtures import Modes, find_modes, hull, place_mixture
 from pyro_nflows.modes.tempering import temper
+from pyro_nflows.numerics import standard_normal_log_prob
 from pyro_nflows.objectives.draws import base_noise, draw
 
 
@@ -197,3 +198,17 @@ def test_a_mixture_that_is_far_worse_than_a_poor_fit_is_not_tried(slope: float, 
     draws = draw(lambda z: torch.zeros(len(z), dtype=z.dtype), layer, base_noise(layer, 4000))
     fit = Fit(layer, replace(draws, log_p=draws.log_q), torch.zeros(4000, dtype=torch.bool))
     assert may_help(guide, fit) is expected
+
+
+def many() -> None:
+    pyro.sample("z", dist.Normal(0.0, 1.0).expand([100]).to_event(1))
+
+
+@pytest.mark.parametrize(("width", "expected"), [(1.1, False), (3.0, True)])
+def test_a_fit_of_many_latents_begins_again_only_where_its_draws_say_nothing(width: float, expected: bool) -> None:
+    guide = AutoFlow(many)
+    guide()
+    layer = Whitened(LocScale(100), LocScale(100, init_scale=width)).double()
+    torch.manual_seed(0)
+    draws = draw(standard_normal_log_prob, layer, base_noise(layer, 4000))
+    assert may_help(guide, Fit(layer, draws, torch.zeros(4000, dtype=torch.bool))) is expected
