@@ -8,7 +8,8 @@ that is what the bound lacks: near the posterior,
 A round has settled where this is below :data:`LEFT` over two blocks of steps, and the second block's mean is no higher
 than the first one's but for noise. It then ends in a cooling tail, in which its steps fall to zero along a cosine as
 they would have done at its end. A round that rests far below the evidence is not ended: there, smaller steps bring
-much of what is still to be had, and they come last.
+much of what is still to be had, and they come last. Nor is a round that covers: a few heavy weights are not seen in
+the noise of a bound.
 """
 
 import math

@@ -20,7 +20,8 @@ class Schedule:
 
     :param end: the round that fits the affine end alone.
     :param rounds: rounds of the whole flow, run until the ESS is good; with one number of particles, they share one
-        compiled step.
+        compiled step. Those that cover take all their steps: they are for the tails of the weights, which a bound that
+        has settled says nothing of.
     :param num_samples: fresh draws for the verdict.
     :param max_ends: rounds of the affine end alone, more than one only while the model's own parameters move.
     :param good_ess: an ESS at which no further round is run.
@@ -35,7 +36,7 @@ class Schedule:
     rounds: Sequence[Round] = (
         Round(600, 128, 5e-3, settles=True),
         Round(2400, 128, 3e-3, settles=True),
-        Round(4800, 128, 2e-3, covering=True, settles=True),
+        Round(4800, 128, 2e-3, covering=True),
     )
     num_samples: int = 22_500
     max_ends: int = 30
@@ -61,7 +62,7 @@ class Schedule:
             end = replace(plain.end, num_steps=300, share=1.0)
             return Schedule(end, (), num_samples=4000, max_ends=3, light_tails=False, work=2e8)
         if effort == "thorough":
-            rounds = (*plain.rounds, Round(9600, 128, 1e-3, covering=True, settles=True))
+            rounds = (*plain.rounds, Round(9600, 128, 1e-3, covering=True))
             return Schedule(plain.end, rounds, 4 * plain.num_samples, good_ess=0.98, work=4 * plain.work, visits=2.0)
         return plain
 

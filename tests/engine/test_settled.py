@@ -10,7 +10,7 @@ from pyro_nflows.engine import Engine, Round, Trainer
 from pyro_nflows.engine.course import Course
 from pyro_nflows.engine.program import Program
 from pyro_nflows.engine.settled import BLOCK, LEFT, cooled, is_settled, tail_of
-from pyro_nflows.inference.schedule import Schedule
+from pyro_nflows.inference.schedule import EFFORTS, Schedule
 from pyro_nflows.layers import Chain, LocScale
 from pyro_nflows.objectives.base import Gradient, Objective
 
@@ -90,9 +90,16 @@ def test_each_of_several_fits_settles_by_itself() -> None:
 
 
 def test_steps_that_are_asked_for_are_taken() -> None:
-    assert all(part.settles for part in Schedule().rounds)
+    assert [part.settles for part in Schedule().rounds] == [True, True, False]
     asked = Schedule.of(400, 1, 0.0)
     assert not any(part.settles for part in [asked.end, *asked.rounds])
+
+
+def test_a_round_for_the_tails_is_not_ended_by_its_bound() -> None:
+    """Large weights are too rare for the noise of a bound to show them."""
+    rounds = [part for effort in EFFORTS for part in Schedule.of_effort(effort).rounds]
+    assert any(part.covering for part in rounds)
+    assert not any(part.covering and part.settles for part in rounds)
 
 
 def test_a_killed_round_goes_on_where_it_cooled() -> None:
