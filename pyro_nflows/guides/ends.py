@@ -17,7 +17,6 @@ from torch import Tensor
 from ..layers import LocScale, LowRankAffine, SparseAffine, TriangularAffine
 from ..model.bound import BoundModel
 from ..model.elimination import Elimination
-from ..model.influence import influential
 from ..model.latents import Latents
 from ..model.log_joint import LogJoint
 from ..model.pattern import pattern_of
@@ -43,7 +42,6 @@ class End:
     :param kind: which one.
     :param elimination: of a sparse one.
     :param why: in words, where it was chosen.
-    :param hubs: of a full one, the latents that change how all others are tied (:mod:`pyro_nflows.model.influence`).
 
     Example::
 
@@ -54,7 +52,6 @@ class End:
     kind: Ends
     elimination: Elimination | None = None
     why: str = ""
-    hubs: tuple[int, ...] = ()
 
     def made(self, loc: Tensor, init_scale: float) -> LocScale | TriangularAffine | SparseAffine | LowRankAffine:
         """The layer, at its start."""
@@ -69,13 +66,13 @@ class End:
 
     def listed(self) -> list[Any]:
         """As plain values, for a state; :meth:`unlisted` reads them."""
-        return [self.kind, self.elimination and self.elimination.listed(), self.why, list(self.hubs)]
+        return [self.kind, self.elimination and self.elimination.listed(), self.why]
 
     @staticmethod
     def unlisted(listed: list[Any]) -> "End":
         """What :meth:`listed` was made of."""
-        kind, elimination, why, hubs = listed
-        return End(kind, elimination and Elimination.unlisted(elimination), why, tuple(hubs))
+        kind, elimination, why = listed
+        return End(kind, elimination and Elimination.unlisted(elimination), why)
 
 
 def end_in(name: str, asked: Ends, latents: Latents, is_free: bool, bound: BoundModel) -> tuple[End, Latents]:
@@ -122,18 +119,7 @@ def chosen_end(name: str, asked: Ends, dim: int, joint: Callable[[], LogJoint]) 
             'to most; in a centered parameterisation (centering=None) it may not. Or take end="low_rank" or "full"'
         )
     why = "the log density ties most latents to most others"
-    return (
-        End("full", None, why, _hubs(joint)) if dim <= MAX_FULL_RANK else End("low_rank", None, f"rank {RANK}: {why}")
-    )
-
-
-def _hubs(joint: Callable[[], LogJoint]) -> tuple[int, ...]:
-    with poutine.block(), torch.random.fork_rng(devices=[]), validation(False):
-        density = joint()
-        try:
-            return influential(density, density.latents.init_loc())
-        except (RuntimeError, ValueError):  # the model cannot be evaluated there, or has no gradient
-            return ()
+    return End("full", None, why) if dim <= MAX_FULL_RANK else End("low_rank", None, f"rank {RANK}: {why}")
 
 
 def _elimination(joint: Callable[[], LogJoint]) -> Elimination | None:

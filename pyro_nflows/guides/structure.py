@@ -96,15 +96,6 @@ def given_hubs(
     return found if found is not None and MIN_GIVEN <= found.dim - len(found.pattern.hubs) < found.dim else None
 
 
-def turned_hubs(
-    build: flows.Build, hierarchy: Hierarchy | None, end: End | None, rows: Hierarchy | None
-) -> tuple[int, ...]:
-    """Those given which the others of a joint guide are drawn where all are tied to all; see :func:`given_hubs`."""
-    if build is not flows.default or hierarchy is not None or rows is not None or end is None:
-        return ()
-    return end.hubs
-
-
 def _interact(joint: Callable[[], LogJoint], hierarchy: Hierarchy) -> bool:
     with poutine.block(), torch.random.fork_rng(devices=[]), validation(False):
         density = joint()
@@ -177,13 +168,10 @@ def whitened(
     """
     latent_dim = loc.numel()
     hubs = given_hubs(build, hierarchy, end, rows)
-    turned = turned_hubs(build, hierarchy, end, rows)
     if rows is not None:
         build = functools.partial(flows.realnvp, num_layers=NUM_JOINT)
     if hubs is not None:
         build = lambda latent_dim: flows.on_hubs(hubs)  # noqa: E731
-    if turned and modes is None:
-        build = lambda latent_dim: flows.on_turned(latent_dim, turned)  # noqa: E731
     if modes is not None:
         inner = build if build is flows.default else functools.partial(_flow, name=name, build=build)
         build = functools.partial(flows.on_modes, inner=inner, num_components=modes[0], block_dim=modes[1])
