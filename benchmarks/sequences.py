@@ -11,7 +11,7 @@ import argparse
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -119,10 +119,12 @@ def excess(flow: Layer, process: Process, y: Tensor) -> Tensor:
         return (process.log_prob(y) - FlowDistribution(flow).log_prob(y)) / y.shape[-1]
 
 
-def draw_seconds(length: int) -> float:
-    """Processor time of some draws of a WaveNet, the least of three."""
-    flow = FlowDistribution(flows.wavenet((length, 1), 2, 16, DILATIONS, inverted=True))
-    return min(_timed(functools.partial(flow.sample, (NUM_DRAWS,))) for _ in range(3))
+def draw_seconds(lengths: Sequence[int], times: int = 9) -> list[float]:
+    """Processor time of some draws of a WaveNet of each length, in turns; the least of several."""
+    drawn = [FlowDistribution(flows.wavenet((n, 1), 2, 16, DILATIONS, inverted=True)) for n in lengths]
+    runs = [functools.partial(flow.sample, torch.Size([NUM_DRAWS])) for flow in drawn]
+    rounds = [[_timed(run) for run in runs] for _ in range(times + 1)]
+    return [min(each) for each in zip(*rounds[1:])]
 
 
 def _timed(run: Callable[[], object]) -> float:
@@ -138,8 +140,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--positions", type=int, default=128)
     args = parser.parse_args()
-    short, long = (draw_seconds(length) for length in DRAWN)
-    print(f"{NUM_DRAWS} draws of {DRAWN[0]} and of {DRAWN[1]} positions: {short:.2f} and {long:.2f} s")
+    short, long = draw_seconds(DRAWN)
+    times = f"{short:.3f} and {long:.3f} s, {long / short:.2f} times as long"
+    print(f"{NUM_DRAWS} draws of {DRAWN[0]} and of {DRAWN[1]} positions: {times}", flush=True)
     print(f"{'process':<12}{'flow':<10}{'seed':>5}{'params':>9}{'excess':>9}{'s.e.':>8}{'seconds':>9}", flush=True)
     for name, process in PROCESSES.items():
         found: dict[str, list[Tensor]] = {flow: [] for flow in FLOWS}

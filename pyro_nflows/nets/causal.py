@@ -11,6 +11,8 @@ from ..checks import check_sizes
 
 #: How many of the last positions a network also reads linearly, so that linear dependence on them is exact.
 NUM_LAGS = 2
+#: Positions whose results are put together at once: memory that is never many small pieces stays near the processor.
+BLOCK = 32
 
 
 class PositionNet(Protocol):
@@ -128,16 +130,26 @@ class CausalNet(nn.Module):
         """
         weight, told, past = self._weight, self._told(context), self.begin()
         within = None if self.within is None else (self.within * self.mask_within).unflatten(0, (self.size[1], -1))
+        out = torch.cat([self.head, self.skip], -1)
         lags = [torch.zeros_like(y[..., 0, :])] * NUM_LAGS
-        results = []
-        for t in range(self.size[0]):
-            h = self.advance(linear(lags[0], weight) + told[..., min(t, told.shape[-2] - 1), :], past)
-            flat = linear(silu(h), self.head) + self.bias[min(t, len(self.bias) - 1)]
-            flat = flat + linear(torch.cat(lags, -1), self.skip)
-            results.append(_solve_within(y[..., t, :], flat.unflatten(-1, (self.size[1], -1)), within, invert))
-            lags = [results[-1][0], *lags[:-1]]
-        x, others = (torch.stack(parts, -2) for parts in zip(*results))
+        blocks = []
+        for start in range(0, self.size[0], BLOCK):
+            results = []
+            for t, given in enumerate(y[..., start : start + BLOCK, :].unbind(-2), start):
+                h = self.advance(_told_linear(lags[0], weight, told, t), past)
+                flat = _told_linear(torch.cat([silu(h), *lags], -1), out, self.bias, t)
+                results.append(_solve_within(given, flat.unflatten(-1, (self.size[1], -1)), within, invert))
+                lags = [results[-1][0], *lags[:-1]]
+            blocks.append([torch.stack(parts, -2) for parts in zip(*results)])
+        x, others = (torch.cat(parts, -2) for parts in zip(*blocks))
         return x, others
+
+
+def _told_linear(x: Tensor, weight: Tensor, told: Tensor, t: int) -> Tensor:
+    """``weight x`` and what position ``t`` is told beside it, ``told (..., T, n)``, or ``(1, n)`` for all positions."""
+    if told.shape[-2] == 1:
+        return linear(x, weight, told[0])
+    return linear(x, weight) + told[..., t, :]
 
 
 def _solve_within(
