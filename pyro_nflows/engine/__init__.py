@@ -5,7 +5,7 @@ from .backends import EngineWarning, prepare
 from .budget import Budget, Stretch
 from .density_gradient import ROWS, DensityGradient
 from .history import History
-from .journal import Journal, random_state
+from .journal import Journal, copied, random_state
 from .look import Callback, CallbackWarning, Look, Watch
 from .native import CacheWarning
 from .optimised import Choice, Optim
@@ -45,6 +45,7 @@ __all__ = [
     "Stretch",
     "Trainer",
     "Watch",
+    "copied",
     "prepare",
     "random_state",
     "sample",

@@ -7,7 +7,7 @@ come.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -99,9 +99,9 @@ class Journal:
         return None
 
     def record(self, name: str, value: Any) -> None:
-        """Take note of what a step gave; of None, that it was given up on the way."""
+        """Take note of what a step gave, as it is now; of None, that it was given up on the way."""
         if self._keep is not None and value is not None:
-            self._done.append(Step(name, value, random_state()))
+            self._done.append(Step(name, copied(value), random_state()))
             self._next, self._under_way, self._here = self._next + 1, None, None
             self.look_at_clock()
 
@@ -142,6 +142,25 @@ class Journal:
         """Keep it if it is time to."""
         if self._keep is not None and time.monotonic() - self._written >= self.seconds:
             self.write()
+
+
+def copied(value: Any) -> Any:
+    """Tensors, plain values, and containers of these, as they are now: training changes parameters in place.
+
+    Example::
+
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> copied({"weight": weight, "at": (3, [weight])})
+        {'weight': tensor([0., 0.]), 'at': (3, [tensor([0., 0.])])}
+    """
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {name: copied(part) for name, part in value.items()}
+    if isinstance(value, tuple | list):
+        parts = [copied(part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
 
 
 def random_state() -> Random:

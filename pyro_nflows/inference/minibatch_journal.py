@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine import History, Journal, RowCourse, random_state
+from ..engine import History, Journal, RowCourse, copied, random_state
 from ..engine.lazy import RowState
 from ..model.crossed_terms import CrossedTerms
 from ..model.row_terms import RowTerms
@@ -63,7 +63,7 @@ class FitInJournal:
         found = self.journal.resumed()
         if found is None:
             # a copy, since parts are moved until rows are placed
-            self.journal.reach(lambda: _copied(self._now(BEGINNING, self._history())))
+            self.journal.reach(lambda: copied(self._now(BEGINNING, self._history())))
             return BEGINNING
         self._take(found)
         self._found, self.beginning = found.get("course", {}), found.get("beginning", {})
@@ -71,7 +71,7 @@ class FitInJournal:
 
     def mark(self, beginning: dict[str, Any]) -> None:
         """How far what comes before the first stage is: tensors and plain values."""
-        self.journal.reach(lambda: _copied({**self._now(BEGINNING, self._history()), "beginning": beginning}))
+        self.journal.reach(lambda: copied({**self._now(BEGINNING, self._history()), "beginning": beginning}))
 
     def reached(self, stage: int) -> int:
         """The stage, which is reached, while none of its steps is taken."""
@@ -101,7 +101,7 @@ class FitInJournal:
     def done(self) -> int:
         """The last stage: the fit is complete."""
         if self.journal.is_kept:
-            self.journal.record(self.name, _copied(self._now(COMPLETE, self._history())))
+            self.journal.record(self.name, self._now(COMPLETE, self._history()))
         return COMPLETE
 
     def _history(self) -> dict[str, Any]:
@@ -131,11 +131,3 @@ def _log_p(terms: RowTerms | CrossedTerms, loc: Tensor) -> Tensor:
     with torch.random.fork_rng(devices=[]):
         first, second = (terms.log_joint(loc[None])[0].double() for _ in range(2))
     return first if torch.equal(first, second) else torch.full_like(first, torch.nan)
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {name: _copied(part) for name, part in value.items()}
-    return [_copied(part) for part in value] if isinstance(value, list) else value

@@ -162,7 +162,7 @@ ERRORS = [OSError(errno.EIO, "disk"), RuntimeError("torch"), ValueError("model")
 
 
 def faults(num: int | None, total: int) -> Iterator[tuple[int, BaseException]]:
-    rng = random.Random(num)
+    rng = random.Random(num or 0)
     for when in range(1, total + 1) if num is None else (rng.randint(1, total) for _ in range(num)):
         yield when, rng.choice(ERRORS)
 
