@@ -58,7 +58,7 @@ def on_plates(
         affine = TriangularAffine(len(hierarchy.top))
         affine.step = AFFINE_STEP
         layers.insert(0, Split(Chain(affine, top(len(hierarchy.top))), hierarchy.dim))
-    if hierarchy.crosses:
+    if hierarchy.shares:
         layers.insert(0, SharedAffine(hierarchy.dim, len(hierarchy.top)))
     return Chain(*layers)
 

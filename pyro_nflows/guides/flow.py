@@ -26,6 +26,7 @@ from ..model.coordinates import Coordinates
 from ..model.handlers import outside
 from ..model.hierarchy import Hierarchy
 from ..model.log_joint import LogJoint
+from ..model.tied import with_ties
 from ..system.exclusive import validation
 from . import checks, row_checks, sites
 from .ends import End, Ends, end_in
@@ -135,11 +136,14 @@ class AutoFlow(TrainedGuide):
         loc = self.init_loc()
         if self.structure == "joint":
             row_checks.refuse_subsampled(type(self).__name__, self.latents.sites.values(), not self.needs_model)
-        joint = functools.partial(self._joint_on, BoundModel(self.bare_model, args, kwargs))
+        bound = BoundModel(self.bare_model, args, kwargs)
+        joint = functools.partial(self._joint_on, bound)
         structure = self.structure if self.row_build is None else "plates"
         self._hierarchy = chosen(type(self).__name__, structure, self.latents, joint)
         if self._hierarchy is None:
-            self._choose_end(BoundModel(self.bare_model, args, kwargs))
+            self._choose_end(bound)
+        elif structure == "plates" and self.takes_minibatches(args, kwargs):
+            self._hierarchy = with_ties(self._hierarchy, bound, self.latents)
         if self.build is not None:
             self._rows = coupled_rows(self.build, self.latents, self._hierarchy)
         if self.layer is None:

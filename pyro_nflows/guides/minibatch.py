@@ -95,7 +95,9 @@ def rows_seen(
 ) -> dict[str, tuple[int, Tensor]]:
     """How many rows each plate has, and which of them the model has in a call."""
     chosen = BoundModel(Chosen(name, given)(bound.model), bound.args, bound.kwargs)
-    found = subsample_sites(look(chosen, {site: latent.site for site, latent in latents.sites.items()}))
+    trace = look(chosen, {site: latent.site for site, latent in latents.sites.items()})
+    row_checks.check_latent(name, latents.sites, trace)
+    found = subsample_sites(trace)
     plates = found.keys() & subsampled(latents)
     return {plate: (found[plate]["fn"].size, torch.as_tensor(found[plate]["value"])) for plate in plates}
 

@@ -54,6 +54,16 @@ def check_plates(name: str, expected: Iterable[str], found: Iterable[str]) -> No
             )
 
 
+def check_latent(name: str, latents: Iterable[str], trace: Any) -> None:
+    """What is observed in a run of the model, and was not in the first one."""
+    for site in latents:
+        if site in trace.nodes and trace.nodes[site]["is_observed"]:
+            raise ValueError(
+                f"{name}: site '{site}' is observed at these arguments, but was not in the guide's first call, which "
+                "took it for a latent; make a new guide, and call it on data first"
+            )
+
+
 def check_amortize(name: str, amortize: Any) -> None:
     """Whether rows are to be encoded, or by what."""
     if not isinstance(amortize, bool | nn.Module):

@@ -58,12 +58,14 @@ class RowGuide(SavedGuide):
         return self._latents is not None and self._latents.one_run is not None
 
     def crosses_minibatches(self, args: Any, kwargs: Any) -> bool:
-        """Whether it follows plates that cross, such as users and items, of which a run has some observations only.
+        """Whether it follows plates whose rows share observations, of which a run has some only.
+
+        Rows of users and items do, and players of one plate that play each other.
 
         :param args: the model's arguments, with ``kwargs``.
         """
         hierarchy = self._hierarchy
-        return hierarchy is not None and hierarchy.crosses and self.takes_minibatches(args, kwargs)
+        return hierarchy is not None and hierarchy.shares and self.takes_minibatches(args, kwargs)
 
     def _look_at_rows(self, args: Any, kwargs: Any) -> None:
         """Make the encoders for the data that are seen first."""

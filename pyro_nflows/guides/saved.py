@@ -1,6 +1,7 @@
 """Copying, pickling, saving and loading of a guide: all but the model, which cannot be saved."""
 
 import copy
+from dataclasses import replace
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -103,6 +104,7 @@ class SavedGuide(JointGuide):
         shapes = self.site_shapes if known else None
         known_plates = {
             "hierarchy": self._hierarchy and self._hierarchy.listed(),
+            "tied": self._hierarchy is not None and self._hierarchy.tied,
             "rows": self._rows and self._rows.listed(),
             "end": self._end and self._end.listed(),
         }
@@ -127,7 +129,8 @@ class SavedGuide(JointGuide):
             if self._latents is None:
                 rows, end = decoded(extra)["rows"], decoded(extra)["end"]
                 self._end = end and End.unlisted(end)
-                self._hierarchy = hierarchy and Hierarchy.unlisted(hierarchy)
+                tied = decoded(extra).get("tied", False)
+                self._hierarchy = hierarchy and replace(Hierarchy.unlisted(hierarchy), tied=tied)
                 self._rows = rows and Hierarchy.unlisted(rows)
             if (modes and tuple(modes)) != self.modes:
                 self.modes, self.layer = modes and tuple(modes), None

@@ -17,11 +17,25 @@ NUM_ERRORS = 3.0
 
 
 class Part(NamedTuple):
-    """A block of the base: what is outside of plates is the first, and has one row."""
+    """Rows of a block that are independent given all else: what is outside of plates is the first, and has one row.
+
+    :param number: of the block.
+    :param plates: of it.
+    :param places: of the rows' coordinates in the base, ``(rows, d)``.
+    :param rows: which rows of the block, where these are not all.
+    :param colour: theirs.
+    """
 
     number: int
     plates: tuple[str, ...]
     places: Tensor
+    rows: Tensor | None = None
+    colour: int = 0
+
+    @property
+    def which(self) -> Tensor | slice:
+        """To take these rows of all."""
+        return slice(None) if self.rows is None else self.rows
 
 
 class BlockSums:
@@ -93,3 +107,32 @@ class BlockSums:
         gains, scale = torch.cat(self.sums), torch.einsum("rd,rn->dn", variance, self.shared.square())
         least = gains.mean(0) - NUM_ERRORS * gains.std(0) / self.num**0.5
         return float((scale / (self.along - least).clamp(min=1e-3)).max()) ** 0.5
+
+
+def joined(parts: Sequence[Part], fits: Sequence[BlockFit], shared_ratio: float) -> BlockFit:
+    """How a block is fitted of whose rows those of several colours were drawn again one after the other.
+
+    :param shared_ratio: of what rows of all colours share.
+    """
+    if len(fits) == 1:
+        return fits[0]
+    num = sum(fit.num_rows for fit in fits)
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(fit.num_rows * value for fit, value in zip(fits, values)) / num
+
+    worst = max(range(len(fits)), key=lambda n: (fits[n].pareto_k > 0.7 and fits[n].ess < 0.5, -fits[n].ess))
+    rows = parts[worst].rows
+    return BlockFit(
+        fits[0].plates,
+        num,
+        mean([fit.before for fit in fits]),
+        mean([fit.variance for fit in fits]),
+        mean([fit.between for fit in fits]),
+        mean([fit.noise**2 for fit in fits]) ** 0.5,
+        mean([fit.shift**2 for fit in fits]) ** 0.5,
+        max(shared_ratio, *(fit.shared_ratio for fit in fits)),
+        fits[worst].row if rows is None else int(rows[fits[worst].row]),
+        fits[worst].ess,
+        fits[worst].pareto_k,
+    )

@@ -19,6 +19,11 @@ two normal blocks, fitted as well as independent ones can be, the posterior's va
 The same is found of what all rows of a block share: sums of their coordinates, and of these times their locations, such
 as a rotation of factors, in which the rows' own widths may be right and that of the sum much too small.
 
+Where terms read several rows of a block, as games between two players do, its rows are not independent given the rest.
+They have colours then (:mod:`~pyro_nflows.model.row_reads`), and those of each colour are drawn again given all else,
+rows of other colours included. A sum over rows of one colour says little of the sum over all, of which the curvature
+of the log density along it says how wide it is given all else.
+
 **References**
 
 [1] C. Andrieu, A. Lee, M. Vihola (2018). Uniform Ergodicity of the Iterated Conditional SMC and Geometric Ergodicity of
@@ -26,6 +31,7 @@ Particle Gibbs Samplers.
 """
 
 import math
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -37,10 +43,11 @@ from ..flows.by_row import ByRow, draw_by_row
 from ..flows.whitened import Whitened
 from ..layers import PlateAffine, SharedAffine
 from ..model.crossed_terms import Chunk, CrossedTerms
-from ..model.row_owners import row_owners
+from ..model.row_reads import RowReads
 from ..numerics import standard_normal_log_prob
 from ..objectives.draws import Draws, concatenate
-from .block_sums import BlockSums, Part
+from .block_sums import BlockSums, Part, joined
+from .shared_curvature import SharedCurvature
 from .shared_widths import MOST_WIDTH, split_shared
 
 #: Candidates for each block of a draw, beside what it is; an even number.
@@ -65,21 +72,47 @@ class Conditionals:
         self.terms = terms
         self.end = cast(PlateAffine, layer.end)
         whole = self.end.hierarchy
-        start, self.parts = len(whole.top), list[Part]()
-        if start or layer.noise_dim:
-            places = torch.cat([torch.arange(start), whole.dim + torch.arange(layer.noise_dim)])
-            self.parts.append(Part(-1, (), places[None]))
-        for number, block in enumerate(whole.blocks):
-            places = start + torch.arange(block.columns.numel()).view(block.columns.shape)
-            self.parts.append(Part(number, block.plates, places))
+        start, self._places = len(whole.top), list[Tensor]()
+        for block in whole.blocks:
+            self._places.append(start + torch.arange(block.columns.numel()).view(block.columns.shape))
             start += block.columns.numel()
         self._tapes: dict[int, Tape | None] = {}
-        self._owners: list[list[Tensor]] | None = None
+
+    @cached_property
+    def reads(self) -> RowReads:
+        """Which rows the terms of the log joint read.
+
+        :raises SeveralRowsError: if one reads too many of a block.
+        """
+        return self.terms.reads_at(self._draw(self._base(1)).z[0])
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """What is drawn again at once: what is outside of plates, and the rows of each colour of each block."""
+        whole, found = self.end.hierarchy, list[Part]()
+        num_top = len(whole.top)
+        if num_top or self.layer.noise_dim:
+            places = torch.cat([torch.arange(num_top), whole.dim + torch.arange(self.layer.noise_dim)])
+            found.append(Part(-1, (), places[None]))
+        for number, (block, at) in enumerate(zip(whole.blocks, self._places)):
+            colours = self.reads.colours[number]
+            num = int(colours.max()) + 1
+            for colour in range(num):
+                rows = (colours == colour).nonzero()[:, 0]
+                found.append(Part(number, block.plates, at[rows], rows if num > 1 else None, colour))
+        return found
 
     @property
     def num_samples(self) -> int:
-        """Draws that are judged."""
-        each = (NUM_CANDIDATES + 1) * len(self.parts) * self.terms.num_terms
+        """Draws that are judged.
+
+        :raises SeveralRowsError: see :attr:`reads`.
+        """
+        return self.affordable(len(self.parts))
+
+    def affordable(self, num_parts: int) -> int:
+        """Draws that are judged where so many parts of them are drawn again."""
+        each = (NUM_CANDIDATES + 1) * num_parts * self.terms.num_terms
         return max(FEWEST, min(MOST, EVALUATIONS // each))
 
     @torch.no_grad()
@@ -97,16 +130,47 @@ class Conditionals:
         :raises SeveralRowsError: if a term of the log joint reads several rows of a block.
         """
         num_samples = num_samples or self.num_samples
-        if self._owners is None:
-            z = self._draw(self._base(1)).z[0]
-            self._owners = [self._owners_in(chunk, z) for chunk in self.terms.chunks]
         found, sums = list[Draws](), [BlockSums(part, *self._known(part)) for part in self.parts]
+        several = self._of_several()
         for x in self._base(num_samples).split(self._size):
             draws, x = self._first(x)
             found.append(draws)
+            for curvature in several.values():
+                if curvature.num < FEWEST:
+                    curvature.add(x)
             for part, known in zip(self.parts, sums):
                 x = self._again(x, part, known)
-        return concatenate(found), [known.fit(self._is_undetermined(known.part)) for known in sums]
+        blocks = list[BlockFit]()
+        for number in sorted({part.number for part in self.parts}):
+            own = [known for known in sums if known.part.number == number]
+            fits = [known.fit(self._is_undetermined(known.part)) for known in own]
+            blocks.append(
+                joined([known.part for known in own], fits, several[number].ratio if number in several else 1.0)
+            )
+        return concatenate(found), blocks
+
+    def _of_several(self) -> dict[int, SharedCurvature]:
+        """For blocks of several colours, what all rows share."""
+        found = dict[int, SharedCurvature]()
+        for number in {part.number for part in self.parts if part.rows is not None}:
+            at, loc = self._places[number], self.end.loc.detach()[self.end.hierarchy.blocks[number].columns]
+            dim = at.shape[1]
+            directions = loc.new_zeros(2, dim, self.end.input_dim + self.layer.noise_dim)
+            for place, along in enumerate((torch.ones_like(loc), loc)):
+                directions[place, torch.arange(dim), at.T] = (along / along.norm(dim=0).clamp(min=1e-30)).T
+            directions = directions.flatten(0, 1) if dim <= MAX_SHARED else directions[0, :0]
+            own = torch.ones(len(directions), dtype=torch.float64)
+            if self.shared is not None:
+                along = directions[:, len(self.end.hierarchy.top) : self.end.input_dim] @ self.shared.directions.T
+                own = own + (along.square() @ torch.expm1(-2 * self.shared.log_widths)).double()
+            found[number] = SharedCurvature(self._log_p, directions, own)
+        return found
+
+    def _log_p(self, x: Tensor) -> Tensor:
+        """The log joint at base points of the rows, with the log-determinant, up to a constant."""
+        drawn = self._draw(x)
+        inside = standard_normal_log_prob(x[:, : self.end.input_dim])
+        return self._sums(drawn.z)[0] + inside.double() - _log_q(drawn)
 
     def _is_undetermined(self, part: Part) -> bool:
         """Whether rows of a block share what is as wide as any width may be."""
@@ -177,7 +241,7 @@ class Conditionals:
             for above in block.above:
                 if above.block == part.number:
                     log_q = log_q.index_add(-1, above.row, drawn.rows[inner].double())
-        return self._sums(drawn.z, part.number)[1] - log_q
+        return (self._sums(drawn.z, part)[1] - log_q)[:, part.which]
 
     # ---- the layer and the model ------------------------------------------------------------------------------
 
@@ -195,18 +259,18 @@ class Conditionals:
     def _draw(self, x: Tensor) -> ByRow:
         return draw_by_row(self.layer, x[:, : self.end.input_dim], *self._noise(x))
 
-    def _sums(self, z: Tensor, number: int | None = None) -> tuple[Tensor, Tensor]:
-        """The log joint over all rows of the data, and what of it each row of a block has, in double precision."""
+    def _sums(self, z: Tensor, part: Part | None = None) -> tuple[Tensor, Tensor]:
+        """The log joint over all rows of the data, and what of it each row of a part has, in double precision."""
         blocks = self.end.hierarchy.blocks
         total = torch.zeros(len(z), dtype=torch.float64)
-        rows = torch.zeros(len(z), 1 + (blocks[number].num_rows if number is not None else 0), dtype=torch.float64)
+        rows = torch.zeros(len(z), 1 + (0 if part is None else blocks[part.number].num_rows), dtype=torch.float64)
         for place, chunk in enumerate(self.terms.chunks):
             values = self.run(z[:, chunk.rows.columns], chunk)
-            if number is None:
+            if part is None:
                 total += values.double().sum(-1)
             else:
-                part = rows.new_zeros(rows.shape, dtype=values.dtype)
-                rows += part.index_add_(1, self._owners[place][number], values)  # type: ignore[index]
+                own = rows.new_zeros(rows.shape, dtype=values.dtype)
+                rows += own.index_add_(1, self.reads.owners(place, part.number, part.colour), values)
         return total, rows[:, :-1]
 
     def run(self, z: Tensor, chunk: Chunk) -> Tensor:
@@ -226,20 +290,6 @@ class Conditionals:
         except Exception:  # what cannot be recorded, for whatever reason, runs as it is
             return None
 
-    def _owners_in(self, chunk: Chunk, z: Tensor) -> list[Tensor]:
-        """For each block, the row among all that each term of a run is a part of, through inner rows too.
-
-        Terms of no row have the number after the last.
-        """
-        blocks, rows = self.end.hierarchy.blocks, chunk.rows
-        found = row_owners(lambda at: self.terms.of_one(at, *chunk.visit.tensors), z[rows.columns], rows.hierarchy)
-        owners = [torch.where(own < 0, -1, at[own.clamp(min=0)]) for own, at in zip(found, rows.numbers)]
-        for inner in reversed(range(len(blocks))):
-            for above in blocks[inner].above:
-                through = torch.where(owners[inner] < 0, -1, above.row[owners[inner].clamp(min=0)])
-                owners[above.block] = torch.where(owners[above.block] < 0, through, owners[above.block])
-        return [torch.where(own < 0, block.num_rows, own) for own, block in zip(owners, blocks)]
-
     def _known(self, part: Part) -> tuple[Tensor, Tensor, Tensor]:
         """Of a block in the guide given the rest: variances, directions ``(rows, n)`` that rows share, variances there.
 
@@ -248,7 +298,7 @@ class Conditionals:
         rows, dim = part.places.shape
         if part.number < 0:
             return torch.ones(rows, dim), torch.zeros(rows, 0), torch.zeros(dim, 0)
-        loc = self.end.loc.detach()[self.end.hierarchy.blocks[part.number].columns]
+        loc = self.end.loc.detach()[self.end.hierarchy.blocks[part.number].columns][part.which]
         found = torch.cat([torch.ones(rows, 1), loc / loc.std(0).clamp(min=1e-30)], 1)
         found = found / found.norm(dim=0) if dim <= MAX_SHARED else found[:, :0]
         if self.shared is None:

@@ -33,6 +33,8 @@ from .row_posterior import RowPosterior
 
 #: By how much the bounds of two fits of the same posterior may differ, for each latent: they are not equally close.
 NOISE_A_LATENT = 1e-3
+#: By how many standard deviations their means may differ, beside the noise of few draws.
+SHIFT = 0.3
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -68,7 +70,9 @@ class CrossedPosterior(RowPosterior):
             return known
         bounds = [bound_of(part.log_weight, elbo) for part in self.starts]
         noise = NOISE_A_LATENT * self.draws.z.shape[1]
-        return known._replace(log_evidences=[part._replace(se=(part.se**2 + noise**2) ** 0.5) for part in bounds])
+        bounds = [part._replace(se=(part.se**2 + noise**2) ** 0.5) for part in bounds]
+        few = 1 + 5 * (2 / len(self.starts[0].z)) ** 0.5 / SHIFT  # five standard errors of a difference of two means
+        return known._replace(log_evidences=bounds, sd=few * known.sd)
 
     @exclusive()
     @torch.no_grad()
@@ -127,7 +131,7 @@ def is_crossed(latents: Latents, hierarchy: Hierarchy | None) -> bool:
         return False
     if len(hierarchy.subsampled) == 1:
         return not all(set(hierarchy.subsampled) <= set(block.plates) for block in hierarchy.blocks)
-    return bool(hierarchy.subsampled) or hierarchy.crosses
+    return bool(hierarchy.subsampled) or hierarchy.shares
 
 
 class Judged(NamedTuple):
@@ -161,10 +165,11 @@ def judged(layer: Whitened, terms: CrossedTerms, history: History) -> Judged:
     :param history: what training has seen.
     """
     evidence = Conditionals(layer, terms)
-    num = FEWEST if history.interrupted or history.out_of_time else evidence.num_samples
+    hurries = history.interrupted or history.out_of_time
     try:
-        draws, blocks = evidence.judged(num)
+        draws, blocks = evidence.judged(FEWEST if hurries else None)
     except SeveralRowsError as error:
+        num = FEWEST if hurries else evidence.affordable(1 + len(terms.whole.blocks))
         return Judged(evidence.weighed(10 * num), (), f"{error}, so that rows cannot be judged one by one")
     return Judged(draws, tuple(blocks))
 

@@ -17,6 +17,7 @@ end where its ELBO is largest [1]: of rows by their blocks' curvature, and of wh
 [1] M. Opper, C. Archambeau (2009). The Variational Gaussian Approximation Revisited.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from ..layers import PlateAffine
 from ..model.crossed_terms import CrossedTerms
+from ..model.row_owners import SeveralRowsError
 from ..model.rows import Rows
 from ..modes.gaussians import put_rows, put_top
 from ..modes.plate_curvature import root_of
@@ -69,6 +71,16 @@ class CrossedStart:
         """Begin elsewhere."""
         self.z, self.value = loc.clone(), self._value(loc)
 
+    def _look_at_rows(self) -> None:
+        """Tell apart rows of a block that are not independent of each other, whose curvatures would be mixed up."""
+        with contextlib.suppress(SeveralRowsError):
+            colours = self.terms.reads_at(self.z).colours
+            num_top = bool(len(self.top))
+            found = [
+                RowPlaces(at, colour if colour.any() else None) for at, colour in zip(self.columns[num_top:], colours)
+            ]
+            self.rows = [*self.rows[:num_top], *found]
+
     @torch.no_grad()
     def run(
         self,
@@ -82,6 +94,7 @@ class CrossedStart:
         :param is_over: whether somebody is waiting.
         :param moved: is called after each of its moves, between which :meth:`where` says all that there is to know.
         """
+        self._look_at_rows()
         phases: list[tuple[int, Callable[[], bool]]] = [
             # or rows would make up for what is outside of plates
             (NUM_SWEEPS * bool(len(self.top)), lambda: self._block(0) < 1),

@@ -25,6 +25,8 @@ from .bound import BoundModel
 from .hierarchy import Hierarchy
 from .latents import Latents
 from .log_joint import LogJoint
+from .row_owners import SeveralRowsError
+from .row_reads import RowReads
 from .rows import Rows
 from .subsample import Chosen, look
 from .subsampled_plates import groups_of, plates_of, subsampled_frames
@@ -66,6 +68,7 @@ class CrossedTerms:
             raise ValueError(f"{self.owner}: VI takes no minibatches of enumerated sites; train it by SVI")
         self.hierarchy = self.rows_of(first).hierarchy
         self._whole = WholeLogJoint(self.joint.on(bound), self.plates, groups_of(trace))
+        self._reads: RowReads | SeveralRowsError | None = None
 
     def _check(self, trace: Any) -> None:
         for name in self.plates:
@@ -154,6 +157,29 @@ class CrossedTerms:
         every = None if self.own else self.rows_of({})
         for visit in self._whole.visits():
             yield Chunk(visit, every or self.rows_of(dict(zip(self.plates, visit.rows))))
+
+    def reads_at(self, z: Tensor) -> RowReads:
+        """Which rows the terms read; found once, with random numbers aside.
+
+        :param z: a typical point, a flat latent of all rows.
+        :raises SeveralRowsError: if a term reads too many rows of a block.
+        """
+        if self._reads is None:
+            runs = (
+                (functools.partial(self._of_run, visit), z[rows.columns], rows.hierarchy, rows.numbers)
+                for visit, rows in self.chunks
+            )
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    self._reads = RowReads(runs, self.whole)
+            except SeveralRowsError as error:
+                self._reads = error
+        if isinstance(self._reads, SeveralRowsError):
+            raise self._reads
+        return self._reads
+
+    def _of_run(self, visit: Visit, z: Tensor) -> Tensor:
+        return self.of_one(z, *visit.tensors)
 
     @property
     def num_terms(self) -> int:

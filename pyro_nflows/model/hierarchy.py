@@ -79,6 +79,7 @@ class Hierarchy:
     :param blocks: the rest.
     :param outlines: what it was made of.
     :param joined: plates whose latents are counted with those outside of plates.
+    :param tied: whether rows of one block share observations, such as games of two players.
 
     Example::
 
@@ -92,6 +93,7 @@ class Hierarchy:
     blocks: tuple[Block, ...]
     outlines: Mapping[str, Outline]
     joined: frozenset[str] = frozenset()
+    tied: bool = False
 
     @staticmethod
     def of(latents: Latents) -> "Hierarchy":
@@ -154,6 +156,11 @@ class Hierarchy:
     def crosses(self) -> bool:
         """Whether there are blocks that have no plate in common, such as users and items."""
         return any(not set(one.plates) & set(other.plates) for one in self.blocks for other in self.blocks)
+
+    @property
+    def shares(self) -> bool:
+        """Whether rows share observations, so that they are not independent given what is outside of plates."""
+        return self.crosses or self.tied
 
     def index_in(self, block: Block, plate: str) -> Tensor:
         """For each row of a block, its place along one of the block's plates."""

@@ -49,39 +49,62 @@ def owners_in(terms: Callable[[Tensor], Tensor], z: Tensor, groups: Mapping[str,
 
     :param groups: by the names of plates, where each row's coordinates are, ``(rows, d)``.
     """
-    with torch.enable_grad():
-        at = z.detach().requires_grad_()
-        value = terms(at)
-        if not value.requires_grad:
-            return [torch.full(value.shape, -1) for _ in groups]
-        cotangent = torch.zeros_like(value).requires_grad_()
-        (pulled,) = torch.autograd.grad(value, at, cotangent, create_graph=True, materialize_grads=True)
-
-        def along(tangents: Tensor) -> Tensor:
-            """Derivatives of all terms along some directions."""
-            if not pulled.requires_grad:
-                return torch.zeros(len(tangents), *value.shape)
-            return torch.autograd.grad(pulled, cotangent, tangents, retain_graph=True, is_grads_batched=True)[0]
-
-        return [_owners(along, name, columns, z) for name, columns in groups.items()]
+    derivatives, found = Derivatives(terms, z), list[Tensor]()
+    for name, columns in groups.items():
+        owner, known = owners_along(derivatives, columns, torch.arange(len(columns)))
+        if not bool(known.all()):
+            raise SeveralRowsError(f"a term of the model reads several rows of plate '{name}' at once")
+        found.append(owner)
+    return found
 
 
-def _owners(along: Callable[[Tensor], Tensor], name: str, columns: Tensor, z: Tensor) -> Tensor:
+class Derivatives:
+    """Derivatives of all terms along some directions, ``(num, dim)`` to ``(num, terms)``.
+
+    :param terms: ``(dim,)`` to ``(terms,)``.
+    :param z: where.
+    """
+
+    def __init__(self, terms: Callable[[Tensor], Tensor], z: Tensor):
+        self.z = z.detach()
+        with torch.enable_grad():
+            at = z.detach().requires_grad_()
+            value = terms(at)
+            self.num, self._cotangent = value.numel(), torch.zeros_like(value).requires_grad_()
+            self._pulled = None
+            if value.requires_grad:
+                inputs = value, at, self._cotangent
+                (self._pulled,) = torch.autograd.grad(*inputs, create_graph=True, materialize_grads=True)
+
+    def __call__(self, tangents: Tensor) -> Tensor:
+        if self._pulled is None or not self._pulled.requires_grad:
+            return tangents.new_zeros(len(tangents), self.num)
+        inputs = self._pulled, self._cotangent, tangents
+        return torch.autograd.grad(*inputs, retain_graph=True, is_grads_batched=True)[0]
+
+
+def owners_along(derivatives: Derivatives, columns: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+    """The row among some that each term reads, -1 for none; and whether that is known: if there is not more than one.
+
+    :param columns: of each row's coordinates, ``(rows, d)``.
+    :param which: the numbers of those rows; others are held fixed.
+    """
     num_rows, row_dim = columns.shape
-    numbers, owner = torch.arange(num_rows), torch.tensor(-1)
     places, digits, rest = list[int](), list[Tensor](), num_rows - 1
     while rest or not digits:
         place = BASE ** len(places)
         places.append(place)
-        digits.append(numbers // place % BASE)
+        digits.append(which // place % BASE)
         rest //= BASE
-    known = torch.tensor(False)
+    z, at = derivatives.z, columns[which]
+    owner, known = torch.tensor(-1), torch.zeros(derivatives.num, dtype=torch.bool)
     for _ in range(NUM_TRIES):
-        check = 1 + torch.rand(num_rows)
-        factors = torch.stack([torch.ones(num_rows), *digits, check]).to(z)
+        check = torch.zeros(num_rows)
+        check[which] = 1 + torch.rand(len(which))
+        factors = torch.stack([torch.ones(len(which)), *digits, check[which]]).to(z)
         tangents = z.new_zeros(len(factors), len(z))
-        tangents[:, columns] = factors[..., None] * (0.5 + torch.rand(row_dim)).to(z)
-        one, *found, checked = along(tangents)
+        tangents[:, at] = factors[..., None] * (0.5 + torch.rand(row_dim)).to(z)
+        one, *found, checked = derivatives(tangents)
         none = (one == 0) & (checked == 0)
         ratios = torch.stack(found) / one
         row = (ratios.nan_to_num(0.0, 0.0, 0.0).round().long() * torch.tensor(places)[:, None]).sum(0)
@@ -90,5 +113,5 @@ def _owners(along: Callable[[Tensor], Tensor], name: str, columns: Tensor, z: Te
         owner = torch.where(known, owner, torch.where(none, -1, row))
         known = known | fits
         if bool(known.all()):
-            return owner
-    raise SeveralRowsError(f"a term of the model reads several rows of plate '{name}' at once")
+            break
+    return owner, known

@@ -1,7 +1,7 @@
 """Some rows of the plates of a hierarchy: a hierarchy of these alone, and where they are among all."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class Rows:
             outlines[name] = outline._replace(shape=tuple(taken.shape))
             found.append(taken.reshape(-1))
             start += shape.numel()
-        hierarchy = Hierarchy.of_outlines(outlines, whole.joined)
+        hierarchy = replace(Hierarchy.of_outlines(outlines, whole.joined), tied=whole.tied)
         numbers = tuple(_numbers(block, whole, chosen) for block in whole.blocks)
         return Rows(hierarchy, numbers, torch.cat(found), not chosen)
 

@@ -416,3 +416,15 @@ def test_an_optimiser_does_not_pull_in_what_is_outside_of_plates():
     trained = guide.layer.plain()
     moved = trained.flow[0].layer[0].log_scale - affine.log_scale
     assert 0 < moved.abs().max() < 1e-3
+
+
+def test_data_that_come_after_the_first_call_are_told():
+    def model(y=None):
+        with pyro.plate("groups", 6, subsample_size=2) as index:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=None if y is None else y[index])
+
+    guide = AutoFlow(model)
+    guide()
+    with pytest.raises(ValueError, match="site 'y' is observed at these arguments, but was not in"):
+        guide(torch.zeros(6))

@@ -193,7 +193,9 @@ def test_a_normal_posterior_is_exact(fits, name):
     z = torch.cat([draws[site].reshape(num, -1).double() for site in ("mu", "a", "b")], -1)
     assert isinstance(vi.posterior, CrossedPosterior)
     assert ((z.mean(0) - mean).abs() < 5 * sd / num**0.5 + 0.01 * sd).all()
-    assert ((z.std(0) / sd).mean() - 1).abs() < 0.01
+    with torch.no_grad():  # of so few draws, widths of what rows share have more noise than that
+        many = vi.posterior._own_guide().plain_layer()(torch.randn(50_000, z.shape[1]))[0].double()
+    assert ((many.std(0) / sd).mean() - 1).abs() < 0.01
     assert ((z.std(0) / sd - 1).abs() < 5 / (2 * num) ** 0.5 + 0.03).all()
     for block in (slice(1, 1 + USERS), slice(1 + USERS, None)):
         of_sum = z[:, block].sum(-1).std() / covariance[block, block].sum().sqrt()
