@@ -361,7 +361,6 @@ AT_IDENTITY: dict[str, Callable[[], Layer]] = {
     "spline(2, context)": lambda: flows.spline(2, 2, context_dim=2).at(CONTEXT),
     "on_plates(groups)": lambda: flows.on_plates(GROUPS, lambda dim: flows.nice(dim, 2, (4,))),
     "on_hubs(4)": lambda: flows.on_hubs(hub_elimination(4), lambda dim: flows.spline(dim, 2, (4,), 3)),
-    "on_turned(5)": lambda: flows.on_turned(5, (1, 3), 2, lambda dim: flows.spline(dim, 2, (4,), 3)),
     "within_rows(pairs)": lambda: flows.within_rows(PAIRS, flows.nice(4, 2, (4,))),
     "on_plates(pairs)": lambda: flows.on_plates(PAIRS, lambda dim: flows.nice(dim, 2, (4,))),
     "conditional(3)": lambda: flows.conditional(3, 2, lambda dim: flows.nice(dim, 2, (4,)), (4,)).at(CONTEXT),

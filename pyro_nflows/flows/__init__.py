@@ -6,7 +6,7 @@ A flow here is only a composition; write your own and hand it to ``AutoFlow(mode
 
 from ..nets.lengths import up_to
 from .flowified import flowified, flowify
-from .hubs import GivenHubs, TurnedHubs, on_hubs, on_turned
+from .hubs import GivenHubs, on_hubs
 from .images import cif_image, glow_image, residual_image
 from .jko import jko
 from .matching import num_params, widened
@@ -34,7 +34,6 @@ from .wrapped import cif, conditional, gaussians, on_mixture, on_modes
 __all__ = [
     "Build",
     "GivenHubs",
-    "TurnedHubs",
     "cif",
     "cif_image",
     "cnf",
@@ -55,7 +54,6 @@ __all__ = [
     "on_mixture",
     "on_modes",
     "on_plates",
-    "on_turned",
     "planar",
     "radial",
     "realnvp",

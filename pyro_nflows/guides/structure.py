@@ -121,12 +121,10 @@ def described(
     """
     if hierarchy is None:
         hubs = end.elimination.pattern.hubs if end is not None and end.elimination is not None else torch.zeros(0)
-        hubs = torch.tensor(flow.hubs) if isinstance(flow, flows.TurnedHubs) else hubs
-        is_given = isinstance(flow, flows.GivenHubs | flows.TurnedHubs)
         coupled = [] if rows is None else [" x ".join(block.plates) for block in rows.blocks if block.row_dim > 1]
         within = f", with couplings within rows of {', '.join(coupled)}" if coupled else ""
         why = f", end {end.kind} ({end.why})" if end is not None and end.why else ""
-        given = f", all others given {', '.join(_names(latents, hubs))}" if is_given else ""
+        given = f", all others given {', '.join(_names(latents, hubs))}" if isinstance(flow, flows.GivenHubs) else ""
         return f"joint over {counted(latents.dim, 'latent')}{given}{within}{why}"
     blocks = ", ".join(f"{' x '.join(b.plates)}: {counted(b.num_rows, 'row')} of {b.row_dim}" for b in hierarchy.blocks)
     return f"follows plates: {counted(len(hierarchy.top), 'latent')} outside of plates; {blocks}"

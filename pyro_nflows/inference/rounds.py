@@ -29,7 +29,6 @@ from .moments import moved
 from .moved import can_move, move
 from .plan import Plan
 from .stages import FlowRounds, GaussianRounds, Stage, Task, objective_of
-from .turned import turn
 
 #: A start so much narrower in one direction than in another may be stuck in a funnel: the plain start is
 #: trained too.
@@ -231,8 +230,6 @@ class Fitting:
             move(self.trainer, self.layer, self.plan)
             self.fit = self.drawn()
             return None
-        if is_fresh(self.layer):
-            turn(self.trainer, self.layer)
         return FlowRounds(self.trainer, self.plan, self.layer)
 
     def _move(self, failed: bool) -> None:

@@ -40,35 +40,6 @@ class Householder(Layer):
         else:  # there is one rotation of a line, and Pyro warns of parameters that do not train
             self.register_buffer("vectors", vectors)
 
-    @torch.no_grad()
-    def put(self, directions: Tensor) -> None:
-        """Turn the first axes to orthonormal directions, each up to its sign.
-
-        :param directions: ``(k, D)``, no more than there are reflections.
-        :raises ValueError: if there are more.
-
-        Example::
-
-            >>> layer = Householder(3, num_reflections=2)
-            >>> layer.put(torch.tensor([[0.0, 0.6, 0.8]]))
-            >>> layer(torch.tensor([1.0, 0.0, 0.0]))[0].detach().abs()
-            tensor([0.0000, 0.6000, 0.8000])
-        """
-        num = len(directions)
-        if num > len(self.vectors):
-            raise ValueError(f"Householder.put: expected at most {len(self.vectors)} directions, got {num}")
-        left = directions.double().T.clone()
-        found = torch.zeros(self.vectors.shape, dtype=torch.float64)
-        for k in range(num):  # as in the QR decomposition: what is before k stays
-            vector = left[:, k].clone()
-            vector[:k] = 0.0
-            vector[k] += vector.norm() if vector[k] >= 0 else -vector.norm()
-            found[k] = vector / vector.norm()
-            left = left - 2 * found[k][:, None] * (found[k] @ left)
-        for k in range(num, len(found)):  # reflections in axes beyond those directions, which flip a sign each
-            found[k, k] = 1.0
-        self.vectors.copy_(found.to(self.vectors))
-
     def fan_in(self, name: str) -> int:
         """Numbers of a parameter that are added up: none, since a vector's length means nothing."""
         return 1
