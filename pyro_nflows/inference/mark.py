@@ -52,16 +52,20 @@ class Mark:
         The random numbers to come do not depend on whether this is asked.
         """
         now = sound(draws).log_weight
-        if effective(now) >= FINE:
-            return False
+        return effective(now) < FINE and self._is_clearly_better(sound(self.draws(NUM_DRAWS)).log_weight, now)
+
+    def draws(self, num_samples: int) -> Draws:
+        """Draws of the layer as it was here; it stays as it is.
+
+        The random numbers to come do not depend on whether these are asked for.
+        """
         there = self._now()
         try:
             self._put(*self._here)
             with torch.random.fork_rng():
-                then = sound(self.trainer.sampler.sample(self.layer, NUM_DRAWS)).log_weight
+                return self.trainer.sampler.sample(self.layer, num_samples)
         finally:
             self._put(*there)
-        return self._is_clearly_better(then, now)
 
     def _is_clearly_better(self, then: Tensor, now: Tensor) -> bool:
         if is_hopeless(then) or is_hopeless(now):
@@ -80,9 +84,13 @@ class Mark:
         groups = log_weight[: len(log_weight) // size * size].view(-1, size)
         return torch.stack([self.objective.bound(group) for group in groups])
 
-    def go_back(self) -> None:
-        """Put the parameters back, and count that."""
+    def put_back(self) -> None:
+        """Put the parameters back."""
         self._put(*self._here)
+
+    def go_back(self) -> None:
+        """Put the parameters back, and count that as a training that diverged."""
+        self.put_back()
         self.trainer.history.restarts += 1
 
 

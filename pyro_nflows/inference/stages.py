@@ -3,6 +3,8 @@ r"""The parts of a fit: its affine end by itself, then the whole flow. Each asks
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from torch import Tensor
+
 from ..diagnostics.verdict import SETTLED, effective, k_limit, tail_index
 from ..engine import Round, Trainer
 from ..flows.whitened import Whitened
@@ -93,6 +95,8 @@ class FlowRounds:
         self._num_done, self._ess, self._pace = 0, 0.0, 1.0
         self._failed = self._is_complete = False
         self._good: Draws | None = None
+        self._best: Mark | None = None
+        self._best_ess = COVERING_ESS
 
     def next_round(self) -> Task | None:
         """See :class:`Stage`."""
@@ -119,8 +123,12 @@ class FlowRounds:
         if self._begun.was_better(draws):
             self._begun.go_back()
             self._ess, self._pace = 0.0, CAREFUL * self._pace
-        elif self._ess > schedule.good_ess and trainer.history.drift < SETTLED:
+            return
+        if self._ess > schedule.good_ess and trainer.history.drift < SETTLED:
             self._look_closer(draws)
+        if self._ess > self._best_ess and not (self._is_complete or trainer.leaves) and schedule.is_default:
+            self._best = Mark(trainer, self.layer, self.plan.objective, schedule.rounds[0].num_particles)
+            self._best_ess = self._ess
 
     def _draws(self, num_samples: int) -> Draws:
         """Draws of the flow; of a model with subsampled plates, after it is moved to where its weighted draws are."""
@@ -142,17 +150,39 @@ class FlowRounds:
             self._good, self._is_complete = draws, True
 
     def result(self) -> Fit:
-        """The fit: a flow that is worse than the Gaussian it began from gives way to it."""
+        """The fit: a flow worse than an earlier round's, or than the Gaussian it began from, gives way to that."""
         if self._good is not None:
             return weighed(self.layer, self._good)
         sampler, num = self.trainer.sampler, self.plan.schedule.num_samples
         if self.trainer.all_rows is not None:
             self._draws(num)
         draws = sampler.sample(self.layer, num)
-        if not self.trainer.history.interrupted and self._begun.was_better(draws):  # or somebody would be waiting
+        if self.trainer.history.interrupted:  # somebody is waiting
+            return weighed(self.layer, draws, self._failed)
+        if self._begun.was_better(draws):
             self._begun.go_back()
             draws = sampler.sample(self.layer, num)
+        else:
+            draws = self._before_the_last(sound(draws).log_weight) or draws
         return weighed(self.layer, draws, self._failed)
+
+    def _before_the_last(self, log_weight: Tensor) -> Draws | None:
+        """The draws of the best round before the last, to which the layer is put, where the last has spoilt the tail.
+
+        K-hat is noisy: two looks are one more chance to come out below its threshold. So the earlier draws have to be
+        below it by its standard error.
+
+        :param log_weight: of the last round's draws.
+        """
+        num = len(log_weight)
+        if self._best is None or not tail_index(log_weight) >= k_limit(num, 1.0):
+            return None
+        draws = self._best.draws(num)
+        before = sound(draws).log_weight
+        if not (tail_index(before) < k_limit(num, 0.0) and effective(before) >= effective(log_weight)):
+            return None
+        self._best.put_back()
+        return draws
 
 
 def objective_of(layer: Whitened, plan: Plan, chosen: Round, ess: float) -> Objective:

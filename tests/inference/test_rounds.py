@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from pyro_nflows import AutoFlow, flows
+from pyro_nflows.diagnostics.verdict import effective
 from pyro_nflows.engine import Engine, Round, Trainer
 from pyro_nflows.inference.fit import drive, start
+from pyro_nflows.inference.mark import Mark
 from pyro_nflows.inference.plan import Plan
 from pyro_nflows.inference.rounds import Fitting
 from pyro_nflows.inference.schedule import Schedule
@@ -70,6 +72,28 @@ def test_a_start_that_is_the_posterior_itself_is_not_trained_unless_it_goes_on()
     assert len(one.fit.draws.z) == 500
     again = Fitting(one.trainer, replace(plan, goes_on=True), one.layer, one.init)
     assert titles(again) == ["flow"]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_last_round_that_spoils_the_tail_gives_way_to_the_one_before(
+    interrupted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Draws a third as wide as the posterior have weights with a tail of index 0.9."""
+    monkeypatch.setattr(Mark, "was_better", lambda *_: False)  # the Gaussian here is the posterior, and would do too
+    one = fitting()
+    while (task := one.next_round()) is not None:
+        if task.title == "flow, round 3":
+            with torch.no_grad():
+                one.layer.end.log_scale -= 1.0
+            one.trainer.history.interrupted = interrupted
+        one.done(True)
+    assert one.fit is not None
+    is_right = effective(one.fit.draws.log_weight) > 0.99
+    assert is_right is not interrupted
+    assert one.trainer.history.restarts == 0
+    torch.manual_seed(0)
+    fresh = one.trainer.sampler.sample(one.fit.layer, 500)
+    assert (effective(fresh.log_weight) > 0.99) is is_right
 
 
 @pytest.mark.usefixtures("by_adam")
