@@ -1,6 +1,7 @@
 r"""Pyro's machinery made to run under ``torch.func``."""
 
 import contextlib
+import copy
 import functools
 import traceback
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _ENUM_ALLOCATOR, _PYRO_STACK
 from torch import Tensor
+from torch.distributions import Distribution
 
 TORCH, PYRO = (Path(str(package.__file__)).parent for package in (torch, pyro))
 #: What mostly keeps a model from ``torch.vmap``.
@@ -66,6 +68,40 @@ def outside() -> Iterator[None]:
     finally:
         _PYRO_STACK[:] = stack
         vars(_DIM_ALLOCATOR).update(dims)
+
+
+def as_validated(trace: Trace) -> Trace:
+    """A trace whose distributions check values only if torch's are to check them now.
+
+    No recording could follow a check. What is made in a model takes torch's setting of that moment; what is made
+    before, as the prior of a ``PyroSample`` is, may have kept an earlier one: ``.expand()`` does.
+
+    :param trace: its sites get other distributions, which stay as they are.
+
+    Example::
+
+        >>> prior = pyro.distributions.Normal(0.0, 1.0, validate_args=True).expand([2]).to_event(1)
+        >>> trace = pyro.poutine.trace(lambda: pyro.sample("z", prior)).get_trace()
+        >>> torch.distributions.Distribution.set_default_validate_args(False)
+        >>> as_validated(trace).nodes["z"]["fn"].log_prob(torch.tensor([torch.nan, 0.0])).isnan()
+        tensor(True)
+        >>> torch.distributions.Distribution.set_default_validate_args(True)
+    """
+    if not Distribution._validate_args:
+        for site in trace.nodes.values():
+            if site["type"] == "sample":
+                site["fn"] = _unvalidated(site["fn"])
+    return trace
+
+
+def _unvalidated(fn: Any) -> Any:
+    own = vars(fn)
+    within = {name: _unvalidated(part) for name, part in own.items() if isinstance(part, Distribution)}
+    if not own.get("_validate_args") and all(part is own[name] for name, part in within.items()):
+        return fn
+    copied = copy.copy(fn)
+    vars(copied).update(within, _validate_args=False)
+    return copied
 
 
 def cause(error: BaseException) -> str:

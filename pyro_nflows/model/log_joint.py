@@ -26,7 +26,7 @@ from . import checks, data_checks, enumeration_checks
 from .blocks import block_size, in_blocks
 from .bound import BoundModel
 from .following import filled_sites, moving_sites
-from .handlers import BRANCHES, Enumerate, cause, restored_dims, summed_out, total
+from .handlers import BRANCHES, Enumerate, as_validated, cause, restored_dims, summed_out, total
 from .latents import Latents, is_enumerated, latent_sites
 from .observed import has_data
 from .placed import Lifted, Placed
@@ -297,7 +297,7 @@ class LogJoint:
         """A trace of the model at given latents, without log densities."""
         hidden = poutine.block(hide_fn=lambda msg: msg["type"] == "sample")
         with hidden, data_checks.explained(self.latents.owner, *self.bound.call):
-            trace = poutine.trace(handler(model)).get_trace(*self.bound.args, **self.bound.kwargs)
+            trace = as_validated(poutine.trace(handler(model)).get_trace(*self.bound.args, **self.bound.kwargs))
         unknown = [site["name"] for site in latent_sites(trace) if not is_enumerated(site)]
         checks.check_run(self.latents.owner, unknown, sorted(handler.names - trace.nodes.keys()))
         return trace

@@ -11,8 +11,10 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
+from torch.distributions.transforms import ExpTransform
 
-from pyro_nflows import ELBO, AutoFlow
+from pyro_nflows import ELBO, VI, AutoFlow
+from pyro_nflows.engine import Engine
 from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint, Vectorization, VectorizationWarning
 from tests.models import PAIRS, one_of_each, pairs
@@ -316,3 +318,30 @@ def scaled_by_row() -> None:
 def test_what_cannot_be_summed_out_is_refused_by_name(model: Callable[[], None], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         prepared(model)
+
+
+# ---- distributions that are made before the model runs -----------------------------------------------------------
+
+PRIORS = {
+    "expanded": dist.Normal(0.0, 1.0).expand([3]).to_event(1),
+    "asked for": dist.Gamma(2.0, 1.0, validate_args=True),
+    "transformed": dist.TransformedDistribution(dist.Normal(0.0, 1.0).expand([2]), ExpTransform()).to_event(1),
+    "mixture": dist.MixtureSameFamily(
+        dist.Categorical(torch.ones(2)), dist.Normal(torch.tensor([-1.0, 1.0]), 1.0).expand([2])
+    ),
+    "masked": dist.Normal(0.0, 1.0).expand([2]).mask(torch.tensor([True, False])).to_event(1),
+}
+
+
+@pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
+def test_priors_that_are_made_before_are_recorded_and_stay_as_they_are(prior: dist.TorchDistribution) -> None:
+    """They have kept that values are checked, as the prior of a ``PyroSample`` has, which no recording follows."""
+    before = {name: part for name, part in vars(prior).items() if not name.startswith("_transform")}
+
+    def model() -> None:
+        z = pyro.sample("z", prior)
+        pyro.sample("y", dist.Normal(z.sum(), 1.0), obs=torch.tensor(0.5))
+
+    vi = VI(AutoFlow(model), engine="traced", num_steps=8, seed=0, progress_bar=False).run()
+    assert {str(engine) for engine in vi.history.engines} == {str(Engine.TRACED)}
+    assert all(vars(prior)[name] is part for name, part in before.items())
