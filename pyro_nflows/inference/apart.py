@@ -20,7 +20,7 @@ from .fitted import Fit
 from .plan import Plan
 from .portable import sendable, unpacked
 from .running import Fitter
-from .workers import not_found, spread
+from .workers import fit_starts, not_found, refuse_parameters
 
 
 class Order(NamedTuple):
@@ -49,33 +49,18 @@ def fit_apart(trainer: Trainer, guide: AutoFlow, plan: Plan, locs: Sequence[Tens
     :raises WorkerError: if a worker dies or fails; it says at which start.
     """
     _refuse(trainer, guide)
-    joint, num = cast(LogJoint, trainer.log_joint), len(locs)
+    joint = cast(LogJoint, trainer.log_joint)
     fittings = [start(trainer, guide, plan, loc) for loc in locs]
-    seeds, journal = torch.randint(2**62, (num,)).tolist(), trainer.journal
+    seeds = torch.randint(2**62, (len(locs),)).tolist()
     own = replace(plan, workers=None, callback=None, progress_bar=False)
     until = time.time() + trainer.budget.until - time.perf_counter()
     order = Order(sendable(guide, joint.bound.call), own, joint.start, until, torch.get_default_dtype())
-    found, coming = list[dict[str, Any]](), dict[int, dict[str, Any]]()
-    while len(found) < num and (recalled := journal.recall(_name(len(found)))) is not None:
-        found.append(recalled)
-    try:
-        with trainer.progress.phase(f"{num} starts", num, unit="fit"):
-            trainer.progress.advance(len(found))
-            given = [(i + 1, (order, locs[i], seeds[i])) for i in range(len(found), num)]
-            for number, result in spread("VI.run", "start", plan.workers, fit_one, given):
-                if result is None:
-                    raise KeyboardInterrupt
-                coming[number - 1] = result
-                trainer.progress.advance(1)
-                while len(found) in coming:  # the journal has them in order
-                    journal.recall(_name(len(found)))
-                    journal.record(_name(len(found)), coming[len(found)])
-                    found.append(coming.pop(len(found)))
-    except KeyboardInterrupt:
+    given = [(order, loc, seed) for loc, seed in zip(locs, seeds)]
+    fits, interrupted = fit_starts(plan.workers, fit_one, given, trainer.journal, trainer.progress)
+    if interrupted:
         if trainer.history.interrupted:
-            raise
+            raise KeyboardInterrupt
         trainer.interrupt()
-    fits = dict(enumerate(found)) | coming
     for result in fits.values():
         history = History()
         history.take(result["history"])
@@ -93,16 +78,8 @@ def is_apart(plan: Plan, trainer: Trainer, guide: AutoFlow) -> bool:
     return not (isinstance(plan.workers, Ranks) and (trainer.leaves or guide.needs_model))
 
 
-def _name(index: int) -> str:
-    return f"start {index + 1}, in another process"
-
-
 def _refuse(trainer: Trainer, guide: AutoFlow) -> None:
-    if trainer.leaves:
-        raise ValueError(
-            "VI.run: the model has parameters of its own (pyro.param), which all starts train, so they cannot be in "
-            "processes of their own; leave out executor="
-        )
+    refuse_parameters(trainer.leaves)
     if guide.needs_model:
         raise ValueError(
             f"VI.run: draws of {type(guide).__name__} are made with the model, so its starts cannot be in processes of "

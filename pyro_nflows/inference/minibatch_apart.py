@@ -1,12 +1,11 @@
 """Fits by minibatches from several starts in other processes: each gives a trained flow, with its draws."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..engine import Budget, History, Journal, Progress
 from ..system.exclusive import exclusive, seeded, validation, with_dtype
@@ -14,7 +13,7 @@ from .minibatch_starts import Start, Starts, terms_of
 from .plan import Plan
 from .portable import sendable, unpacked
 from .posterior import Call
-from .workers import not_found, spread
+from .workers import fit_starts, not_found, refuse_parameters
 
 
 class Order(NamedTuple):
@@ -49,32 +48,17 @@ def best_apart(starts: Starts, call: Call) -> Start:
     :raises ValueError: if the model has parameters of its own.
     :raises WorkerError: if a worker dies or fails; it says at which start.
     """
-    plan, num, journal = starts.plan, starts.plan.starts, starts.journal
-    _refuse(starts.leaves)
-    seeds = torch.randint(2**62, (num,)).tolist()
+    plan = starts.plan
+    refuse_parameters(starts.leaves)
+    seeds = torch.randint(2**62, (plan.starts,)).tolist()
     own = replace(plan, workers=None, callback=None, progress_bar=False)
     until = time.time() + starts.budget.until - time.perf_counter()
     guide = starts.guide
     order = Order(sendable(guide, call), (guide.build, guide.row_build), own, until, torch.get_default_dtype())
-    found, coming = list[dict[str, Any]](), dict[int, dict[str, Any]]()
-    while len(found) < num and (recalled := journal.recall(_name(len(found)))) is not None:
-        found.append(recalled)
-    try:
-        with starts.progress.phase(f"{num} starts", num, "the verdict", unit="fit"):
-            starts.progress.advance(len(found))
-            given = [(i + 1, (order, i, seeds[i])) for i in range(len(found), num)]
-            for number, result in spread("VI.run", "start", plan.workers, fit_one, given):
-                if result is None:
-                    raise KeyboardInterrupt
-                coming[number - 1] = result
-                starts.progress.advance(1)
-                while len(found) in coming:  # the journal has them in order
-                    journal.recall(_name(len(found)))
-                    journal.record(_name(len(found)), coming[len(found)])
-                    found.append(coming.pop(len(found)))
-    except KeyboardInterrupt:
-        starts.history.interrupted = True
-    fits = [_taken(starts, number, result) for number, result in sorted({**dict(enumerate(found)), **coming}.items())]
+    given = [(order, i, seed) for i, seed in enumerate(seeds)]
+    found, interrupted = fit_starts(plan.workers, fit_one, given, starts.journal, starts.progress, "the verdict")
+    starts.history.interrupted |= interrupted
+    fits = [_taken(starts, number, result) for number, result in sorted(found.items())]
     if not fits:
         fit = starts.fresh(0)
         return Start(fit, fit.weigh(), list(starts.leaves))
@@ -91,18 +75,6 @@ def _taken(starts: Starts, number: int, result: dict[str, Any]) -> Start:
     history.take(result["history"])
     starts.history.join(history)
     return Start(fit, result["found"], list(starts.leaves))
-
-
-def _name(index: int) -> str:
-    return f"start {index + 1}, in another process"
-
-
-def _refuse(leaves: Sequence[Tensor]) -> None:
-    if leaves:
-        raise ValueError(
-            "VI.run: the model has parameters of its own (pyro.param), which all starts train, so they cannot be in "
-            "processes of their own; leave out executor="
-        )
 
 
 @exclusive()

@@ -15,6 +15,7 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExec
 from typing import Any
 
 from ..checks import first_line
+from ..engine import Journal, Progress
 from ..system.cores import on_one_core
 from ..system.ranks import Ranks
 from ..system.signals import uninterrupted
@@ -226,3 +227,59 @@ def noted(folder: str, number: int, given: bytes) -> bytes:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(path)
+
+
+def fit_starts(
+    workers: Any,
+    work: Callable[..., Any],
+    given: Sequence[tuple[Any, ...]],
+    journal: Journal,
+    progress: Progress,
+    follows: str = "",
+) -> tuple[dict[int, Any], bool]:
+    """What the fit from each start gives, by its place, and whether all were interrupted.
+
+    A run that is resumed has those that were complete.
+
+    :param workers: see :func:`spread`, as for ``work``.
+    :param given: arguments of the work, of each start.
+    :param journal: has what was given, in the order of the starts.
+    :param progress: shows how many are done.
+    :param follows: what comes after these.
+    :raises WorkerError: if a worker dies or fails; it says at which start.
+    """
+    num, found, coming = len(given), list[Any](), dict[int, Any]()
+    while len(found) < num and (recalled := journal.recall(_start(len(found)))) is not None:
+        found.append(recalled)
+    try:
+        with progress.phase(f"{num} starts", num, follows, unit="fit"):
+            progress.advance(len(found))
+            numbered = [(i + 1, given[i]) for i in range(len(found), num)]
+            for number, result in spread("VI.run", "start", workers, work, numbered):
+                if result is None:
+                    raise KeyboardInterrupt
+                coming[number - 1] = result
+                progress.advance(1)
+                while len(found) in coming:  # the journal has them in order
+                    journal.recall(_start(len(found)))
+                    journal.record(_start(len(found)), coming[len(found)])
+                    found.append(coming.pop(len(found)))
+    except KeyboardInterrupt:
+        return dict(enumerate(found)) | coming, True
+    return dict(enumerate(found)) | coming, False
+
+
+def _start(index: int) -> str:
+    return f"start {index + 1}, in another process"
+
+
+def refuse_parameters(leaves: Sequence[Any]) -> None:
+    """Whether a model has parameters of its own, which starts in other processes could not share.
+
+    :raises ValueError: if it has.
+    """
+    if leaves:
+        raise ValueError(
+            "VI.run: the model has parameters of its own (pyro.param), which all starts train, so they cannot be in "
+            "processes of their own; leave out executor="
+        )
