@@ -1,4 +1,7 @@
-r"""A recording on its way to compiled code: compiled in the background, and used only where it gives what it should."""
+r"""A recording on its way to compiled code: compiled in the background, and used only where it gives what it should.
+
+On a CUDA device, a CUDA graph takes the place of compiled code.
+"""
 
 from collections.abc import Callable
 
@@ -7,13 +10,16 @@ from torch import Tensor
 
 from ..checks import first_line
 from ..system.cores import num_cores
+from .graphs import Graph, GraphRun, scan_of
 from .native import CompilerError, Run, Scan
 from .tape import Tape
 
 #: What :class:`~.native.Scan` raises where there can be no compiled code.
 FAILURES = (CompilerError, NotImplementedError, OSError)
+#: Compiled code, or a CUDA graph, with memory of its own.
+Code = Run | GraphRun
 #: Why there is none elsewhere.
-NEEDS = "it needs the CPU and float32 or float64"
+NEEDS = "it needs float32 or float64, and the CPU or a CUDA device"
 
 
 class Compiling:
@@ -42,8 +48,8 @@ class Compiling:
     """
 
     def __init__(self, tape: Tape, num_carried: int, like: Tensor):
-        self.tape, self.num_carried = tape, num_carried
-        self.scan: Scan | None = None
+        self.tape, self.num_carried, self.like = tape, num_carried, like
+        self.scan: Scan | Graph | None = None
         #: Why compiled code will not be used; None as long as it may be.
         self.refused = None if compiles(like) else NEEDS
         self._taken = False
@@ -67,11 +73,11 @@ class Compiling:
         """Begin to compile, in the background; a second call does nothing."""
         if not self.is_started:
             try:
-                self.scan = Scan(self.tape, self.num_carried)
+                self.scan = scan_of(self.tape, self.num_carried, self.like)
             except FAILURES as error:
                 self.refused = first_line(error)
 
-    def take(self, check: Callable[[Run], str | None]) -> Run | None:
+    def take(self, check: Callable[[Code], str | None]) -> Code | None:
         """Compiled code with memory of its own, if it gives what it should; waits for the compiler.
 
         :param check: compares what the code gives with what is right: None, or how they differ.
@@ -79,7 +85,7 @@ class Compiling:
         if self.scan is None or self.refused is not None:
             return None
         try:
-            run = Run(self.scan)
+            run = memory_of(self.scan)
             self.refused = check(run)
         except Exception as error:
             self.refused = first_line(error)
@@ -93,8 +99,16 @@ class Compiling:
 
 
 def compiles(like: Tensor) -> bool:
-    """Whether compiled code could run at all: on the CPU, in single or double precision."""
-    return like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64)
+    """Whether compiled code could run at all: on the CPU or a CUDA device, in single or double precision."""
+    return like.device.type in ("cpu", "cuda") and like.dtype in (torch.float32, torch.float64)
+
+
+def memory_of(scan: Scan | Graph, tape: Tape | None = None) -> Code:
+    """Code with memory of its own.
+
+    :param tape: that of the code, bound to other data.
+    """
+    return Run(scan, tape) if isinstance(scan, Scan) else GraphRun(scan, tape)
 
 
 def compile_seconds(tape: Tape) -> float:

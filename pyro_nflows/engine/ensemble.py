@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..system.cores import num_cores
 from .backends import Best
+from .journal import Random, random_state, set_random_state
 from .program import Inputs, Program, State
 from .runners import Compiled, Runner
 from .threads import threads_asked
@@ -76,7 +77,7 @@ def _side_by_side(
 
 
 class Stream:
-    """Random numbers of a member's own: within it, they are those that torch gives.
+    """Random numbers of a member's own: within it, they are those that torch gives, on the processor and on GPUs.
 
     So what a member draws does not depend on how others fare.
 
@@ -91,13 +92,16 @@ class Stream:
     """
 
     def __init__(self, seed: int):
-        self.state = torch.Generator().manual_seed(seed).get_state()
+        self.seed, self.state = seed, cast(Random | None, None)
 
     def __enter__(self) -> "Stream":
-        self._outside = torch.get_rng_state()
-        torch.set_rng_state(self.state)
+        self._outside = random_state()
+        if self.state is None:
+            torch.manual_seed(self.seed)
+        else:
+            set_random_state(self.state)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.state = torch.get_rng_state()
-        torch.set_rng_state(self._outside)
+        self.state = random_state()
+        set_random_state(self._outside)

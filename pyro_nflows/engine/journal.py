@@ -90,7 +90,7 @@ class Journal:
             done, self._next = self._done[self._next], self._next + 1
             if put is not None:
                 put(done.value)
-            _set_random(done.random)
+            set_random_state(done.random)
             return done.value
         del self._done[self._next :]
         if self._under_way is not None and self._under_way.name != name:
@@ -109,7 +109,7 @@ class Journal:
         """Where the step under way was when the journal was last kept, and random numbers are from now on; or None."""
         if self._under_way is None:
             return None
-        _set_random(self._under_way.random)
+        set_random_state(self._under_way.random)
         return self._under_way.value
 
     def reach(self, value: Callable[[], Any]) -> None:
@@ -169,7 +169,8 @@ def random_state() -> Random:
     return torch.get_rng_state(), *gpus
 
 
-def _set_random(state: Random) -> None:
+def set_random_state(state: Random) -> None:
+    """Put back what :func:`random_state` gave."""
     torch.set_rng_state(state[0].cpu())
     if torch.cuda.is_initialized() and len(state) == 1 + torch.cuda.device_count():
         torch.cuda.set_rng_state_all([part.cpu() for part in state[1:]])

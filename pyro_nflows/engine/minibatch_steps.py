@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from ..checks import first_line
-from .compiling import Compiling, compile_seconds
-from .native import Run
+from .compiling import Code, Compiling, compile_seconds
 from .program import Inputs, Program, State
 from .runners import Engine
 from .tape import Tape
@@ -27,7 +26,7 @@ class MinibatchSteps:
         self.engine, self.note = Engine.EAGER, cast(str | None, None)
         self._tape: Tape | None = None
         self._compiling: Compiling | None = None
-        self._memory: Run | None = None
+        self._memory: Code | None = None
 
     def prepare(
         self, state: State, inputs: Inputs, factors: Tensor, rows: Tensor, num_steps: int, other: Tensor
@@ -86,7 +85,7 @@ class MinibatchSteps:
         if compiling is None or not (compiling.is_ready or self.asked is Engine.COMPILED):
             return
 
-        def differs(run: Run) -> str | None:
+        def differs(run: Code) -> str | None:
             found, (losses,) = run.run(state, [tensor[None] for tensor in given])
             if not torch.allclose(losses[0], loss, rtol=1e-3, atol=1e-3, equal_nan=True):
                 return f"compiled code gives a loss of {float(losses[0]):.6g}, not {float(loss):.6g}"

@@ -12,8 +12,7 @@ from ..flows.whitened import Whitened
 from ..model.row_terms import RowTerms
 from ..model.rows import Rows
 from ..nets.views import on_rows, with_parameters
-from .compiling import Compiling, compile_seconds
-from .native import Run
+from .compiling import Code, Compiling, compile_seconds
 from .runners import Engine
 from .tape import Tape
 
@@ -51,7 +50,7 @@ class RowRatios:
         self._view = self._on(torch.arange(terms.size))
         self._size = max(1, min(MOST, AT_ONCE // terms.hierarchy.dim))
         self._tape: Tape | None = None
-        self._memory: Run | None = None
+        self._memory: Code | None = None
 
     @property
     def engine(self) -> Engine:
@@ -144,7 +143,7 @@ class RowRatios:
         compiling = Compiling(tape, 1, example[0])
         compiling.start()
 
-        def differs(run: Run) -> str | None:
+        def differs(run: Code) -> str | None:
             params, *streams = example
             found = run.run([params], [stream[None] for stream in streams])[1]
             return "compiled code gives other ratios" if _differ([p[0] for p in found], tape.run(example)[1:]) else None

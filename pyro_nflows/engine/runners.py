@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..objectives.draws import LogDensity
-from .native import Run
+from .compiling import Code, memory_of
 from .program import Inputs, Program, State
 from .tape import Tape
 
@@ -109,11 +109,11 @@ class Traced(Runner):
 
 
 class Compiled(Runner):
-    """The recording as C, the loop over steps included."""
+    """The recording as C, the loop over steps included; on a CUDA device, as a CUDA graph."""
 
     engine = Engine.COMPILED
 
-    def __init__(self, memory: Run, tape: Tape):
+    def __init__(self, memory: Code, tape: Tape):
         self.memory, self.tape = memory, tape
 
     @property
@@ -125,4 +125,4 @@ class Compiled(Runner):
         return State(*carried), losses
 
     def bound(self, program: Program, data: Sequence[Tensor] | None) -> "Compiled":
-        return Compiled(Run(self.memory.scan, None if data is None else self.tape.bound(data)), self.tape)
+        return Compiled(memory_of(self.memory.scan, None if data is None else self.tape.bound(data)), self.tape)

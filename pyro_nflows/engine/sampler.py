@@ -12,8 +12,7 @@ from ..layers.base import Layer
 from ..objectives.base import Gradient, Objective
 from ..objectives.draws import Draws, LogDensity, base_noise, concatenate, draw, even_noise
 from .budget import Budget
-from .compiling import Compiling, compile_seconds, compiles
-from .native import Run
+from .compiling import Code, Compiling, compile_seconds, compiles
 from .program import Program
 from .tape import Tape
 from .team import Team
@@ -168,7 +167,7 @@ class Sampler:
 
         found: list[Draws] = []
 
-        def differs(run: Run) -> str | None:
+        def differs(run: Code) -> str | None:
             """From the model's own Python, each time: it may decide anew, and draws like these are rare."""
             _, parts = run.run([program.params()], [rows])
             z, log_p, log_q = (part.flatten(0, 1)[: len(noise)] for part in parts)

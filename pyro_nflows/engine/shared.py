@@ -25,8 +25,7 @@ from ..objectives.base import Gradient, Objective
 from ..objectives.draws import LogDensity
 from ..system.ranks import Ranks
 from ..system.signals import uninterrupted
-from .compiling import Compiling, compile_seconds
-from .native import Run
+from .compiling import Code, Compiling, compile_seconds
 from .program import Inputs, Program, State
 from .runners import Engine, Runner
 from .tape import Tape
@@ -74,7 +73,7 @@ class PartOfSteps:
         self._compiling: Compiling | None = None
         self._is_settled = False
         self._weighing: Callable[..., Tensor] | None = None
-        self._memory: Run | None = None
+        self._memory: Code | None = None
 
     def prepare(self) -> None:
         """Record this part of a step, where it can be and was asked for; compile it, if that was."""
@@ -192,7 +191,7 @@ class PartOfSteps:
         if compiling is None or not (compiling.is_ready or self.asked is Engine.COMPILED):
             return
 
-        def differs(run: Run) -> str | None:
+        def differs(run: Code) -> str | None:
             _, (found,) = run.run(tensors[:1], [tensor[None] for tensor in tensors[1:]])
             return None if _same(found[0], right) else "compiled code gives another gradient"
 

@@ -9,8 +9,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ..checks import first_line
-from ..engine.compiling import Compiling
-from ..engine.native import Run
+from ..engine.compiling import Code, Compiling
 from ..engine.program import Inputs, Program
 from ..engine.tape import Tape, TraceError
 from ..guides import AutoFlow
@@ -53,7 +52,7 @@ class Recorded:
         self.program = Program(joint, self.layer, objective, gradient, objective.num_particles, leaves)
         self.tensors = [p for p in self.layer.parameters() if p.requires_grad] + leaves
         self.tape = self._record()
-        self.memory: Run | None = None
+        self.memory: Code | None = None
         self.compiling, self._is_told = Compiling(self.tape, 0, self.program.params()), False
         self.compiling.start()
         self._tell()
@@ -117,7 +116,7 @@ class Recorded:
             self._tell()
         return results
 
-    def _compiled(self, memory: Run, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _compiled(self, memory: Code, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         _, results = memory.run([], [tensor.detach()[None] for tensor in inputs])
         return [result[0] for result in results]
 
