@@ -16,7 +16,7 @@ NOTEBOOKS = $(patsubst tutorials/%.md,tutorials/notebooks/%.ipynb,$(wildcard tut
 WHEEL = build/wheel
 MATRIX = test-matrix-default test-matrix-avx2 test-matrix-elsewhere
 
-.PHONY: help demo test test-all test-compiler test-matrix $(MATRIX) coverage bench posteriordb-given \
+.PHONY: help demo test test-all test-gpu test-compiler test-matrix $(MATRIX) coverage bench posteriordb-given \
 	bench-speed bench-posteriors bench-densities bench-lattices \
 	bench-calibration bench-synthetic bench-verdicts bench-ablations bench-costs bench-digits bench-autoencoders bench-tabular bench-peers bench-divergence bench-plain_svi bench-centering bench-structure bench-structure_mcmc bench-minibatches bench-svi_minibatches bench-fooled bench-ratings bench-jko bench-fashion bench-moving bench-sequences bench-paths bench-scale \
 	docs check-pages notebooks lint format wheel-test clean
@@ -26,6 +26,7 @@ help:
 	@echo "make demo        fit two real models and print the verdict"
 	@echo "make test        the demo, then the tests"
 	@echo "make test-all    every test, the slow ones too"
+	@echo "make test-gpu    the laws of all layers, all guides and the engines on a CUDA device"
 	@echo "make test-compiler  the tests of recordings, compiled code and its cache"
 	@echo "make test-matrix the tests with other instructions, threads and settings, in random order"
 	@echo "make coverage    the tests, and which lines they reach"
@@ -58,6 +59,9 @@ test: demo
 
 test-all: $(VENV)/.test
 	$(PYTEST) -m "" --timeout 3600 --durations 20
+
+test-gpu: $(VENV)/.test
+	$(PYTEST) -m "gpu and not slow"
 
 # The compiler by itself: recordings, the C made of them, the cache, layers and faults that go through it
 test-compiler: $(VENV)/.test

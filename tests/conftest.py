@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.devices import DEVICES, on_device
+
 
 @pytest.fixture(autouse=True, scope="module")
 def double_precision() -> Iterator[None]:
@@ -12,3 +14,19 @@ def double_precision() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.get_closest_marker("on_devices"):
+        metafunc.parametrize("device", DEVICES, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where a test runs: on the CPU, unless it is marked ``on_devices``."""
+    name = getattr(request, "param", "cpu")
+    if name == "cpu":
+        yield name
+        return
+    with on_device(name, request.module):
+        yield name

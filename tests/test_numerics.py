@@ -15,6 +15,8 @@ from pyro_nflows.numerics import (
     standard_normal_log_prob,
 )
 
+pytestmark = pytest.mark.on_devices
+
 EXTREMES = torch.tensor([-1e4, -50.0, -1.0, 0.0, 1.0, 50.0, 1e4], dtype=torch.float64)
 
 

@@ -5,6 +5,8 @@ import torch
 
 from pyro_nflows.transformers import Affine, RationalQuadratic, Shift, SinhArcsinh
 
+pytestmark = pytest.mark.on_devices
+
 TRANSFORMERS = [
     Shift(),
     Affine(),

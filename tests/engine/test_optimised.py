@@ -19,6 +19,8 @@ from pyro_nflows.layers import Chain, LocScale
 from pyro_nflows.objectives.base import Gradient, Objective
 from tests.models import PAIRS, PAIRS_EVIDENCE, pairs
 
+pytestmark = pytest.mark.on_devices
+
 ADAM = functools.partial(torch.optim.Adam, lr=1.0)
 ROUND = Round(300, 16, 5e-2)
 

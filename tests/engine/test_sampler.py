@@ -12,6 +12,8 @@ from pyro_nflows.layers import LocScale, TriangularAffine
 from pyro_nflows.layers.base import Chain
 from pyro_nflows.objectives.draws import Draws, base_noise, even_noise
 
+pytestmark = pytest.mark.on_devices
+
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
 
 

@@ -14,6 +14,8 @@ from pyro_nflows.inference.schedule import EFFORTS, Schedule
 from pyro_nflows.layers import Chain, LocScale
 from pyro_nflows.objectives.base import Gradient, Objective
 
+pytestmark = pytest.mark.on_devices
+
 K = 128
 
 

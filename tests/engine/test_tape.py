@@ -9,6 +9,8 @@ from torch.func import grad, vmap
 
 from pyro_nflows.engine.tape import Tape, TraceError
 
+pytestmark = pytest.mark.on_devices
+
 
 def scaled_in_place(x: Tensor) -> Sequence[Tensor]:
     y = x * 2

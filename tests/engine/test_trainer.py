@@ -23,6 +23,8 @@ from pyro_nflows.numerics import normal_log_prob
 from pyro_nflows.objectives.covering import Covering
 from tests.streams import Terminal
 
+pytestmark = pytest.mark.on_devices
+
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
 PRECISION = torch.tensor([[2.0, 0.9], [0.9, 1.0]], dtype=torch.float64)
 

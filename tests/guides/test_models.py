@@ -30,6 +30,8 @@ from pyro_nflows.layers import LocScale
 from tests.guide_registry import Case, Model, cases, moved
 from tests.models import PAIRS, one_of_each, pairs
 
+pytestmark = pytest.mark.on_devices
+
 # ---- supports -----------------------------------------------------------------------------------------------
 
 SUPPORTS: dict[str, Callable[[], Any]] = {

@@ -17,6 +17,8 @@ from pyro_nflows.layers.base import Exactness
 from tests.guide_registry import CASES, Case, cases, moved
 from tests.models import one_of_each, pairs
 
+pytestmark = pytest.mark.on_devices
+
 
 def two_supports() -> None:
     pyro.sample("real", dist.Normal(1.0, 2.0))

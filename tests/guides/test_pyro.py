@@ -31,6 +31,8 @@ from pyro_nflows import AutoFlow
 from tests.guide_registry import Case, cases, exact_pairs, moved
 from tests.models import PAIRS, PAIRS_EVIDENCE, one_of_each, pairs, pairs_without_plate
 
+pytestmark = pytest.mark.on_devices
+
 STOCK = [
     Trace_ELBO,
     TraceMeanField_ELBO,

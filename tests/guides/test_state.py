@@ -22,6 +22,8 @@ from pyro_nflows.layers import Planar
 from tests.guide_registry import Case, cases, moved
 from tests.models import PAIRS, one_of_each, pairs
 
+pytestmark = pytest.mark.on_devices
+
 
 def draws(guide: AnyGuide) -> Tensor:
     pyro.set_rng_seed(5)
@@ -317,24 +319,3 @@ def test_svi_trains_the_guides_own_parameters() -> None:
     SVI(pairs, guide, Adam({"lr": 0.1}), ELBO(4)).step()
     assert all(before[name] is param for name, param in guide.named_parameters())
     assert set(poutine.trace(guide).get_trace().param_nodes) == set(pyro.get_param_store().keys())
-
-
-# ---- devices ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.gpu
-@cases()
-def test_the_guide_is_on_the_device_of_the_models_latents(case: Case) -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("unit", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    guide, x = case(model), PAIRS.cuda()
-    for elbo in (ELBO(3), Trace_ELBO()):
-        SVI(model, guide, Adam({"lr": 1e-2}), elbo).step(x)
-    tensors = [*guide(x).values(), *guide.median().values(), *guide.parameters(), guide.sample_latent()]
-    assert {tensor.device.type for tensor in tensors} == {"cuda"}
-    moved_back = case(pairs)
-    moved_back.load_state_dict({name: value.cpu() for name, value in guide.state_dict().items()})
-    torch.testing.assert_close(moved_back.median(), {"z": guide.median()["z"].cpu()})

@@ -9,6 +9,8 @@ from pyro_nflows import flows, layers
 from pyro_nflows.testing import check_identity_at_initialisation, check_unit_evidence, fresh, laws_of
 from tests import registry
 
+pytestmark = pytest.mark.on_devices
+
 CASES = [
     pytest.param(law, make, id=f"{name}-{law.__name__.removeprefix('check_')}")
     for name, make in registry.LAYERS.items()

@@ -23,6 +23,8 @@ from pyro_nflows.objectives.tempered import tempered
 from tests.guide_registry import moved
 from tests.models import PAIRS, pairs
 
+pytestmark = pytest.mark.on_devices
+
 
 def banana(z: Tensor) -> Tensor:
     bent = z[..., 1] - z[..., 0].square()

@@ -22,6 +22,8 @@ from pyro_nflows.objectives.draws import base_noise, draw
 from tests.guide_registry import Case, Model, cases, exact_pairs, moved
 from tests.models import PAIRS, PAIRS_EVIDENCE, pairs
 
+pytestmark = pytest.mark.on_devices
+
 OBJECTIVES: dict[str, Callable[[int], ELBO]] = {
     f"{kind.__name__}-{gradient}": partial(kind, gradient=gradient)
     for kind, gradients in ((ELBO, ["total", "path", None]), (IWAE, ["total", "path", "dreg", None]))
