@@ -1,27 +1,30 @@
 r"""Densities of Fashion-MNIST, 28 by 28 pixels of 256 levels: bits per dimension of test images.
 
     python -m benchmarks.fashion [--data FOLDER] [--methods NAME ...] [--seeds 2] [--epochs 1 | --seconds 3600]
-        [--images 60000] [--test 10000] [--device cpu] [--out FOLDER]
+        [--size small] [--batch 64] [--images 60000] [--test 10000] [--device cpu] [--limit 9000] [--out FOLDER]
 
 Uniform noise is added to the levels, and pixels go to the logit scale; bits per dimension are of the density on
 ``[0, 256]^784``, its Jacobian counted, so that a fair coin for each level needs 8. All flows of a seed see the same
-batches. They are trained side by side, a step of each in turn, for so many epochs or until so many seconds have
-passed; the step size grows for the first twentieth, and falls along a cosine to zero. "seconds" are of the processor
-(of the clock on a GPU), of an epoch.
+batches. The step size grows for the first twentieth of the training, and falls along a cosine to zero.
+
+On the processor flows are trained in turn, a step of each, for so many epochs or until so many seconds have passed:
+all take equally many steps. "seconds" are of the processor, of an epoch. On a GPU they are trained side by side, see
+:mod:`benchmarks.fashion_gpu`: flows of a pair take equally many steps; different pairs share the card for the same
+time, and "seconds", of an epoch, are of the clock.
 
 Log-determinants of residual layers are right on average, in training and for test images (ten terms of the series and
 those that Russian roulette adds, so that a mean over images is right). Where a flow has an index, "bits" is its ELBO
 bound, of one sample an image; "IWAE" the bound of ``--samples``. Since the latter is not right for estimated
 determinants, it is computed with exact ones, for the first ``--exact`` test images, beside the ELBO bound of the
-same ones. Differences of a pair, of equal numbers of parameters, are paired by image and seed.
+same ones ("some"). Differences of a pair, of equal numbers of parameters, are paired by image and seed.
 
 The folder gets a table, ``rows.json``, each flow's state and each image's bits as they are known, and a picture of
-draws. Flows whose state is there are not trained again, but tested.
+draws. Flows whose state is there are not trained again, but tested. Exact determinants and IWAE come last, and only
+until ``--limit`` seconds have passed since the start.
 """
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -29,32 +32,19 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks import fashion_gpu, fashion_training
 from benchmarks.densities import difference
-from benchmarks.fashion_data import Fashion, bits_per_dimension, dequantised, folder, load, to_pixels, to_reals
-from benchmarks.fashion_flows import METHODS, PAIRS, TEST_TERMS, Method
+from benchmarks.fashion_data import Fashion, bits_per_dimension, dequantised, folder, load, to_pixels
+from benchmarks.fashion_flows import METHODS, PAIRS, SIZES, TEST_TERMS, Method, methods
+from benchmarks.fashion_training import BATCH, GPU_BATCH, Fit, begun, log_density
 from pyro_nflows import FlowDistribution
 from pyro_nflows.flows import num_params
 from pyro_nflows.layers.base import Layer
 
-BATCH, NUM_START = 64, 500
-#: Of training, in which the step size grows.
-WARMUP = 0.05
-#: Images in one pass of a test, and with exact determinants.
-TEST_BATCH, EXACT_BATCH = 250, 5
-
-
-@dataclass
-class Fit:
-    """A flow in training."""
-
-    name: str
-    seed: int
-    flow: Layer
-    optimizer: torch.optim.Optimizer
-    num_steps: int = 0
-    seconds: float = 0.0
+#: Images in one pass of a test, and with exact determinants; on the processor, and on a GPU.
+TEST_BATCH, EXACT_BATCH = {"cpu": 250, "cuda": 2000}, {"cpu": 5, "cuda": 25}
 
 
 @dataclass
@@ -84,98 +74,11 @@ class Row:
 HEAD = f"{'method':<19}{'seed':>5}{'params':>8}{'epochs':>8}{'seconds':>9}{'bits':>8}{'s.e.':>7}{'some':>9}{'IWAE':>9}"
 
 
-# ---- training ---------------------------------------------------------------------------------------------------
-
-
-def begun(name: str, seed: int, train: Tensor, device: torch.device) -> Fit:
-    """A flow that has started from the first images."""
-    torch.manual_seed(seed)
-    method = METHODS[name]
-    flow = method.build().to(device)
-    reals, _ = to_reals(dequantised(train[:NUM_START].to(device)))
-    flow.initialize(reals)
-    return Fit(name, seed, flow, torch.optim.Adam(flow.parameters(), method.rate))
-
-
-def batches(train: Tensor, seed: int) -> Iterator[Tensor]:
-    """Levels, epoch after epoch, in an order of the seed's own."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        order = torch.randperm(len(train), generator=generator)
-        for index in order.split(BATCH):
-            if len(index) == min(BATCH, len(train)):
-                yield train[index]
-
-
-def clock(device: torch.device) -> float:
-    """Processor time; on a GPU, the time of day."""
-    if device.type == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def step(fit: Fit, levels: Tensor, share: float) -> float:
-    """One step of a flow, when a share of its training is done; bits per dimension of the batch."""
-    device = levels.device
-    began = clock(device)
-    rate = METHODS[fit.name].rate * min(1.0, (share + 1e-3) / WARMUP) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-    fit.optimizer.param_groups[0]["lr"] = rate
-    bits = bits_per_dimension(log_density(fit.flow, dequantised(levels))).mean()
-    fit.optimizer.zero_grad()
-    bits.backward()
-    norm = nn.utils.clip_grad_norm_(fit.flow.parameters(), 1.0)
-    if norm.isfinite():
-        fit.optimizer.step()
-    fit.num_steps += 1
-    fit.seconds += clock(device) - began
-    return float(bits.detach())
-
-
-def train(
-    fits: Sequence[Fit],
-    images: Tensor,
-    share_done: Callable[[int], float],
-    device: torch.device,
-    keep: Callable[[], None],
-) -> None:
-    """Each flow in turn takes a step, until all is done; each seed's flows see the same batches."""
-    seeds = sorted({fit.seed for fit in fits})
-    streams = {seed: batches(images, seed) for seed in seeds}
-    number = 0
-    told = time.monotonic()
-    while (share := share_done(number)) < 1:
-        now = {seed: next(stream).to(device) for seed, stream in streams.items()}
-        bits = [step(fit, now[fit.seed], share) for fit in fits]
-        number += 1
-        if time.monotonic() - told > 60:
-            told = time.monotonic()
-            each = ", ".join(f"{fit.name} {fit.seed}: {value:.3f}" for fit, value in zip(fits, bits))
-            print(f"  step {number}, {share:.0%} done; {each}", flush=True)
-            keep()
-    keep()
-
-
-def by(options: argparse.Namespace) -> Callable[[int], float]:
-    """The share of training that is done after so many steps: by seconds if those were given, else by epochs."""
-    if options.seconds is not None:
-        began = time.monotonic()
-        return lambda number: (time.monotonic() - began) / options.seconds
-    num_steps = max(1, round(options.epochs * options.images / BATCH))
-    return lambda number: number / num_steps
-
-
 # ---- tests ------------------------------------------------------------------------------------------------------
 
 
-def log_density(flow: Layer, pixels: Tensor, num_samples: int = 1) -> Tensor:
-    """Of pixels in ``[0, 256]^784``, or a bound of it."""
-    reals, log_det = to_reals(pixels)
-    return FlowDistribution(flow).log_prob(reals, num_samples) + log_det
-
-
 @torch.no_grad()
-def bits_of(flow: Layer, pixels: Tensor, num_samples: int = 1, size: int = TEST_BATCH) -> Tensor:
+def bits_of(flow: Layer, pixels: Tensor, num_samples: int = 1, size: int = TEST_BATCH["cpu"]) -> Tensor:
     """Bits per dimension of each image, in batches."""
     parts = [log_density(flow, part, num_samples) for part in pixels.split(max(1, size // num_samples))]
     return bits_per_dimension(torch.cat(parts)).cpu()
@@ -190,28 +93,30 @@ def twin(method: Method, flow: Layer, *args: object) -> Layer:
 
 def tested(fit: Fit, data: Fashion, options: argparse.Namespace) -> tuple[Row, Tensor]:
     """A flow's row, and its bits of each test image."""
-    method, flow = METHODS[fit.name], fit.flow
-    torch.manual_seed(1000 + fit.seed)  # the same noise for all methods
-    pixels = dequantised(data.test[: options.test].to(options.device))
-    bits = bits_of(twin(method, flow, "roulette", TEST_TERMS) if method.is_estimated else flow, pixels)
-    epochs = fit.num_steps * BATCH / options.images
-    row = Row(
-        fit.name,
-        fit.seed,
-        num_params(flow),
-        epochs,
-        fit.seconds / max(epochs, 1e-9),
-        float(bits.mean()),
-        float(bits.std() / len(bits) ** 0.5),
-    )
+    method, flow = fit.method, fit.flow
+    flow = twin(method, flow, "roulette", TEST_TERMS) if method.is_estimated else flow
+    bits = bits_of(flow, test_pixels(fit, data, options), 1, TEST_BATCH[options.device.type])
+    epochs = fit.num_steps * options.batch / options.images
+    error = float(bits.std() / len(bits) ** 0.5)
+    seconds = fit.seconds / max(epochs, 1e-9)
+    return Row(fit.name, fit.seed, num_params(flow), epochs, seconds, float(bits.mean()), error), bits
+
+
+def test_pixels(fit: Fit, data: Fashion, options: argparse.Namespace) -> Tensor:
+    """Of all test images, with the same noise for all methods."""
+    torch.manual_seed(1000 + fit.seed)
+    return dequantised(data.test[: options.test].to(options.device))
+
+
+def sharpen(row: Row, fit: Fit, data: Fashion, options: argparse.Namespace) -> None:
+    """Exact determinants and IWAE, where they say more."""
+    method, flow, pixels = fit.method, fit.flow, test_pixels(fit, data, options)
+    size = TEST_BATCH[options.device.type]
     if method.is_estimated:
-        flow, pixels, size = twin(method, flow, "exact"), pixels[: options.exact], EXACT_BATCH
+        flow, pixels, size = twin(method, flow, "exact"), pixels[: options.exact], EXACT_BATCH[options.device.type]
         row.exact_bits = float(bits_of(flow, pixels, 1, size).mean()) if len(pixels) else None
-    else:
-        size = TEST_BATCH
     if flow.inverse_noise_dim and len(pixels):
         row.iwae = float(bits_of(flow, pixels, options.samples, size).mean())
-    return row, bits
 
 
 def compared(bits: dict[tuple[str, int], Tensor], seeds: int) -> Iterator[str]:
@@ -258,30 +163,53 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder of the files; or the environment variable FASHION")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--once", nargs="+", choices=METHODS, default=[], metavar="NAME", help="of one seed only")
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--seconds", type=float, help="of the clock, for all training together; in place of --epochs")
+    parser.add_argument("--size", choices=SIZES, default="small", help="of the flows: for two cores, or for a GPU")
+    parser.add_argument("--batch", type=int, help="images of a step; 64 on the processor, 256 on a GPU")
+    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds; see above")
     parser.add_argument("--images", type=int, default=60_000, help="to train on")
     parser.add_argument("--test", type=int, default=10_000, help="test images")
     parser.add_argument("--exact", type=int, default=50, help="of these, with exact determinants and IWAE")
     parser.add_argument("--samples", type=int, default=5, help="of the IWAE bound")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--out", type=Path, default=Path("build/fashion"), help="folder of results")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    options.batch = options.batch or (BATCH if options.device.type == "cpu" else GPU_BATCH)
+    return options
+
+
+def by(options: argparse.Namespace) -> Callable[[int], float]:
+    """The share of training that is done after so many steps: by seconds if those were given, else by epochs."""
+    if options.seconds is not None:
+        began = time.monotonic()
+        return lambda number: (time.monotonic() - began) / options.seconds
+    num_steps = max(1, round(options.epochs * options.images / options.batch))
+    return lambda number: number / num_steps
 
 
 def trained(options: argparse.Namespace, data: Fashion) -> list[Fit]:
     """All flows, those whose states are in the folder as they are there."""
-    images = data.train[: options.images]
-    fits = [begun(name, seed, images, options.device) for seed in range(options.seeds) for name in options.methods]
+    images, ways = data.train[: options.images], methods(options.size)
+    fits = [
+        begun(name, ways[name], seed, images, options.device)
+        for seed in range(options.seeds)
+        for name in options.methods
+        if seed == 0 or name not in options.once
+    ]
     new = [fit for fit in fits if not state_path(options, fit).exists()]
     for fit in fits:
         if fit not in new:
             saved = torch.load(state_path(options, fit), map_location=options.device)
             fit.flow.load_state_dict(saved["flow"])
             fit.num_steps, fit.seconds = saved["num_steps"], saved["seconds"]
-    if new:
-        torch.manual_seed(0)
-        train(new, images, by(options), options.device, partial(kept, options, new))
+    torch.manual_seed(0)
+    keep = partial(kept, options)
+    if new and options.device.type == "cuda":
+        fashion_gpu.train(new, images.to(options.device), options.batch, partial(by, options), keep)
+    elif new:
+        fashion_training.train(new, images, options.batch, by(options), keep)
     return fits
 
 
@@ -300,6 +228,7 @@ def state_path(options: argparse.Namespace, fit: Fit) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
     """Train, and print the table."""
+    began = time.monotonic()
     options = parsed(argv)
     data = load(folder(options.data))
     options.images = min(options.images, len(data.train))
@@ -313,10 +242,20 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
         rows.append(row)
         print(row, flush=True)
         torch.save(bits, options.out / "bits.pt")
-        (options.out / "rows.json").write_text(json.dumps([asdict(row) for row in rows], indent=1))
+        written(rows, options)
     print(*compared(bits, options.seeds), sep="\n", flush=True)
     picture(fits, data, options.out / "draws.png")
+    for row, fit in zip(rows, fits):
+        if time.monotonic() - began < options.limit:
+            sharpen(row, fit, data, options)
+            written(rows, options)
+    print(HEAD, *rows, sep="\n", flush=True)
     return rows
+
+
+def written(rows: Sequence[Row], options: argparse.Namespace) -> None:
+    """The rows, as they are known."""
+    (options.out / "rows.json").write_text(json.dumps([asdict(row) for row in rows], indent=1))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The benchmark of 28 by 28 images: its unit, its pairs, and that all of it runs on images made on the spot."""
 
+import contextlib
 import gzip
 import json
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import fashion, fashion_data, fashion_flows
+from benchmarks import fashion, fashion_data, fashion_flows, fashion_gpu, fashion_strata, fashion_training
 from pyro_nflows.flows import num_params
 
 
@@ -45,15 +46,16 @@ def test_files_are_read_and_what_is_wrong_is_said(folder: Path, tmp_path: Path) 
         fashion_data.read(tmp_path / "wrong.gz")
 
 
+@pytest.mark.parametrize("size", fashion_flows.SIZES)
 @pytest.mark.parametrize(("first", "second"), fashion_flows.PAIRS)
-def test_pairs_are_of_equal_size(first: str, second: str) -> None:
-    sizes = [num_params(fashion_flows.METHODS[name].build()) for name in (first, second)]
+def test_pairs_are_of_equal_size(first: str, second: str, size: str) -> None:
+    sizes = [num_params(fashion_flows.methods(size)[name].build()) for name in (first, second)]
     assert sizes[0] <= sizes[1] < 1.02 * sizes[0]
 
 
 def test_flows_of_a_seed_see_the_same_batches_and_each_image_once_an_epoch() -> None:
     levels = torch.arange(130, dtype=torch.uint8)[:, None].expand(-1, 784)
-    first, second = (fashion.batches(levels, 3) for _ in range(2))
+    first, second = (fashion_training.batches(levels, 3) for _ in range(2))
     ones, others = ([next(stream)[:, 0] for _ in range(4)] for stream in (first, second))
     assert all(torch.equal(a, b) for a, b in zip(ones, others))
     assert len(torch.cat(ones[:2]).unique()) == 128
@@ -84,3 +86,69 @@ def test_estimated_determinants_are_tested_with_exact_ones(folder: Path, monkeyp
     exact = fashion.twin(small, flow, "exact")
     assert all(torch.equal(a, b) for a, b in zip(flow.state_dict().values(), exact.state_dict().values()))
     assert exact.inverse_noise_dim == 0
+
+
+def test_log_determinants_in_strata_are_right_on_average_with_their_gradient() -> None:
+    """Against exact ones, of 64 equal images: the mean over a batch, each step of other signs."""
+    flow = fashion_flows.contractions((1, 4, 4), 6, num_layers=1)
+    for parameter in flow.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    exact = fashion_flows.contractions((1, 4, 4), 6, "exact", num_layers=1)
+    exact.load_state_dict(flow.state_dict())
+    image = torch.randn(1, 16)
+    here, log_weight = exact.inverse(image)
+    wanted = slopes(log_weight.sum(), exact)
+    found = []
+    with fashion_strata.in_strata(flow) as bounds:
+        for _ in range(60):
+            bounds.renew()
+            there, log_weights = flow.inverse(image.expand(64, 16), torch.randn(64, flow.inverse_noise_dim))
+            found.append(slopes(log_weights.mean(), flow))
+    assert torch.allclose(there, here.expand_as(there))
+    each = torch.stack(found)
+    error = each.std(0) / len(each) ** 0.5
+    assert ((each.mean(0) - wanted).abs() <= 5 * error + 1e-9).all()
+    assert not any(isinstance(part, fashion_strata.InStrata) for part in flow.modules())
+
+
+def slopes(value: torch.Tensor, flow: torch.nn.Module) -> torch.Tensor:
+    """A number, and its gradient in all parameters."""
+    parts = torch.autograd.grad(value, list(flow.parameters()), allow_unused=True, materialize_grads=True)
+    return torch.cat([value.detach().view(1), *(part.flatten() for part in parts)])
+
+
+def test_side_by_side_flows_of_a_pair_take_equally_many_steps_and_learn() -> None:
+    """The way of a GPU, its steps run as they are."""
+    images = torch.randint(100, 120, (64, 784), dtype=torch.uint8)
+    small = fashion_flows.Method(lambda: fashion_flows.steps((1, 28, 28), 4, 1), 1e-2)
+    fits = [
+        fashion_training.begun(name, small, seed, images, torch.device("cpu"))
+        for name, seed in (("Glow", 0), ("CIF-Glow", 0), ("TarFlow", 0))
+    ]
+    before = [fashion.bits_of(fit.flow, images.double()).mean() for fit in fits]
+    saved: list[list[str]] = []
+    shares = iter([*torch.linspace(0, 0.9, 20).tolist(), 1.0] * 2)
+    fashion_gpu.train(
+        fits, images, 32, lambda: lambda _: next(shares), lambda group: saved.append([fit.name for fit in group])
+    )
+    assert {fit.num_steps for fit in fits[:2]} == {fits[0].num_steps}
+    assert sum(fit.num_steps for fit in fits[1:]) == 40
+    assert sorted(saved) == [["Glow", "CIF-Glow"], ["TarFlow"]]
+    after = [fashion.bits_of(fit.flow, images.double()).mean() for fit in fits]
+    assert all(b < a for a, b in zip(before, after))
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+    images = torch.randint(0, 256, (8, 784), dtype=torch.uint8)
+    small = fashion_flows.Method(lambda: fashion_flows.steps((1, 28, 28), 4, 1), 1e-2)
+    fit = fashion_training.begun("Glow", small, 0, images, torch.device("cpu"))
+    with contextlib.ExitStack() as entered:
+        stepper = fashion_gpu.Stepper(fit, images, 8, entered)
+        stepper(torch.arange(8), 0.5)
+        state = [p.detach().clone() for p in stepper.parameters]
+        stepper.uniform.fill_(torch.nan)
+        stepper.play()
+        assert stepper.wait() != stepper.wait()
+        assert all(torch.equal(a, b) for a, b in zip(state, stepper.parameters))
+        stepper(torch.arange(8), 0.5)
+        assert not any(torch.equal(a, b) for a, b in zip(state[:1], stepper.parameters))
