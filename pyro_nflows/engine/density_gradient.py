@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..model.whole import WholeLogJoint
 from ..objectives.draws import LogDensity
+from .graphs import Replayed
 from .tape import Tape
 
 #: Above this dimension the curvature's diagonal stands for all of it.
@@ -37,7 +38,7 @@ class DensityGradient:
         self.log_joint, self.data, self.whole = log_joint, data, whole
         #: Rows, or directions, that there is memory for at once; None for any number.
         self.block: int | None = getattr(log_joint, "block", None)
-        self._tapes: dict[Any, Tape | None] = {}
+        self._tapes: dict[Any, Replayed | None] = {}
         self._source: DensityGradient | None = None
 
     def at(self, log_joint: LogDensity, data: Sequence[Tensor]) -> "DensityGradient":
@@ -107,7 +108,7 @@ class DensityGradient:
         with torch.no_grad():
             return tape.run([*inputs, *visit])
 
-    def _tape(self, name: str, inputs: tuple[Tensor, ...], visit: tuple[Tensor, ...]) -> Tape | None:
+    def _tape(self, name: str, inputs: tuple[Tensor, ...], visit: tuple[Tensor, ...]) -> Replayed | None:
         key = _key(name, *inputs)
         if key not in self._tapes and self._source is None:
             self._tapes[key] = self._record(getattr(self, name), inputs, visit)
@@ -118,14 +119,14 @@ class DensityGradient:
 
     def _record(
         self, function: Callable[..., list[Tensor]], inputs: tuple[Tensor, ...], visit: tuple[Tensor, ...]
-    ) -> Tape | None:
+    ) -> Replayed | None:
         """A recording that is right at another point too; none of a model that has random numbers of its own."""
         try:
             tape = Tape(function, [*inputs, *visit], self.data)
             other = [*(tensor + 0.01 for tensor in inputs), *self._last_visit(visit)]
             pairs = zip(tape.run(other), function(*other))
             same = all(torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True) for a, b in pairs)
-            return tape if same and not tape.is_random else None
+            return Replayed(tape, inputs[0].device) if same and not tape.is_random else None
         except Exception:
             return None
 
