@@ -173,11 +173,12 @@ def whitened(
     if modes is not None:
         inner = build if build is flows.default else functools.partial(_flow, name=name, build=build)
         build = functools.partial(flows.on_modes, inner=inner, num_components=modes[0], block_dim=modes[1])
-    if hierarchy is not None:
-        flow = flows.on_plates(hierarchy, functools.partial(_flow, name=name, build=build), rows=row_build)
-        return Whitened(flow, PlateAffine(hierarchy, loc, init_scale, within=within)).to(loc)
-    flow, affine = _flow(latent_dim, name, build), (end or End("full")).made(loc, init_scale)
-    return Whitened(flow if rows is None else flows.within_rows(rows, flow), affine).to(loc)
+    with loc.device:  # that of the model's latents, whatever torch's default is
+        if hierarchy is not None:
+            flow = flows.on_plates(hierarchy, functools.partial(_flow, name=name, build=build), rows=row_build)
+            return Whitened(flow, PlateAffine(hierarchy, loc, init_scale, within=within)).to(loc)
+        flow, affine = _flow(latent_dim, name, build), (end or End("full")).made(loc, init_scale)
+        return Whitened(flow if rows is None else flows.within_rows(rows, flow), affine).to(loc)
 
 
 def _flow(latent_dim: int, name: str, build: flows.Build) -> Layer:
