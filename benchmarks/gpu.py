@@ -32,7 +32,7 @@ from pyro_nflows import VI, AutoFlow, AutoIAF
 from pyro_nflows.engine import Engine
 from pyro_nflows.objectives.base import Gradient
 
-#: Steps in a block, so that the noise of as many particles as there are fits.
+#: Steps in a block; fewer of what is slower.
 STEPS = 50
 FITS = ("banded:100", "regression:10000", "regression:100000", "regression:1000000", "walk:500")
 
@@ -55,10 +55,11 @@ def blocks_of(flow: str, dim: int, num_particles: int, options: argparse.Namespa
         ("traced", options.device, Engine.TRACED),
         ("cpu", "cpu", Engine.COMPILED),
     ):
-        if device != "cpu" or options.cpu:
+        if name != "cpu" or options.cpu:
             with _note_failure(found, name):
                 program = program_of(make, model, on(device, "banded", dim), num_particles, gradient)
-                found[name] = our_block(program, engine, STEPS)
+                num = STEPS if name == "graph" else max(2, STEPS * 256 // num_particles) if device == "cpu" else 5
+                found[name] = our_block(program, engine, num)
     if flow == "AutoIAF" and options.numpyro:
         with _note_failure(found, "numpyro"):
             found["numpyro"] = their_block(dim, num_particles, width), STEPS

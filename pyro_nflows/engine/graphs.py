@@ -90,7 +90,7 @@ class GraphRun:
             tensor.copy_(part)
         for stack, part in zip(self.collected, results[carried:]):
             stack.index_copy_(0, self.number, part[None])
-        self.number.add_(1)
+        self.number.add_(1).remainder_(self.capacity)
 
     @torch.no_grad()
     def run(self, state: Sequence[Tensor], streams: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
