@@ -83,9 +83,10 @@ def with_blocks(
 
 def wrong(block: Block) -> float:
     """How far a block is off, beyond noise; up to one is good."""
-    wide = block.ratio_at(block.between - 2 * block.noise)
-    narrow = 1 / block.ratio_at(block.between + 2 * block.noise)
-    return max((wide - 1) / (WIDTH - 1), (narrow - 1) / (WIDTH - 1), block.shift / SHIFT)
+    wide, narrow = (block.ratio_at(block.between + far * block.noise) for far in (-2, 2))
+    narrow = 1 / narrow if narrow else math.inf  # one candidate has all weight, whatever the draw
+    found = (wide - 1) / (WIDTH - 1), (narrow - 1) / (WIDTH - 1), block.shift / SHIFT
+    return math.inf if any(map(math.isnan, found)) else max(found)
 
 
 def _named(block: Block) -> str:

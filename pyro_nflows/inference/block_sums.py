@@ -55,10 +55,11 @@ class BlockSums:
 
     def add(self, candidates: Sequence[Tensor], log_weights: Sequence[Tensor], middle: Tensor) -> None:
         """Candidates ``(K, rows, d)`` each around the guide's mean, with log-weights ``(K, rows)``."""
-        x, log_weight = torch.stack(list(candidates)).double(), torch.stack(list(log_weights))
+        x, log_weight = torch.stack(list(candidates)).double(), _with_some_weight(torch.stack(list(log_weights)))
         weight, middle, half = log_weight.softmax(0)[..., None], middle.double(), len(x) // 2
         first, second = (
-            (log_weight[at].softmax(0)[..., None] * x[at]).sum(0) for at in (slice(half), slice(half, None))
+            (_with_some_weight(log_weight[at]).softmax(0)[..., None] * x[at]).sum(0)
+            for at in (slice(half), slice(half, None))
         )
         mean, square = (weight * x).sum(0), weight.square().sum(0)
         spread = (weight * (x - mean).square()).sum(0) / (1 - square).clamp(min=1e-2)
@@ -107,6 +108,13 @@ class BlockSums:
         gains, scale = torch.cat(self.sums), torch.einsum("rd,rn->dn", variance, self.shared.square())
         least = gains.mean(0) - NUM_ERRORS * gains.std(0) / self.num**0.5
         return float((scale / (self.along - least).clamp(min=1e-3)).max()) ** 0.5
+
+
+def _with_some_weight(log_weight: Tensor) -> Tensor:
+    """Where no candidate is possible, all weight is on the first, as where one is much better than the others."""
+    found = torch.where(log_weight.isnan(), -math.inf, log_weight)
+    none = found.amax(0, keepdim=True) == -math.inf
+    return torch.cat([torch.where(none, 0.0, found[:1]), found[1:]])
 
 
 def joined(parts: Sequence[Part], fits: Sequence[BlockFit], shared_ratio: float) -> BlockFit:

@@ -47,7 +47,7 @@ from ..model.row_reads import RowReads
 from ..numerics import standard_normal_log_prob
 from ..objectives.draws import Draws, concatenate
 from .block_sums import BlockSums, Part, joined
-from .shared_curvature import SharedCurvature
+from .shared_curvature import SharedCurvature, shared_along
 from .shared_widths import MOST_WIDTH, split_shared
 
 #: Candidates for each block of a draw, beside what it is; an even number.
@@ -154,11 +154,11 @@ class Conditionals:
         found = dict[int, SharedCurvature]()
         for number in {part.number for part in self.parts if part.rows is not None}:
             at, loc = self._places[number], self.end.loc.detach()[self.end.hierarchy.blocks[number].columns]
-            dim = at.shape[1]
-            directions = loc.new_zeros(2, dim, self.end.input_dim + self.layer.noise_dim)
-            for place, along in enumerate((torch.ones_like(loc), loc)):
-                directions[place, torch.arange(dim), at.T] = (along / along.norm(dim=0).clamp(min=1e-30)).T
-            directions = directions.flatten(0, 1) if dim <= MAX_SHARED else directions[0, :0]
+            dim, (along, varying) = at.shape[1], shared_along(loc)
+            columns = torch.cat([torch.arange(dim), varying]) if dim <= MAX_SHARED else varying[:0]
+            directions = loc.new_zeros(len(columns), self.end.input_dim + self.layer.noise_dim)
+            values = torch.cat([along[:, :1].expand(-1, dim), along[:, 1:]], 1)[:, : len(columns)]
+            directions[torch.arange(len(columns))[:, None], at[:, columns].T] = values.T
             own = torch.ones(len(directions), dtype=torch.float64)
             if self.shared is not None:
                 along = directions[:, len(self.end.hierarchy.top) : self.end.input_dim] @ self.shared.directions.T
@@ -202,7 +202,7 @@ class Conditionals:
             far = (middle * (0.5 * middle - candidate)).sum(-1)
             log_weights.append(self._log_weight(other, part) + far)
         known.add(candidates[1:], log_weights[1:], middle)
-        log_weight = torch.stack(log_weights)
+        log_weight = torch.stack(log_weights).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
         chance = -torch.log(-torch.log(torch.rand_like(log_weight).clamp(1e-30, 1 - 1e-7)))
         best = (log_weight + chance).argmax(0)
         taken = torch.stack(candidates).gather(0, best[None, ..., None].expand(1, *candidates[0].shape))[0]
@@ -293,14 +293,13 @@ class Conditionals:
     def _known(self, part: Part) -> tuple[Tensor, Tensor, Tensor]:
         """Of a block in the guide given the rest: variances, directions ``(rows, n)`` that rows share, variances there.
 
-        The directions are the same number for all rows, and the rows' locations.
+        The directions are those of :func:`~pyro_nflows.inference.shared_curvature.shared_along`.
         """
         rows, dim = part.places.shape
         if part.number < 0:
             return torch.ones(rows, dim), torch.zeros(rows, 0), torch.zeros(dim, 0)
         loc = self.end.loc.detach()[self.end.hierarchy.blocks[part.number].columns][part.which]
-        found = torch.cat([torch.ones(rows, 1), loc / loc.std(0).clamp(min=1e-30)], 1)
-        found = found / found.norm(dim=0) if dim <= MAX_SHARED else found[:, :0]
+        found = shared_along(loc)[0][:, : None if dim <= MAX_SHARED else 0]
         if self.shared is None:
             return torch.ones(rows, dim), found, torch.ones(dim, found.shape[1])
         own, inner = self._inner(part)

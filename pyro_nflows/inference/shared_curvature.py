@@ -8,6 +8,27 @@ from torch import Tensor
 from .block_sums import NUM_ERRORS
 
 
+def shared_along(loc: Tensor) -> tuple[Tensor, Tensor]:
+    """Along what rows may share something: the same number for all, and their locations in each coordinate.
+
+    Where locations are the same in all rows, as of one row or of a guide that has not moved, the two would be one.
+
+    :param loc: the rows' locations, ``(rows, d)``.
+    :returns: directions of length one, ``(rows, 1 + n)``, and the ``n`` coordinates whose locations are among them.
+
+    Example::
+
+        >>> along, varying = shared_along(torch.tensor([[3.0, 1.0], [4.0, 1.0]]))
+        >>> along.T, varying
+        (tensor([[0.7071, 0.7071],
+                [0.6000, 0.8000]]), tensor([0]))
+    """
+    varying = (loc != loc[:1]).any(0).nonzero()[:, 0]
+    moved = loc[:, varying] / loc[:, varying].abs().amax(0)
+    found = torch.cat([torch.ones_like(loc[:, :1]), moved], 1)
+    return found / found.norm(dim=0), varying
+
+
 class SharedCurvature:
     """Second differences along a few directions of a guide's base.
 

@@ -372,6 +372,8 @@ def test_verdicts_of_blocks():
         (Block(("a",), 9, 1.0, 1.0, 0.0, 0.01, 0.5), Outcome.ROWS),
         (Block(("a",), 9, 1.0, 1.0, 0.0, 0.01, 0.0, ess=0.01), Outcome.ROWS),
         (Block(("a",), 9, 1.0, 1.0, 0.0, 0.01, 0.0, shared_ratio=float("inf")), Outcome.SHARED),
+        (Block(("a",), 9, 1.0, 0.0, 0.0, 0.01, 0.0), Outcome.ROWS),
+        (Block(("a",), 9, 1.0, float("nan"), 0.0, 0.01, 0.0), Outcome.ROWS),
     ]:
         assert with_blocks(weights, [good, block]).outcome is expected
     assert with_blocks(Verdict(Outcome.NOT_FINITE, "No."), [good]).outcome is Outcome.NOT_FINITE

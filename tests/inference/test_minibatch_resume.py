@@ -61,9 +61,14 @@ def line(path: Path | None, model: Callable[..., Any] = groups, amortize: bool =
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyro_nflows.inference.minibatches.PILOT", Round(40, 16, 2e-2))
+    shrink(monkeypatch)
+
+
+def shrink(patch: pytest.MonkeyPatch) -> None:
+    """The parts of a fit that no test asks for; processes of a test have to do so too, to come to the same."""
+    patch.setattr("pyro_nflows.inference.minibatches.PILOT", Round(40, 16, 2e-2))
     for name in ("FEWEST", "MOST", "JUDGED"):
-        monkeypatch.setattr(f"pyro_nflows.inference.judged_rows.{name}", 500)
+        patch.setattr(f"pyro_nflows.inference.judged_rows.{name}", 500)
 
 
 class Killed(BaseException):
@@ -225,11 +230,12 @@ def test_starts_that_found_other_modes_disagree(tmp_path: Path) -> None:
 # ---- real signals -------------------------------------------------------------------------------------------
 
 SCRIPT = """
-    import sys, torch
+    import pytest, sys, torch
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     sys.path.insert(0, sys.argv[1])
     from tests.inference import test_minibatch_resume as t
+    t.shrink(pytest.MonkeyPatch())
     vi = t.line(sys.argv[2], num_steps=2000)
     vi.checkpoint_seconds = float(sys.argv[3])
     print("ready", flush=True)

@@ -1,6 +1,7 @@
 """Observations that read several rows of one plate, such as games: colours, exact fits, what is said of bad ones."""
 
 from pathlib import Path
+from typing import cast
 
 import pyro
 import pyro.distributions as dist
@@ -125,6 +126,25 @@ def test_bad_fits_are_told(fitted: VI, spoil: float | None, outcome: Outcome) ->
             layer.end.log_scale += torch.tensor(spoil).log()
     _, blocks = Conditionals(layer, crossed_terms(guide, (games(), {}))).judged(32)
     assert with_blocks(fitted.posterior.of_weights(), blocks).outcome is outcome
+
+
+def test_rows_at_one_place_share_as_much_as_others(fitted: VI) -> None:
+    """After draws all are level; along their locations, which are all the same, there is nothing more to share."""
+    guide, (one, other, y) = fitted.posterior._own_guide(), games()
+    layer = guide.plain_layer()
+    with torch.no_grad():
+        layer.end.loc.zero_()
+    _, blocks = Conditionals(layer, crossed_terms(guide, ((one, other, torch.zeros_like(y)), {}))).judged(32)
+    assert 0.9 < blocks[-1].shared_ratio < 1.1
+
+
+def test_a_colour_of_one_row_shares_what_is_known_of_it(fitted: VI) -> None:
+    conditionals = Conditionals(fitted.posterior._own_guide().plain_layer(), crossed_terms(fitted.guide, (games(), {})))
+    part = conditionals.parts[-1]
+    one = part._replace(places=part.places[:1], rows=cast(Tensor, part.rows)[:1])
+    before, shared, along = conditionals._known(one)
+    assert shared.shape == (1, 1)
+    assert torch.allclose(along, before)
 
 
 def test_it_is_saved_and_loaded(fitted: VI, tmp_path: Path) -> None:
