@@ -6,7 +6,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, conv_transpose2d, linear
+from torch.nn.functional import conv2d, conv_transpose2d, linear, pad
 
 from ..checks import check_widths
 from ..numerics import positive
@@ -71,11 +71,40 @@ class LinearizedImage(NamedTuple):
         return image.flatten(-3)
 
     def jacobian(self) -> Tensor:
-        r""":math:`J`, ``(..., C H W, C H W)``."""
+        r""":math:`J`, ``(..., C H W, C H W)``.
+
+        By way of each hidden pixel, the nine inputs around it act on the nine outputs around it: products of matrices
+        of channels, which cost far less than pulling back each unit vector of the image.
+        """
+        if not self.slopes:
+            return self._by_units()
+        first, *middle, last = self.weights
+        matrices = [*(weight[:, :, 0, 0] for weight in reversed(middle)), first.movedim(1, -1).flatten(1)]
+        paths = last.flatten(2).movedim(-1, 0).flatten(0, 1)
+        for matrix, slope in zip(matrices, reversed(self.slopes)):
+            paths = (paths * slope.flatten(-2).mT[..., None, :]) @ matrix
+        channels, around = self.shape[0], _around(self.shape[1:], first.shape[-1]).to(paths.device)
+        paths = paths.unflatten(-1, (-1, channels)).unflatten(-3, (-1, channels)).movedim(-3, -2)
+        # (..., hidden pixel, output's place around it, input's place, C, C) is summed over the hidden pixels.
+        num = len(around) + 1  # the last one is outside of the image
+        pairs = (around.flip(-1)[:, :, None] * num + around[:, None, :]).flatten()
+        zeros = paths.new_zeros(*self.value.shape[:-1], num * num, channels, channels)
+        summed = zeros.index_add(-3, pairs, paths.flatten(-5, -3)).unflatten(-3, (num, num))[..., :-1, :-1, :, :]
+        return summed.movedim((-2, -1), (-4, -2)).flatten(-4, -3).flatten(-2)
+
+    def _by_units(self) -> Tensor:
+        """The Jacobian, from each unit vector."""
         dim = self.value.shape[-1]
         units = torch.eye(dim, dtype=self.value.dtype, device=self.value.device)
         units = units[(slice(None), *(None,) * (self.value.dim() - 1))].expand(dim, *self.value.shape)
         return self.pull(units).movedim(0, -2)
+
+
+def _around(size: tuple[int, int], side: int) -> Tensor:
+    """For each pixel, the numbers of the pixels of a square around it; outside of the image, that of no pixel."""
+    num = size[0] * size[1]
+    numbers = pad(torch.arange(num).view(1, *size), (side // 2,) * 4, value=num)[0]
+    return numbers.unfold(0, side, 1).unfold(1, side, 1).reshape(num, side * side)
 
 
 class ConvContraction(nn.Module):

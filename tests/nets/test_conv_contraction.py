@@ -57,6 +57,16 @@ def test_it_knows_its_jacobian(hidden_dims):
     assert torch.allclose(net.linearized(x).pull(u), (u[:, None] @ jacobian)[:, 0])
 
 
+@pytest.mark.parametrize("shape", [(2, 6, 5), (1, 1, 7), (3, 4, 4)])
+@pytest.mark.parametrize("batch", [(), (2,), (2, 1)])
+def test_the_jacobian_of_a_larger_image_is_that_of_its_unit_vectors(shape, batch):
+    net = perturbed(lambda: Residual(shape, hidden_dims=(4, 3))).net
+    at = net.linearized(torch.randn(*batch, net.shape[0] * net.shape[1] * net.shape[2]))
+    units = torch.eye(at.value.shape[-1])
+    rows = torch.stack([at.pull(unit.expand(at.value.shape)) for unit in units], -2)
+    assert torch.allclose(at.jacobian(), rows)
+
+
 def test_a_mistake_is_named():
     with pytest.raises(ValueError, match="ConvContraction: lipschitz must be between 0 and 1, got 1"):
         ConvContraction((1, 2, 2), (4,), 1.0)
