@@ -16,6 +16,14 @@ os.environ.setdefault("PYRO_NFLOWS_CACHE", FOLDER)
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", f"{FOLDER}_hypothesis")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        help="where tests marked on_devices run: cpu, cuda, or pretend, a device that there is not, to find "
+        "what would go wrong on a GPU; unless given, cpu, and with the mark gpu on cuda too",
+    )
+
+
 def pytest_configure() -> None:
     """A shell's background jobs ignore Ctrl-C, which the tests of it send."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests import pretend_device
+
 #: Where a test marked ``on_devices`` runs; what needs a CUDA device is left to ``pytest -m gpu``.
 DEVICES = [pytest.param("cpu", id="cpu"), pytest.param("cuda", id="cuda", marks=pytest.mark.gpu)]
 
@@ -22,14 +24,13 @@ def on_device(name: str, module: ModuleType) -> Iterator[None]:
     :param name: of the device.
     :param module: of the test, whose own tensors are moved as well.
     """
+    if name == pretend_device.NAME:
+        pretend_device.start()
     with pytest.MonkeyPatch.context() as patch:
         for shared in (sys.modules.get("tests.models"), sys.modules.get("tests.registry"), module):
             _move(shared, name, patch)
-        torch.set_default_device(name)
-        try:
+        with pretend_device.pretended() if name == pretend_device.NAME else torch.device(name):
             yield
-        finally:
-            torch.set_default_device(None)
 
 
 def _move(module: ModuleType | None, device: str, patch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def chain_elimination(dim: int) -> Elimination:
 def hub_elimination(dim: int) -> Elimination:
     """The order of a random walk, all of whose steps have the second latent as their scale: a hub."""
     found = chain_elimination(dim).pattern
-    turned = torch.cat([torch.tensor([dim - 2, dim - 1]), torch.arange(dim - 2)]).argsort()  # the hub is second
+    turned = torch.tensor([dim - 2, dim - 1, *range(dim - 2)], device="cpu").argsort()  # the hub is second
     pairs = turned[found.pairs]
     pairs = pairs[:, (dim * pairs[0] + pairs[1]).argsort()]
     return Elimination.of(Pattern(dim, pairs, turned[dim - 1 :]))

@@ -107,7 +107,7 @@ def to_arviz(
     run = Run(model, args, kwargs or {})
     shape, draws = _flatten("samples", samples, group_by_chain)
     num_prior = min(shape[0] * shape[1], 1000) if num_prior is None else num_prior
-    with isolated(seed, next(iter(draws.values())).device):
+    with isolated(seed):
         sites = run.sites({name: values[0] for name, values in draws.items()})
         check_likelihood(log_likelihood, sites)
         answers, notes = _ask(run, draws, log_likelihood, log_prior, posterior_predictive)

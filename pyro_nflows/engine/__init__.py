@@ -5,7 +5,7 @@ from .backends import EngineWarning, prepare
 from .budget import Budget, Stretch
 from .density_gradient import ROWS, DensityGradient
 from .history import History
-from .journal import Journal, copied, random_state
+from .journal import Journal, copied
 from .look import Callback, CallbackWarning, Look, Watch
 from .native import CacheWarning
 from .optimised import Choice, Optim
@@ -47,7 +47,6 @@ __all__ = [
     "Watch",
     "copied",
     "prepare",
-    "random_state",
     "sample",
     "threads_for",
     "work_of",

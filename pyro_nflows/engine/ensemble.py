@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..system.cores import num_cores
+from ..system.randomness import random_state, set_random_state
 from .backends import Best
-from .journal import Random, random_state, set_random_state
+from .journal import Random
 from .program import Inputs, Program, State
 from .runners import Compiled, Runner
 from .threads import threads_asked

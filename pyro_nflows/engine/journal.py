@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
+
+from ..system.randomness import random_state, set_random_state
 
 #: Takes what a journal holds, and puts it where it is safe.
 Keep = Callable[[dict[str, Any]], None]
-#: See :func:`random_state`.
+#: See :func:`~pyro_nflows.system.randomness.random_state`.
 Random = tuple[Tensor, ...]
 #: Says where a step under way is, and the random state there.
 Here = Callable[[], tuple[Any, Random]]
@@ -40,14 +41,15 @@ class Journal:
 
     Example::
 
+        >>> from pyro_nflows.system.randomness import forked
         >>> kept = []
         >>> journal = Journal(kept.append)
-        >>> with torch.random.fork_rng():
+        >>> with forked():
         ...     first = journal.step("draw", lambda: torch.rand(2))
         ...     second = torch.rand(2)
         >>> journal.write()
         >>> again = Journal(kept.append, state=kept[0])
-        >>> with torch.random.fork_rng():
+        >>> with forked():
         ...     torch.equal(again.step("draw", lambda: 1 / 0), first), torch.equal(torch.rand(2), second)
         (True, True)
     """
@@ -161,16 +163,3 @@ def copied(value: Any) -> Any:
         parts = [copied(part) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value
-
-
-def random_state() -> Random:
-    """The random state of the processor, and of each GPU that is in use."""
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return torch.get_rng_state(), *gpus
-
-
-def set_random_state(state: Random) -> None:
-    """Put back what :func:`random_state` gave."""
-    torch.set_rng_state(state[0].cpu())
-    if torch.cuda.is_initialized() and len(state) == 1 + torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([part.cpu() for part in state[1:]])

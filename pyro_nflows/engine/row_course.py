@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .journal import Random, random_state
+from ..system.randomness import random_state
+from .journal import Random
 from .lazy import RowState
 from .program import State
 

@@ -126,7 +126,7 @@ class RowRatios:
         params, num_top = self._params(numbers), len(self.terms.hierarchy.top)
         generator = torch.Generator().manual_seed(int(numbers[0]))
         widths = num_top + self._view.noise_dim, self.terms.hierarchy.dim - num_top
-        base, inner = (torch.randn(self._size, width, generator=generator).to(params) for width in widths)
+        base, inner = (torch.randn(self._size, width, generator=generator, device="cpu").to(params) for width in widths)
         return [params, base, inner, numbers]
 
     def _recorded(self) -> Tape:

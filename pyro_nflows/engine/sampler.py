@@ -11,6 +11,7 @@ from ..checks import first_line
 from ..layers.base import Layer
 from ..objectives.base import Gradient, Objective
 from ..objectives.draws import Draws, LogDensity, base_noise, concatenate, draw, even_noise
+from ..system.randomness import forked
 from .budget import Budget
 from .compiling import Code, Compiling, compile_seconds, compiles
 from .program import Program
@@ -93,7 +94,7 @@ class Sampler:
         program = self._program(layer)
         if self.compiling is not None or self.note is not None or not (self.compile and compiles(program.params())):
             return
-        with torch.random.fork_rng():
+        with forked():
             noise = base_noise(layer, CHUNKS[0])
         began = time.perf_counter()
         draw(self.log_joint, layer, noise)
@@ -131,7 +132,7 @@ class Sampler:
     def _affordable(self, layer: Layer, num_samples: int) -> int:
         """As many draws as there is time for, by how long some take."""
         began = time.perf_counter()
-        with torch.random.fork_rng():  # what there is time for gives the same as without a limit
+        with forked():  # what there is time for gives the same as without a limit
             self._sample(layer, TIMED)
         pace = (time.perf_counter() - began) / TIMED
         return max(TIMED, min(num_samples, int(DRAWS * self.budget.left / max(pace, 1e-9))))

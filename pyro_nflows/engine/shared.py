@@ -23,6 +23,7 @@ from ..checks import first_line
 from ..layers.base import Layer
 from ..objectives.base import Gradient, Objective
 from ..objectives.draws import LogDensity
+from ..system.randomness import forked
 from ..system.ranks import Ranks
 from ..system.signals import uninterrupted
 from .compiling import Code, Compiling, compile_seconds
@@ -103,7 +104,9 @@ class PartOfSteps:
     def _given(self, share: float) -> list[Tensor]:
         """An example of what a step is given."""
         params, num = self.program.params(), self.program.num_particles
-        noise = torch.randn(self.num, self.program.noise_width, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(
+            self.num, self.program.noise_width, generator=torch.Generator().manual_seed(0), device="cpu"
+        )
         one = params.new_ones(())
         return [params, 2 * share * noise.to(params), one, share * one, params.new_full((num,), share)]
 
@@ -287,6 +290,5 @@ def _same(found: Tensor, right: Tensor) -> bool:
 
 
 def _seeded(run: Callable[[list[Tensor]], Sequence[Tensor]], given: list[Tensor]) -> Sequence[Tensor]:
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
+    with forked(0), torch.no_grad():
         return [each.clone() for each in run(given)]

@@ -14,6 +14,7 @@ from ..model.whole import WholeLogJoint
 from ..objectives.base import Gradient, Objective
 from ..objectives.draws import LogDensity
 from ..system.memory import is_out_of_memory
+from ..system.randomness import forked
 from ..system.ranks import Ranks
 from .all_rows import AllRows
 from .backends import prepare
@@ -245,12 +246,11 @@ class Trainer:
         program = Program(self.log_joint, layer, objective, gradient, plan.num_particles, self.leaves)
         key = (program.shapes, objective.key, gradient, plan.num_particles)
         if key not in self._runners:
-            with torch.random.fork_rng():  # the numbers to come do not depend on what is prepared when
+            with forked():  # the numbers to come do not depend on what is prepared when
                 schedule = schedule_of(plan, objective.share, program.params())
                 example = inputs_of(program, schedule, 0, min(3, plan.num_steps))
             if self.optim is None:
-                made = prepare if self.team is None else self.team.prepare
-                runner = made(program, self.engine, example, self.data)
+                runner = (prepare if self.team is None else self.team.prepare)(program, self.engine, example, self.data)
             else:
                 runner = optimised(program, self.optim, self.engine, example, self.data)
             if runner.engine is not Engine.COMPILED and not isinstance(runner, Shared):

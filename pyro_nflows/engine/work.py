@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from ..objectives.draws import LogDensity
+from ..system.randomness import forked
 
 #: Operations whose numbers are each a sum over the last dimension of an argument, and which argument that is.
 SUMS = {
@@ -49,7 +50,7 @@ def work_of(log_joint: LogDensity, point: Tensor) -> int:
         4002
     """
     try:
-        with torch.random.fork_rng():
+        with forked():
             one, three = (_counted(log_joint, point.detach().expand(num, -1).clone()) for num in (1, 3))
     except Exception:  # whatever it is, the fit will meet it and say so
         return 0

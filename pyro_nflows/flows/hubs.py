@@ -76,6 +76,6 @@ def on_hubs(
 
 def _order(hubs: Tensor, dim: int) -> Tensor:
     """The hubs first."""
-    rest = torch.ones(dim, dtype=torch.bool)
+    rest = torch.ones(dim, dtype=torch.bool, device=hubs.device)
     rest[hubs] = False
     return torch.cat([hubs, rest.nonzero()[:, 0]])

@@ -146,8 +146,10 @@ def _shuffles(num_channels: int, num_layers: int) -> dict[int, Tensor]:
         return {}
     generator = torch.Generator().manual_seed(num_channels)
     after = range(1, num_layers - 1, 2)
-    shuffles = {i: torch.randperm(num_channels, generator=generator) for i in after}
-    order = functools.reduce(lambda order, shuffle: order[shuffle], shuffles.values(), torch.arange(num_channels))
+    shuffles = {i: torch.randperm(num_channels, generator=generator, device="cpu") for i in after}
+    order = functools.reduce(
+        lambda order, shuffle: order[shuffle], shuffles.values(), torch.arange(num_channels, device="cpu")
+    )
     return {**shuffles, num_layers - 1: order.argsort()}
 
 

@@ -17,6 +17,7 @@ from ..layers import Hamiltonian, Rescaled
 from ..layers.base import Layer
 from ..model.bound import BoundModel
 from ..model.log_joint import LogJoint
+from ..system.randomness import forked
 from . import checks
 from .flow import AutoFlow
 from .joint import Centers
@@ -111,7 +112,7 @@ class AutoDAIS(AutoFlow):
         if _kinds((args, kwargs)) == _kinds(latest.call):
             return False
         latents = poutine.block(self.bare_model, hide_fn=self._prototype_hide_fn)
-        with poutine.block(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        with poutine.block(), forked(), torch.no_grad():
             found = poutine.trace(latents).get_trace(*args, **kwargs).stochastic_nodes
         return not set(found) <= set(self.latents.names)
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from pyro import poutine
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from ..model.latents import Latents
 from ..model.log_joint import LogJoint
 from ..model.pattern import pattern_of
 from ..system.exclusive import validation
+from ..system.randomness import forked
 from .joint import looked
 
 #: What a guide may be asked for.
@@ -59,8 +59,7 @@ class End:
         if self.elimination is not None:
             return SparseAffine(self.elimination, loc, init_scale)
         if self.kind == "low_rank":
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
+            with forked(0):
                 return LowRankAffine(dim, RANK, loc, init_scale)
         return (TriangularAffine if self.kind == "full" else LocScale)(dim, loc, init_scale)
 
@@ -123,7 +122,7 @@ def chosen_end(name: str, asked: Ends, dim: int, joint: Callable[[], LogJoint]) 
 
 
 def _elimination(joint: Callable[[], LogJoint]) -> Elimination | None:
-    with poutine.block(), torch.random.fork_rng(devices=[]), validation(False):
+    with poutine.block(), forked(), validation(False):
         density = joint()
         try:
             pattern = pattern_of(lambda z: density.single(z[0])[None], density.latents.init_loc())

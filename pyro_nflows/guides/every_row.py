@@ -18,6 +18,7 @@ from ..model.placed import Lifted
 from ..model.rows import Rows
 from ..model.subsample import Chosen, look, subsample_sites
 from ..model.values import constrained, mapped
+from ..system.randomness import forked
 from . import row_checks
 
 
@@ -57,7 +58,7 @@ def parts(bound: BoundModel, latents: Latents) -> Iterator[Part]:
             run = BoundModel(Chosen(latents.owner, rows)(bound.model), bound.args, bound.kwargs)
             if joint is None:
                 joint = LogJoint(run, on_rows(latents, rows))
-                with poutine.block(), torch.random.fork_rng(devices=[]):
+                with poutine.block(), forked():
                     joint.look()
             joint = joint.on(run)
             joint.latents = on_rows(latents, rows)

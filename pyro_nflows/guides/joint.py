@@ -24,6 +24,7 @@ from ..model.subsample import look
 from ..model.subsampled_plates import plates_of
 from ..model.values import constrained, unconstrained
 from ..system.exclusive import validation
+from ..system.randomness import forked
 from . import checks, minibatch, sites
 from .every_row import constrained_rows, unconstrained_rows
 from .learned import START, LearnsCentering
@@ -134,7 +135,7 @@ class JointGuide(LearnsCentering, AutoContinuous):
     def _centering(self, latents: Latents, centering: Centers, bound: BoundModel) -> dict[str, Tensor]:
         """How centered those sites are to be whose prior depends on others."""
         joint, loc = LogJoint(bound, latents), latents.init_loc()
-        with poutine.block(), torch.random.fork_rng(devices=[]), validation(False):
+        with poutine.block(), forked(), validation(False):
             try:
                 names = hierarchical_sites(joint, loc)
             except (RuntimeError, TypeError, ValueError):
@@ -172,7 +173,7 @@ class JointGuide(LearnsCentering, AutoContinuous):
             sites = {name: latent.site for name, latent in self.latents.sites.items()}
             is_received = self._bound is not None and not (args or kwargs)
             bound = self._bound if is_received else BoundModel(self.bare_model, args, kwargs)
-            with torch.random.fork_rng(devices=[]):
+            with forked():
                 trace = look(cast(BoundModel, bound), sites)
             self._takes_minibatches = bool(plates_of(trace))
         return bool(self._takes_minibatches)
@@ -291,7 +292,7 @@ class JointGuide(LearnsCentering, AutoContinuous):
 
 def looked(joint: LogJoint) -> LogJoint:
     """A log joint after a look at its model, without a trace of that."""
-    with poutine.block(), torch.random.fork_rng(devices=[]):
+    with poutine.block(), forked():
         joint.look()
     return joint
 

@@ -51,7 +51,7 @@ def symmetric_normal(layer: Layer, log2_num: int = 12) -> tuple[Tensor, Tensor |
     if dim <= torch.quasirandom.SobolEngine.MAXDIM:
         half = quasi_normal(num, dim, seed=0).to(like)
     else:
-        half = torch.randn(num, dim, generator=torch.Generator().manual_seed(0)).to(like)
+        half = torch.randn(num, dim, generator=torch.Generator().manual_seed(0), device="cpu").to(like)
     points = torch.cat([half, torch.zeros_like(half[:1]), -half])
     return points[:, : layer.input_dim], points[:, layer.input_dim :]
 

@@ -25,6 +25,7 @@ from ..model.independence import rows_interact
 from ..model.latents import Latents
 from ..model.log_joint import LogJoint
 from ..system.exclusive import validation
+from ..system.randomness import forked
 from . import checks
 from .ends import End
 
@@ -97,7 +98,7 @@ def given_hubs(
 
 
 def _interact(joint: Callable[[], LogJoint], hierarchy: Hierarchy) -> bool:
-    with poutine.block(), torch.random.fork_rng(devices=[]), validation(False):
+    with poutine.block(), forked(), validation(False):
         density = joint()
         try:
             return rows_interact(lambda z: density.single(z[0])[None], hierarchy, density.latents.init_loc())

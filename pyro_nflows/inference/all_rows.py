@@ -9,6 +9,7 @@ from ..model.log_joint import LogJoint
 from ..model.subsampled_plates import Plate, start_of, subsampled_plates
 from ..model.whole import IndivisibleError, WholeLogJoint, whole
 from ..system.exclusive import validation
+from ..system.randomness import forked
 
 
 def over_all_rows(joint: LogJoint) -> tuple[WholeLogJoint | None, Subsampled]:
@@ -18,7 +19,7 @@ def over_all_rows(joint: LogJoint) -> tuple[WholeLogJoint | None, Subsampled]:
 
     :param joint: the log joint of the model as it is.
     """
-    with torch.random.fork_rng(devices=[]):
+    with forked():
         try:
             found = whole(joint)
         except IndivisibleError as error:

@@ -150,7 +150,9 @@ def second_derivatives(log_joint: LogDensity, z: Tensor, sites: Sequence[slice])
             columns = torch.cat([torch.arange(site.start, site.stop) for site in sites[turn::MAX_TURNS]])
             for _ in range(NUM_PROBES):
                 signs = torch.zeros_like(z)
-                signs[:, columns] = (torch.randint(2, (len(z), len(columns)), generator=generator) * 2 - 1).to(z)
+                signs[:, columns] = (
+                    torch.randint(2, (len(z), len(columns)), generator=generator, device="cpu") * 2 - 1
+                ).to(z)
                 (product,) = torch.autograd.grad((gradient * signs).sum(), at, retain_graph=True)
                 found += product * signs / NUM_PROBES
     return found

@@ -18,6 +18,7 @@ from ..model.latents import is_enumerated, latent_sites
 from ..model.log_joint import LogJoint
 from ..objectives.draws import Draws
 from ..system.files import Path, kind_of, read
+from ..system.randomness import forked
 from .all_rows import over_all_rows
 from .columns import expanded
 from .crossed_posterior import CrossedPosterior, blocks_of
@@ -112,7 +113,7 @@ def _take_guide(state: dict[str, Any], guide: AutoFlow) -> None:
 
 def _of_another_model(guide: AutoFlow, saved: list[str], call: Call) -> ValueError | None:
     """What to say if the model has not the sites of the file; None if it has."""
-    with torch.random.fork_rng(devices=[]):
+    with forked():
         sites = list(latent_sites(poutine.trace(guide.bare_model).get_trace(*call[0], **call[1])))
     now = [site["name"] for site in sites if not is_enumerated(site)]
     if sorted(now) == sorted(saved):

@@ -146,7 +146,7 @@ class Collapser:
     def _candidate(self, numbers: Tensor, base: Tensor, generator: torch.Generator) -> Ratios:
         """Draws of some rows, one for each base point."""
         width = self.terms.hierarchy.dim - len(self.terms.hierarchy.top)
-        return self.ratios(numbers, base, torch.randn(len(base), width, generator=generator).to(base))
+        return self.ratios(numbers, base, torch.randn(len(base), width, generator=generator, device="cpu").to(base))
 
     def _chosen(self, numbers: Tensor, base: Tensor, generator: torch.Generator, first: Ratios, ess: Tensor) -> Tensor:
         """Draws whose uneven rows are chosen among candidates, by their weights given what is outside of the plate."""
@@ -155,7 +155,7 @@ class Collapser:
         for _ in range(min(MAX_CANDIDATES, math.ceil(variance / LEFT)) - 1):
             other = self._candidate(numbers, base, generator)
             total = torch.logaddexp(total, other.rows.double())
-            chance = torch.rand(total.shape, generator=generator).to(total)
+            chance = torch.rand(total.shape, generator=generator, device="cpu").to(total)
             taken = (chance.log() < other.rows - total) & uneven
             z = torch.where((owner >= 0) & taken[:, owner], other.z, z)
         return z

@@ -23,6 +23,7 @@ from ..model.latents import Latents
 from ..model.row_owners import SeveralRowsError
 from ..objectives.draws import Draws
 from ..system.exclusive import exclusive, seeded
+from ..system.randomness import forked
 from .conditionals import FEWEST, MOST, Conditionals
 from .crossed_left_out import crossed_parts
 from .fitted import bound_of
@@ -102,7 +103,7 @@ class CrossedPosterior(RowPosterior):
 
     def own_leaves(self, call: Call) -> list[Tensor]:
         """The trainable tensors of the model's own, as they are now."""
-        with torch.random.fork_rng(devices=[]):
+        with forked():
             return crossed_terms(self.guide, call).leaves()
 
     @torch.no_grad()

@@ -20,6 +20,7 @@ from ..modes.mixture_em import Clusters
 from ..modes.mixtures import place_mixture
 from ..modes.wasserstein import LEVEL, NUM_STEPS, Descent, descend, even_points
 from ..numerics import quasi_normal
+from ..system.randomness import forked
 
 #: More dimensions than that would need too many points for a covariance.
 MAX_DIM = 512
@@ -75,8 +76,7 @@ def descended(trainer: Trainer, layer: Whitened, num_steps: int = NUM_STEPS) -> 
 
 def _bound(trainer: Trainer, layer: Whitened, seed: int) -> float:
     """The same random numbers give the same points of the base: what differs is the layer."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with forked(seed):
         log_weight = trainer.sampler.sample(layer, NUM_FRESH).log_weight
     return float(log_weight.nan_to_num(-math.inf).mean())
 

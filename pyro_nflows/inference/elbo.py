@@ -39,6 +39,7 @@ from ..model.log_joint import LogJoint
 from ..objectives.base import Gradient, Objective
 from ..objectives.draws import Draws, LogDensity, base_noise, paired_noise
 from ..system.exclusive import differentiable
+from ..system.randomness import forked
 from .recorded import NoiseOf, Recorded
 
 
@@ -152,7 +153,7 @@ class ELBO(Objective, elbo.ELBO):
             self.check_layer(layer)
             joint = _prepared(model, guide, args, kwargs)
             gradient, noise_of = self.gradient or self.best_gradient, self._noise_of(guide, args, kwargs)
-            with torch.random.fork_rng():  # the loop's random numbers stay what they would have been
+            with forked():  # the loop's random numbers stay what they would have been
                 recorded = self._recorded = Recorded(self, gradient, joint, guide, noise_of, self._say)
         guide.registered_layer()  # Pyro's SVI steps the parameters that it saw used
         return recorded.loss_and_grads(bound.tensors)

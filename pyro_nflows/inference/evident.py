@@ -16,6 +16,7 @@ from ..diagnostics.verdict import effective, k_limit, tail_index
 from ..engine import Trainer
 from ..flows.whitened import Whitened
 from ..objectives.draws import Draws
+from ..system.randomness import forked
 from .fitted import sound, undefined
 from .moments import moved
 from .schedule import Schedule
@@ -66,8 +67,9 @@ def fresh_draws(trainer: Trainer, layer: Whitened, schedule: Schedule) -> Draws:
 @contextlib.contextmanager
 def _aside(number: int) -> Iterator[None]:
     """Random numbers that are not those which training will have, and leave these alone."""
-    with torch.random.fork_rng():
-        torch.manual_seed(int(torch.randint(2**60, ())) + number)
+    with forked():
+        seed = int(torch.randint(2**60, (), device="cpu")) + number
+    with forked(seed):
         yield
 
 

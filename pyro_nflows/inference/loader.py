@@ -3,7 +3,6 @@
 import copy
 from typing import Any, cast
 
-import torch
 from torch.utils._pytree import tree_flatten
 from torch.utils.data import DataLoader
 
@@ -13,6 +12,7 @@ from ..model.bound import BoundModel
 from ..model.feasible import named_plates
 from ..model.subsample import look
 from ..system.exclusive import usable, validation
+from ..system.randomness import forked
 from .posterior import Call
 
 
@@ -45,7 +45,7 @@ def of_minibatches(who: str, guide: AutoFlow, minibatches: Any, args: Any, kwarg
     with validation(False), named_plates():
         guide.set_up(*bound.call)
     sites = {name: latent.site for name, latent in guide.latents.sites.items()}
-    with torch.random.fork_rng(devices=[]):
+    with forked():
         plate = BatchPlate.of(who, look(bound, sites), size)
     _check_latents(who, guide, plate, size)
     args, own = usable(gathered(who, call, batches, plate))

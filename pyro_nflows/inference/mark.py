@@ -14,6 +14,7 @@ from ..engine import Trainer
 from ..layers.base import Layer
 from ..objectives.base import Objective
 from ..objectives.draws import Draws
+from ..system.randomness import forked
 from .fitted import sound
 
 #: Draws of a flow with at least this ESS are not worse than a Gaussian's by anything that matters.
@@ -62,7 +63,7 @@ class Mark:
         there = self._now()
         try:
             self._put(*self._here)
-            with torch.random.fork_rng():
+            with forked():
                 return self.trainer.sampler.sample(self.layer, num_samples)
         finally:
             self._put(*there)

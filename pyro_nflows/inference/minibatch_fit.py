@@ -25,6 +25,7 @@ from ..model.row_terms import RowTerms
 from ..model.rows import Rows
 from ..objectives.base import Gradient, Objective
 from ..objectives.draws import Draws, paired_noise
+from ..system.randomness import forked
 from .encoded import EncodedRows
 from .minibatch_journal import BEGINNING, COMPLETE, END, FLOW, FitInJournal
 from .plan import Plan
@@ -203,7 +204,7 @@ class MinibatchFit(ABC, Generic[Terms]):
                     step_size = stretch.slowed(number / num_steps) * step_sizes[number]
                     inputs = Inputs(paired_noise(small, num), step_size, one, 0 * one)
                     if number == begun:
-                        with torch.random.fork_rng():  # the numbers to come do not depend on what is prepared when
+                        with forked():  # the numbers to come do not depend on what is prepared when
                             other = next(self.batches(1, course.seed + 1))[1]
                             steps.prepare(before, inputs, factors, rows, num_steps - number, other)
                     after, loss = steps.run(before, inputs, factors, rows)
@@ -239,10 +240,10 @@ def minibatches(num_rows: int, size: int, num: int, seed: int) -> Iterator[Tenso
         >>> rows.bincount().tolist()
         [2, 2, 2, 2, 2]
     """
-    order, generator = torch.zeros(0, dtype=torch.long), torch.Generator().manual_seed(seed)
+    order, generator = torch.zeros(0, dtype=torch.long, device="cpu"), torch.Generator().manual_seed(seed)
     for _ in range(num):
         if len(order) < size:  # none twice in one minibatch
-            fresh = torch.randperm(num_rows, generator=generator)
+            fresh = torch.randperm(num_rows, generator=generator, device="cpu")
             waits = torch.isin(fresh, order)
             order = torch.cat([order, fresh[~waits], fresh[waits]])
         yield order[:size]

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine import History, Journal, RowCourse, copied, random_state
+from ..engine import History, Journal, RowCourse, copied
 from ..engine.lazy import RowState
 from ..model.crossed_terms import CrossedTerms
 from ..model.row_terms import RowTerms
+from ..system.randomness import forked, random_state
 from .mark import put
 from .resume import check_density, put_back
 
@@ -128,6 +129,6 @@ class FitInJournal:
 def _log_p(terms: RowTerms | CrossedTerms, loc: Tensor) -> Tensor:
     """The log density of the first rows at a point; NaN where that is random."""
     terms.choose_first()
-    with torch.random.fork_rng(devices=[]):
+    with forked():
         first, second = (terms.log_joint(loc[None])[0].double() for _ in range(2))
     return first if torch.equal(first, second) else torch.full_like(first, torch.nan)

@@ -21,6 +21,7 @@ from ..model.log_joint import LogJoint
 from ..objectives.draws import Draws, LogDensity, concatenate
 from ..system.exclusive import exclusive
 from ..system.files import Path, write
+from ..system.randomness import forked
 from .all_rows import over_all_rows
 from .columns import columns, compact
 from .fitted import sound
@@ -240,7 +241,7 @@ class Posterior(Reused):
 
     def own_leaves(self, call: Call) -> list[Tensor]:
         """The trainable tensors of the model's own, as they are now, at some arguments."""
-        with torch.random.fork_rng(devices=[]):
+        with forked():
             return LogJoint(BoundModel(self.guide.bare_model, *call), self.guide.latents).leaves(self.draws.z[0])
 
     def _need_call(self) -> Call:

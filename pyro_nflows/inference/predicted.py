@@ -30,6 +30,6 @@ def predicted(
         plate has no rows, or it shows a random part of them.
     :raises TypeError: if these are not the arguments that the model takes.
     """
-    with isolated(seed, next(iter(samples.values())).device):
+    with isolated(seed):
         answers = model_predicted("predict", model, samples, fresh, args, kwargs, numbered).answers
     return {name: values for (_, name), values in answers.items()}

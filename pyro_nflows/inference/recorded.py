@@ -18,6 +18,7 @@ from ..model.bound import BoundModel
 from ..model.log_joint import LogJoint
 from ..objectives.base import Gradient, Objective
 from ..objectives.draws import base_noise
+from ..system.randomness import forked, random_state, set_random_state
 
 #: Draws the base points of so many particles of a layer.
 NoiseOf = Callable[[Layer, int], Tensor]
@@ -106,12 +107,12 @@ class Recorded:
     def _run(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         if self.memory is not None:
             return self._compiled(self.memory, inputs)
-        before = torch.get_rng_state() if self.compiling.is_ready else None
+        before = random_state() if self.compiling.is_ready else None
         with torch.no_grad():
             results = self.tape.run(inputs)
         if before is not None:
-            with torch.random.fork_rng():
-                torch.set_rng_state(before)
+            with forked():
+                set_random_state(before)
                 self.memory = self.compiling.take(lambda run: _difference(self._compiled(run, inputs), results))
             self._tell()
         return results

@@ -21,6 +21,7 @@ from ..model.hierarchy import Hierarchy
 from ..model.row_terms import RowTerms
 from ..objectives.draws import Draws
 from ..system.exclusive import exclusive, seeded
+from ..system.randomness import forked
 from .collapsed import Collapser, Outside, collapser_of
 from .encoded import EncodedRows
 from .groups_left_out import Part, row_parts
@@ -118,7 +119,7 @@ class RowPosterior(Posterior):
 
     def own_leaves(self, call: Call) -> list[Tensor]:
         """The trainable tensors of the model's own, as they are now."""
-        with torch.random.fork_rng(devices=[]):
+        with forked():
             return RowTerms(BoundModel(self.guide.bare_model, *call), self.guide.latents).leaves()
 
     def refine(self, *args: Any, **kwargs: Any) -> NoReturn:

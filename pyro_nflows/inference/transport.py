@@ -25,6 +25,7 @@ from ..layers.base import Layer
 from ..nets.mlp import start_wide
 from ..numerics import LogDensity, finite_rows
 from ..objectives.base import Gradient, Objective
+from ..system.randomness import forked
 from .mark import put
 from .mass import EXACT, InexactBlockWarning, Mass, inexactness, is_better, mean
 
@@ -249,7 +250,7 @@ class Mover:
         """What runs the steps of every block."""
         if self.runner is None:
             few = Inputs(*(part[:3] for part in inputs))
-            with torch.random.fork_rng():
+            with forked():
                 runner = self.runner = prepare(program, self.steps.engine, few, self.data)
                 if runner.engine is not Engine.COMPILED:
                     runner.num_threads = fastest_threads(lambda: runner.run(program.init(), few))

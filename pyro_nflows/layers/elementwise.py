@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from ..numerics import pullback
 from ..transformers import RationalQuadratic, Transformer
 from .base import Layer
+from .shapes import expanded
 
 
 class LocScale(Layer):
@@ -26,7 +27,7 @@ class LocScale(Layer):
         super().__init__(input_dim)
         if not init_scale > 0:
             raise ValueError(f"LocScale: init_scale must be a positive number, got {init_scale}")
-        self.loc = nn.Parameter(torch.zeros(input_dim) + torch.as_tensor(init_loc).detach())
+        self.loc = nn.Parameter(expanded(init_loc, input_dim))
         self.log_scale = nn.Parameter(torch.full_like(self.loc, init_scale).log())
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:

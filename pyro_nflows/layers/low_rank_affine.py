@@ -5,6 +5,7 @@ from torch.linalg import solve_triangular
 from ..checks import check_sizes
 from ..numerics import scale_tril
 from .base import Layer
+from .shapes import expanded
 
 
 class LowRankAffine(Layer):
@@ -40,7 +41,7 @@ class LowRankAffine(Layer):
         if not init_scale > 0:
             raise ValueError(f"LowRankAffine: init_scale must be a positive number, got {init_scale}")
         rank = min(rank, input_dim)
-        self.loc = nn.Parameter(torch.zeros(input_dim) + torch.as_tensor(init_loc).detach())
+        self.loc = nn.Parameter(expanded(init_loc, input_dim))
         self.log_scale = nn.Parameter(torch.full_like(self.loc, init_scale).log())
         directions = torch.linalg.qr(torch.randn(input_dim, rank, dtype=torch.double))[0].T
         self.log_widths = nn.Parameter(self.loc.new_zeros(rank))

@@ -10,6 +10,7 @@ from ..nets.table import Table
 from ..nets.views import taken_rows
 from ..numerics import scale_tril
 from .base import Layer
+from .shapes import expanded
 
 
 class PlateAffine(Layer):
@@ -60,7 +61,7 @@ class PlateAffine(Layer):
         if not init_scale > 0:
             raise ValueError(f"PlateAffine: init_scale must be a positive number, got {init_scale}")
         self.hierarchy, self.sizes = hierarchy, hierarchy.sizes()
-        self.loc = nn.Parameter(torch.zeros(hierarchy.dim) + torch.as_tensor(init_loc).detach())
+        self.loc = nn.Parameter(expanded(init_loc, hierarchy.dim))
         self.log_scale = nn.Parameter(torch.full_like(self.loc, init_scale).log())
         num_top = self.sizes[0]
         self.top = nn.Parameter(self.loc.new_zeros(num_top, num_top)) if num_top > 1 else None
@@ -72,9 +73,10 @@ class PlateAffine(Layer):
                 self.within[str(number)] = nn.Parameter(self.loc.new_zeros(rows, dim, dim))
             if width:
                 self.above[str(number)] = nn.Parameter(self.loc.new_zeros(rows, dim, width))
-        self.register_buffer("order", hierarchy.order, persistent=False)
-        self.register_buffer("places", hierarchy.order.argsort(), persistent=False)
-        self._is_ordered = bool((self.order == torch.arange(hierarchy.dim)).all())
+        order = hierarchy.order.to(self.loc.device)
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("places", order.argsort(), persistent=False)
+        self._is_ordered = _is_ordered(order)
 
     def fan_in(self, name: str) -> int:
         """How many numbers of a parameter are added up in one coordinate."""
@@ -88,7 +90,7 @@ class PlateAffine(Layer):
             rows,
             _parameters={**self._parameters, "loc": self.loc[at], "log_scale": self.log_scale[at]},
             _buffers={"order": order.to(at.device), "places": order.argsort().to(at.device)},
-            _is_ordered=bool((order == torch.arange(len(order))).all()),
+            _is_ordered=_is_ordered(order),
         )
 
     # ---- parts ----------------------------------------------------------------------------------------------
@@ -223,3 +225,7 @@ def _inverse(matrix: Tensor) -> Tensor:
     """Of unit lower triangular matrices."""
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device).expand_as(matrix)
     return solve_triangular(matrix, eye, upper=False, unitriangular=True)
+
+
+def _is_ordered(order: Tensor) -> bool:
+    return bool((order.diff() == 1).all())

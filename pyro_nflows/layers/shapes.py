@@ -46,3 +46,15 @@ def _spread(layer: Any, name: str, x: Tensor, noise: Tensor | None) -> tuple[Ten
         ) from None
     spread = x.expand(*batch_shape, -1)
     return spread, noise if noise is None else noise.expand(*batch_shape, -1)
+
+
+def expanded(start: Tensor | float, dim: int) -> Tensor:
+    """Where a layer starts, from a number for all coordinates or a tensor, on whose device the layer is then.
+
+    Example::
+
+        >>> expanded(2.0, 3), expanded(torch.tensor([1.0, 2.0]), 2)
+        (tensor([2., 2., 2.]), tensor([1., 2.]))
+    """
+    given = torch.as_tensor(start).detach()
+    return torch.zeros(dim, device=given.device) + given if given.dim() else torch.full((dim,), float(given))

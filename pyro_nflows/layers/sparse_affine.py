@@ -4,6 +4,7 @@ from torch.linalg import solve_triangular
 
 from ..model.elimination import Elimination
 from .base import Layer
+from .shapes import expanded
 
 
 class Blocks(nn.ParameterDict):
@@ -52,7 +53,7 @@ class SparseAffine(Layer):
         if not init_scale > 0:
             raise ValueError(f"SparseAffine: init_scale must be a positive number, got {init_scale}")
         self.elimination = elimination
-        self.loc = nn.Parameter(torch.zeros(elimination.dim) + torch.as_tensor(init_loc).detach())
+        self.loc = nn.Parameter(expanded(init_loc, elimination.dim))
         self.log_scale = nn.Parameter(torch.full_like(self.loc, init_scale).log())
         self.within, self.above = Blocks(), Blocks()
         for number, group in enumerate(elimination.groups):

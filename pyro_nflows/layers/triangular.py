@@ -4,6 +4,7 @@ from torch.linalg import solve_triangular
 
 from ..numerics import scale_tril
 from .base import Layer
+from .shapes import expanded
 
 
 class TriangularAffine(Layer):
@@ -27,7 +28,7 @@ class TriangularAffine(Layer):
         super().__init__(input_dim)
         if not init_scale > 0:
             raise ValueError(f"TriangularAffine: init_scale must be a positive number, got {init_scale}")
-        self.loc = nn.Parameter(torch.zeros(input_dim) + torch.as_tensor(init_loc).detach())
+        self.loc = nn.Parameter(expanded(init_loc, input_dim))
         self.log_scale = nn.Parameter(torch.full_like(self.loc, init_scale).log())
         lower = torch.zeros_like(self.loc).repeat(input_dim, 1)
         self.lower: Tensor

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..checks import first_line
 from ..system.exclusive import usable, validation
 from ..system.frames import user_level
+from ..system.randomness import forked
 from . import data_checks
 from .arrays import DataWarning, converted, rounded, unread
 from .constants import signature_of
@@ -128,7 +129,7 @@ def _float_dtypes(data: Any) -> Iterator[torch.dtype]:
 
 def _refusal(model: Callable[..., Any], call: Call) -> Exception | None:
     """What the model raises at these arguments, with its latents drawn from their priors."""
-    with pyro.get_param_store().scope(), torch.random.fork_rng(devices=[]), validation(False), torch.no_grad():
+    with pyro.get_param_store().scope(), forked(), validation(False), torch.no_grad():
         try:
             with poutine.block():
                 poutine.trace(model).get_trace(*call[0], **call[1]).compute_log_prob()

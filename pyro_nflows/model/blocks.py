@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..system.randomness import forked
+
 #: Bytes that operations on one block may give, all of them together.
 BOUND = 2**26
 
@@ -33,7 +35,7 @@ def block_size(rows: Rows, few: Tensor) -> int | None:
         >>> block_size(lambda z: (z @ X.T).square().sum(-1), torch.zeros(2, 3))  # twice a mebibyte a row
         31
     """
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), _Footprint() as seen:
+    with forked(), torch.no_grad(), _Footprint() as seen:
         rows(few.detach())
     if seen.is_random:  # rows are to have these together, such as a minibatch
         return None

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..checks import first_line
 from ..system.exclusive import validation
+from ..system.randomness import forked
 from .all_rows import on_rows
 from .bound import BoundModel
 from .hierarchy import Hierarchy
@@ -62,7 +63,7 @@ class CrossedTerms:
         first = {name: self.plates[name].chunk(0)[0] for name in self.own}
         here = on_rows(latents, first) if first else latents
         self.joint = LogJoint(BoundModel(self._chosen(bound.model), bound.args, bound.kwargs), here)
-        with poutine.block(), torch.random.fork_rng(devices=[]):
+        with poutine.block(), forked():
             self.joint.look()
         if self.joint.enumerates:
             raise ValueError(f"{self.owner}: VI takes no minibatches of enumerated sites; train it by SVI")
@@ -170,7 +171,7 @@ class CrossedTerms:
                 for visit, rows in self.chunks
             )
             try:
-                with torch.random.fork_rng(devices=[]):
+                with forked():
                     self._reads = RowReads(runs, self.whole)
             except SeveralRowsError as error:
                 self._reads = error

@@ -31,7 +31,7 @@ def rows_interact(log_joint: LogDensity, hierarchy: Hierarchy, near: Tensor) -> 
     """
     generator = torch.Generator().manual_seed(0)
     with torch.enable_grad():
-        at = near + 0.1 * torch.randn(near.shape, generator=generator).to(near)
+        at = near + 0.1 * torch.randn(near.shape, generator=generator, device="cpu").to(near)
         at = at.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(log_joint(at[None])[0], at, create_graph=True)
         if not gradient.requires_grad:
@@ -41,9 +41,9 @@ def rows_interact(log_joint: LogDensity, hierarchy: Hierarchy, near: Tensor) -> 
 
 def _interact(gradient: Tensor, at: Tensor, block: Block, generator: torch.Generator) -> bool:
     for _ in range(3):  # two rows that interact are in one half half of the time
-        chosen = torch.rand(block.num_rows, generator=generator).argsort() < (block.num_rows + 1) // 2
+        chosen = torch.rand(block.num_rows, generator=generator, device="cpu").argsort() < (block.num_rows + 1) // 2
         vector = torch.zeros_like(at)
-        numbers = torch.randn(block.columns[chosen].shape, generator=generator).to(at)
+        numbers = torch.randn(block.columns[chosen].shape, generator=generator, device="cpu").to(at)
         vector[block.columns[chosen].to(at.device)] = numbers
         (product,) = torch.autograd.grad(gradient, at, vector, retain_graph=True)
         others = product[block.columns[~chosen].to(at.device)].abs().max()

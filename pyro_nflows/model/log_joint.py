@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..checks import first_line
 from ..system.exclusive import validation
+from ..system.randomness import forked
 from . import checks, data_checks, enumeration_checks
 from .blocks import block_size, in_blocks
 from .bound import BoundModel
@@ -230,7 +231,7 @@ class LogJoint:
     def has_parameters(self) -> bool:
         """Whether the log density depends on tensors that have gradients, besides the latents."""
         if self._has_parameters is None:
-            with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            with torch.enable_grad(), forked():
                 start = self.latents.init_loc() if self.start is None else self.start
                 self._has_parameters = self.single(start.detach()).requires_grad
         return self._has_parameters

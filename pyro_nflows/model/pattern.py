@@ -86,7 +86,7 @@ class Pattern(NamedTuple):
 
     def _neighbours(self) -> tuple[list[bool], list[list[int]]]:
         """Of each latent, itself and those tied to it, without hubs."""
-        is_hub = torch.zeros(self.dim, dtype=torch.bool)
+        is_hub = torch.zeros(self.dim, dtype=torch.bool, device="cpu")
         is_hub[self.hubs] = True
         neighbours = [[j] for j in range(self.dim)]
         rows, columns = self.pairs[:, ~is_hub[self.pairs].any(0)].tolist()
@@ -104,11 +104,11 @@ def pattern_of(log_joint: LogDensity, near: Tensor) -> Pattern | None:
     generator = torch.Generator().manual_seed(0)
     found = list[Tensor]()
     for _ in range(NUM_POINTS):
-        at = near + 0.1 * torch.randn(near.shape, generator=generator).to(near)
+        at = near + 0.1 * torch.randn(near.shape, generator=generator, device="cpu").to(near)
         pairs = _pairs_of(hessian_products(log_joint, at), near, generator)
         if pairs is None:
             return None
-        found.append(pairs)
+        found.append(pairs.cpu())
     return _with_hubs(len(near), torch.cat(found, 1).unique(dim=1))
 
 
@@ -118,7 +118,7 @@ def _pairs_of(products: Products, near: Tensor, generator: torch.Generator) -> T
     if _is_dense(products, near, generator):
         return None
     if dim <= MAX_WHOLE:
-        return _of_matrix(products(torch.eye(dim).to(near)))
+        return _of_matrix(products(torch.eye(dim, dtype=near.dtype, device=near.device)))
     for num_groups in NUM_GROUPS:
         if 3 * NUM_TIMES * num_groups > dim and num_groups != NUM_GROUPS[0]:
             break
@@ -159,8 +159,8 @@ def _pulled(gradient: Tensor, at: Tensor, rows: Tensor) -> Tensor:
 
 def _is_dense(products: Products, near: Tensor, generator: torch.Generator) -> bool:
     """Whether most rows have an entry in every one of some groups, as those with many entries have."""
-    group = torch.randperm(len(near), generator=generator) % NUM_FEW
-    weight = 0.5 + torch.rand(len(near), generator=generator)
+    group = torch.randperm(len(near), generator=generator, device="cpu") % NUM_FEW
+    weight = 0.5 + torch.rand(len(near), generator=generator, device="cpu")
     sums = products((torch.nn.functional.one_hot(group, NUM_FEW).T * weight).to(near)).abs()
     known = sums > ROUNDING * sums.amax(0)
     return not bool(torch.isfinite(sums).all()) or float(known.all(0).float().mean()) > 0.5
@@ -185,7 +185,9 @@ def _with_hubs(dim: int, pairs: Tensor) -> Pattern | None:
 
 def _by_groups(products: Products, near: Tensor, num_groups: int, generator: torch.Generator) -> Tensor | None:
     dim = len(near)
-    groups = torch.stack([torch.randperm(dim, generator=generator) % num_groups for _ in range(NUM_TIMES)])
+    groups = torch.stack(
+        [torch.randperm(dim, generator=generator, device="cpu") % num_groups for _ in range(NUM_TIMES)]
+    )
     codes = _codes(dim, generator)
     vectors = torch.nn.functional.one_hot(groups, num_groups).permute(0, 2, 1)[:, :, None] * codes  # (times, groups, 3)
     sums = products(vectors.flatten(0, 2).to(near)).double().unflatten(0, vectors.shape[:3]).cpu()
@@ -196,14 +198,13 @@ def _by_groups(products: Products, near: Tensor, num_groups: int, generator: tor
     hubs = search.unknown_rows()
     if len(hubs) > MAX_HUBS:
         return None
-    unit = torch.zeros(len(hubs), dim)
-    unit[torch.arange(len(hubs)), hubs] = 1.0
+    unit = torch.nn.functional.one_hot(hubs, dim)
     search.entries.append(_entries(hubs, products(unit.to(near)).double().cpu()))
     rows, columns, values = (torch.cat(parts) for parts in zip(*search.entries))
     for _ in range(2):
-        probe = torch.randn(1, dim, generator=generator)
+        probe = torch.randn(1, dim, generator=generator, device="cpu")
         wanted = products(probe.to(near)).double().cpu()[0]
-        off = torch.zeros(dim, dtype=torch.double).index_add_(0, rows, values * probe[0, columns])
+        off = torch.zeros(dim, dtype=torch.double, device="cpu").index_add_(0, rows, values * probe[0, columns])
         if not bool(((wanted - off).abs() <= 10 * ROUNDING * (1 + len(hubs)) * search.size)[_not(hubs, dim)].all()):
             return None
     flat = torch.cat([rows * dim + columns, columns * dim + rows]).unique()
@@ -213,8 +214,8 @@ def _by_groups(products: Products, near: Tensor, num_groups: int, generator: tor
 
 def _codes(dim: int, generator: torch.Generator) -> Tensor:
     """A number of each latent, and that times its two digits, ``(3, D)``."""
-    base, weight = _base(dim), 0.5 + torch.rand(dim, generator=generator)
-    at = torch.arange(dim)
+    base, weight = _base(dim), 0.5 + torch.rand(dim, generator=generator, device="cpu")
+    at = torch.arange(dim, device="cpu")
     return torch.stack([weight, weight * (1 + at // base) / base, weight * (1 + at % base) / base])
 
 
@@ -223,7 +224,7 @@ def _base(dim: int) -> int:
 
 
 def _not(hubs: Tensor, dim: int) -> Tensor:
-    mask = torch.ones(dim, dtype=torch.bool)
+    mask = torch.ones(dim, dtype=torch.bool, device="cpu")
     mask[hubs] = False
     return mask
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..system.exclusive import validation
+from ..system.randomness import forked
 from .bound import BoundModel
 from .data_checks import is_deterministic
 from .numbered_rows import NumberedRows
@@ -233,7 +234,7 @@ def each_draw(ask: Callable[[Draw], Answers], draws: Draw) -> Answers:
 
 
 @contextlib.contextmanager
-def isolated(seed: int | None, device: torch.device) -> Iterator[None]:
+def isolated(seed: int | None) -> Iterator[None]:
     """Run models without gradients, without argument checks (vmap cannot do them), and without a trace left behind.
 
     New parameters are taken out of the param store again. With a seed the random state is the caller's afterwards;
@@ -242,22 +243,11 @@ def isolated(seed: int | None, device: torch.device) -> Iterator[None]:
     store = pyro.get_param_store()
     known = set(store.keys())
     try:
-        with torch.no_grad(), validation(False), _seeded(seed, device):
+        with torch.no_grad(), validation(False), forked(seed) if seed is not None else contextlib.nullcontext():
             yield
     finally:
         for name in set(store.keys()) - known:
             del store[name]
-
-
-@contextlib.contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    cuda = [device.index or 0] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda, enabled=seed is not None):
-        if seed is not None:
-            # Not torch.manual_seed, which would reseed every device there is.
-            for generator in [torch.default_generator, *(torch.cuda.default_generators[i] for i in cuda)]:
-                generator.manual_seed(seed)
-        yield
 
 
 def _vectorised(ask: Callable[[Draw], Answers], draws: Draw, chunk_size: int) -> Answers:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..checks import first_line
 from ..system.exclusive import validation
+from ..system.randomness import forked
 from .all_rows import on_rows
 from .bound import BoundModel
 from .hierarchy import Hierarchy
@@ -57,7 +58,7 @@ class RowTerms:
         self.choose(torch.arange(self.size))
         first = {self.plate: torch.arange(self.size)}
         self.joint = LogJoint(BoundModel(self._chosen(bound.model), bound.args, bound.kwargs), on_rows(latents, first))
-        with poutine.block(), torch.random.fork_rng(devices=[]):
+        with poutine.block(), forked():
             self.joint.look()
         if self.joint.enumerates:
             raise ValueError(f"{latents.owner}: VI takes no minibatches of enumerated sites; train it by SVI")

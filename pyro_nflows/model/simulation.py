@@ -59,7 +59,7 @@ def simulate(
     :return: latent sites and observed sites, each a dict from site to ``(num, *site shape)``.
     :raises ValueError: if a value is not finite, or a site cannot be drawn from (the site is named).
     """
-    with isolated(None, like.device):
+    with isolated(None):
         try:
             answers = each_draw(Run(model, args, kwargs).prior, {"": torch.arange(num)})
         except NotImplementedError as error:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 
 from ..system.exclusive import validation
+from ..system.randomness import forked
 from .bound import BoundModel
 from .crossed_terms import CrossedTerms
 from .hierarchy import Hierarchy
@@ -21,7 +22,7 @@ def with_ties(hierarchy: Hierarchy, bound: BoundModel, latents: Latents) -> Hier
     if hierarchy.subsampled or hierarchy.crosses:
         return hierarchy
     try:
-        with validation(False), torch.random.fork_rng(devices=[]):
+        with validation(False), forked():
             loc = latents.init_loc()
             colours = CrossedTerms(bound, latents, hierarchy).reads_at(loc + torch.randn_like(loc)).colours
     except (RuntimeError, ValueError):  # the model cannot be run there, or its terms read too many rows

@@ -55,13 +55,13 @@ class LowRankGaussian(LayerGaussian):
             return self
         units = torch.where(diagonal > 0, diagonal.clamp(min=1e-30).rsqrt(), 1.0)
         found = [self._by_lanczos(density, point, each) for each in (units, torch.ones_like(units))]
-        noise = torch.randn(64, len(point), generator=torch.Generator().manual_seed(0)).to(point)
+        noise = torch.randn(64, len(point), generator=torch.Generator().manual_seed(0), device="cpu").to(point)
         return max(found, key=lambda gaussian: float(gaussian.elbo(density, noise)))
 
     def _by_lanczos(self, density: DensityGradient, point: Tensor, units: Tensor) -> "LowRankGaussian":
         new = self.around(point, 1.0)
         rank = len(new.end.log_widths)
-        start = torch.randn(len(point), generator=torch.Generator().manual_seed(0)).to(point)
+        start = torch.randn(len(point), generator=torch.Generator().manual_seed(0), device="cpu").to(point)
         basis, matrix = lanczos(lambda v: -units * density.products(point, (units * v)[None])[0], start, _steps(rank))
         values, vectors = torch.linalg.eigh(matrix)
         usable = torch.where(values > FLAT, values, 1.0)

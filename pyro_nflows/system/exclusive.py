@@ -17,6 +17,8 @@ from pyro.poutine import runtime
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
+from .randomness import forked
+
 _lock = threading.RLock()
 _forked = False
 
@@ -116,11 +118,7 @@ def seeded(seed: int) -> Iterator[None]:
         >>> torch.equal(torch.get_rng_state(), before)
         True
     """
-    devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
-    with torch.random.fork_rng(devices=devices):
-        # Not torch.manual_seed, which also seeds devices that are yet to be started.
-        for generator in [torch.default_generator, *(torch.cuda.default_generators[i] for i in devices)]:
-            generator.manual_seed(seed)
+    with forked(seed):
         yield
 
 

@@ -21,6 +21,7 @@ from ..model.following import hierarchical_sites
 from ..model.latents import Latents
 from ..model.log_joint import LogJoint
 from ..model.values import constrained
+from ..system.randomness import forked
 from .law import agree
 
 _OWNER = "check_coordinates"
@@ -50,8 +51,7 @@ def check_coordinates(model: Callable[..., Any], *args: Any, **kwargs: Any) -> N
         ...
         >>> check_coordinates(model)
     """
-    with _double_precision(), torch.random.fork_rng(devices=[]), poutine.block():
-        torch.manual_seed(0)
+    with _double_precision(), forked(0), poutine.block():
         plain, names = _plain(model, args, kwargs)
         shapes = {name: plain.latents.shapes[name] for name in names}
         for centering in (0.0, 0.4, 1.0):

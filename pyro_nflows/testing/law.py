@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..layers.base import Layer
+from ..system.randomness import forked
 
 #: Something that makes a fresh layer; or a layer, of which copies are used.
 Make = Layer | Callable[[], Layer]
@@ -67,8 +68,7 @@ def law(applies: Callable[[Layer], bool] = lambda layer: True) -> Callable[[Law]
     def decorate(check: Law) -> Law:
         @functools.wraps(check)
         def wrapped(make: Make) -> None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
+            with forked(0):
                 broken = f"{type(fresh(make)).__name__} breaks {check.__name__}"
                 try:
                     check(make)

@@ -18,7 +18,6 @@ from pyro_nflows.model.predictive import Run, each_draw, isolated
 
 NUM_DRAWS = 7
 DATA = torch.tensor([0.3, -1.0, 2.0, 0.7], dtype=torch.float64)
-CPU = torch.device("cpu")
 
 
 def hierarchical(y: Tensor) -> None:
@@ -99,7 +98,7 @@ def draws_of(model: Callable[..., Any], num_samples: int = NUM_DRAWS) -> dict[st
 @pytest.fixture(autouse=True)
 def run_isolated(request: pytest.FixtureRequest) -> Iterator[None]:
     """All tests run models as they are meant to be, but for the one of that very thing."""
-    with contextlib.nullcontext() if "isolation" in request.node.name else isolated(0, CPU):
+    with contextlib.nullcontext() if "isolation" in request.node.name else isolated(0):
         yield
 
 
@@ -318,7 +317,7 @@ def test_isolation_leaves_nothing_behind(seed: int | None) -> None:
     pyro.enable_validation(True)
     torch.distributions.Distribution.set_default_validate_args(False)
     before = torch.get_rng_state(), random.getstate()
-    with isolated(seed, CPU):
+    with isolated(seed):
         pyro.param("new", torch.tensor(1.0))
         pyro.sample("x", dist.Normal(pyro.param("kept"), 1.0))
         assert not torch.is_grad_enabled()
