@@ -3,13 +3,23 @@
 import contextlib
 import gzip
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import fashion, fashion_data, fashion_flows, fashion_gpu, fashion_strata, fashion_training
-from pyro_nflows.flows import num_params
+from benchmarks import (
+    fashion,
+    fashion_data,
+    fashion_flows,
+    fashion_gpu,
+    fashion_indices,
+    fashion_strata,
+    fashion_training,
+)
+from pyro_nflows.flows import cif_image, num_params
+from pyro_nflows.layers import Indexed, Residual
 
 
 @pytest.fixture
@@ -115,6 +125,26 @@ def slopes(value: torch.Tensor, flow: torch.nn.Module) -> torch.Tensor:
     """A number, and its gradient in all parameters."""
     parts = torch.autograd.grad(value, list(flow.parameters()), allow_unused=True, materialize_grads=True)
     return torch.cat([value.detach().view(1), *(part.flatten() for part in parts)])
+
+
+@torch.no_grad()
+def test_watched_layers_compute_what_they_are_there_for() -> None:
+    """Indexed ones do as before; residual ones say how far estimates are off, and these errors are zero on average."""
+
+    flow = cif_image((1, 4, 4), lambda shape: fashion_flows.contractions(shape, 6, "roulette", 4, 1), 1, (3,))
+    for parameter in flow.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    images, noise = torch.randn(1, 16).expand(500, 16), torch.randn(500, flow.inverse_noise_dim)
+    before = flow.inverse(images, noise)
+    with fashion_indices.turned(flow, Indexed, fashion_indices.Watched) as layers:
+        assert all(torch.equal(a, b) for a, b in zip(before, flow.inverse(images, noise)))
+        assert all(math.isfinite(sum(layer.noted)) and layer.noted[-1] > 0 for layer in layers)
+    with fashion_indices.turned(flow, Residual, fashion_indices.Exact) as layers:
+        _, log_weight = flow.inverse(images, noise)
+        errors = sum(-layer.noted for layer in layers)
+    assert torch.allclose(log_weight + errors, before[1])
+    assert errors.mean().abs() < 5 * errors.std() / len(errors) ** 0.5
+    assert {type(part) for part in flow.modules() if isinstance(part, Indexed | Residual)} == {Indexed, Residual}
 
 
 def test_side_by_side_flows_of_a_pair_take_equally_many_steps_and_learn() -> None:
