@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..checks import first_line
 from ..objectives.draws import LogDensity
+from ..system.randomness import forked
 from .compiling import Compiling, compile_seconds
 from .program import Inputs, Program, State
 from .runners import Compiled, Eager, Engine, Runner, Traced
@@ -148,7 +149,7 @@ def difference(trusted: Runner, other: Runner, state: State, inputs: Inputs) -> 
     fresh = Inputs(*(part[:1].repeat(3, *(1,) * (part.dim() - 1)) for part in inputs))
     fresh = fresh._replace(noise=0.5 * fresh.noise.flip(1))
     # Away from an optimum, where gradients are rounding, which Adam would enlarge.
-    nudge = torch.randn(state.params.shape, generator=torch.Generator().manual_seed(0)).to(state.params)
+    nudge = torch.randn(state.params.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(state.params)
     state = state._replace(params=state.params + 0.01 * nudge)
     (right, right_losses), (found, losses) = (_seeded(runner, state, fresh) for runner in (trusted, other))
     tight, loose = 1e3 * torch.finfo(losses.dtype).eps, 1e-2
@@ -187,8 +188,7 @@ def _differ_by_rounding(
 
 def _seeded(runner: Runner, state: State, inputs: Inputs) -> tuple[State, Tensor]:
     """A few steps; the model's own random numbers, if any, are the same each time."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with forked(0):
         return runner.run(state, inputs)
 
 

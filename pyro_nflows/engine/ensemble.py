@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
-import torch
 from torch import Tensor
 
 from ..system.cores import num_cores
-from ..system.randomness import random_state, set_random_state
+from ..system.randomness import generators, random_state, set_random_state
 from .backends import Best
 from .journal import Random
 from .program import Inputs, Program, State
@@ -98,7 +97,8 @@ class Stream:
     def __enter__(self) -> "Stream":
         self._outside = random_state()
         if self.state is None:
-            torch.manual_seed(self.seed)
+            for generator in generators():
+                generator.manual_seed(self.seed)
         else:
             set_random_state(self.state)
         return self

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..system.randomness import forked
 from .native import Scan
 from .tape import Tape
 
@@ -126,7 +127,7 @@ def captured(step: Callable[[], None], device: torch.device) -> Callable[[int], 
 
         return repeat
     stream, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.no_grad(), torch.random.fork_rng([device.index or 0]):
+    with torch.cuda.device(device), torch.no_grad(), forked():
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):

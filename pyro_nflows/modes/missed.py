@@ -13,7 +13,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -34,6 +34,11 @@ FAR_OUT = (10.0, 20.0, 40.0)
 SAME = 0.1
 #: Number of draws from each candidate Gaussian.
 NUM_DRAWS = 200
+#: How far each is moved, in standard deviations of that Gaussian, to see whether the density is smooth there.
+MOVED = 1e-3
+#: What an error of rounding in single precision becomes in double, and the nats from which a density is nothing but
+#: that: where scales are next to nothing, differences of huge numbers are left.
+FINER, ROUNDING = 2.0**-29, 1.0
 
 
 class Missed(NamedTuple):
@@ -111,16 +116,28 @@ def _region_of(
     mode = best_of(log_joint, list(path), frame.around(point, 0.1), num_candidates=4)
     noise = torch.randn(NUM_DRAWS, len(point)).to(point)
     with torch.no_grad():
-        z = mode.points(noise)
+        z, moved = mode.points(noise), mode.points(noise + MOVED * torch.randn_like(noise))
         log_g = standard_normal_log_prob(noise) - mode.log_det
         log_p = log_joint(z)
         if not float(excess(layer, z, log_p, log_evidence).median()) > TOO_THIN:
             return None
-        better = precise(z) if z.dtype != torch.float64 else None
-        log_p = log_p if better is None else better.to(log_p)
+        better, near = None, log_joint(moved)
+        if z.dtype != torch.float64 and (better := precise(z)) is not None:
+            near = cast(Tensor, precise(moved))
+            if _median((better - log_p.double()) * FINER) > ROUNDING:
+                return None
+        log_p = log_p if better is None else better
+        if _median(near - log_p) > ROUNDING + 1e-6 * _median(log_p):
+            return None
+        log_p = log_p.to(z)
     if bool((log_p == torch.inf).any()) or float(log_p.isnan().double().mean()) > 0.1:
         return None  # a density that overflows there is not to be believed around there either
     mass = float((log_p - log_g).mean()) - log_evidence
     if not float(excess(layer, z, log_p, log_evidence).median()) > TOO_THIN or not math.isfinite(mass):
         return None
     return Missed(mode, math.exp(min(mass, 50.0)))
+
+
+def _median(nats: Tensor) -> float:
+    """Of how far they are from zero, where they are numbers at all."""
+    return float(nats[torch.isfinite(nats)].abs().median().nan_to_num(0.0))

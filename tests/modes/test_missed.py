@@ -151,6 +151,20 @@ def test_a_region_that_double_precision_does_not_know_is_not_missed() -> None:
     assert missed_regions(rounded, layer, math.log(0.5), points, precise=lambda z: rounded(z.double())) == []
 
 
+def cancelling(z: torch.Tensor) -> torch.Tensor:
+    """A standard normal with huge terms that cancel far below zero, but for rounding; in double precision too."""
+    huge = (-4 * z[:, 1]).exp()
+    left = huge * (z[:, 0] + 0.1) - huge * z[:, 0] - huge * 0.1
+    return dist.Normal(torch.zeros(2, dtype=z.dtype), 1.0).to_event(1).log_prob(z) + left
+
+
+def test_a_region_of_rounding_is_not_missed_though_double_precision_has_it_too() -> None:
+    torch.manual_seed(0)
+    points = [torch.tensor([0.3 * i, -12.0], dtype=torch.float32) for i in range(12)]
+    assert missed_regions(cancelling, LocScale(2).float(), 0.0, points, precise=lambda z: cancelling(z.double())) == []
+    assert missed_regions(cancelling, LocScale(2), 0.0, [point.double() for point in points]) == []
+
+
 def test_a_real_mode_is_missed_in_double_precision_too() -> None:
     points, layer = [torch.tensor([5.0, -4.0], dtype=torch.float32)], LocScale(2).float()
     real = two_modes(0.5).log_prob
