@@ -115,18 +115,25 @@ def _seeds(draws: Tensor, num: int) -> Tensor:
 
 def log_densities(draws: Tensor, found: Clusters) -> Tensor:
     """``(N, K)``, weights included."""
-    x = solve_triangular(found.scale_trils, (draws - found.locs[:, None]).mT, upper=False).mT
-    log_det = found.scale_trils.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return (standard_normal_log_prob(x) - log_det[:, None]).T + found.weights.log()
+    return _of_each(draws, found).T
+
+
+def _of_each(draws: Tensor, found: Clusters) -> Tensor:
+    """``(K, N)``, weights included."""
+    away, scales = (draws - found.locs[:, None]).mT, found.scale_trils
+    x = away / scales if draws.shape[1] == 1 else solve_triangular(scales, away, upper=False)
+    log_det = scales.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return standard_normal_log_prob(x.mT) + (found.weights.log() - log_det)[:, None]
 
 
 def _pass(draws: Tensor, found: Clusters) -> Clusters:
     """Expectation and maximisation; components that are left with hardly a draw go."""
-    share = log_densities(draws, found).softmax(-1)
-    share = share[:, share.sum(0) > draws.shape[1] + 1]
-    total = share.sum(0)
-    locs = share.T @ draws / total[:, None]
+    share = _of_each(draws, found)
+    share = (share - share.logsumexp(0)).exp()
+    share = share[share.sum(1) > draws.shape[1] + 1]
+    total = share.sum(1)
+    locs = share @ draws / total[:, None]
     away = draws - locs[:, None]
-    covariance = torch.einsum("nk,kni,knj->kij", share, away, away) / total[:, None, None]
+    covariance = (share[:, None] * away.mT) @ away / total[:, None, None]
     covariance = covariance + 1e-6 * torch.diag(draws.var(0))
     return Clusters(total / total.sum(), locs, torch.linalg.cholesky(covariance))
