@@ -109,7 +109,7 @@ def horseshoe() -> None:
     with pyro.plate("k", 5):
         local = pyro.sample("local", dist.HalfCauchy(1.0))
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-    mean: Tensor = (z * local * tau) @ _DESIGN.T
+    mean: Tensor = ((z * local * tau)[..., None, :] * _DESIGN).sum(-1)  # a product of matrices needs one dtype
     with pyro.plate("n", 100):
         pyro.sample("y", dist.Normal(mean, 1.0), obs=_CHOICE)
 

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 from pyro.optim import Adam, ClippedAdam
 from torch import Tensor
@@ -23,6 +24,17 @@ from tests.models import pairs
 def train(model: Callable[..., Any], guide: Any, optimiser: Any, loss: Any, num_steps: int) -> list[float]:
     svi = SVI(model, guide, optimiser, loss)
     return [svi.step() for _ in range(num_steps)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("model", list(MODELS))
+def test_a_model_runs_in_either_precision(model: str, dtype: torch.dtype) -> None:
+    """Whatever that of its data, which are made when the models are imported."""
+    torch.set_default_dtype(dtype)
+    try:
+        assert poutine.trace(MODELS[model]).get_trace().log_prob_sum().isfinite()
+    finally:
+        torch.set_default_dtype(torch.float64)
 
 
 @pytest.mark.parametrize(
