@@ -1,7 +1,8 @@
 """The examples on the documentation's pages: what they take for granted, and what they have to reach."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,10 +27,14 @@ GOOD = (Outcome.TRUST, Outcome.RESAMPLED)
 
 
 class Example(NamedTuple):
-    """What an example takes for granted beyond what its page has said so far, and what it has to reach."""
+    """What an example takes for granted beyond what its page has said so far, and what it has to reach.
+
+    :param smaller: sizes that take minutes, and those in their place.
+    """
 
     given: Callable[[], Names] = dict
     reached: Callable[[Names], None] = lambda names: None
+    smaller: Mapping[str, str] = MappingProxyType({})
 
 
 # ---- what the reader has --------------------------------------------------------------------------------------
@@ -78,10 +83,10 @@ def fitted_groups() -> Names:
 
 
 def ratings() -> Names:
-    """Of 6,000 users and 4,000 items, with five factors."""
+    """Of 300 users and 200 items, with five factors."""
     number = torch.Generator().manual_seed(0)
-    user, item = (torch.randint(many, (100_000,), generator=number) for many in (6000, 4000))
-    p, q = (scale * torch.randn(many, 5, generator=number) for many, scale in ((6000, 1.0), (4000, 0.5)))
+    user, item = (torch.randint(many, (20_000,), generator=number) for many in (300, 200))
+    p, q = (scale * torch.randn(many, 5, generator=number) for many, scale in ((300, 1.0), (200, 0.5)))
     noise = 0.5 * torch.randn(len(user), generator=number)
     return {"user": user, "item": item, "y": 3 + (p[user] * q[item]).sum(-1) + noise}
 
@@ -228,7 +233,7 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         "guide.quantiles": Example(lambda: {"y": groups()}),
         "VI(AutoFlow(model)": Example(reached=has_right_means),
         "DataLoader(": Example(reached=has_right_means),
-        "def factorisation": Example(ratings, finds_the_noise),
+        "def factorisation": Example(ratings, finds_the_noise, {"6000": "300", "4000": "200"}),
         "def bradley_terry": Example(games, ranks_the_players),
         "amortize=True": Example(lambda: {"y": groups(), "new_y": groups()[:500]}, knows_new_rows),
     },
@@ -243,7 +248,7 @@ EXAMPLES: dict[str, dict[str, Example]] = {
 
 
 def parts(page: str) -> list[tuple[str, list[Example]]]:
-    """The page's examples in order, each with what is known of it."""
+    """The page's examples in order, each with what is known of it; sizes are the smaller ones."""
     sources = examples(PAGES[page])
     known: list[list[Example]] = [[] for _ in sources]
     for mark, example in EXAMPLES.get(page, {}).items():
@@ -254,6 +259,10 @@ def parts(page: str) -> list[tuple[str, list[Example]]]:
         if len(found) != 1:
             raise ValueError(f"docs/{page}.md: {mark!r} is in {len(found)} examples, expected one")
         known[found[0]].append(example)
+        for size, smaller in example.smaller.items():
+            if sources[found[0]].count(size) != 1:
+                raise ValueError(f"docs/{page}.md: expected {size} once in the example with {mark!r}")
+            sources[found[0]] = sources[found[0]].replace(size, smaller)
     return list(zip(sources, known))
 
 

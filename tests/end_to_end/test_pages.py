@@ -66,6 +66,7 @@ def run_script(page: str, source: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore:At pyro.sample")
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_shows_runs(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
