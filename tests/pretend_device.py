@@ -152,7 +152,8 @@ def pretended(default: bool = True) -> Iterator[torch.device]:
     """
     start()
     with torch.autograd.set_multithreading_enabled(False), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.inference_mode, "__enter__", _in_one_thread(torch.inference_mode.__enter__))
+        patch.setattr(torch.inference_mode, "__enter__", _without_gradients)
+        patch.setattr(torch.inference_mode, "__exit__", _as_before)
         patch.setattr(randomness, "KINDS", [*randomness.KINDS, NAME])
         if not default:
             yield torch.device(NAME, 0)
@@ -164,14 +165,13 @@ def pretended(default: bool = True) -> Iterator[torch.device]:
             torch.set_default_device(None)
 
 
-def _in_one_thread(enter: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Turning inference mode off would turn threads for gradients on."""
+def _without_gradients(mode: Any) -> None:
+    """In place of inference mode, whose tensors a subclass cannot be, and whose end would turn threads on."""
+    mode.instead = torch.set_grad_enabled(not mode.mode)
 
-    def entered(mode: Any) -> None:
-        enter(mode)
-        torch._C._set_multithreading_enabled(False)
 
-    return entered
+def _as_before(mode: Any, *_: object) -> None:
+    torch.set_grad_enabled(mode.instead.prev)
 
 
 @contextmanager

@@ -96,7 +96,7 @@ def judge_ranks(
 
 def _can_fail(num: int, num_samples: int, num_tests: int) -> bool:
     """Whether so many ranks could be told from uniform ones: the worst are all the same."""
-    worst = torch.zeros(num, dtype=torch.long)
+    worst = torch.zeros(num, dtype=torch.long, device="cpu")
     return num >= FEWEST and uniformity(worst, num_samples) * num_tests < LEVEL
 
 

@@ -118,7 +118,7 @@ def symmetry(probabilities: Tensor) -> float:
     side = side[side != 0]
     far, order = side.abs().sort(descending=True)
     walk = side[order].sign().cumsum(0).abs()
-    last = torch.ones(len(far), dtype=torch.bool)  # of those equally far
+    last = torch.ones(len(far), dtype=torch.bool, device="cpu")  # of those equally far
     last[:-1] = far[:-1] != far[1:]
     height = int(walk[last].max()) if len(walk) else 0
     p = 1 - _stays(len(walk), height) if height else 1.0
@@ -151,7 +151,7 @@ def ecdf_band(num_simulations: int, num_samples: int, prob: float = 0.95) -> tup
         inside = _p_value(num_simulations, num_samples, float(levels[middle])) <= 1 - prob
         low, high = (middle, high) if inside else (low, middle - 1)
     inside = tails > levels[low] * (1 + TINY)
-    counts = torch.arange(num_simulations + 1, dtype=torch.float64).expand_as(inside) / num_simulations
+    counts = torch.arange(num_simulations + 1, dtype=torch.float64, device="cpu").expand_as(inside) / num_simulations
     return counts.where(inside, 2.0).amin(1), counts.where(inside, -1.0).amax(1)
 
 
@@ -167,9 +167,9 @@ def count_band(num_simulations: int, share: float, prob: float = 0.95) -> tuple[
         >>> count_band(100, 0.5)
         (40, 60)
     """
-    c = torch.arange(num_simulations + 1, dtype=torch.float64)
+    c = torch.arange(num_simulations + 1, dtype=torch.float64, device="cpu")
     log_pmf = _log_choose(num_simulations, c) + c * math.log(share) + (num_simulations - c) * math.log1p(-share)
-    levels = torch.tensor([(1 - prob) / 2, (1 + prob) / 2], dtype=torch.float64)
+    levels = torch.tensor([(1 - prob) / 2, (1 + prob) / 2], dtype=torch.float64, device="cpu")
     low, high = torch.searchsorted(log_pmf.exp().cumsum(0), levels).clamp(max=num_simulations).tolist()
     return low, high
 
@@ -189,8 +189,8 @@ def check_ranks(ranks: Tensor, num_samples: int) -> None:
 @functools.lru_cache(maxsize=8)
 def _tails(num: int, num_samples: int) -> Tensor:
     """Twice the smaller tail probability of ``c`` ranks below ``j``, in row ``j - 1`` and column ``c``."""
-    share = torch.arange(1, num_samples + 1, dtype=torch.float64)[:, None] / (num_samples + 1)
-    c = torch.arange(num + 1, dtype=torch.float64)
+    share = torch.arange(1, num_samples + 1, dtype=torch.float64, device="cpu")[:, None] / (num_samples + 1)
+    c = torch.arange(num + 1, dtype=torch.float64, device="cpu")
     pmf = (_log_choose(num, c) + c * share.log() + (num - c) * (1 - share).log()).exp()
     at_most, at_least = pmf.cumsum(1), pmf.flip(1).cumsum(1).flip(1)
     return (2 * torch.minimum(at_most, at_least)).clamp(max=1)
@@ -210,8 +210,8 @@ def _p_value(num: int, num_samples: int, gamma: float) -> float:
 
 def _inside(num: int, num_samples: int, inside: Tensor) -> float:
     """Probability that the counts stay inside, from each ``j`` to the next."""
-    log_factorial = torch.arange(1, num + 2, dtype=torch.float64).lgamma()
-    counts, mass = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.float64)
+    log_factorial = torch.arange(1, num + 2, dtype=torch.float64, device="cpu").lgamma()
+    counts, mass = torch.zeros(1, dtype=torch.long, device="cpu"), torch.ones(1, dtype=torch.float64, device="cpu")
     for j, row in enumerate(inside):
         share = 1 / (num_samples + 1 - j)  # of the ranks from j on, those that are j
         after = row.nonzero()[:, 0]
@@ -228,7 +228,7 @@ def _stays(num_steps: int, height: int) -> float:
 
     The eigenvectors of a walk that ends there are sines.
     """
-    k = torch.arange(1, 2 * height, 2, dtype=torch.float64)
+    k = torch.arange(1, 2 * height, 2, dtype=torch.float64, device="cpu")
     angle = math.pi * k / (2 * height)
     terms = (2 - k % 4) * angle.cos() ** num_steps / (angle / 2).tan()
     return float(terms.sum() / height)

@@ -22,4 +22,5 @@ def chosen(log_weight: Tensor, num_samples: int, resample: bool | None = None) -
     """The indices that :func:`choose` takes."""
     if has_light_tail(log_weight) if resample is None else resample:
         return diagnostics.psis_resample(log_weight, num_samples)
-    return torch.arange(min(num_samples, len(log_weight)))  # draws are independent, the first as good as any
+    num = min(num_samples, len(log_weight))  # draws are independent, the first as good as any
+    return torch.arange(num, device=log_weight.device)

@@ -49,7 +49,7 @@ def plot_elbo(
         >>> ax.get_ylabel()
         'ELBO (nats)'
     """
-    values = torch.as_tensor(elbos, dtype=torch.float64).detach().cpu()
+    values = torch.as_tensor(elbos, dtype=torch.float64, device="cpu").detach()
     if values.shape == (0,):  # a fit whose start was right has no steps
         return _without_steps(axes() if ax is None else ax)
     if values.dim() != 1 or not values.isfinite().any():
@@ -58,7 +58,7 @@ def plot_elbo(
             "step, some of them finite. Look for the first step that failed."
         )
     ax = axes() if ax is None else ax
-    at = torch.arange(len(values)) if steps is None else torch.as_tensor(steps).cpu()
+    at = torch.arange(len(values), device="cpu") if steps is None else torch.as_tensor(steps, device="cpu")
     centers, medians = _running_median(at.double(), values)
     ax.plot(at, values.where(values.isfinite(), math.nan), color=GREY, lw=0.8, label="each step")
     ax.plot(centers, medians, color=BLUE, lw=1.8, label="running median")
@@ -99,7 +99,7 @@ def plot_weights(log_weight: Tensor, *, r_eff: float = 1.0, ax: "Axes | None" = 
     # The fit is relative to the largest weight, the picture to the mean.
     largest = (log_weight.max() - log_weight.logsumexp(0)).exp() * len(log_weight)
     weights = (log_weight - log_weight.max()).sort().values.exp() * largest
-    beyond = 1 - (torch.arange(len(weights)) + 0.5) / len(weights)
+    beyond = 1 - (torch.arange(len(weights), device="cpu") + 0.5) / len(weights)
     body = len(weights) - len(tail.members)
     ax.loglog(weights[:body], beyond[:body], ".", color=GREY, ms=3, label="draws")
     if tail.k_hat.isfinite():
@@ -151,7 +151,7 @@ def plot_density(
     ax = axes(square=True) if ax is None else ax
     left, right, bottom, top = limits if len(limits) == 4 else (*limits, *limits)
     x, y = torch.linspace(left, right, num_grid), torch.linspace(bottom, top, num_grid)
-    grid = x.numpy(), y.numpy()
+    grid = x.cpu().numpy(), y.cpu().numpy()
     ax.pcolormesh(*grid, _on_grid(log_prob, x, y).numpy(), cmap="Blues", shading="gouraud", rasterized=True)
     ax.fill([], [], color=BLUE, label="flow")
     if samples is not None:
@@ -172,7 +172,7 @@ def contours(target: LogDensity, ax: "Axes", num_grid: int = 200) -> None:
 
 def _contours(target: LogDensity, x: Tensor, y: Tensor, ax: "Axes") -> None:
     above = _mass_above(_on_grid(target, x, y)).numpy()
-    ax.contour(x.numpy(), y.numpy(), above, levels=MASSES, colors=ORANGE, linewidths=1.2)
+    ax.contour(x.cpu().numpy(), y.cpu().numpy(), above, levels=MASSES, colors=ORANGE, linewidths=1.2)
     ax.plot([], [], color=ORANGE, lw=1.2, label="target: 50, 80, 95%")
 
 
@@ -211,7 +211,7 @@ def _settled(values: Tensor) -> tuple[float, float]:
 
 def _fitted_tail(tail: Tail, num_samples: int) -> tuple[Tensor, Tensor]:
     """Weights relative to the largest, and the share of draws that the fitted distribution puts beyond them."""
-    x = torch.linspace(0, 1, 200, dtype=torch.float64) ** 2 * tail.exceedances[-1].cpu()
+    x = torch.linspace(0, 1, 200, dtype=torch.float64, device="cpu") ** 2 * tail.exceedances[-1].cpu()
     k, sigma = tail.k_hat.cpu(), tail.sigma.cpu()
     log_beyond = -torch.log1p((k * x / sigma).clamp(min=-1)) / k
     return tail.cutoff.cpu() + x, len(tail.members) / num_samples * log_beyond.exp()

@@ -98,6 +98,6 @@ def _mixtures(path: Sequence[tuple[Tensor, ...]], pick: Tensor, ax: "Axes") -> N
 
 def _ellipses(covariance: Tensor) -> Tensor:
     """Half of the mass of each, around zero, ``(K, num, 2)``: a radius of sqrt(2 log 2)."""
-    turn = torch.linspace(0, 2 * math.pi, 100, dtype=covariance.dtype)
+    turn = torch.linspace(0, 2 * math.pi, 100, dtype=covariance.dtype, device=covariance.device)
     circle = math.sqrt(2 * math.log(2)) * torch.stack([turn.cos(), turn.sin()])
     return (torch.linalg.cholesky(covariance) @ circle).mT

@@ -40,14 +40,14 @@ def plot_ranks(
     """
     check_ranks(ranks, num_samples)
     num_bins = num_bins or max(2, min(20, len(ranks) // 10, num_samples + 1))
-    edges = torch.arange(num_bins + 1) * (num_samples + 1) // num_bins
+    edges = torch.arange(num_bins + 1, device="cpu") * (num_samples + 1) // num_bins
     counts = ranks.cpu().bincount(minlength=num_samples + 1).cumsum(0)
     heights = torch.cat([counts.new_zeros(1), counts])[edges].diff()
     shares = (edges.diff() / (num_samples + 1)).tolist()
     ax = axes() if ax is None else ax
     bars = (part.tolist() for part in (edges[:-1], heights, edges.diff()))
     ax.bar(*bars, align="edge", color=BLUE, edgecolor="white", lw=0.6, label="ranks")
-    bands = torch.tensor([count_band(len(ranks), share, prob) for share in shares])
+    bands = torch.tensor([count_band(len(ranks), share, prob) for share in shares], device="cpu")
     low, high = (torch.cat([side, side[-1:]]) for side in bands.T)
     label = f"{prob:.0%} of bars if uniform"
     ax.fill_between(edges, low, high, step="post", color=GREY, alpha=0.6, zorder=0, label=label)
@@ -76,7 +76,8 @@ def plot_ecdf(ranks: Tensor, num_samples: int, *, prob: float = 0.95, ax: "Axes 
         'ECDF - uniform'
     """
     check_ranks(ranks, num_samples)
-    ends, middle = torch.zeros(1, dtype=torch.float64), torch.arange(1, num_samples + 1).double() / (num_samples + 1)
+    ends = torch.zeros(1, dtype=torch.float64, device="cpu")
+    middle = torch.arange(1, num_samples + 1, device="cpu").double() / (num_samples + 1)
     below = ranks.cpu().bincount(minlength=num_samples + 1).cumsum(0)[:-1] / len(ranks) - middle
     at = torch.cat([ends, middle, ends + 1])
     low, high = (torch.cat([ends, side - middle, ends]) for side in ecdf_band(len(ranks), num_samples, prob))
