@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..diagnostics.findings import Faults, MissedMass, RowFit, Subsampled
 from ..engine import History
@@ -49,6 +50,7 @@ def load_fit(path: Path, guide: AutoFlow, call: Call) -> Posterior:
 
 def take_fit(state: dict[str, Any], guide: AutoFlow, call: Call) -> Posterior:
     """See :func:`load_fit`."""
+    state = _beside(call, state)
     _take_guide(state, guide)
     found = restored(state, guide)
     if state["arguments"] and not (call[0] or call[1]):
@@ -62,6 +64,17 @@ def take_fit(state: dict[str, Any], guide: AutoFlow, call: Call) -> Posterior:
     if not isinstance(found, RowPosterior):
         _check_model(guide, found, call)
     return replace(found, call=call, values=None)
+
+
+def _beside(call: Call, state: dict[str, Any]) -> dict[str, Any]:
+    """What was saved, on the device of the data."""
+    devices = [leaf.device for leaf in tree_leaves(call) if isinstance(leaf, Tensor)]
+    device = next((device for device in devices if device.type != "cpu"), devices[0] if devices else None)
+    floats = [leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if device is None or all(leaf.device == device for leaf in floats):
+        return state
+    moved = {id(leaf): leaf.to(device) for leaf in floats}
+    return cast(dict[str, Any], tree_map(lambda leaf: moved.get(id(leaf), leaf), state))
 
 
 def restored(state: dict[str, Any], guide: AutoFlow) -> Posterior:

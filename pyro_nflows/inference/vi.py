@@ -272,7 +272,7 @@ class VI(Results):
 
         :param path: the file. Nothing in it is run: it holds tensors and plain values only.
         :param guide: ``AutoFlow(model)``, or whichever guide was saved.
-        :param args: the model's arguments, with ``kwargs``: the same data.
+        :param args: the model's arguments, with ``kwargs``: the same data, on whose device the fit will be.
         :param minibatches: as for :meth:`run`, with the same data.
         :raises OSError: if there is no such file.
         :raises ValueError: if the file is empty, cut, damaged, no file of this package or of another version of it; or

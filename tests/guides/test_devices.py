@@ -12,7 +12,7 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 from torch import Tensor
 
-from pyro_nflows import ELBO, IWAE, VI, AutoPlanar
+from pyro_nflows import ELBO, VI, AutoPlanar
 from pyro_nflows.system.randomness import forked, generators
 from tests import pretend_device
 from tests.guide_registry import Case, cases
@@ -46,7 +46,7 @@ def shared_mean(x: Tensor) -> None:
 @cases()
 def test_the_guide_is_on_the_device_of_the_models_latents(case: Case, elsewhere: str) -> None:
     guide, x = case(model), PAIRS.to(elsewhere)
-    for elbo in (ELBO(3), IWAE(2), Trace_ELBO()):
+    for elbo in (ELBO(3), Trace_ELBO()):
         SVI(model, guide, Adam({"lr": 1e-2}), elbo).step(x)
     tensors = [*guide(x).values(), *guide.median(x).values(), *guide.parameters()]
     assert {tensor.device.type for tensor in tensors} == {elsewhere}
