@@ -21,7 +21,8 @@ K = 128
 
 def bounds(lacks: float, gain: float = 0.0, seed: int = 0) -> Tensor:
     """Two blocks of bounds that lack so much of the evidence, with so much gained from one to the next."""
-    noise = torch.randn(2 * BLOCK, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(2 * BLOCK, generator=generator, dtype=torch.float64, device="cpu").to(torch.empty(()).device)
     return -100 + math.sqrt(2 * lacks / K) * noise + gain * torch.arange(2 * BLOCK) / BLOCK
 
 
