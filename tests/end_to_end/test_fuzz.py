@@ -263,6 +263,7 @@ def test_compiled_steps_are_those_of_python(description: Description) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 @settings(max_examples=1000, **QUIET)
 @given(description=descriptions())
 def test_a_thousand_models(description: Description) -> None:
