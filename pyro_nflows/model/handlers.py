@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 TORCH, PYRO = (Path(str(package.__file__)).parent for package in (torch, pyro))
+OURS = Path(__file__).parent.parent
 #: What mostly keeps a model from ``torch.vmap``.
 BRANCHES = "Python branches on values and .item() are the usual cause"
 
@@ -113,7 +114,7 @@ def cause(error: BaseException) -> str:
         'Python branches on values and .item() are the usual cause'
     """
     frames = [f.filename for f in traceback.extract_tb(error.__traceback__)]
-    outside = [name for name in frames if not Path(name).is_relative_to(TORCH)]
+    outside = [name for name in frames if not any(map(Path(name).is_relative_to, (TORCH, OURS)))]
     if outside and Path(outside[-1]).is_relative_to(PYRO):
         return f"the cause is in Pyro's own {Path(outside[-1]).name}, and nothing in the model needs to be changed"
     return BRANCHES

@@ -26,6 +26,7 @@ from ..system.randomness import forked
 from . import checks, data_checks, enumeration_checks
 from .blocks import block_size, in_blocks
 from .bound import BoundModel
+from .factors import FailingAlone
 from .following import filled_sites, moving_sites
 from .handlers import BRANCHES, Enumerate, as_validated, cause, restored_dims, summed_out, total
 from .latents import Latents, is_enumerated, latent_sites
@@ -290,14 +291,14 @@ class LogJoint:
 
     def _trace(self, model: Callable[..., Any], placed: Placed) -> Any:
         trace = prune_subsample_sites(self._run(model, placed))
-        with data_checks.explained(self.latents.owner, *self.bound.call):
+        with FailingAlone(), data_checks.explained(self.latents.owner, *self.bound.call):
             trace.compute_log_prob()
         return trace
 
     def _run(self, model: Callable[..., Any], handler: Placed | Lifted) -> Any:
         """A trace of the model at given latents, without log densities."""
         hidden = poutine.block(hide_fn=lambda msg: msg["type"] == "sample")
-        with hidden, data_checks.explained(self.latents.owner, *self.bound.call):
+        with FailingAlone(), hidden, data_checks.explained(self.latents.owner, *self.bound.call):
             trace = as_validated(poutine.trace(handler(model)).get_trace(*self.bound.args, **self.bound.kwargs))
         unknown = [site["name"] for site in latent_sites(trace) if not is_enumerated(site)]
         checks.check_run(self.latents.owner, unknown, sorted(handler.names - trace.nodes.keys()))
