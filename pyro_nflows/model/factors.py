@@ -63,7 +63,7 @@ _ALONE: dict[Any, Callable[..., Any]] = {
     torch.cholesky: _cholesky,
     Tensor.cholesky: _cholesky,
     torch.linalg.inv: _inverse,
-    torch.inverse: _inverse,
+    torch.inverse: lambda input, **options: _inverse(input, **options),
     Tensor.inverse: _inverse,
     torch.linalg.solve: _solution,
 }

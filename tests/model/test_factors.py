@@ -18,6 +18,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "upper": lambda a: torch.linalg.cholesky(a, upper=True),
     "linalg.inv": torch.linalg.inv,
     "inverse": torch.inverse,
+    "by names": lambda a: torch.linalg.cholesky(input=torch.inverse(input=torch.linalg.inv(A=a))),
     "inverse method": lambda a: a.inverse(),
     "vector": lambda a: torch.linalg.solve(a, torch.ones(3)),
     "matrix": lambda a: torch.linalg.solve(a, torch.ones(3, 2)),
@@ -32,7 +33,7 @@ def matrices() -> Tensor:
 
 def failing(a: Tensor, name: str) -> Tensor:
     """The same, but the second of them has no factor, or no inverse."""
-    bad = torch.zeros(3, 3) if "cholesky" not in name and name != "upper" else -torch.eye(3)
+    bad = -torch.eye(3) if "cholesky" in name or name in ("upper", "by names") else torch.zeros(3, 3)
     return torch.cat([a[:1], bad[None], a[2:]])
 
 
