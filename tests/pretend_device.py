@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import return_and_correct_aliasing
@@ -133,7 +133,7 @@ def start() -> None:
         return
     torch.ones((), requires_grad=True).backward()  # so that the device gets no threads, after which none could fork
     backend_registration._setup_privateuseone_for_python_backend(NAME, _Module())
-    aten, every = torch.library.Library("aten", "IMPL"), torch.library.Library("_", "IMPL")
+    aten, every = library.Library("aten", "IMPL"), library.Library("_", "IMPL")
     for operation in _FIRST:
         aten.impl(operation.name().removeprefix("aten::"), _kernel(operation), "PrivateUse1")
     every.fallback(lambda operation, *args, **kwargs: _run(operation, args, kwargs), "PrivateUse1")
