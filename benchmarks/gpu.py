@@ -14,11 +14,12 @@ r"""On a GPU: microseconds a training step by particles and dimension, and secon
 """
 
 import argparse
+import contextlib
 import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -49,61 +50,47 @@ def blocks_of(flow: str, dim: int, num_particles: int, options: argparse.Namespa
     if flow == "AutoIAF":
         make = partial(AutoIAF, num_layers=3, hidden_dims=(width, width))
     gradient = Gradient.PATH if flow == "AutoFlow" else Gradient.TOTAL
-    found = {}
+    found: dict[str, Block] = {}
     for name, device, engine in (
         ("graph", options.device, Engine.COMPILED),
         ("traced", options.device, Engine.TRACED),
         ("cpu", "cpu", Engine.COMPILED),
     ):
         if name != "cpu" or options.cpu:
-            with _note_failure(found, name):
+            with _failure_told(name):
                 program = program_of(make, model, on(device, "banded", dim), num_particles, gradient)
                 num = STEPS if name == "graph" else max(2, STEPS * 256 // num_particles) if device == "cpu" else 5
                 found[name] = our_block(program, engine, num)
     if flow == "AutoIAF" and options.numpyro:
-        with _note_failure(found, "numpyro"):
+        with _failure_told("numpyro"):
             found["numpyro"] = their_block(dim, num_particles, width), STEPS
     return found
 
 
-class _note_failure:
+@contextlib.contextmanager
+def _failure_told(name: str) -> Iterator[None]:
     """What cannot be measured is said, and left out."""
-
-    def __init__(self, found: dict[str, Block], name: str):
-        self.found, self.name = found, name
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
-        if isinstance(error, Exception):
-            print(f"  {self.name}: {type(error).__name__}: {str(error).splitlines()[0][:100]}", flush=True)
-            self.found.pop(self.name, None)
-        return isinstance(error, Exception)
+    try:
+        yield
+    except Exception as error:
+        print(f"  {name}: {type(error).__name__}: {str(error).splitlines()[:1]}", flush=True)
 
 
 def their_block(dim: int, num_particles: int, width: int) -> Callable[[], None]:
     """Steps of NumPyro's equal flow, on the device that JAX has."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    import jax
     import jax.numpy as jnp
     import numpyro
     from jax.example_libraries import stax
     from numpyro.infer import SVI, Trace_ELBO
     from numpyro.infer.autoguide import AutoIAFNormal
 
+    from .numpyro_speed import loop
+
     args, model = tuple(map(jnp.array, scale_models.data("banded", dim))), scale_models.models("numpyro")["banded"]
     guide = AutoIAFNormal(model, num_flows=3, hidden_dims=[width, width], nonlinearity=stax.Tanh)
     svi = SVI(model, guide, numpyro.optim.Adam(1e-3), Trace_ELBO(num_particles=num_particles))
-    state = svi.init(jax.random.PRNGKey(0), *args)
-    run = jax.jit(lambda s: jax.lax.scan(lambda carry, _: svi.update(carry, *args), s, None, length=STEPS))
-
-    def go() -> None:
-        nonlocal state
-        state, losses = run(state)
-        losses.block_until_ready()
-
-    return go
+    return loop(svi, args, STEPS)
 
 
 def steps(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:

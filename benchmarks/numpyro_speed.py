@@ -61,7 +61,11 @@ def block(
     """So many steps in one compiled call: the loop that ``svi.run`` compiles, without compiling it anew each time."""
     jax.config.update("jax_enable_x64", double)
     arrays = tuple(map(jnp.array, args))
-    svi = _svi(model, num_particles, width)
+    return loop(_svi(model, num_particles, width), arrays, num_steps)
+
+
+def loop(svi: SVI, arrays: tuple[Any, ...], num_steps: int) -> Callable[[], None]:
+    """So many steps of an ``SVI`` in one compiled call, which goes on where the last one ended."""
     state = svi.init(jax.random.PRNGKey(0), *arrays)
     run = jax.jit(lambda s: jax.lax.scan(lambda carry, _: svi.update(carry, *arrays), s, None, length=num_steps))
 

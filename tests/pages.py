@@ -54,24 +54,24 @@ class MyLayer(layers.LocScale):
     """Stands for the reader's layer."""
 
 
-def schools(y: Tensor) -> None:
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    with pyro.plate("school", len(y)):
-        theta = pyro.sample("theta", dist.Normal(mu, 5.0))
-        pyro.sample("y", dist.Normal(theta, 10.0), obs=y)
+def rows_of(plate: str, row: str, spread: float, noise: float) -> Callable[[Tensor], None]:
+    """A model of one number a row, around a mean that all have in common."""
+
+    def model(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        with pyro.plate(plate, len(y)):
+            z = pyro.sample(row, dist.Normal(mu, spread))
+            pyro.sample("y", dist.Normal(z, noise), obs=y)
+
+    return model
 
 
 def fitted_schools() -> Names:
-    vi = VI(AutoFlow(schools), seed=0, progress_bar=False).run(torch.tensor([28.0, 8.0, -3.0, 7.0]))
+    vi = VI(AutoFlow(rows_of("school", "theta", 5.0, 10.0)), seed=0, progress_bar=False).run(
+        torch.tensor([28.0, 8.0, -3.0, 7.0])
+    )
     data = {"seen": torch.tensor([0.3, 1.2, 0.7, 2.0]), "limit": torch.tensor([1.5, 2.5, 0.9])}
     return {"vi": vi, "names": list("ABCD"), "np": np, "xarray": xarray, **data}
-
-
-def pairs_of_groups(y: Tensor) -> None:
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    with pyro.plate("groups", len(y)):
-        z = pyro.sample("z", dist.Normal(mu, 1.0))
-        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
 
 def groups() -> Tensor:
@@ -79,7 +79,7 @@ def groups() -> Tensor:
 
 
 def fitted_groups() -> Names:
-    return {"vi": VI(AutoFlow(pairs_of_groups), seed=0, progress_bar=False).run(groups()[:50])}
+    return {"vi": VI(AutoFlow(rows_of("groups", "z", 1.0, 1.0)), seed=0, progress_bar=False).run(groups()[:50])}
 
 
 def ratings() -> Names:

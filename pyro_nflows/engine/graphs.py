@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..system.randomness import forked
 from .native import Scan
+from .native.scan import Halted
 from .tape import Tape
 
 #: Runs of a step before it is captured, in which libraries of the device take what memory they need.
@@ -63,8 +64,9 @@ class GraphRun:
 
     def __init__(self, scan: Graph, tape: Tape | None = None):
         self.scan, self.tape = scan, tape or scan.tape
-        #: Both of compiled code: no threads share a graph, and another thread may have it stop.
+        #: As of compiled code, which threads may share; a graph has none.
         self.most: int | None = None
+        #: Set from another thread to have it stop between two blocks.
         self.halted = False
         carried, inputs = scan.num_carried, self.tape.inputs
         self.state = [torch.zeros(shape, dtype=dtype, device=scan.device) for shape, dtype in inputs[:carried]]
@@ -104,6 +106,8 @@ class GraphRun:
             tensor.copy_(part)
         found: list[list[Tensor]] = []
         for start in range(0, len(streams[0]), self.capacity):
+            if self.halted:
+                raise Halted("another member of the ensemble was interrupted")
             parts = [stream[start : start + self.capacity] for stream in streams]
             num = len(parts[0])
             for stack, part in zip(self.streams, parts):

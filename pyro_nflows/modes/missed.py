@@ -121,11 +121,10 @@ def _region_of(
         log_p = log_joint(z)
         if not float(excess(layer, z, log_p, log_evidence).median()) > TOO_THIN:
             return None
-        better, near = None, log_joint(moved)
-        if z.dtype != torch.float64 and (better := precise(z)) is not None:
-            near = cast(Tensor, precise(moved))
-            if _median((better - log_p.double()) * FINER) > ROUNDING:
-                return None
+        better = precise(z) if z.dtype != torch.float64 else None
+        if better is not None and _median((better - log_p.double()) * FINER) > ROUNDING:
+            return None
+        near = log_joint(moved) if better is None else cast(Tensor, precise(moved))
         log_p = log_p if better is None else better
         if _median(near - log_p) > ROUNDING + 1e-6 * _median(log_p):
             return None

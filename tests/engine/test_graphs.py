@@ -9,6 +9,7 @@ from torch import Tensor
 from pyro_nflows.engine import graphs
 from pyro_nflows.engine.compiling import Compiling
 from pyro_nflows.engine.graphs import Graph, GraphRun, Replayed
+from pyro_nflows.engine.native.scan import Halted
 from pyro_nflows.engine.tape import Tape
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -79,6 +80,14 @@ def test_a_recording_goes_over_to_a_graph(device: str) -> None:
     for number in range(graphs.PAYS + 3):
         sine, same = replayed.run([x + number])
         torch.testing.assert_close((sine, same), ((x + number).sin(), x + number))
+
+
+def test_another_thread_may_have_it_stop() -> None:
+    state, streams = example("cpu")
+    run = GraphRun(Graph(Tape(turned, [*state, *(stream[0] for stream in streams)]), 2, torch.device("cpu")))
+    run.halted = True
+    with pytest.raises(Halted):
+        run.run(state, streams)
 
 
 def test_what_changes_tensors_in_place_is_refused() -> None:
