@@ -15,6 +15,16 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints, transforms
 from torch.distributions.transforms import ComposeTransform, IndependentTransform, Transform
 
+from .matrices import CholeskyFactor, PositiveDefinite
+
+#: Supports that torch knows no bijection to, and the one that is taken.
+MATRICES: dict[type, type[Transform]] = {
+    type(constraints.positive_definite): PositiveDefinite,
+    type(constraints.positive_semidefinite): PositiveDefinite,
+    type(constraints.lower_cholesky): CholeskyFactor,
+    type(dist.constraints.softplus_lower_cholesky): CholeskyFactor,
+}
+
 #: Distributions of angles and directions. Some say that their support is the real line, along which they repeat.
 PERIODIC = (
     torch.distributions.VonMises,
@@ -68,6 +78,8 @@ def of_support(support: Any) -> Transform:
         return transforms.CatTransform([of_support(c) for c in support.cseq], support.dim, support.lengths)
     if isinstance(support, constraints.stack):
         return transforms.StackTransform([of_support(c) for c in support.cseq], support.dim)
+    if type(support) in MATRICES:
+        return MATRICES[type(support)]()
     return biject_to(support)
 
 

@@ -98,9 +98,9 @@ def test_a_latent_in_a_sequential_plate(use: Callable[..., None]) -> None:
 @everywhere
 def test_a_support_without_a_bijection(use: Callable[..., None]) -> None:
     def model() -> None:
-        pyro.sample("cov", dist.ImproperUniform(dist.constraints.positive_definite, (), (2, 2)))
+        pyro.sample("factor", dist.ImproperUniform(dist.constraints.unit_lower_cholesky, (), (2, 2)))
 
-    with pytest.raises(ValueError, match=r"site 'cov' has support PositiveDefinite.*LKJCholesky"):
+    with pytest.raises(ValueError, match=r"site 'factor' has support .*UnitLowerCholesky.*LKJCholesky"):
         use(model)
 
 
