@@ -126,7 +126,9 @@ def check(folder: pathlib.Path, pages: Sequence[str], widths: Sequence[int], sec
     """What does not fit, page by page."""
     jobs = json.dumps([(page, width) for page in pages for width in widths])
     harness = HARNESS.replace("JOBS", jobs).replace("BOXES", BOXES).replace("WIDE", str(WHERE_ALL_FITS))
-    with served(folder, harness) as (address, found), tempfile.TemporaryDirectory() as profile:
+    # What the browser leaves running for a moment may still write there.
+    profiles = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with served(folder, harness) as (address, found), profiles as profile:
         command = [*browser(), f"--user-data-dir={profile}", "--remote-debugging-port=0", f"{address}/__check__"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
