@@ -46,6 +46,10 @@ nb_merge_streams = True
 # Progress bars; a cell that has something to say on stderr can ask for it with `mystnb: {output_stderr: show}`.
 nb_output_stderr = "remove"
 
+# A reference in the text that leads nowhere is a warning. Types in signatures may be names of the inside.
+nitpicky = True
+nitpick_ignore_regex = [("py:(class|obj)", ".*"), ("py:.*", "(?!pyro_nflows).*[.].*")]
+
 autodoc_default_options = {"members": True, "show-inheritance": True}
 # Types are written once, in annotations. A docstring inherited from torch or Pyro describes something else.
 autodoc_typehints = "description"
@@ -58,4 +62,5 @@ html_theme = "furo"
 html_math_renderer = "mathml"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
+html_domain_indices = False  # the page "API" is the way in
 html_title = f"pyro_nflows {release}"

@@ -64,7 +64,7 @@ class AutoFlow(TrainedGuide):
         latents, where few of them are in plates, or where the data tie rows together, as a regression on them does.
     :param amortize: whether the numbers of rows in subsampled plates come from an encoder of what is observed in the
         row, in place of a table: ``True`` for a default encoder, or a module from the data of ``B`` rows, ``(B, ...)``,
-        to ``(B, F)``. :meth:`for_rows` then gives the posterior of rows that there were not.
+        to ``(B, F)``. :meth:`~pyro_nflows.AutoFlow.for_rows` then gives the posterior of rows that there were not.
     :param end: the affine end of a joint flow. ``"full"``: any covariance, at :math:`D^2` numbers. ``"sparse"``: a
         precision with the pattern of the model's Hessian, which is found. ``"low_rank"``: scales, and 32 directions
         with widths of their own. ``"diagonal"``: scales; rows of plates too then have no correlations within them but
@@ -222,7 +222,7 @@ class AutoFlow(TrainedGuide):
     def get_transform(self, *args: Any, **kwargs: Any) -> torch.distributions.Transform:
         """The flow as a torch ``Transform`` from the base to unconstrained space.
 
-        :param args: as for :meth:`constrain`, with ``kwargs``.
+        :param args: as for :meth:`~pyro_nflows.AutoFlow.constrain`, with ``kwargs``.
         :raises NotImplementedError: for flows with auxiliary variables (``AutoCIF``).
         :raises ValueError: if ``NeuTraReparam`` asks for it inside a plate or a scale. It would be silently wrong.
         """
@@ -291,7 +291,7 @@ class AutoFlow(TrainedGuide):
 
         :param values: a dict from site to a value of the site's shape, or with leading dimensions.
         :param num_samples: indices drawn, for flows with auxiliary variables.
-        :param args: as for :meth:`constrain`, with ``kwargs``.
+        :param args: as for :meth:`~pyro_nflows.AutoFlow.constrain`, with ``kwargs``.
         :raises ValueError: if a site is missing, or has another shape.
         """
         latent, log_det = self.unconstrain(values, *args, **kwargs)

@@ -15,7 +15,7 @@ class AutoJKO(NamedGuide, flow=flows.jko):
     until one does not lower the divergence any more. So the bound is higher after each block, and mass moves no further
     than it has to: what begins on either side of a valley stays there, and modes that the mass reaches at first are not
     lost on the way. Distances are in units of the guide's affine end. ``vi.history.path`` has some points on their way,
-    and :func:`~pyro_nflows.plots.plot_path` draws them.
+    and :func:`~pyro_nflows.plots.paths.plot_path` draws them.
 
     The mass starts as the best Gaussian near to a mode, which suits one mode. With ``whitened=False`` it starts as
     the fresh guide, :math:`N(\mathrm{init\_loc}, \mathrm{init\_scale}^2)` in unconstrained space: for several modes,

@@ -234,10 +234,10 @@ class JointGuide(LearnsCentering, AutoContinuous):
         return constrained(self._joint_on(bound), latent)
 
     def unconstrain(self, values: dict[str, Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        r"""The inverse of :meth:`constrain`: flat latents, and the log-determinants of :meth:`constrain` there.
+        r"""The inverse of :meth:`~pyro_nflows.AutoFlow.constrain`: flat latents, and its log-determinants there.
 
         :param values: a dict from site to a value of the site's shape, or with leading dimensions.
-        :param args: as for :meth:`constrain`, with ``kwargs``.
+        :param args: as for :meth:`~pyro_nflows.AutoFlow.constrain`, with ``kwargs``.
         :raises ValueError: if a site is missing, or has another shape.
         """
         self._need_setup()

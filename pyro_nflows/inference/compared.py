@@ -53,7 +53,7 @@ class Compared:
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """What :func:`compare` found; the best model by evidence and weight is first.
+    """What :func:`~pyro_nflows.compare` found; the best model by evidence and weight is first.
 
     :param models: by name.
     :param sentence: what to make of it.

@@ -26,11 +26,11 @@ MOST_HELD_OUT = 5000
 
 @dataclass(frozen=True)
 class JKOFit:
-    """What :func:`fit_jko` returns.
+    """What :func:`~pyro_nflows.fit_jko` returns.
 
     :param layer: the flow, base to data: ``FlowDistribution(fit.layer)`` is the density.
     :param path: some of the data at the start and after each block, ``(N, D)`` each, in the coordinates in which they
-        are moved; :func:`~pyro_nflows.plots.plot_path` draws it.
+        are moved; :func:`~pyro_nflows.plots.paths.plot_path` draws it.
     :param log_probs: mean log density of held-out rows: of the best Gaussian, and after each block.
     :param distances: how far each block moved the mass, the root of the mean squared distance.
     :param step_sizes: :math:`h` of each block.

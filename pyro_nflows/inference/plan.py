@@ -24,7 +24,7 @@ class Plan:
     :param schedule: the rounds and their sizes.
     :param engine: what runs the steps; None for the fastest.
     :param num_starts: independent fits; None for as many as the effort has.
-    :param effort: one of :data:`~pyro_nflows.inference.schedule.EFFORTS`.
+    :param effort: ``"quick"``, ``"default"`` or ``"thorough"``.
     :param search: whether to look for mass that a fit misses, and to fit again where there is some.
     :param is_warm: whether the guide is where another fit ended, which may be right here, too.
     :param goes_on: whether a fit is trained from where it is, even if it was right there.

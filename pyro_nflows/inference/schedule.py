@@ -28,7 +28,7 @@ class Schedule:
     :param light_tails: whether k-hat must be below its threshold for that, too.
     :param evident_ess: an ESS at which nothing is trained at all.
     :param work: how many numbers ``num_samples`` draws may take to compute: of a dearer model there are fewer, but
-        :data:`FEWEST` at least.
+        2,000 at least.
     :param visits: how many times more often than by default a fit by minibatches visits each row.
     """
 
@@ -50,7 +50,7 @@ class Schedule:
     def of_effort(effort: str) -> "Schedule":
         """The schedule of an effort: without a flow, the default one, or one of more rounds and draws.
 
-        :param effort: one of :data:`EFFORTS`.
+        :param effort: ``"quick"``, ``"default"`` or ``"thorough"``.
 
         Example::
 

@@ -22,7 +22,7 @@ class FrameNet(nn.Module):
     Part :math:`l` of a frame has the parameters that its last :math:`n` values, and the frame's parts before it, say;
     those are enlarged to its size. Before the first frame there is nothing: the networks read zeros, and for each of
     the :math:`n` whether it is there. No parameter depends on the number of frames, and all start at zero. One after
-    the other (:meth:`solve`), the last :math:`n` frames are kept.
+    the other (``solve``), the last :math:`n` frames are kept.
 
     :param size: frames :math:`T` and coordinates of each, ``(T, D)``.
     :param num_params: numbers for each coordinate.
