@@ -224,12 +224,12 @@ def _verdict(log_weight: Tensor, tail: Tail) -> str:
 
 
 def _plain_ticks(ax: "Axes") -> None:
-    """1, 2, 5 along an axis too short for powers of ten alone."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    """1, 2, 5 along an axis too short for powers of ten alone, and round numbers along one too short for these."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     low, high = ax.get_xlim()
     if high < 100 * low:
-        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if high > 6 * low else MaxNLocator(6))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
 

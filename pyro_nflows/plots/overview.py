@@ -33,7 +33,8 @@ def plot_overview(elbos: Tensor, rounds: Sequence[int], log_weight: Tensor, samp
         ['z[0]', 'z[1]']
     """
     scalars = _first(samples)
-    num_rows = math.ceil(len(scalars) / WIDTH)
+    width = min(WIDTH, max(len(scalars), 1))
+    num_rows = math.ceil(len(scalars) / width)
     figure = _pyplot().figure(figsize=(11, 3.4 + 1.9 * num_rows), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[3.4, max(1.9 * num_rows, 0.1)])
     course, weights = above.subplots(1, 2)
@@ -50,7 +51,7 @@ def plot_overview(elbos: Tensor, rounds: Sequence[int], log_weight: Tensor, samp
     else:
         _words(weights, "no draw has any weight")
     for place, (name, values) in enumerate(scalars):
-        ax = below.add_subplot(num_rows, WIDTH, place + 1)
+        ax = below.add_subplot(num_rows, width, place + 1)
         ax.hist(values.double().cpu().numpy(), bins=60, density=True, color=BLUE, histtype="stepfilled")
         ax.axvline(float(values.double().mean()), color=ORANGE, lw=1.2, label="mean")
         ax.set_title(name, fontsize="medium")

@@ -89,6 +89,15 @@ def test_weights_show_the_tail_and_the_verdict() -> None:
     torch.testing.assert_close(torch.cat([body, tail]), relative.sort().values)
 
 
+@pytest.mark.parametrize("width", [0.001, 0.03, 0.3, 0.8, 3.0])
+def test_the_axis_of_weights_has_numbers_however_narrow_it_is(width: float) -> None:
+    ax = plot_weights(width * torch.randn(4000))
+    ax.figure.canvas.draw()
+    low, high = ax.get_xlim()
+    named = [label.get_text() for at, label in zip(ax.get_xticks(), ax.get_xticklabels()) if low <= at <= high]
+    assert 3 <= len(named) == len(set(named)) <= 9
+
+
 def test_fitted_law_lies_on_the_draws_where_the_law_is_true() -> None:
     p = (torch.arange(10_000) + 0.5) / 10_000
     _, tail, fit = plot_weights(-0.6 * p.log()).lines
