@@ -66,8 +66,8 @@ def judge_ranks(
 ) -> Verdict[Calibration]:
     """What all parameters together say.
 
-    The smallest p-value decides, times their number (Bonferroni), against 0.01. Where there are fewer than 20 simulations,
-    or even ranks that are all 0 would pass, a pass says nothing.
+    The smallest p-value decides, times their number (Bonferroni), against 0.01. Where there are fewer than 20
+    simulations, or even ranks that are all 0 would pass, a pass says nothing.
 
     :param p_values: by parameter.
     :param ranks: by parameter, each of shape ``(num_simulations,)``.

@@ -14,9 +14,9 @@ class AutoWasserstein(NamedGuide, flow=flows.gaussians):
         \dot \Sigma = 2 I + \Sigma\, \mathrm E_q[\nabla^2 \log p] + \mathrm E_q[\nabla^2 \log p]\, \Sigma ,
 
     in tens of steps where Adam takes hundreds (:mod:`pyro_nflows.modes.wasserstein`); it is exact where the posterior
-    is a Gaussian. ``vi.history.path`` is the way, and :func:`~pyro_nflows.plots.paths.plot_path` draws it. Components of a
-    mixture move so each, and repel one another through :math:`\log q`; then their weights move too. They find modes
-    near to where they are; of others the verdict says that they are missed.
+    is a Gaussian. ``vi.history.path`` is the way, and :func:`~pyro_nflows.plots.paths.plot_path` draws it. Components
+    of a mixture move so each, and repel one another through :math:`\log q`; then their weights move too. They find
+    modes near to where they are; of others the verdict says that they are missed.
 
     With more than 512 latents, in a guide that follows plates, for a model with parameters of its own, and in a loop of
     one's own with ``SVI``, it is trained like any other guide.

@@ -25,7 +25,7 @@ from .schedule import Schedule
 FIRST_LOOK, HOPELESS = 500, 0.01
 #: Draws by which it is moved, and an ESS that needs no move.
 MOVED, SETTLED = 2000, 0.995
-#: An ESS of a start that needs no training; of many latents, see :meth:`~pyro_nflows.inference.schedule.Schedule.for_latents`.
+#: An ESS of a start that needs no training; of many latents, ``Schedule.for_latents`` has another one.
 EVIDENT = Schedule.evident_ess
 
 

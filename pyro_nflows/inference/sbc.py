@@ -65,7 +65,8 @@ class SBC(Calibrated):
     :param resample: whether ranks are among draws resampled by their importance weights; by default where the fit's
         k-hat allows it, as in ``VI.get_samples``. VSBC is always about the guide itself.
     :param objective: as for ``VI``.
-    :param schedule: of each fit; ``Schedule()`` is that of ``VI``. By default :data:`~pyro_nflows.inference.sbc.QUICK`: fewer steps and particles.
+    :param schedule: of each fit; ``Schedule()`` is that of ``VI``. By default
+        :data:`~pyro_nflows.inference.sbc.QUICK`: fewer steps and particles.
     :param executor: fits the data sets in other processes: a ``ProcessPoolExecutor``, or another library's that has its
         interface (:ref:`several-processes`). Each worker computes on one core. By default all is done in this process.
     :param search: whether to look for modes that a fit misses, and to fit again where there are, as ``VI`` does: it

@@ -23,8 +23,8 @@ carried forward with the draws, layer by layer [1]:
 
 .. math:: \nabla_y \log q = J^{-\top} (\nabla_x \log q - \nabla_x \log w),
 
-which is :meth:`~pyro_nflows.layers.Layer.transport`. A layer need not write it: the default differentiates the layer's own
-``inverse``, or solves against its Jacobian where there is none.
+which is :meth:`~pyro_nflows.layers.Layer.transport`. A layer need not write it: the default differentiates the layer's
+own ``inverse``, or solves against its Jacobian where there is none.
 
 **References**
 
