@@ -230,6 +230,8 @@ EXAMPLES: dict[str, dict[str, Example]] = {
     "arviz": {FIRST: Example(fitted_schools), LAST: Example(reached=is_in_arviz)},
     "big_models": {
         "leave_one_group_out": Example(fitted_groups, leaves_out_groups),
+    },
+    "minibatches": {
         "guide.quantiles": Example(lambda: {"y": groups()}),
         "VI(AutoFlow(model)": Example(reached=has_right_means),
         "DataLoader(": Example(reached=has_right_means),
