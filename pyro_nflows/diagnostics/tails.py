@@ -75,6 +75,8 @@ def fit_tail(log_weight: Tensor, r_eff: float = 1.0, *, num_tail: int | None = N
     r"""The tail of the weights and the Pareto distribution fitted to it: what PSIS smooths with, and the plot shows.
 
     :param log_weight: log-weights, shape ``(num_samples,)``.
+    :param r_eff: relative efficiency of the draws, 1 if they are independent.
+    :param num_tail: length of the tail, by default :func:`tail_length`.
 
     Example::
 

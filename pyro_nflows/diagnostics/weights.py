@@ -106,6 +106,9 @@ def log_evidence(log_weight: Tensor) -> Estimate:
 def pareto_k(log_weight: Tensor, r_eff: float = 1.0, *, num_tail: int | None = None) -> Tensor:
     r"""The shape :math:`\hat k` of the tail of the weights, see :func:`psis`: 1/k of their moments are finite.
 
+    :param log_weight: log-weights, shape ``(..., num_samples)``; other arguments are those of :func:`psis`.
+    :return: shape ``(...)``.
+
     Example::
 
         >>> p = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
@@ -165,6 +168,7 @@ def psis_resample(
     :param log_weight: log-weights, shape ``(S,)``.
     :param num_samples: how many indices to return, more or fewer than :math:`S`.
     :param generator: source of randomness, on the device of ``log_weight``; by default torch's own.
+    :param r_eff: relative efficiency of the draws, 1 if they are independent.
     :return: indices into the draws, shape ``(num_samples,)``.
     :raises ValueError: if ``log_weight`` is not one-dimensional or ``num_samples < 1``.
 
@@ -186,6 +190,9 @@ def psis_resample(
 
 def k_threshold(num_samples: int) -> float:
     r"""The largest :math:`\hat k` to trust, :math:`\min(1 - 1 / \log_{10} S, 0.7)`.
+
+    :param num_samples: how many draws :math:`S` there are.
+    :raises ValueError: if there are fewer than two.
 
     Example::
 

@@ -24,6 +24,9 @@ def glow_image(
     the others from the base, by a coupling that makes their distribution depend on the first half. It starts at a
     permutation of the coordinates. Points are flat, ``(..., C H W)``.
 
+    :param shape: an image's ``(C, H, W)``; ``H`` and ``W`` are halved ``num_levels`` times.
+    :param num_levels: how many scales.
+
     Example::
 
         >>> import torch
@@ -58,6 +61,9 @@ def residual_image(
     A level squeezes the image and has ``num_layers`` layers; all of its channels go on to the next, smaller level. It
     starts at a permutation of the coordinates. Points are flat, ``(..., C H W)``.
 
+    :param shape: an image's ``(C, H, W)``; ``H`` and ``W`` are halved ``num_levels`` times.
+    :param num_levels: how many scales.
+    :param lipschitz: bound of each contraction's Lipschitz constant, in (0, 1).
     :param log_det: :class:`~pyro_nflows.layers.LogDet` or its value. Log-determinants of images are dear: by default
         they are right on average, for training; give a flow with ``log_det="exact"`` its state to weigh or to test.
     :param num_terms: of their series, that are always taken.

@@ -103,7 +103,7 @@ def spline_autoregressive(
     bound: float = 5.0,
     context_dim: int = 0,
 ) -> Chain:
-    """A masked autoregressive flow of rational-quadratic splines, linear outside ``[-bound, bound]``.
+    """A masked autoregressive flow of rational-quadratic splines, the identity outside ``[-bound, bound]``.
 
     Example::
 
@@ -185,7 +185,7 @@ def spline(
     *,
     inverted: bool = False,
 ) -> Chain:
-    """Rational-quadratic spline couplings, linear outside ``[-bound, bound]``.
+    """Rational-quadratic spline couplings, the identity outside ``[-bound, bound]``.
 
     The splines go from the base to the data. ``inverted`` turns the flow around, so that they go from the data to the
     base: the way to train on data, where bins of equal width then lie on the data's own axes.
@@ -249,6 +249,9 @@ def residual(
     Drawing is one pass, and the density of a given point iterates. ``inverted`` turns each layer around, so that
     densities are one pass: the way to train on data.
 
+    :param lipschitz: bound of each contraction's Lipschitz constant, in (0, 1).
+    :param log_det: how log-determinants are computed: :class:`~pyro_nflows.layers.LogDet` or its value.
+
     Example::
 
         >>> len(residual(3, num_layers=2))
@@ -274,6 +277,10 @@ def cnf(
     context_dim: int = 0,
 ) -> Chain:
     """Continuous layers (FFJORD): each follows a vector field of its own for one unit of time.
+
+    :param num_steps: of the solver, in each layer.
+    :param trace: of the field's Jacobian, exact or estimated: :class:`~pyro_nflows.layers.Trace` or its value.
+    :param solver: :class:`~pyro_nflows.layers.Solver` or its value.
 
     Example::
 

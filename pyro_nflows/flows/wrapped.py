@@ -33,6 +33,12 @@ def cif(
     an index does not depend on the others; ``shared`` makes one network of all reverse models, for fewer parameters.
     With ``context_dim`` the networks of the indices read a context, and those of the inner flow if it takes one too.
 
+    :param inner: the flow whose layers are indexed, ``latent_dim -> Layer``.
+    :param index_dim: dimension of each layer's index.
+    :param hidden_dims: widths of the three small networks of an index.
+    :param transformer: makes the indices' distributions other than Gaussian; see
+        :class:`~pyro_nflows.layers.Indexed`.
+
     Example::
 
         >>> cif(4).exactness.name
@@ -94,6 +100,9 @@ def conditional(
 ) -> Chain:
     """Each layer of an inner flow made conditional: a network of the context moves all of its parameters.
 
+    :param inner: the flow, ``latent_dim -> Layer``.
+    :param hidden_dims: widths of the networks of the context.
+
     Example::
 
         >>> import torch
@@ -111,6 +120,11 @@ def conditional(
 
 def on_mixture(latent_dim: int, inner: Build = default, num_components: int = 2, block_dim: int | None = None) -> Chain:
     """An inner flow on a Gaussian mixture in place of a Gaussian: for several modes.
+
+    :param inner: the flow, ``latent_dim -> Layer``.
+    :param num_components: Gaussians of the mixture, or of each block.
+    :param block_dim: the coordinates of a block, if they are independent mixtures; by default one block has all. See
+        :class:`~pyro_nflows.layers.Mixture`.
 
     Example::
 
@@ -135,7 +149,7 @@ def gaussians(latent_dim: int, num_components: int = 1) -> Layer:
 def on_modes(latent_dim: int, inner: Build, num_components: int, block_dim: int) -> Layer:
     """What :class:`~pyro_nflows.VI` fits to modes that it found: :func:`on_mixture`, if there are several.
 
-    In few dimensions, splines of many bins replace the default flow.
+    In few dimensions, splines of many bins replace the default flow. The arguments are those of :func:`on_mixture`.
 
     Example::
 

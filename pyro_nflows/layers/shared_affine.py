@@ -90,10 +90,5 @@ class SharedAffine(Layer):
         """Of each coordinate of rows, from standard normal ones."""
         return 1 + torch.expm1(2 * self.log_widths) @ self.directions.square()
 
-    def variance_along(self, direction: Tensor) -> Tensor:
-        """Of sums over the rows' coordinates with the numbers of a direction, ``(..., rows' coordinates)``."""
-        inside = direction @ self.directions.T.to(direction)
-        return direction.square().sum(-1) + (torch.expm1(2 * self.log_widths).to(direction) * inside.square()).sum(-1)
-
     def extra_repr(self) -> str:
         return f"{self.input_dim}, rank={len(self.log_widths)}"
