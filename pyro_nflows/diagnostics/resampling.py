@@ -5,14 +5,15 @@ from torch import Tensor
 
 from ..objectives.draws import Draws
 from . import weights as diagnostics
-from .verdict import has_light_tail
+from .outliers import outliers
+from .worth import FINE, effective, has_light_tail
 
 
 def choose(draws: Draws, num_samples: int, resample: bool | None = None) -> Draws:
     """Some of the draws: resampled by their smoothed importance weights, or as they come.
 
     :param num_samples: how many; without resampling, at most as many as there are.
-    :param resample: by default, where k-hat allows it.
+    :param resample: by default, where :func:`is_resampled` says so.
     """
     index = chosen(draws.log_weight, num_samples, resample)
     return Draws(draws.z[index], draws.log_p[index], draws.log_q[index])
@@ -20,7 +21,25 @@ def choose(draws: Draws, num_samples: int, resample: bool | None = None) -> Draw
 
 def chosen(log_weight: Tensor, num_samples: int, resample: bool | None = None) -> Tensor:
     """The indices that :func:`choose` takes."""
-    if has_light_tail(log_weight) if resample is None else resample:
+    if is_resampled(log_weight) if resample is None else resample:
         return diagnostics.psis_resample(log_weight, num_samples)
     num = min(num_samples, len(log_weight))  # draws are independent, the first as good as any
     return torch.arange(num, device=log_weight.device)
+
+
+def is_resampled(log_weight: Tensor) -> bool:
+    """Whether draws are resampled by their weights unless something else is asked for.
+
+    They are where k-hat is below its threshold. Where it is not but the ESS is 90%, the draws as they come are the
+    better ones, unless some of them are outliers.
+
+    :param log_weight: of the draws, ``(num_samples,)``.
+
+    Example::
+
+        >>> is_resampled(torch.randn(4000))
+        True
+    """
+    if has_light_tail(log_weight):
+        return True
+    return effective(log_weight) >= FINE and bool(outliers(log_weight).any())

@@ -2,7 +2,8 @@
 
 from .findings import RowFit
 from .remedies import QUICK
-from .verdict import NEARLY_EQUAL, Outcome, Verdict
+from .verdict import Outcome, Verdict
+from .worth import NEARLY_EQUAL
 
 #: A row's ESS below which no number of candidates makes its draws good.
 BAD_ROW = 0.1

@@ -12,12 +12,33 @@ def evidence_lines(found: Mapping[str, Any]) -> list[str]:
     :param found: as ``VI.diagnostics`` gives it.
     """
     line = (
-        f"ELBO {found['elbo']:.3f} ± {found['elbo_se']:.3f}   "
+        f"ELBO {elbo_in_words(found)}   "
         f"log evidence {found['iwae']:.3f} ± {found['iwae_se']:.3f}   ESS {found['ess']:.1%}   "
         f"k-hat {found['pareto_k']:.2f}   {found['num_steps']} steps in {found['seconds']:.1f} s"
     )
     interrupted = "Training was interrupted; the draws are those of the state reached."
     return [line, interrupted] if found["interrupted"] else [line]
+
+
+def elbo_in_words(found: Mapping[str, Any]) -> str:
+    """The ELBO with its standard error; where a few outliers make it what it is, the trimmed one, and that it is.
+
+    :param found: as ``VI.diagnostics`` gives it.
+
+    Example::
+
+        >>> elbo_in_words({"elbo": -31.3174, "elbo_se": 0.0041, "num_outliers": 0})
+        '-31.317 ± 0.004'
+        >>> found = {"elbo": -4.8e13, "elbo_se": 4.8e13, "elbo_trimmed": -31.3174, "elbo_trimmed_se": 0.0041}
+        >>> elbo_in_words({**found, "num_outliers": 1})
+        '-31.317 ± 0.004 (without 1 draw far out; with it -4.8e+13)'
+    """
+    num = found["num_outliers"]
+    if not num:
+        return f"{found['elbo']:.3f} ± {found['elbo_se']:.3f}"
+    which, those = ("draw", "it") if num == 1 else ("draws", "them")
+    trimmed = f"{found['elbo_trimmed']:.3f} ± {found['elbo_trimmed_se']:.3f}"
+    return f"{trimmed} (without {num:,} {which} far out; with {those} {found['elbo']:.3g})"
 
 
 def html_table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
-import torch
 from torch import Tensor
 
 from . import weights as diagnostics
 from .findings import Faults, MissedMass, Subsampled, Training, apart
+from .outliers import outliers, outliers_in_words
 from .remedies import remedy_of
+from .worth import FINE, HALF, effective, is_heavy, k_limit, tail_index
 
 O = TypeVar("O", bound=enum.Enum)
 
@@ -60,6 +61,11 @@ class Outcome(Sentences):
     RESAMPLED = (
         "Trust the draws of get_samples(), which are importance-resampled, but not the guide by itself: ESS is only "
         "{ess:.0%} of the draws (k-hat {pareto_k}){remedy}"
+    )
+    OUTLIERS = (
+        "Trust the draws of get_samples(), which are importance-resampled, but not the guide by itself: {outliers}, "
+        "with an importance weight of zero, and spoil its own means, standard deviations and ELBO; all others are good "
+        "(ESS is {ess:.0%} of the draws, k-hat {pareto_k}; {tail})."
     )
     TAILS = (
         "Trust means and central intervals, but not far tails: ESS is {ess:.0%} of the draws, yet k-hat "
@@ -112,7 +118,7 @@ class Outcome(Sentences):
     @property
     def is_trusted(self) -> bool:
         """Whether means and central intervals of the draws can be used."""
-        return self in (Outcome.TRUST, Outcome.RESAMPLED, Outcome.TAILS)
+        return self in (Outcome.TRUST, Outcome.RESAMPLED, Outcome.OUTLIERS, Outcome.TAILS)
 
 
 class Evidence(NamedTuple):
@@ -148,12 +154,6 @@ UNSTABLE = 0.05
 WORTHLESS = 0.1
 #: Independent draws that means and intervals need.
 ENOUGH = 400
-#: From this ESS on draws may be used as they are; below it all hangs on the weights.
-HALF = 0.5
-#: From this ESS on the weights are so nearly equal that the shape of their tail matters little.
-NEARLY_EQUAL = 0.95
-#: Where no weight exceeds their mean by more than this share, no probability is off by more, as far as was drawn.
-EVEN = 0.1
 
 
 def judge(evidence: Evidence, training: Training = Training()) -> Verdict[Outcome]:
@@ -184,6 +184,7 @@ def judge(evidence: Evidence, training: Training = Training()) -> Verdict[Outcom
         site=evidence.faults.not_finite,
         drift=evidence.drift,
         missed=evidence.missed,
+        outliers=outliers_in_words(evidence.log_weight),
         round_trip=evidence.faults.round_trip,
         improper=words["improper"],
         edge=words["edge"],
@@ -192,6 +193,9 @@ def judge(evidence: Evidence, training: Training = Training()) -> Verdict[Outcom
         remedy=remedy_of(outcome.name, training.quick),
         tail=f"below {shown[1]}" if pareto_k < threshold else "a tail of nearly equal weights",
     )
+    if outcome is Outcome.TAILS and bool(outliers(evidence.log_weight).any()):
+        far = outliers_in_words(evidence.log_weight)
+        sentence += f" The guide by itself is worse: {far}, and get_samples() has none of those."
     sentence += _rests_on(evidence.subsampled, outcome)
     if evidence.faults.unobserved:
         sentence += " Nothing was observed at these arguments, so the posterior is the prior."
@@ -231,81 +235,12 @@ def _decide(evidence: Evidence, ess: float) -> Outcome:
     if evidence.missed.share > MISSED and not (heavy and ess < WORTHLESS):
         return Outcome.MODE_MISSED
     if heavy:
-        return Outcome.TAILS if ess >= 0.9 else Outcome.DISTRUST
+        return Outcome.TAILS if ess >= FINE else Outcome.DISTRUST
     if ess * len(evidence.log_weight) < ENOUGH:
         return Outcome.TOO_FEW
-    return Outcome.TRUST if ess >= HALF else Outcome.RESAMPLED
-
-
-def k_limit(num_samples: int, ess: float) -> float:
-    r"""What k-hat has to be below, where nothing else speaks for the draws.
-
-    Below an ESS of a half, draws are as good as their weights, and k-hat has to be below its threshold by its own
-    standard error, :math:`(1 + k) / \sqrt M` for a tail of :math:`M` weights: the k of a normal guide that is half as
-    wide as the posterior is 3/4, and its k-hat is often below 0.7.
-
-    Example::
-
-        >>> round(k_limit(22_500, 0.9), 2), round(k_limit(22_500, 0.1), 2), round(k_limit(4000, 0.1), 2)
-        (0.7, 0.62, 0.58)
-    """
-    threshold = diagnostics.k_threshold(num_samples)
-    return threshold if ess >= HALF else threshold - (1 + threshold) / diagnostics.tail_length(num_samples) ** 0.5
-
-
-def is_heavy(log_weight: Tensor, ess: float) -> bool:
-    r"""Whether the tail of the weights is too heavy, which matters little where they are nearly equal.
-
-    K-hat is the shape of the tail whatever its size: of weights between 0.99 and 1.01 it may be 3. But where
-    :math:`p / q \le 1 + \varepsilon`, no event has probabilities under :math:`p` and :math:`q` that differ by more than
-    :math:`\varepsilon`: so a tenth above their mean is little.
-
-    Example::
-
-        >>> is_heavy(torch.linspace(-0.01, 0.01, 1000).pow(3) * 1000, ess=1.0)
-        False
-    """
-    return (
-        not has_light_tail(log_weight)
-        and not (ess >= NEARLY_EQUAL and tail_index(log_weight) < 1)
-        and not is_even(log_weight)
-    )
-
-
-def is_even(log_weight: Tensor) -> bool:
-    """Whether no weight is more than a tenth above their mean."""
-    return float((log_weight.double() - log_weight.max()).exp().mean()) * (1 + EVEN) > 1
-
-
-def has_light_tail(log_weight: Tensor) -> bool:
-    """Whether k-hat is below its threshold, so that means over the weighted draws can be relied on."""
-    return tail_index(log_weight) < diagnostics.k_threshold(len(log_weight))
-
-
-def is_hopeless(log_weight: Tensor) -> bool:
-    """Whether no draw has a finite weight."""
-    return not bool((log_weight > -math.inf).any())
-
-
-def effective(log_weight: Tensor) -> float:
-    """ESS as a fraction; 0 where no draw has any weight."""
-    return 0.0 if is_hopeless(log_weight) else float(diagnostics.ess(log_weight))
-
-
-def tail_index(log_weight: Tensor) -> float:
-    r""":math:`\hat k`; ``-inf`` where the weights are equal up to rounding, ``inf`` where no draw has any.
-
-    Example::
-
-        >>> tail_index(torch.zeros(1000))
-        -inf
-    """
-    if is_hopeless(log_weight):
-        return math.inf
-    spread = float(log_weight.max() - log_weight.min())
-    if spread < 1e3 * torch.finfo(log_weight.dtype).eps * (1 + float(log_weight.abs().max())):
-        return -math.inf
-    return float(diagnostics.pareto_k(log_weight))
+    if ess < HALF:
+        return Outcome.RESAMPLED
+    return Outcome.OUTLIERS if bool(outliers(evidence.log_weight).any()) else Outcome.TRUST
 
 
 def starts_disagree(evidence: Evidence) -> bool:

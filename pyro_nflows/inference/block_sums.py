@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..diagnostics.findings import Block as BlockFit
-from ..diagnostics.verdict import tail_index
+from ..diagnostics.worth import tail_index
 
 #: Rows whose k-hats are found: those of the lowest ESS; of weights of so many candidates at most.
 NUM_WORST, MOST_WEIGHTS = 20, 2**26

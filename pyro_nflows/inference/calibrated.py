@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Outcomes of fits whose draws are about right; ranks need neither far tails nor many draws.
-GOOD = (Outcome.TRUST, Outcome.RESAMPLED, Outcome.TAILS, Outcome.TOO_FEW)
+GOOD = (Outcome.TRUST, Outcome.RESAMPLED, Outcome.OUTLIERS, Outcome.TAILS, Outcome.TOO_FEW)
 
 
 class Checked(NamedTuple):

@@ -29,7 +29,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ..diagnostics.verdict import effective, tail_index
+from ..diagnostics.worth import effective, tail_index
 from ..engine import Engine
 from ..engine.row_ratios import Ratios, RowRatios
 from ..flows.whitened import Whitened

@@ -10,8 +10,8 @@ from torch import Tensor
 from ..diagnostics.crossed_verdict import with_blocks
 from ..diagnostics.findings import Block, Faults, MissedMass
 from ..diagnostics.groups import GroupsLeftOut
+from ..diagnostics.outliers import trimmed_elbo
 from ..diagnostics.verdict import Evidence, Outcome, Verdict
-from ..diagnostics.weights import elbo
 from ..engine import History
 from ..flows.whitened import Whitened
 from ..guides import AutoFlow
@@ -69,7 +69,7 @@ class CrossedPosterior(RowPosterior):
         known = super().evidence
         if len(self.starts) < 2:
             return known
-        bounds = [bound_of(part.log_weight, elbo) for part in self.starts]
+        bounds = [bound_of(part.log_weight, trimmed_elbo) for part in self.starts]
         noise = NOISE_A_LATENT * self.draws.z.shape[1]
         bounds = [part._replace(se=(part.se**2 + noise**2) ** 0.5) for part in bounds]
         few = 1 + 5 * (2 / len(self.starts[0].z)) ** 0.5 / SHIFT  # five standard errors of a difference of two means

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..diagnostics.verdict import effective, k_limit, tail_index
+from ..diagnostics.worth import effective, k_limit, tail_index
 from ..engine import Trainer
 from ..flows.whitened import Whitened
 from ..objectives.draws import Draws

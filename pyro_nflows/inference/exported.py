@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from ..checks import check_sizes
-from ..diagnostics.resampling import choose
-from ..diagnostics.verdict import Outcome, Verdict, has_light_tail
+from ..diagnostics.resampling import choose, is_resampled
+from ..diagnostics.verdict import Outcome, Verdict
 from ..objectives.draws import Draws, concatenate
 from ..system.frames import user_level
 
 #: Facts of a fit that are attributes by the same name.
-SAME = ("ess", "pareto_k", "elbo", "elbo_se", "num_steps")
+SAME = ("ess", "pareto_k", "elbo", "elbo_se", "elbo_trimmed", "elbo_trimmed_se", "num_outliers", "num_steps")
 
 
 class UntrustedWarning(UserWarning):
@@ -57,7 +57,7 @@ def chosen(parts: Sequence[Draws], num_samples: int, num_chains: int | None, res
     :param parts: draws of one fit, or those of several starts.
     :param num_samples: how many in all.
     :param num_chains: by default one for each part.
-    :param resample: by default, where every part's k-hat allows it.
+    :param resample: by default, where every part's weights allow it.
     :raises ValueError: if the draws cannot be put into so many chains.
     """
     num_parts = len(parts)
@@ -69,7 +69,7 @@ def chosen(parts: Sequence[Draws], num_samples: int, num_chains: int | None, res
             f"to_arviz: got num_chains={num_chains} and num_samples={num_samples}, expected num_chains to be {least}"
             "at most num_samples"
         )
-    resample = all(has_light_tail(part.log_weight) for part in parts) if resample is None else resample
+    resample = all(is_resampled(part.log_weight) for part in parts) if resample is None else resample
     least_draws = min(len(part.z) for part in parts)
     length = min(num_samples // num_parts, least_draws) * num_parts // num_chains
     each = length * num_chains // num_parts

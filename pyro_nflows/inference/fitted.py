@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..diagnostics import weights as diagnostics
-from ..diagnostics.verdict import is_hopeless
+from ..diagnostics.outliers import outliers, trimmed_elbo
+from ..diagnostics.worth import is_hopeless
 from ..flows.whitened import Whitened
 from ..objectives.draws import Draws
 
@@ -18,6 +19,9 @@ class Bounds(TypedDict):
 
     elbo: float
     elbo_se: float
+    elbo_trimmed: float
+    elbo_trimmed_se: float
+    num_outliers: int
     iwae: float
     iwae_se: float
 
@@ -36,8 +40,8 @@ class Fit:
 
     @property
     def elbo(self) -> diagnostics.Estimate:
-        """The evidence lower bound."""
-        return bound_of(self.draws.log_weight, diagnostics.elbo)
+        """The evidence lower bound, by which fits are compared: without outliers."""
+        return bound_of(self.draws.log_weight, trimmed_elbo)
 
     @property
     def log_evidence(self) -> diagnostics.Estimate:
@@ -58,11 +62,15 @@ def bound_of(log_weight: Tensor, bound: Callable[[Tensor], diagnostics.Estimate]
 
 
 def evidence_of(log_weight: Tensor) -> Bounds:
-    """The ELBO and the importance estimate of the log evidence, with their standard errors."""
-    elbo, iwae = (bound_of(log_weight, bound) for bound in (diagnostics.elbo, diagnostics.log_evidence))
+    """The ELBO, with outliers and without, and the importance estimate of the log evidence, with standard errors."""
+    bounds = (diagnostics.elbo, trimmed_elbo, diagnostics.log_evidence)
+    elbo, trimmed, iwae = (bound_of(log_weight, bound) for bound in bounds)
     return {
         "elbo": float(elbo.value),
         "elbo_se": float(elbo.se),
+        "elbo_trimmed": float(trimmed.value),
+        "elbo_trimmed_se": float(trimmed.se),
+        "num_outliers": int(outliers(log_weight).sum()),
         "iwae": float(iwae.value),
         "iwae_se": float(iwae.se),
     }

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from ..diagnostics import log_evidence
 from ..diagnostics.findings import Faults, MissedMass, Subsampled, Training
-from ..diagnostics.verdict import Evidence, Outcome, Verdict, effective, judge, tail_index
+from ..diagnostics.outliers import outliers
+from ..diagnostics.verdict import Evidence, Outcome, Verdict, judge
+from ..diagnostics.worth import effective, tail_index
 from ..engine import History
 from ..objectives.draws import Draws
 from ..system.exclusive import seeded
@@ -26,6 +28,11 @@ class Diagnostics(Bounds):
     interrupted: bool
     seconds: float
     outcome: Outcome
+
+
+def within(draws: Draws) -> Tensor:
+    """The draws that are no outliers."""
+    return draws.z[~outliers(draws.log_weight)]
 
 
 class Judged:
@@ -54,7 +61,7 @@ class Judged:
     def evidence(self) -> Evidence:
         """What the verdict rests on."""
         bounds = [bound_of(part.log_weight, log_evidence) for part in self.starts]
-        means, sd = [part.z.mean(0) for part in self.starts], self.draws.z.std(0)
+        means, sd = [within(part).mean(0) for part in self.starts], within(self.draws).std(0)
         drift, missed, faults = self.history.drift, self.missed, self.faults
         return Evidence(self.log_weight, bounds, means, sd, drift, missed, faults, self.subsampled)
 

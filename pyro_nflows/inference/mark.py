@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..diagnostics.verdict import effective, is_hopeless
-from ..diagnostics.weights import elbo
+from ..diagnostics.outliers import trimmed_elbo
+from ..diagnostics.worth import effective, is_hopeless
 from ..engine import Trainer
 from ..layers.base import Layer
 from ..objectives.base import Objective
@@ -73,7 +73,7 @@ class Mark:
             return is_hopeless(now) and not is_hopeless(then)
         lost = [float((part == -torch.inf).double().mean()) for part in (then, now)]
         parts = [part[part > -torch.inf] for part in (then, now)]
-        a, b = (elbo(self._bounds(part, min(map(len, parts)) // 10)) for part in parts)
+        a, b = (trimmed_elbo(self._bounds(part, min(map(len, parts)) // 10)) for part in parts)
         higher = float(a.value - b.value) > CLEAR * float((a.se.square() + b.se.square()).sqrt())
         return lost[0] <= lost[1] and higher and effective(then) >= effective(now)
 

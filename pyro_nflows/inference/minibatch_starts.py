@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..diagnostics.weights import elbo
+from ..diagnostics.outliers import trimmed_elbo
 from ..engine import Budget, History, Journal, Progress
 from ..guides import AutoFlow
 from ..model.bound import BoundModel
@@ -121,4 +121,4 @@ class Starts:
     def see(self, start: Start) -> float:
         """Take note of a start's draws; the bound that it has reached."""
         self.seen.append(start.fit.compared(start.found))
-        return float(bound_of(self.seen[-1].log_weight, elbo).value)
+        return float(bound_of(self.seen[-1].log_weight, trimmed_elbo).value)

@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..diagnostics.verdict import effective
+from ..diagnostics.worth import effective
 from ..engine import Round, Trainer
 from ..engine.density_gradient import DensityGradient
 from ..flows.whitened import Whitened

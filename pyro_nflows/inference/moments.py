@@ -21,8 +21,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..diagnostics.verdict import effective, is_hopeless
-from ..diagnostics.weights import elbo
+from ..diagnostics.outliers import trimmed_elbo
+from ..diagnostics.worth import effective, is_hopeless
 from ..engine import Trainer
 from ..flows.whitened import Whitened
 from ..layers import LocScale, TriangularAffine
@@ -141,5 +141,5 @@ def _is_better(now: Tensor, before: Tensor) -> bool:
     if is_hopeless(now) or is_hopeless(before):
         return not is_hopeless(now)
     if max(effective(now), effective(before)) < UNSURE:
-        return float(elbo(now).value) > float(elbo(before).value)
+        return float(trimmed_elbo(now).value) > float(trimmed_elbo(before).value)
     return effective(now) > effective(before)

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from ..checks import check_sizes
-from ..diagnostics.verdict import effective, is_heavy, tail_index
 from ..diagnostics.weights import psis_resample
+from ..diagnostics.worth import effective, is_heavy, tail_index
 from ..engine import DensityGradient
 from ..layers.base import Exactness, Layer
 from ..objectives.draws import Draws, LogDensity

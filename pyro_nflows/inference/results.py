@@ -162,9 +162,12 @@ class Results:
     def diagnostics(self) -> Diagnostics:
         """The evidence, from fresh draws of the trained guide.
 
-        :return: ``elbo``, ``elbo_se``, ``iwae`` (the importance estimate of the log evidence), ``iwae_se``,
-            ``pareto_k``, ``ess`` (as a fraction of the draws), ``num_steps``, ``num_skipped``, ``num_restarts`` (times
-            that training diverged and went back), ``interrupted``, ``seconds`` (of the whole run) and ``outcome``.
+        :return: ``elbo``, ``elbo_se``; ``elbo_trimmed`` and ``elbo_trimmed_se``, the same without the
+            ``num_outliers`` draws that lie so far out that they alone make the ELBO what it is
+            (:mod:`~pyro_nflows.diagnostics.outliers`); ``iwae`` (the importance estimate of the log evidence) and
+            ``iwae_se``, ``pareto_k``, ``ess`` (as a fraction of the draws), ``num_steps``, ``num_skipped``,
+            ``num_restarts`` (times that training diverged and went back), ``interrupted``, ``seconds`` (of the whole
+            run) and ``outcome``.
         """
         return self.posterior.diagnostics()
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..checks import check_sizes
 from ..diagnostics.groups import GroupsLeftOut
+from ..diagnostics.outliers import outliers
 from ..diagnostics.verdict import Outcome
 from ..layers import Rescaled
 from ..model.log_joint import LogJoint
@@ -60,7 +61,7 @@ class Reused(Shown, ABC):
             tensor(0.8000)
         """
         verdict = self.verdict()
-        if not untrusted and verdict.outcome not in GOOD:
+        if not untrusted and (verdict.outcome not in GOOD or bool(outliers(self.draws.log_weight).any())):
             raise ValueError(
                 f"as_prior: the flow by itself is not to be trusted as a posterior. {verdict.sentence} Train it "
                 "further, or as_prior(untrusted=True) takes it as it is"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..diagnostics.outliers import trimmed_elbo
 from ..engine import Trainer, work_of
 from ..flows.jko import Blocks
 from ..flows.whitened import Whitened
@@ -23,7 +24,7 @@ from ..modes.pathfinder import best_start
 from ..objectives.draws import Draws, base_noise
 from .descended import NUM_STEPS, can_descend, descended
 from .evident import MOVED, SETTLED, evident, fresh_draws
-from .fitted import Fit, weighed
+from .fitted import Fit, bound_of, weighed
 from .mark import put
 from .moments import moved
 from .moved import can_move, move
@@ -262,7 +263,8 @@ class Fitting:
 
 
 def _elbo(trainer: Trainer, layer: Whitened) -> float:
-    return float(trainer.sampler.sample(layer, 500).log_weight.nan_to_num(-torch.inf).mean())
+    log_weight = trainer.sampler.sample(layer, 500).log_weight
+    return float(bound_of(torch.where(log_weight < torch.inf, log_weight, -torch.inf), trimmed_elbo).value)
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ from ..arviz import Options, to_arviz
 from ..arviz.labels import SAMPLE_DIMS
 from ..diagnostics.findings import RowFit
 from ..diagnostics.row_verdict import with_rows
-from ..diagnostics.verdict import NEARLY_EQUAL, Evidence, Outcome, Verdict
+from ..diagnostics.verdict import Evidence, Outcome, Verdict
+from ..diagnostics.worth import NEARLY_EQUAL
 from ..guides import AutoFlow
 from ..guides.amortized import Amortizer
 from ..model.bound import BoundModel
@@ -25,6 +26,7 @@ from ..system.randomness import forked
 from .collapsed import Collapser, Outside, collapser_of
 from .encoded import EncodedRows
 from .groups_left_out import Part, row_parts
+from .judged import within
 from .posterior import Call, Posterior
 from .tabled import TabledRows
 
@@ -88,7 +90,7 @@ class RowPosterior(Posterior):
         """What the verdict rests on."""
         known = super().evidence
         if len(self.starts) > 1:  # their draws are of what is outside of the plate
-            z = self.starts[0].z
+            z = within(self.starts[0])
             is_any, none = z.shape[1] > 0, [z.new_zeros(1)] * len(self.starts)
             known = known._replace(sd=z.std(0)) if is_any else known._replace(sd=z.new_ones(1), means=none)
         return known if len(self.judged) <= len(self.draws.z) else known._replace(log_weight=self.judged)

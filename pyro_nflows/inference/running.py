@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..diagnostics.findings import Faults, Subsampled
-from ..diagnostics.verdict import effective, is_heavy, is_hopeless, starts_disagree
+from ..diagnostics.verdict import starts_disagree
+from ..diagnostics.worth import effective, is_heavy, is_hopeless
 from ..engine import Budget, Journal, Progress, Trainer, threads_for, work_of
 from ..flows.whitened import Whitened
 from ..guides import AutoFlow

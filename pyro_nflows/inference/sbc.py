@@ -17,7 +17,8 @@ from ..checks import check_sizes
 from ..diagnostics.ranks import rank
 from ..diagnostics.resampling import chosen
 from ..diagnostics.table import scalar_names
-from ..diagnostics.verdict import Evidence, effective, is_hopeless, judge, tail_index
+from ..diagnostics.verdict import Evidence, judge
+from ..diagnostics.worth import effective, is_hopeless, tail_index
 from ..engine import Engine, Progress, Round
 from ..guides import AutoFlow
 from ..model.arguments import ready as arguments

@@ -22,8 +22,10 @@ from torch import Tensor
 
 from ..diagnostics.findings import MissedMass
 from ..diagnostics.invertibility import round_trip_errors
-from ..diagnostics.verdict import MISSED, WORTHLESS, effective, is_heavy
+from ..diagnostics.outliers import outliers
+from ..diagnostics.verdict import MISSED, WORTHLESS
 from ..diagnostics.weights import psis_resample
+from ..diagnostics.worth import effective, is_heavy
 from ..engine import ROWS, Trainer
 from ..guides import AutoFlow
 from ..layers import LocScale, PlateAffine, TriangularAffine
@@ -172,7 +174,9 @@ def _again(ascents: "_Ascents", found: Found, refit: Callable[[Modes], Fit]) -> 
 
 
 def _weighty(fit: Fit) -> Tensor:
-    return fit.draws.z[fit.draws.log_weight > -torch.inf]
+    """The draws around which to look: those of some weight, and not far out."""
+    log_weight = fit.draws.log_weight
+    return fit.draws.z[(log_weight > -torch.inf) & ~outliers(log_weight)]
 
 
 @dataclass

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..diagnostics.resampling import chosen
+from ..diagnostics.resampling import chosen, is_resampled
 from ..diagnostics.summary import Summary, by_weights, chosen_sites
 from ..diagnostics.table import evidence_lines
-from ..diagnostics.verdict import effective, has_light_tail
+from ..diagnostics.worth import effective
 from ..guides import AutoFlow
 from ..plots.overview import plot_overview
 from ..system.exclusive import exclusive, seeded
@@ -40,7 +40,7 @@ class Shown(Judged, ABC):
     @torch.no_grad()
     def summarised(self, var_names: Sequence[str] | str | None = None, kind: str = "all", prob: float = 0.9) -> Summary:
         """The same without printing it."""
-        worth = len(self.log_weight) * (effective(self.log_weight) if has_light_tail(self.log_weight) else 1.0)
+        worth = len(self.log_weight) * (effective(self.log_weight) if is_resampled(self.log_weight) else 1.0)
         notes = [*evidence_lines(self.diagnostics()), self.verdict().sentence]
         return Summary(self._whole_sample(), by_weights(worth), var_names=var_names, kind=kind, prob=prob, notes=notes)
 

@@ -5,7 +5,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..diagnostics.verdict import SETTLED, effective, k_limit, tail_index
+from ..diagnostics.verdict import SETTLED
+from ..diagnostics.worth import effective, k_limit, tail_index
 from ..engine import Round, Trainer
 from ..flows.whitened import Whitened
 from ..layers.base import Chain, Exactness, Layer

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from pyro_nflows.diagnostics.findings import Faults, MissedMass, RowFit, Training
 from pyro_nflows.diagnostics.row_verdict import with_rows
-from pyro_nflows.diagnostics.verdict import Evidence, Outcome, effective, judge, tail_index
+from pyro_nflows.diagnostics.verdict import Evidence, Outcome, judge
 from pyro_nflows.diagnostics.weights import Estimate
+from pyro_nflows.diagnostics.worth import effective, tail_index
 
 
 def weights(kind: str) -> Tensor:

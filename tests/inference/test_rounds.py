@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_nflows import AutoFlow, flows
-from pyro_nflows.diagnostics.verdict import effective
+from pyro_nflows.diagnostics.worth import effective
 from pyro_nflows.engine import Engine, Round, Trainer
 from pyro_nflows.inference.fit import drive, start
 from pyro_nflows.inference.mark import Mark

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pyro_nflows import VI, AutoFlow
-from pyro_nflows.diagnostics.verdict import Outcome, effective
+from pyro_nflows.diagnostics.verdict import Outcome
+from pyro_nflows.diagnostics.worth import effective
 from pyro_nflows.engine import Trainer
 from pyro_nflows.flows.whitened import Whitened
 from pyro_nflows.inference.moments import move, moved, tempered

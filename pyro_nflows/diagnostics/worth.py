@@ -1,0 +1,88 @@
+r"""What log-weights say of draws, as a verdict uses it: how many they are worth, and whether a few carry the rest."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import weights as diagnostics
+
+#: From this ESS on draws may be used as they are; below it all hangs on the weights.
+HALF = 0.5
+#: From this ESS on a heavy tail spoils far quantiles only.
+FINE = 0.9
+#: From this ESS on the weights are so nearly equal that the shape of their tail matters little.
+NEARLY_EQUAL = 0.95
+#: Where no weight exceeds their mean by more than this share, no probability is off by more, as far as was drawn.
+EVEN = 0.1
+
+
+def k_limit(num_samples: int, ess: float) -> float:
+    r"""What k-hat has to be below, where nothing else speaks for the draws.
+
+    Below an ESS of a half, draws are as good as their weights, and k-hat has to be below its threshold by its own
+    standard error, :math:`(1 + k) / \sqrt M` for a tail of :math:`M` weights: the k of a normal guide that is half as
+    wide as the posterior is 3/4, and its k-hat is often below 0.7.
+
+    Example::
+
+        >>> round(k_limit(22_500, 0.9), 2), round(k_limit(22_500, 0.1), 2), round(k_limit(4000, 0.1), 2)
+        (0.7, 0.62, 0.58)
+    """
+    threshold = diagnostics.k_threshold(num_samples)
+    return threshold if ess >= HALF else threshold - (1 + threshold) / diagnostics.tail_length(num_samples) ** 0.5
+
+
+def is_heavy(log_weight: Tensor, ess: float) -> bool:
+    r"""Whether the tail of the weights is too heavy, which matters little where they are nearly equal.
+
+    K-hat is the shape of the tail whatever its size: of weights between 0.99 and 1.01 it may be 3. But where
+    :math:`p / q \le 1 + \varepsilon`, no event has probabilities under :math:`p` and :math:`q` that differ by more than
+    :math:`\varepsilon`: so a tenth above their mean is little.
+
+    Example::
+
+        >>> is_heavy(torch.linspace(-0.01, 0.01, 1000).pow(3) * 1000, ess=1.0)
+        False
+    """
+    return (
+        not has_light_tail(log_weight)
+        and not (ess >= NEARLY_EQUAL and tail_index(log_weight) < 1)
+        and not is_even(log_weight)
+    )
+
+
+def is_even(log_weight: Tensor) -> bool:
+    """Whether no weight is more than a tenth above their mean."""
+    return float((log_weight.double() - log_weight.max()).exp().mean()) * (1 + EVEN) > 1
+
+
+def has_light_tail(log_weight: Tensor) -> bool:
+    """Whether k-hat is below its threshold, so that means over the weighted draws can be relied on."""
+    return tail_index(log_weight) < diagnostics.k_threshold(len(log_weight))
+
+
+def is_hopeless(log_weight: Tensor) -> bool:
+    """Whether no draw has a finite weight."""
+    return not bool((log_weight > -math.inf).any())
+
+
+def effective(log_weight: Tensor) -> float:
+    """ESS as a fraction; 0 where no draw has any weight."""
+    return 0.0 if is_hopeless(log_weight) else float(diagnostics.ess(log_weight))
+
+
+def tail_index(log_weight: Tensor) -> float:
+    r""":math:`\hat k`; ``-inf`` where the weights are equal up to rounding, ``inf`` where no draw has any.
+
+    Example::
+
+        >>> tail_index(torch.zeros(1000))
+        -inf
+    """
+    if is_hopeless(log_weight):
+        return math.inf
+    spread = float(log_weight.max() - log_weight.min())
+    if spread < 1e3 * torch.finfo(log_weight.dtype).eps * (1 + float(log_weight.abs().max())):
+        return -math.inf
+    return float(diagnostics.pareto_k(log_weight))
