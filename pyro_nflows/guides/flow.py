@@ -31,6 +31,7 @@ from ..system.exclusive import validation
 from . import checks, row_checks, sites
 from .ends import End, Ends, end_in
 from .joint import Centers, shown
+from .printed import printed
 from .structure import Structure, chosen, coupled_rows, described, whitened
 from .trained import TrainedGuide
 
@@ -206,6 +207,11 @@ class AutoFlow(TrainedGuide):
         structure = described(self._hierarchy, self.latents, self._rows, self._end, flow)
         amortized = ["rows by an encoder of their data"] if self.amortizer is not None else []
         return "; ".join([structure, *amortized, *shown(self.latents.centering)])
+
+    def __repr__(self) -> str:
+        known = {} if self._latents is None else self.latents.sites
+        shapes = {name: latent.shape if latent.subsampled else latent.value_shape for name, latent in known.items()}
+        return printed(type(self).__name__, self.extra_repr(), shapes, self.layer, self.amortizer)
 
     def _need_setup(self) -> Rescaled:
         """The flow, once the model has been run."""

@@ -33,6 +33,10 @@ from .learned import START, LearnsCentering
 Centers = float | Mapping[str, float | Tensor] | Literal["auto", "learned"]
 
 
+#: Sites whose centering is told by name.
+MOST_SHOWN = 8
+
+
 class JointGuide(LearnsCentering, AutoContinuous):
     """An autoguide whose posterior is over the flat latent, with supports and masks followed from run to run.
 
@@ -305,6 +309,9 @@ def shown(centering: Mapping[str, Tensor]) -> list[str]:
         >>> shown({"a": torch.tensor(0.0), "b": torch.tensor([0.1, 0.85]), "c": torch.ones(3)})
         ['a non-centered', 'b centered by 0.10 to 0.85', 'c centered']
     """
+    if len(centering) > MOST_SHOWN:
+        rest = f"{len(centering) - MOST_SHOWN:,} more that guide.centering has"
+        return [*shown(dict(list(centering.items())[:MOST_SHOWN])), rest]
     return [f"{name} {_by(float(c.min()), float(c.max()))}" for name, c in centering.items()]
 
 

@@ -94,6 +94,11 @@ class ELBO(Objective, elbo.ELBO):
         self._recorded: Recorded | None = None
         self._said: set[str] = set()
 
+    def __repr__(self) -> str:
+        gradient = "" if self.gradient is None else f", gradient={self.gradient.value!r}"
+        compiled = ", compile=True" if self.compile else ""
+        return f"{type(self).__name__}(num_particles={self.num_particles}{gradient}{compiled})"
+
     def __getstate__(self) -> dict[str, Any]:
         # What was made for a model is made again where it is needed.
         return {**self.__dict__, "_log_joint": None, "_recorded": None}
