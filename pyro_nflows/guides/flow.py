@@ -30,8 +30,8 @@ from ..model.tied import with_ties
 from ..system.exclusive import validation
 from . import checks, row_checks, sites
 from .ends import End, Ends, end_in
-from .joint import Centers, shown
-from .printed import printed
+from .joint import Centers
+from .printed import printed, shown
 from .structure import Structure, chosen, coupled_rows, described, whitened
 from .trained import TrainedGuide
 

@@ -33,10 +33,6 @@ from .learned import START, LearnsCentering
 Centers = float | Mapping[str, float | Tensor] | Literal["auto", "learned"]
 
 
-#: Sites whose centering is told by name.
-MOST_SHOWN = 8
-
-
 class JointGuide(LearnsCentering, AutoContinuous):
     """An autoguide whose posterior is over the flat latent, with supports and masks followed from run to run.
 
@@ -299,23 +295,3 @@ def looked(joint: LogJoint) -> LogJoint:
     with poutine.block(), forked():
         joint.look()
     return joint
-
-
-def shown(centering: Mapping[str, Tensor]) -> list[str]:
-    """How centered each of some sites is, in words.
-
-    Example::
-
-        >>> shown({"a": torch.tensor(0.0), "b": torch.tensor([0.1, 0.85]), "c": torch.ones(3)})
-        ['a non-centered', 'b centered by 0.10 to 0.85', 'c centered']
-    """
-    if len(centering) > MOST_SHOWN:
-        rest = f"{len(centering) - MOST_SHOWN:,} more that guide.centering has"
-        return [*shown(dict(list(centering.items())[:MOST_SHOWN])), rest]
-    return [f"{name} {_by(float(c.min()), float(c.max()))}" for name, c in centering.items()]
-
-
-def _by(least: float, most: float) -> str:
-    if least == most:
-        return {0.0: "non-centered", 1.0: "centered"}.get(least, f"centered by {least:.2f}")
-    return f"centered by {least:.2f} to {most:.2f}"

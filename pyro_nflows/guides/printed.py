@@ -1,10 +1,10 @@
 """A guide as it is printed: what it is over, its layers in a line each, and how many numbers it trains."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
-from torch import Size, nn
+from torch import Size, Tensor, nn
 
 from ..checks import counted
 from ..flows.whitened import Whitened
@@ -14,6 +14,8 @@ from ..layers.base import Chain, Layer
 #: Columns and lines that a printed guide takes at most, and sites that it names.
 WIDTH, MOST_LINES, MOST_SITES = 100, 24, 12
 MARGIN = " " * 2
+#: Sites whose centering is told by name.
+MOST_SHOWN = 8
 
 
 def printed(name: str, about: str, shapes: dict[str, Size], layer: Rescaled | None, encoder: nn.Module | None) -> str:
@@ -149,3 +151,23 @@ def _part(title: str, lines: Sequence[str]) -> list[str]:
 
 def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def shown(centering: Mapping[str, Tensor]) -> list[str]:
+    """How centered each of some sites is, in words.
+
+    Example::
+
+        >>> shown({"a": torch.tensor(0.0), "b": torch.tensor([0.1, 0.85]), "c": torch.ones(3)})
+        ['a non-centered', 'b centered by 0.10 to 0.85', 'c centered']
+    """
+    if len(centering) > MOST_SHOWN:
+        rest = f"{len(centering) - MOST_SHOWN:,} more that guide.centering has"
+        return [*shown(dict(list(centering.items())[:MOST_SHOWN])), rest]
+    return [f"{name} {_by(float(c.min()), float(c.max()))}" for name, c in centering.items()]
+
+
+def _by(least: float, most: float) -> str:
+    if least == most:
+        return {0.0: "non-centered", 1.0: "centered"}.get(least, f"centered by {least:.2f}")
+    return f"centered by {least:.2f} to {most:.2f}"
