@@ -37,8 +37,10 @@ def share(plan: Loops, new: Ref, old: Ref, segments: Sequence[Segment] | None = 
     begins = position if segments is None else _bounds(segments)[position][0]
     if any(begins <= read < position for read in was.reads):
         return
-    reads = [a for s in home.statements for a in accesses(s.operands) if a.buffer is was]
-    if all(a.offset == 0 and a.strides == packed(home.shape) for a in reads):
+    made = next(i for i, s in enumerate(home.statements) if s.out.buffer is buffer)
+    reads = [(i, a) for i, s in enumerate(home.statements) for a in accesses(s.operands) if a.buffer is was]
+    before = not reads or reads[0][0] <= made  # what is read once is kept: later statements do not read it again
+    if before and all(a.offset == 0 and a.strides == packed(home.shape) and not a.indices for _, a in reads):
         buffer.alias = was
 
 

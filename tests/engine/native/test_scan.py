@@ -251,6 +251,27 @@ def test_what_is_carried_may_be_collected_too():
     assert torch.equal(t, s)
 
 
+@pytest.mark.parametrize("rows", [1, 300])
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda s, t, x: (0.5 * t + x, 0.3 * s + x, s + 2 * t + x),
+        lambda s, t, x: (t, 2 * x, s + x),
+        lambda s, t, x: (t, s, s - t),
+        lambda s, t, x: (t.cumsum(-1) + x, s.sum(-1, keepdim=True) - 0.1 * t, s + x),
+    ],
+)
+def test_each_of_what_is_carried_may_read_all_of_it(step, rows):
+    """The next step's first input is written over this step's only after its last use."""
+    state, x = [torch.zeros(rows, 4), torch.ones(rows, 4)], torch.randn(5, rows, 4)
+    found, (collected,) = Scan(Tape(step, [*state, x[0]]), 2).run(state, [x])
+    expected = []
+    for given in x:
+        *state, result = step(*state, given)
+        expected.append(result)
+    torch.testing.assert_close((found, collected), (state, torch.stack(expected)))
+
+
 def test_memory_is_used_again():
     def chain(x):
         for _ in range(50):
