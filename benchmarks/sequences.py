@@ -119,7 +119,7 @@ def excess(flow: Layer, process: Process, y: Tensor) -> Tensor:
         return (process.log_prob(y) - FlowDistribution(flow).log_prob(y)) / y.shape[-1]
 
 
-def draw_seconds(lengths: Sequence[int], times: int = 9) -> list[float]:
+def draw_seconds(lengths: Sequence[int], times: int = 15) -> list[float]:
     """Processor time of some draws of a WaveNet of each length, in turns; the least of several."""
     drawn = [FlowDistribution(flows.wavenet((n, 1), 2, 16, DILATIONS, inverted=True)) for n in lengths]
     runs = [functools.partial(flow.sample, torch.Size([NUM_DRAWS])) for flow in drawn]

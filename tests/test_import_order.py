@@ -147,7 +147,7 @@ def test_no_part_imports_the_private_names_of_another(name):
 FOREIGN = {"_replace", "_fields"}
 #: Of torch; ``docs/torch_internals.md`` says what each is for.
 FOREIGN |= {"_C", "_functorch", "_get_tracing_state", "_validate_args", "_buffers", "_modules", "_version", "_cdata"}
-FOREIGN |= {"_parameters", "_get_backend", "_timeout"}
+FOREIGN |= {"_parameters", "_get_backend", "_timeout", "_get_current_function_mode", "_current_level"}
 FOREIGN |= {"_schema", "_overloadname", "_unsafe_view", "_reshape_alias", "_local_scalar_dense"}
 #: Of Pyro, which has no other way to masks, to the store's raw values, to its handlers and to its stable densities.
 FOREIGN |= {"_mask", "_params", "_PYRO_STACK", "_pyro_dims", "_unsafe_standard_stable", "_unsafe_shift"}

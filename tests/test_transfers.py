@@ -48,6 +48,7 @@ REASONS = {
     "engine/recorder.py:Recorder._scaled": PYTHON,
     "engine/recorder.py:_depends_on_data": PYTHON,
     "engine/recorder.py:_is_mutable": PYTHON,
+    "engine/recurrences.py:_difference": RECORDED,
     "engine/row_ratios.py:RowRatios._example": RECORDED,
     "engine/sampler.py:Sampler._affordable": PYTHON,
     "engine/settled.py:is_settled": BLOCK,

@@ -11,6 +11,7 @@ from .native import CacheWarning
 from .optimised import Choice, Optim
 from .program import Inputs, Program, State
 from .progress import Progress
+from .recurrences import CompiledRecurrence
 from .round import Round
 from .row_course import RowCourse
 from .runners import Engine, Runner
@@ -27,6 +28,7 @@ __all__ = [
     "Callback",
     "CallbackWarning",
     "Choice",
+    "CompiledRecurrence",
     "DensityGradient",
     "Engine",
     "EngineWarning",

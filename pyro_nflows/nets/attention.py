@@ -1,6 +1,7 @@
 """A causal transformer, for all positions at once and one after the other with a key-value cache."""
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,8 @@ class CausalTransformer(CausalNet):
     [2] J. Su et al. (2021). RoFormer: Enhanced Transformer with Rotary Position Embedding.
     """
 
+    is_steady = False
+
     def __init__(
         self,
         size: tuple[int, int],
@@ -57,6 +60,7 @@ class CausalTransformer(CausalNet):
             raise ValueError(
                 f"CausalTransformer: width must be a multiple of 2 * num_heads = {2 * num_heads}, got {width}"
             )
+        self.num_heads = num_heads
         self.blocks = nn.ModuleList(_Block(width, num_heads) for _ in range(num_blocks))
 
     def body(self, h: Tensor) -> Tensor:
@@ -64,33 +68,19 @@ class CausalTransformer(CausalNet):
             h = block(h)
         return h
 
-    def begin(self) -> list["_Cache"]:
-        return [_Cache() for _ in self.blocks]
+    def begin(self, rows: Tensor) -> list[Tensor]:
+        shape = (*rows.shape[:-1], self.num_heads, 0, self.width // self.num_heads)
+        return [rows.new_zeros(shape)] * 2 * len(self.blocks)
 
-    def advance(self, h: Tensor, past: list["_Cache"]) -> Tensor:
-        for block, cache in zip(self.blocks, past):
-            h = block(h[..., None, :], cache)[..., 0, :]
-        return h
+    def advance(self, h: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        kept: list[Tensor] = []
+        for block, keys, values in zip(self.blocks, past[::2], past[1::2]):
+            h, *own = cast(_Block, block).advance(h, keys, values)
+            kept += own
+        return h, kept
 
     def extra_repr(self) -> str:
         return f"{self.size}"
-
-
-class _Cache:
-    """Keys and values of the positions so far."""
-
-    def __init__(self) -> None:
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    @property
-    def length(self) -> int:
-        return 0 if self.keys is None else self.keys.shape[-2]
-
-    def add(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        self.keys = keys if self.keys is None else torch.cat([self.keys, keys], -2)
-        self.values = values if self.values is None else torch.cat([self.values, values], -2)
-        return self.keys, self.values
 
 
 class _Block(nn.Module):
@@ -105,19 +95,29 @@ class _Block(nn.Module):
         self.out = nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
-    def forward(self, h: Tensor, cache: _Cache | None = None) -> Tensor:
-        """All positions, ``(..., T, width)``; with a cache, the next one, ``(..., 1, width)``."""
-        start = 0 if cache is None else cache.length
+    def forward(self, h: Tensor) -> Tensor:
+        """All positions, ``(..., T, width)``."""
+        query, key, value = self._read(h, 0)
+        order = torch.arange(h.shape[-2], device=h.device)
+        scores = _scores(query, key).masked_fill(order > order[:, None], -math.inf)
+        return self._moved(h, scores, value)
+
+    def advance(self, h: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The next position, ``(..., width)``, with keys and values ``(..., heads, t, width / heads)`` before it; and
+        those with its own."""
+        h = h[..., None, :]
+        query, key, value = self._read(h, keys.shape[-2])
+        keys, values = torch.cat([keys, key], -2), torch.cat([values, value], -2)
+        return self._moved(h, _scores(query, keys), values)[..., 0, :], keys, values
+
+    def _read(self, h: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the positions from ``start`` on."""
         normed = self.norms[0](h)
         angles = _angles(start, h.shape[-2], h.shape[-1] // self.num_heads, h)
         query, key = (_rotated(self._heads(part(normed)), angles) for part in (self.query, self.key))
-        value = self._heads(self.value(normed))
-        if cache is not None:
-            key, value = cache.add(key, value)
-        scores = query @ key.mT / math.sqrt(query.shape[-1])
-        if cache is None:
-            order = torch.arange(h.shape[-2], device=h.device)
-            scores = scores.masked_fill(order > order[:, None], -math.inf)
+        return query, key, self._heads(self.value(normed))
+
+    def _moved(self, h: Tensor, scores: Tensor, value: Tensor) -> Tensor:
         mixed = (scores.softmax(-1) @ value).movedim(-3, -2).flatten(-2)
         h = h + self.out(mixed)
         return h + self.down(silu(self.up(self.norms[1](h))))
@@ -125,6 +125,10 @@ class _Block(nn.Module):
     def _heads(self, h: Tensor) -> Tensor:
         """``(..., T, width)`` to ``(..., heads, T, width / heads)``."""
         return h.unflatten(-1, (self.num_heads, -1)).movedim(-2, -3)
+
+
+def _scores(query: Tensor, key: Tensor) -> Tensor:
+    return query @ key.mT / math.sqrt(query.shape[-1])
 
 
 def _angles(start: int, length: int, dim: int, like: Tensor) -> tuple[Tensor, Tensor]:

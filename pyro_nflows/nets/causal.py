@@ -1,18 +1,17 @@
 """What the networks of autoregressive flows over positions have in common: what they read, and their heads."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from ..checks import check_sizes
+from .recurrence import Recurrence, run
 
 #: How many of the last positions a network also reads linearly, so that linear dependence on them is exact.
 NUM_LAGS = 2
-#: Positions whose results are put together at once: memory that is never many small pieces stays near the processor.
-BLOCK = 32
 
 
 class PositionNet(Protocol):
@@ -55,6 +54,8 @@ class CausalNet(nn.Module):
 
     #: The farthest position before its own that a block reads; None for all.
     reach: int | None = None
+    #: Whether what is kept has the same shapes at all positions; then draws are compiled.
+    is_steady = True
     mask_within: Tensor
 
     def __init__(
@@ -84,12 +85,12 @@ class CausalNet(nn.Module):
         """``(..., T, width)`` to the same, row :math:`t` from rows up to :math:`t`."""
         raise NotImplementedError(f"{type(self).__name__} does not define body(h)")
 
-    def begin(self) -> Any:
-        """What is kept of the past before the first position."""
-        raise NotImplementedError(f"{type(self).__name__} does not define begin()")
+    def begin(self, rows: Tensor) -> list[Tensor]:
+        """What is kept of the past before the first position, for rows ``(..., D)``."""
+        raise NotImplementedError(f"{type(self).__name__} does not define begin(rows)")
 
-    def advance(self, h: Tensor, past: Any) -> Tensor:
-        """The next row of :meth:`body`, ``(..., width)``; ``past`` is changed in place."""
+    def advance(self, h: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The next row of :meth:`body`, ``(..., width)``, and what is kept after it."""
         raise NotImplementedError(f"{type(self).__name__} does not define advance(h, past)")
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -128,28 +129,37 @@ class CausalNet(nn.Module):
             coordinate of ``x``.
         :return: both, ``(..., T, D)``.
         """
-        weight, told, past = self._weight, self._told(context), self.begin()
-        within = None if self.within is None else (self.within * self.mask_within).unflatten(0, (self.size[1], -1))
-        out = torch.cat([self.head, self.skip], -1)
-        lags = [torch.zeros_like(y[..., 0, :])] * NUM_LAGS
-        blocks = []
-        for start in range(0, self.size[0], BLOCK):
-            results = []
-            for t, given in enumerate(y[..., start : start + BLOCK, :].unbind(-2), start):
-                h = self.advance(_told_linear(lags[0], weight, told, t), past)
-                flat = _told_linear(torch.cat([silu(h), *lags], -1), out, self.bias, t)
-                results.append(_solve_within(given, flat.unflatten(-1, (self.size[1], -1)), within, invert))
-                lags = [results[-1][0], *lags[:-1]]
-            blocks.append([torch.stack(parts, -2) for parts in zip(*results)])
-        x, others = (torch.cat(parts, -2) for parts in zip(*blocks))
+        given, streams_told, streams_bias = [y], context is not None or self.table is not None, len(self.bias) > 1
+        if streams_told:
+            given.append(self._told(context))
+            given[0] = y.expand(*torch.broadcast_shapes(y.shape[:-2], given[-1].shape[:-2]), *y.shape[-2:])
+        if streams_bias:
+            given.append(self.bias)
+
+        def prepare() -> list[Tensor]:
+            within = [] if self.within is None else [(self.within * self.mask_within).unflatten(0, (self.size[1], -1))]
+            return [self._weight, self.read.bias, torch.cat([self.head, self.skip], -1), self.bias[0], *within]
+
+        def start(rows: Tensor) -> list[Tensor]:
+            return [torch.zeros_like(rows)] * NUM_LAGS + self.begin(rows)
+
+        def step(prepared: list[Tensor], state: list[Tensor], given: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+            weight, told, out, bias, *within = prepared
+            lags, past = state[:NUM_LAGS], state[NUM_LAGS:]
+            told, bias = given[1] if streams_told else told, given[-1] if streams_bias else bias
+            h, past = self.advance(_affine(lags[0], weight, told), past)
+            flat = _affine(torch.cat([silu(h), *lags], -1), out, bias)
+            results = _solve_within(given[0], flat.unflatten(-1, (self.size[1], -1)), next(iter(within), None), invert)
+            return [results[0], *lags[:-1], *past], [*results]
+
+        key = (invert, streams_told, streams_bias)
+        x, others = run(Recurrence(self, key, prepare, start, step, self.is_steady), given)
         return x, others
 
 
-def _told_linear(x: Tensor, weight: Tensor, told: Tensor, t: int) -> Tensor:
-    """``weight x`` and what position ``t`` is told beside it, ``told (..., T, n)``, or ``(1, n)`` for all positions."""
-    if told.shape[-2] == 1:
-        return linear(x, weight, told[0])
-    return linear(x, weight) + told[..., t, :]
+def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``weight x + bias``, where each row may have a bias of its own."""
+    return linear(x, weight, bias) if bias.dim() == 1 else linear(x, weight) + bias
 
 
 def _solve_within(

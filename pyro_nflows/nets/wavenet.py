@@ -1,6 +1,5 @@
 """Dilated causal convolutions, for all positions at once and one after the other."""
 
-from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -60,15 +59,16 @@ class CausalConvNet(CausalNet):
             h = h + out(_gated(gate(torch.cat([shifted(h, dilation), h], -1))))
         return h
 
-    def begin(self) -> list[deque[Tensor]]:
-        return [deque(maxlen=dilation) for dilation in self.dilations]
+    def begin(self, rows: Tensor) -> list[Tensor]:
+        return [rows.new_zeros((*rows.shape[:-1], self.width))] * sum(self.dilations)
 
-    def advance(self, h: Tensor, past: list[deque[Tensor]]) -> Tensor:
-        for kept, gate, out in zip(past, layers_of(self.gates), layers_of(self.outs)):
-            before = kept[0] if len(kept) == kept.maxlen else torch.zeros_like(h)
-            kept.append(h)
-            h = h + out(_gated(gate(torch.cat([before, h], -1))))
-        return h
+    def advance(self, h: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        kept, start = [], 0
+        for dilation, gate, out in zip(self.dilations, layers_of(self.gates), layers_of(self.outs)):
+            before, *later = past[start : start + dilation]
+            kept += [*later, h]
+            h, start = h + out(_gated(gate(torch.cat([before, h], -1)))), start + dilation
+        return h, kept
 
     def extra_repr(self) -> str:
         return f"{self.size}, dilations={self.dilations}"
