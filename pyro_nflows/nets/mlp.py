@@ -67,8 +67,8 @@ class MLP(nn.Module):
     .. math:: f(x) = W_h\, a(\cdots \tanh(W_1 x + b_1) \cdots) + b_h + W_s x
 
     Hidden layers are tanh; the last of several is SiLU if ``unbounded``, so that :math:`f` goes on growing where
-    tanh would level off: in the tails. Where :math:`W_s` would have more than :data:`MAX_SKIP` numbers, it is a product
-    of two matrices of rank :data:`SKIP_RANK`.
+    tanh would level off: in the tails. Where :math:`W_s` would have more than 20,000 numbers, it is a product of two
+    matrices of rank 16.
 
     :param input_dim: size of the last dimension of ``x``; 0 makes a learnable constant.
     :param output_dim: size of the last dimension of the result.
