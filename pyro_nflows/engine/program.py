@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from ..layers.base import Layer
 from ..nets.steps import step_factors
+from ..nets.views import in_every_place
 from ..objectives.base import Among, Gradient, Objective
 from ..objectives.draws import Draws, LogDensity, draw
 
@@ -168,7 +169,8 @@ class Program:
     def _call(self, params: Tensor, draws: Callable[[Layer], T]) -> T:
         parts = self.split(params)
         with _Swap(self.leaves, parts[len(self._names) :]) if self.leaves else nullcontext():
-            return cast(T, functional_call(self._module, dict(zip(self._names, parts)), (draws,)))
+            now = in_every_place(self._module, dict(zip(self._names, parts)))
+            return cast(T, functional_call(self._module, now, (draws,), tie_weights=False))
 
     def gradient_at(self, params: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
         """The clipped gradient, the loss, and whether both are finite; where they are not, the gradient is zero."""

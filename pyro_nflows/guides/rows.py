@@ -19,7 +19,7 @@ from ..model.log_joint import LogJoint
 from ..model.rows import Rows
 from ..model.subsample import Chosen, look
 from ..model.values import constrained
-from ..nets.views import on_rows
+from ..nets.views import on_rows, ties_in
 from . import checks, minibatch, row_checks, sites
 from .amortized import Amortizer, typical
 from .joint import looked
@@ -49,7 +49,11 @@ class RowGuide(SavedGuide):
                 self._claims_store = False
                 checks.forget_params(name, layer)
             checks.check_param_store(type(self).__name__, name, layer)
+            ties = ties_in(layer)
             pyro.module(name, layer, update_module_params=True)
+            for (first, key), *others in ties:  # Pyro puts what the store holds into the first place only
+                for part, own in others:
+                    part._parameters[own] = first._parameters[key]
         return layer
 
     @property

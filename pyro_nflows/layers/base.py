@@ -203,7 +203,7 @@ class Layer(nn.Module):
 
 
 class Chain(Layer):
-    r"""Layers one after the other; log-weights add.
+    r"""Layers one after the other; log-weights add. One that stands in several places is trained by all of them.
 
     :param layers: the layers, from base to posterior.
     :raises ValueError: if there are none, or one's ``output_dim`` is not the next one's ``input_dim``.

@@ -8,6 +8,7 @@ from torch.func import functional_call, vmap
 from ..checks import check_sizes
 from ..nets.context import Methods, context_of, take_context
 from ..nets.mlp import MLP
+from ..nets.views import in_every_place
 from .base import Layer, Scored
 
 #: For each method of a layer, how many dimensions its results have beside the batch.
@@ -98,7 +99,8 @@ class Conditional(Layer):
         change = self.net(context).expand(*rows, -1)
 
         def call(change: Tensor, *args: Any) -> tuple[Tensor, ...]:
-            result = functional_call(self.methods, self._moved(change), (method, *args))
+            moved = in_every_place(self.methods, self._moved(change))
+            result = functional_call(self.methods, moved, (method, *args), tie_weights=False)
             nothing = torch.zeros_like(args[0][..., 0])
             return tuple(nothing + r if isinstance(r, float) else r for r in _as_tuple(result))
 

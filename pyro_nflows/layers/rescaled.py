@@ -10,7 +10,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 from ..model.rows import Rows
 from ..nets.context import Methods
 from ..nets.steps import step_factor
-from ..nets.views import on_rows, with_parameters
+from ..nets.views import in_every_place, on_rows, with_parameters
 from .base import Layer, Scored
 
 #: How far an optimiser's step moves a number that a layer holds itself, and a number in a network, in units of the
@@ -59,7 +59,11 @@ class Rescaled(Layer):
         self.exactness = layer.exactness
         self.noise_dim, self.inverse_noise_dim = layer.noise_dim, layer.inverse_noise_dim
         sizes = dict(self.layer.named_parameters())
-        parts = [sizes[name].new_full((sizes[name].numel(),), factor) for name, factor in self.factors.items()]
+        parts = [
+            sizes[name].new_full((sizes[name].numel(),), factor)
+            for name, factor in self.factors.items()
+            if name in sizes
+        ]
         self.register_buffer("steps", torch.cat(parts) if parts else torch.ones(0), persistent=False)
         self._know_methods()
 
@@ -121,10 +125,11 @@ class Rescaled(Layer):
         """A method of the layer, at its parameters in their own units."""
         if self.methods.layer is not self.layer:  # in a view that is bound to a context
             self._know_methods()
+        now = in_every_place(self.methods, self._parameters_now())
         if torch.jit.is_tracing():  # which functional_call refuses
-            with _reparametrize_module(self.methods, self._parameters_now()):
+            with _reparametrize_module(self.methods, now):
                 return self.methods.forward(method, *args)
-        return functional_call(self.methods, self._parameters_now(), (method, *args))
+        return functional_call(self.methods, now, (method, *args), tie_weights=False)
 
     def _parameters_now(self) -> dict[str, Tensor]:
         named = dict(self.layer.named_parameters())
@@ -149,11 +154,13 @@ def _finite(gradient: Tensor) -> Tensor:
 
 def _factors(layer: Layer, end: str | None) -> dict[str, float]:
     """For each parameter, how far a step of one moves it."""
-    factors = {}
-    for holder, module in layer.named_modules():
+    factors: dict[str, float] = {}
+    first: dict[int, str] = {}  # a parameter of several parts moves as in the first of them
+    for holder, module in layer.named_modules(remove_duplicate=False):
         for name, parameter in module.named_parameters(recurse=False):
             full = f"{holder}.{name}" if holder else name
             factor = LAYER_STEP if isinstance(module, Layer) and parameter.dim() < 2 else NETWORK_STEP
             factor = 1.0 if end is not None and f"{holder}.".startswith(f"{end}.") else factor
-            factors[full] = factor * step_factor(module, name)
+            known = first.setdefault(id(parameter), full)
+            factors[full] = factors[known] if known != full else factor * step_factor(module, name)
     return factors

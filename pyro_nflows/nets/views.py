@@ -27,9 +27,9 @@ def view_of(module: _M, **attributes: Any) -> _M:
 
 
 def with_parameters(module: _M, tensors: Mapping[str, Tensor]) -> _M:
-    """A view of a module with tensors in the places of its parameters.
+    """A view of a module with tensors in the places of its parameters; one that is in several places gets it in each.
 
-    :param tensors: by the names of the parameters.
+    :param tensors: by the names of the parameters, as ``named_parameters`` has them.
 
     Example::
 
@@ -38,13 +38,59 @@ def with_parameters(module: _M, tensors: Mapping[str, Tensor]) -> _M:
         >>> view(torch.tensor([3.0]))
         tensor([7.])
     """
-    return _filled(module, tensors, "")
+    return _filled(module, {id(old): tensors[name] for name, old in module.named_parameters() if name in tensors})
 
 
-def _filled(module: _M, tensors: Mapping[str, Tensor], prefix: str) -> _M:
-    own = {key: tensors.get(prefix + key, value) for key, value in module._parameters.items()}
-    parts = {key: part and _filled(part, tensors, f"{prefix}{key}.") for key, part in module._modules.items()}
+def _filled(module: _M, tensors: Mapping[int, Tensor]) -> _M:
+    own = {key: tensors.get(id(value), value) for key, value in module._parameters.items()}
+    parts = {key: part and _filled(part, tensors) for key, part in module._modules.items()}
     return view_of(module, _parameters=own, _modules=parts)
+
+
+def in_every_place(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors for the places of a module's parameters, by the names of all places that these have.
+
+    A parameter may be held by several parts, and a part may stand in several places. Each part is named once, whatever
+    the number of its places: ``torch.func.functional_call`` leaves a part that it is told of twice with the tensors of
+    the call, and not with its own. Call it with ``tie_weights=False`` then.
+
+    :param tensors: by the names of parameters, as ``named_parameters`` has them.
+
+    Example::
+
+        >>> linear = nn.Linear(2, 2)
+        >>> list(in_every_place(nn.Sequential(linear, nn.Tanh(), linear), {"0.bias": torch.zeros(2)}))
+        ['0.bias']
+        >>> other = nn.Linear(2, 2)
+        >>> other.bias = linear.bias
+        >>> list(in_every_place(nn.Sequential(linear, other), {"0.bias": torch.zeros(2)}))
+        ['0.bias', '1.bias']
+    """
+    known = {id(parameter): tensors[name] for name, parameter in module.named_parameters() if name in tensors}
+    found = {}
+    for prefix, part in module.named_modules():
+        for key, parameter in part._parameters.items():
+            if id(parameter) in known:
+                found[f"{prefix}.{key}" if prefix else key] = known[id(parameter)]
+    return found
+
+
+def ties_in(module: nn.Module) -> list[list[tuple[nn.Module, str]]]:
+    """The parameters that several parts of a module hold, each with those parts and its names there.
+
+    Example::
+
+        >>> a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+        >>> b.bias = a.bias
+        >>> ties_in(nn.Sequential(a, b)) == [[(a, "bias"), (b, "bias")]]
+        True
+    """
+    holders: dict[int, list[tuple[nn.Module, str]]] = {}
+    for part in module.modules():
+        for key, parameter in part._parameters.items():
+            if parameter is not None:
+                holders.setdefault(id(parameter), []).append((part, key))
+    return [places for places in holders.values() if len(places) > 1]
 
 
 def told(
