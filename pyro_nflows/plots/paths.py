@@ -60,6 +60,7 @@ def plot_path(
     ax, pick = axes(square=True) if ax is None else ax, torch.tensor(pair)
     (_points if len(path[0]) == 1 else _mixtures)(path, pick, ax)
     if target is not None:
+        ax.margins(0.3)  # contours are of the mass within the axes
         contours(target, ax)
     ax.set(xlabel=f"$z_{{{pair[0] + 1}}}$", ylabel=f"$z_{{{pair[1] + 1}}}$", aspect="equal")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False, fontsize="small")
