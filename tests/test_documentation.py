@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import pydoc
+import re
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -80,3 +82,27 @@ def test_a_page_that_does_not_fit_is_found(tmp_path: Path) -> None:
 def test_it_says_what_to_build(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="make docs first"):
         tool("check_pages").main([str(tmp_path)])
+
+
+REFERENCE = re.compile(r":(?:mod|class|func|meth|data|exc):`(?:[^`<]*<)?~?(pyro_nflows[\w.]+)>?`")
+
+
+def referred_to() -> set[str]:
+    """Whole names that the pages, the tutorials and the docstrings refer to."""
+    root = DOCS.parent
+    pages = [*DOCS.glob("*.md"), *(DOCS / "api").glob("*.md"), *(root / "tutorials").glob("*.md")]
+    texts = [page.read_text(encoding="utf-8").replace("{", ":").replace("}", ":") for page in pages]
+    texts += [source.read_text(encoding="utf-8") for source in (root / "pyro_nflows").rglob("*.py")]
+    return {name for text in texts for name in REFERENCE.findall(text)}
+
+
+def test_every_name_that_is_referred_to_is_there() -> None:
+    names = referred_to()
+    assert len(names) > 100
+    missing = []
+    for name in sorted(names):
+        try:
+            pydoc.resolve(name)
+        except (ImportError, pydoc.ErrorDuringImport):
+            missing.append(name)
+    assert not missing
