@@ -17,7 +17,8 @@ import torch
 from ..checks import check_sizes
 from ..flows.distribution import FlowDistribution
 from ..layers.base import Exactness, Layer
-from ..objectives.draws import LogDensity, base_noise, draw
+from ..numerics import LogDensity
+from ..objectives.draws import base_noise, draw
 from .weights import Estimate
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import first_line
-from ..objectives.draws import LogDensity
+from ..numerics import LogDensity
 from ..system.randomness import forked
 from .compiling import Compiling, compile_seconds
 from .program import Inputs, Program, State

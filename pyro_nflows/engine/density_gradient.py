@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..model.whole import WholeLogJoint
-from ..objectives.draws import LogDensity
+from ..numerics import LogDensity
 from .graphs import Replayed
 from .tape import Tape
 

@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_map
 from ..layers.base import Layer
 from ..nets.steps import step_factors
 from ..nets.views import in_every_place
+from ..numerics import LogDensity
 from ..objectives.base import Among, Gradient, Objective
-from ..objectives.draws import Draws, LogDensity, draw
+from ..objectives.draws import Draws, draw
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..objectives.draws import LogDensity
+from ..numerics import LogDensity
 from .compiling import Code, memory_of
 from .program import Inputs, Program, State
 from .tape import Tape

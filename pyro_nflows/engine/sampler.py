@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..checks import first_line
 from ..layers.base import Layer
+from ..numerics import LogDensity
 from ..objectives.base import Gradient, Objective
-from ..objectives.draws import Draws, LogDensity, base_noise, concatenate, draw, even_noise
+from ..objectives.draws import Draws, base_noise, concatenate, draw, even_noise
 from ..system.randomness import forked
 from .budget import Budget
 from .compiling import Code, Compiling, compile_seconds, compiles

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ..checks import first_line
 from ..layers.base import Layer
+from ..numerics import LogDensity
 from ..objectives.base import Gradient, Objective
-from ..objectives.draws import LogDensity
 from ..system.randomness import forked
 from ..system.ranks import Ranks
 from ..system.signals import uninterrupted

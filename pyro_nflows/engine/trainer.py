@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..layers.base import Layer
 from ..model.whole import WholeLogJoint
+from ..numerics import LogDensity
 from ..objectives.base import Gradient, Objective
-from ..objectives.draws import LogDensity
 from ..system.memory import is_out_of_memory
 from ..system.randomness import forked
 from ..system.ranks import Ranks

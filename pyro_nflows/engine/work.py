@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from ..objectives.draws import LogDensity
+from ..numerics import LogDensity
 from ..system.randomness import forked
 
 #: Operations whose numbers are each a sum over the last dimension of an argument, and which argument that is.

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..guides import AutoFlow
-from ..objectives.draws import Draws, LogDensity
+from ..numerics import LogDensity
+from ..objectives.draws import Draws
 
 #: How far out, in widths, a density must have fallen: along a coordinate, and across, where a direction has an error.
 FAR, FAR_ACROSS = 1e6, 1e3

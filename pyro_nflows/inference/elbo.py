@@ -36,8 +36,9 @@ from ..engine.tape import TraceError
 from ..guides import AutoFlow
 from ..model.bound import BoundModel
 from ..model.log_joint import LogJoint
+from ..numerics import LogDensity
 from ..objectives.base import Gradient, Objective
-from ..objectives.draws import Draws, LogDensity, base_noise, paired_noise
+from ..objectives.draws import Draws, base_noise, paired_noise
 from ..system.exclusive import differentiable
 from ..system.randomness import forked
 from .recorded import NoiseOf, Recorded

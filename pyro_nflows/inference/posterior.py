@@ -18,7 +18,8 @@ from ..guides import AutoFlow
 from ..layers import Rescaled
 from ..model.bound import BoundModel
 from ..model.log_joint import LogJoint
-from ..objectives.draws import Draws, LogDensity, concatenate
+from ..numerics import LogDensity
+from ..objectives.draws import Draws, concatenate
 from ..system.exclusive import exclusive
 from ..system.files import Path, write
 from ..system.randomness import forked
@@ -45,8 +46,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 class Posterior(Reused):
     r"""Weighted draws of a trained guide, the evidence about them, and the verdict; nothing of it changes.
 
-    ``VI(guide).run(data).posterior`` is one. It keeps the flow that its run has trained: a later run of the same
-    ``VI``, or of the guide, leaves it as it is.
+    ``VI(guide).run(data).posterior`` is one. A later run of the same ``VI``, or of the guide, leaves it as it is.
 
     :param guide: what the latents are, and the model.
     :param layer: the trained flow.

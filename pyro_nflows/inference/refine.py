@@ -30,7 +30,8 @@ from ..diagnostics.weights import psis_resample
 from ..diagnostics.worth import effective, is_heavy, tail_index
 from ..engine import DensityGradient
 from ..layers.base import Exactness, Layer
-from ..objectives.draws import Draws, LogDensity
+from ..numerics import LogDensity
+from ..objectives.draws import Draws
 from ..system.exclusive import seeded
 from .chains import Chains, Hamiltonian, Independence, NoUTurn
 from .refined import Refined, Source, at, further, next_seed

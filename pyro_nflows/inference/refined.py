@@ -14,7 +14,7 @@ from ..diagnostics.summary import Summary
 from ..diagnostics.verdict import Sentences, Verdict
 from ..guides import AutoFlow
 from ..layers.base import Layer
-from ..objectives.draws import LogDensity
+from ..numerics import LogDensity
 from ..system.exclusive import exclusive, seeded
 from .chains import Advanced, Chains
 from .exported import warn_of

@@ -16,7 +16,7 @@ from ..model.bound import BoundModel
 from ..model.feasible import check_start
 from ..model.log_joint import LogJoint, Vectorization
 from ..model.simulation import Values, at_data, check_simulable, simulate
-from ..objectives.draws import LogDensity
+from ..numerics import LogDensity
 from ..system.cores import num_cores
 from ..system.exclusive import seeded, validation
 from .fit import drive, fit_modes, start

@@ -14,7 +14,8 @@ from ..diagnostics.outliers import outliers
 from ..diagnostics.verdict import Outcome
 from ..layers import Rescaled
 from ..model.log_joint import LogJoint
-from ..objectives.draws import Draws, LogDensity
+from ..numerics import LogDensity
+from ..objectives.draws import Draws
 from ..system.exclusive import exclusive, seeded
 from .groups_left_out import Part, groups_left_out, whole_parts
 from .prior import FittedPrior

@@ -21,8 +21,9 @@ from ..layers import PlateAffine
 from ..layers.base import Layer
 from ..modes.gaussians import Frame
 from ..modes.pathfinder import best_start
+from ..modes.wasserstein import NUM_STEPS
 from ..objectives.draws import Draws, base_noise
-from .descended import NUM_STEPS, can_descend, descended
+from .descended import can_descend, descended
 from .evident import MOVED, SETTLED, evident, fresh_draws
 from .fitted import Fit, bound_of, weighed
 from .mark import put

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from ..engine import DensityGradient
 from ..layers.base import Layer
-from ..numerics import standard_normal_log_prob
-from ..objectives.draws import LogDensity
+from ..numerics import LogDensity, standard_normal_log_prob
 from .ascent import ascend
 from .gaussians import Frame, Gaussian
 from .pathfinder import best_of

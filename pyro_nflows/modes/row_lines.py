@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..model.hierarchy import Block, Hierarchy
-from ..objectives.draws import LogDensity
+from ..numerics import LogDensity
 from .missed import TOO_THIN
 
 #: Half the length of a line in the guide's standard deviations, and points along it.

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..layers.base import Layer
-from .draws import Draws, LogDensity, draw, draw_scored
+from ..numerics import LogDensity
+from .draws import Draws, draw, draw_scored
 
 
 class Gradient(str, enum.Enum):
