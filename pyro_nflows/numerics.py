@@ -110,6 +110,45 @@ def soft_unbound(y: float, bound: float) -> float:
     return bound * math.atanh(y / bound)
 
 
+def magnitude(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The absolute value and the sign, which is one at zero: so derivatives of even and odd functions are right there.
+
+    Autograd takes the derivative of ``abs`` at zero, and the sign of zero, to be zero.
+
+    Example::
+
+        >>> magnitude(torch.tensor([-2.0, 0.0]))
+        (tensor([2., 0.]), tensor([-1.,  1.]))
+    """
+    sign = torch.where(x < 0, -torch.ones_like(x), torch.ones_like(x))
+    return sign * x, sign
+
+
+def arsinh(x: Tensor) -> Tensor:
+    r""":math:`\operatorname{arsinh} x`, to the last digits of small numbers too, in operations that compile.
+
+    Example::
+
+        >>> arsinh(torch.tensor([0.0, 1e-8, -1.0]))
+        tensor([ 0.0000e+00,  1.0000e-08, -8.8137e-01])
+    """
+    size, sign = magnitude(x)
+    root = torch.where(size > 1e9, size, (1 + size.clamp(max=1e9).square()).sqrt())  # whose square may be too large
+    return sign * torch.log1p(size * (1 + size / (1 + root)))
+
+
+def log_cosh(x: Tensor) -> Tensor:
+    r""":math:`\log \cosh x`, also where :math:`\cosh x` is beyond the largest number.
+
+    Example::
+
+        >>> log_cosh(torch.tensor([0.0, -1000.0]))
+        tensor([  0.0000, 999.3068])
+    """
+    size, _ = magnitude(x)
+    return size + torch.log1p((-2 * size).exp()) - math.log(2)
+
+
 def positive(x: Tensor) -> Tensor:
     r"""A positive number that is one at zero: :math:`\mathrm{softplus}(x + \log(e - 1))`.
 
@@ -225,7 +264,7 @@ def reflect(x: Tensor, vectors: Tensor) -> Tensor:
     :math:`T = \mathrm{triu}(V V^\top, 1) + \mathrm{diag}(V V^\top) / 2`.
 
     :param x: rows, ``(..., D)``.
-    :param vectors: :math:`V`, ``(K, D)``; in the opposite order, the product is the inverse.
+    :param vectors: :math:`V`, ``(K, D)``; in the opposite order, the product is the inverse. Zeros reflect nothing.
 
     Example::
 
@@ -233,7 +272,8 @@ def reflect(x: Tensor, vectors: Tensor) -> Tensor:
         tensor([-1.0000,  2.0000])
     """
     gram = vectors @ vectors.T
-    core = gram.triu(1) + torch.diag(0.5 * gram.diagonal())
+    squares = gram.diagonal()
+    core = gram.triu(1) + torch.diag(torch.where(squares > 0, 0.5 * squares, torch.ones_like(squares)))
     return x - (x @ vectors.T) @ torch.linalg.solve_triangular(core.T, vectors, upper=False)
 
 

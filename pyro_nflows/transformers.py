@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_sizes
-from .numerics import positive, soft_bound
+from .numerics import arsinh, log_cosh, positive, soft_bound
 
 
 class Transformer(Protocol):
@@ -121,25 +121,19 @@ class SinhArcsinh:
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         skew, tail = soft_bound(params, self.bound).unbind(-1)
-        y = _sinh(tail.exp() * _arsinh(x) + skew)
-        return y, self._log_slope(x, y, tail)
+        before = arsinh(x)
+        after = tail.exp() * before + skew
+        return _sinh(after), tail + log_cosh(after) - log_cosh(before)
 
     def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         skew, tail = soft_bound(params, self.bound).unbind(-1)
-        x = _sinh((-tail).exp() * (_arsinh(y) - skew))
-        return x, self._log_slope(x, y, tail)
-
-    @staticmethod
-    def _log_slope(x: Tensor, y: Tensor, tail: Tensor) -> Tensor:
-        return tail + 0.5 * (torch.log1p(y * y) - torch.log1p(x * x))
+        after = arsinh(y)
+        before = (-tail).exp() * (after - skew)
+        return _sinh(before), tail + log_cosh(after) - log_cosh(before)
 
 
 def _sinh(x: Tensor) -> Tensor:
     return 0.5 * (x.exp() - (-x).exp())
-
-
-def _arsinh(x: Tensor) -> Tensor:
-    return x.sign() * (x.abs() + (1 + x * x).sqrt()).log()
 
 
 @dataclass(frozen=True)

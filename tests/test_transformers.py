@@ -135,3 +135,47 @@ def test_spline_bins_are_no_smaller_than_they_may_be(transformer):
 def test_a_wrong_setting_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def knots(transformer, params):
+    """Where a map is put together from parts, in the middle of rows of parameters."""
+    if not isinstance(transformer, RationalQuadratic):
+        return torch.tensor([0.0, -0.0])
+    inner = transformer._knots(params[: transformer.num_bins])[1]
+    return torch.cat([torch.tensor([0.0, -0.0, -transformer.bound, transformer.bound]), inner])
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_derivatives_are_right_at_zero_and_at_knots(transformer, dtype, direction):
+    """There, autograd takes the derivative of an absolute value or of a sign to be zero, and a cut one to be none."""
+    params = torch.randn(transformer.num_params).to(dtype)
+    function = getattr(transformer, direction)
+    x = knots(transformer, params).to(dtype)
+    if direction == "inverse":
+        x = transformer.forward(x, params.expand(len(x), -1))[0].detach()
+        x = torch.cat([x, x.new_tensor([0.0, -0.0])])
+    x.requires_grad_()
+    many = params.expand(len(x), -1).clone().requires_grad_()
+    y, log_slope = function(x, many)
+    slope, by_params = torch.autograd.grad(y.sum(), [x, many], create_graph=True)
+    sign = 1 if direction == "forward" else -1
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-3
+    torch.testing.assert_close(slope, (sign * log_slope).exp(), rtol=tolerance, atol=tolerance)
+    if log_slope.requires_grad:
+        found = torch.autograd.grad(log_slope.sum(), [x, many], allow_unused=True, materialize_grads=True)
+        assert all(gradient.isfinite().all() for gradient in [by_params, *found])
+
+
+def test_a_sinh_arsinh_map_has_its_curvature_at_zero_and_its_slope_far_out():
+    params = torch.tensor([[0.4, 0.3]])
+    smooth = lambda x: SinhArcsinh().forward(x, params)[1].sum()  # noqa: E731
+    middle, beside = (torch.func.grad(smooth)(torch.tensor([x])) for x in (0.0, 1e-9))
+    torch.testing.assert_close(middle, beside)
+    assert abs(middle) > 0.1
+    for x in (1e12, -1e12):
+        log_slope = SinhArcsinh().forward(torch.tensor([x], dtype=torch.float32), params.float())[1]
+        torch.testing.assert_close(
+            log_slope.double(), SinhArcsinh().forward(torch.tensor([x]), params)[1], rtol=1e-4, atol=0
+        )

@@ -36,7 +36,8 @@ class Planar(Layer):
         """:math:`\\hat u` and :math:`w^\\top \\hat u`."""
         dot = self.w @ self.u
         gain = above_minus_one(dot)
-        return self.u + (gain - dot) * self.w / (self.w @ self.w), gain
+        square = (self.w @ self.w).clamp(min=torch.finfo(self.w.dtype).tiny)  # w = 0: the identity but for a shift
+        return self.u + (gain - dot) * self.w / square, gain
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         u_hat, gain = self._u_hat()
