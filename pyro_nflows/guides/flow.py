@@ -117,7 +117,9 @@ class AutoFlow(TrainedGuide):
         super().__init__(model, init_loc_fn)
         self.centering, self.structure, self.end = centering, structure, end
         row_checks.check_amortize(type(self).__name__, amortize)
-        self.create_plates, self.amortize, self.amortizer = create_plates, amortize, None
+        self.create_plates, self.amortize, self.amortizer = create_plates, amortize is not False, None
+        # Not a submodule: it is a part of the amortizer, and would have two names in state_dict and in Pyro's store.
+        self._own_encoder = (amortize,) if isinstance(amortize, nn.Module) else ()
         self.init_scale = float(init_scale)
         self.build: flows.Build | None = build
         self.row_build = rows

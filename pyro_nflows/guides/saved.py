@@ -26,8 +26,9 @@ class SavedGuide(JointGuide):
     row_build: flows.Build | None
     end: Ends
     modes: tuple[int, int] | None
-    amortize: bool | nn.Module
+    amortize: bool
     amortizer: Amortizer | None
+    _own_encoder: tuple[nn.Module, ...]
     _hierarchy: Hierarchy | None
     _rows: Hierarchy | None
     _end: End | None
@@ -37,7 +38,7 @@ class SavedGuide(JointGuide):
     @property
     def encoder(self) -> nn.Module | None:
         """The user's encoder of rows, if one was given."""
-        return self.amortize if isinstance(self.amortize, nn.Module) else None
+        return self._own_encoder[0] if self._own_encoder else None
 
     def make_layer(self, loc: Tensor, modes: tuple[int, int] | None = None) -> Whitened:
         """This guide's flow with its affine end.
@@ -70,7 +71,8 @@ class SavedGuide(JointGuide):
 
     def __getstate__(self) -> dict[str, Any]:
         # The param store hangs weak references, which cannot be pickled, on parameters; copies have none.
-        return {**self._state(), "_modules": copy.deepcopy(self._modules), "_claims_store": True}
+        modules, own = copy.deepcopy((self._modules, self._own_encoder))
+        return {**self._state(), "_modules": modules, "_own_encoder": own, "_claims_store": True}
 
     def _state(self) -> dict[str, Any]:
         """All but the model; and ``build``, often a lambda, only while it is needed."""

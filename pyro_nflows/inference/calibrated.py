@@ -95,7 +95,10 @@ class Calibrated:
 
     def verdict(self) -> Verdict[Calibration]:
         """What the p-values say together: an outcome and one sentence."""
-        return judge_ranks(self.p_values(), self.ranks, self.num_samples, len(self._bad()) / len(self._checked))
+        return self._verdict_on(self.p_values())
+
+    def _verdict_on(self, p_values: Mapping[str, PValues]) -> Verdict[Calibration]:
+        return judge_ranks(p_values, self.ranks, self.num_samples, len(self._bad()) / len(self._checked))
 
     def _bad(self) -> list[str]:
         """Outcomes of the fits whose draws are not to be trusted."""
@@ -109,12 +112,11 @@ class Calibrated:
         :raises ValueError: if a name is that of no parameter.
         :raises RuntimeError: before ``run``.
         """
-        summary = self._summarised(var_names, [self._fits(), self.verdict().sentence])
+        p_values = self.p_values()
+        notes = [self._fits(), self._verdict_on(p_values).sentence]
+        summary = CalibrationSummary(self.ranks, p_values, self.num_samples, var_names, notes)
         print(summary)
         return summary
-
-    def _summarised(self, var_names: Sequence[str] | str | None, notes: Sequence[str]) -> CalibrationSummary:
-        return CalibrationSummary(self.ranks, self.p_values(), self.num_samples, var_names, notes)
 
     def plot(self, *names: str, prob: float = 0.95) -> "Figure":
         """Ranks of some parameters, a row each: a histogram, and the ECDF beside its simultaneous band.
@@ -136,9 +138,10 @@ class Calibrated:
     def _repr_html_(self) -> str:
         if not self._checked:
             return f"<p>{html.escape(repr(self))}</p>"
-        verdict = self.verdict()
+        p_values = self.p_values()
+        verdict, rows = self._verdict_on(p_values), CalibrationSummary(self.ranks, p_values, self.num_samples)
         said = coloured(verdict.sentence, verdict.outcome is Calibration.CALIBRATED)
-        return f"{said}<p>{html.escape(self._fits())}</p>{self._summarised(None, ()).to_html()}"
+        return f"{said}<p>{html.escape(self._fits())}</p>{rows.to_html()}"
 
     def _fits(self) -> str:
         bad = self._bad()

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from ..diagnostics.crossed_verdict import with_blocks
-from ..diagnostics.findings import Block, Faults, MissedMass
+from ..diagnostics.findings import Block, Faults
 from ..diagnostics.groups import GroupsLeftOut
 from ..diagnostics.outliers import trimmed_elbo
 from ..diagnostics.verdict import Evidence, Outcome, Verdict
 from ..engine import History
 from ..flows.whitened import Whitened
 from ..guides import AutoFlow
-from ..layers import Rescaled
 from ..model.bound import BoundModel
 from ..model.crossed_terms import CrossedTerms
 from ..model.hierarchy import Hierarchy
@@ -189,20 +188,9 @@ def crossed_posterior(
     :param seed: of the draws.
     """
     bad = not bool(torch.isfinite(found.draws.log_p).all())
-    return CrossedPosterior(
-        guide,
-        Rescaled(layer, Whitened.END),
-        call,
-        found.draws,
-        [found.draws],
-        history,
-        MissedMass(),
-        Faults(not_finite=_first_latent(guide)) if bad else Faults(),
-        leaves=[leaf.detach().clone() for leaf in leaves],
-        seed=seed,
-        blocks=found.blocks,
-        obstacle=found.obstacle,
-    )
+    faults = Faults(not_finite=_first_latent(guide)) if bad else Faults()
+    seen = {"faults": faults, "blocks": found.blocks, "obstacle": found.obstacle}
+    return CrossedPosterior.left(guide, layer, call, found.draws, history, leaves, seed, **seen)
 
 
 def _first_latent(guide: AutoFlow) -> str:

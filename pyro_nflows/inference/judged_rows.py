@@ -7,9 +7,7 @@ from torch import Tensor
 
 from ..diagnostics.findings import Faults
 from ..engine import History
-from ..flows.whitened import Whitened
 from ..guides import AutoFlow
-from ..layers import Rescaled
 from .collapsed import Collapser, Outside
 from .encoded import EncodedRows
 from .posterior import Call
@@ -68,17 +66,16 @@ def row_posterior(
     sizes = sizes or Sizes.of(guide, history)
     draws, worst, judged = weighed_draws(collapser, sizes.judged, sizes.kept, found)
     missed = None if history.interrupted or history.unsearched else missed_by_minibatches(collapser)
-    return RowPosterior(
+    return RowPosterior.left(
         guide,
-        Rescaled(rows.layer, Whitened.END),
+        rows.layer,
         call,
         draws,
-        [draws],
         history,
-        described(guide, missed, call),
-        Faults(unobserved=not collapser.terms.joint.has_data),
-        leaves=[leaf.detach().clone() for leaf in leaves],
-        seed=seed,
+        leaves,
+        seed,
+        missed=described(guide, missed, call),
+        faults=Faults(unobserved=not collapser.terms.joint.has_data),
         row_fit=worst,
         amortizer=rows.amortizer,
         judged=judged if len(judged) > len(draws.z) else judged[:0],

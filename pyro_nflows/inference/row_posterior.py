@@ -1,8 +1,8 @@
 """What a fit by minibatches leaves: a posterior whose evidence is of what is outside of the plate, and of each row."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, cast
 
 import pyro
 import torch
@@ -15,8 +15,11 @@ from ..diagnostics.findings import RowFit
 from ..diagnostics.row_verdict import with_rows
 from ..diagnostics.verdict import Evidence, Outcome, Verdict
 from ..diagnostics.worth import NEARLY_EQUAL
+from ..engine import History
+from ..flows.whitened import Whitened
 from ..guides import AutoFlow
 from ..guides.amortized import Amortizer
+from ..layers import Rescaled
 from ..model.bound import BoundModel
 from ..model.hierarchy import Hierarchy
 from ..model.row_terms import RowTerms
@@ -63,6 +66,10 @@ def weighed_draws(
     return Weighed(Draws(z, log_weight, torch.zeros_like(log_weight)), fit, found.log_weight)
 
 
+#: A kind of posterior.
+_P = TypeVar("_P", bound="RowPosterior")
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class RowPosterior(Posterior):
     """A :class:`~pyro_nflows.inference.posterior.Posterior` of a model whose rows were taken in minibatches.
@@ -78,6 +85,27 @@ class RowPosterior(Posterior):
     row_fit: RowFit = field(default_factory=RowFit)
     amortizer: Amortizer | None = None
     judged: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    @classmethod
+    def left(
+        cls: type[_P],
+        guide: AutoFlow,
+        layer: Whitened,
+        call: Call,
+        draws: Draws,
+        history: History,
+        leaves: Iterable[Tensor],
+        seed: int,
+        **found: Any,
+    ) -> _P:
+        """What one fit leaves, with copies of the model's own parameters as they are now.
+
+        :param layer: the trained flow, its parameters in their own units.
+        :param leaves: the model's own parameters.
+        :param found: what was found of it, by the names of fields.
+        """
+        own = [leaf.detach().clone() for leaf in leaves]
+        return cls(guide, Rescaled(layer, Whitened.END), call, draws, [draws], history, leaves=own, seed=seed, **found)
 
     @property
     def numbered(self) -> tuple[str, ...]:

@@ -219,3 +219,35 @@ def test_what_cannot_be_is_told():
             ask()
     with pytest.raises(ValueError, match="this model has none"):
         AutoFlow(lambda y: groups(y, NUM)).for_rows(y)
+
+
+def test_an_encoder_of_ones_own_has_one_name():
+    """It had a second one, under which it was saved twice and took the step size of the model's parameters."""
+    y, encoder = data_of_training(), nn.Sequential(nn.Linear(EACH, 4), nn.Tanh())
+    guide = AutoFlow(groups, amortize=encoder)
+    assert guide.encoder is encoder
+    svi = SVI(groups, guide, guide.optimizer({"encoder": 0.1, "model": 0.0}), Trace_ELBO())
+    before = encoder[0].weight.detach().clone()
+    for _ in range(3):  # its head starts at zero
+        svi.step(y)
+    assert not torch.equal(encoder[0].weight, before)
+    names = list(pyro.get_param_store().keys())
+    stored = [id(pyro.get_param_store()._params[name]) for name in names]
+    assert len(set(stored)) == len(stored) == len(list(guide.parameters()))
+    tensors = {key: value for key, value in guide.state_dict().items() if value.dim()}
+    places = [value.data_ptr() for key, value in tensors.items() if not key.endswith("_extra_state")]
+    assert len(set(places)) == len(places)
+    assert sum("0.weight" in key and "encoder" in key for key in tensors) == 1
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda guide: pickle.loads(pickle.dumps(guide))])
+def test_a_copy_has_the_encoder_that_it_trains(copied):
+    guide = AutoFlow(groups, amortize=nn.Sequential(nn.Linear(EACH, 4), nn.Tanh()))
+    guide(data_of_training())
+    new = copied(guide)
+    assert new.encoder is new.amortizer.blocks["0"].encoder
+    assert new.encoder is not guide.encoder
+    again = AutoFlow(groups, amortize=nn.Sequential(nn.Linear(EACH, 4), nn.Tanh()))
+    again.load_state_dict(guide.state_dict())
+    assert again.encoder is again.amortizer.blocks["0"].encoder
+    torch.testing.assert_close(again.encoder[0].weight, guide.encoder[0].weight)

@@ -459,6 +459,20 @@ def test_the_summary_has_a_row_a_parameter_the_fits_and_a_sentence(
         right.summary("mu")
 
 
+def test_p_values_are_computed_once_for_what_is_shown(right: SBC, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def counted(ranks: torch.Tensor, num_samples: int) -> float:
+        calls.append(1)
+        return 0.5
+
+    monkeypatch.setattr("pyro_nflows.inference.calibrated.uniformity", counted)
+    for show in (right.summary, right._repr_html_):
+        calls.clear()
+        show()
+        assert len(calls) == len(right.ranks)
+
+
 def test_many_parameters_are_printed_short_and_kept_whole() -> None:
     ranks = {f"theta[{i}]": torch.arange(10) for i in range(50)}
     p_values = {name: PValues(0.9 - 0.01 * i, 0.9) for i, name in enumerate(ranks)}
