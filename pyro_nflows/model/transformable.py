@@ -4,6 +4,7 @@ Each has the value and the gradient of the original, which it stands for while :
 """
 
 import contextlib
+import functools
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -211,6 +212,32 @@ def capacitance_tril(W: Tensor, D: Tensor) -> Tensor:
     return torch.linalg.cholesky(K + torch.eye(W.shape[-1]).to(K))
 
 
+def unvalidated(constructor: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that heeds ``validate_args=`` only where torch validates distributions at all.
+
+    A model that asks for it in a distribution has it where it is run first; checks are branches on values, which
+    nothing that transforms or records the model could follow.
+    """
+
+    @functools.wraps(constructor)
+    def made(self: Any, *args: Any, validate_args: bool | None = None, **kwargs: Any) -> None:
+        is_checked = torch.distributions.Distribution._validate_args
+        constructor(self, *args, validate_args=validate_args if is_checked else None, **kwargs)
+
+    return made
+
+
+def base_distribution(
+    self: Any, batch_shape: Any = torch.Size(), event_shape: Any = torch.Size(), validate_args: bool | None = None
+) -> None:
+    """torch's constructor of any distribution, which all others call, some by position."""
+    BASE(self, batch_shape, event_shape, validate_args=validate_args)
+
+
+#: torch's own, which heeds ``validate_args=`` only where distributions are validated at all.
+BASE = unvalidated(torch.distributions.Distribution.__init__)
+
+
 class _Patch(NamedTuple):
     owner: Any
     name: str
@@ -234,6 +261,8 @@ PATCHES = [
     _Patch(dist.OrderedLogistic, "__init__", ordered_logistic),
     _Patch(lowrank_multivariate_normal, "_batch_capacitance_tril", capacitance_tril),
     _Patch(torch.distributions.Multinomial, "log_prob", multinomial_log_prob),
+    _Patch(torch.distributions.Distribution, "__init__", base_distribution),
+    _Patch(torch.distributions.ContinuousBernoulli, "__init__", unvalidated(dist.ContinuousBernoulli.__init__)),
 ]
 
 
