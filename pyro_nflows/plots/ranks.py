@@ -50,9 +50,10 @@ def plot_ranks(
     bands = torch.tensor([count_band(len(ranks), share, prob) for share in shares], device="cpu")
     low, high = (torch.cat([side, side[-1:]]) for side in bands.T)
     label = f"{prob:.0%} of bars if uniform"
-    ax.fill_between(edges, low, high, step="post", color=GREY, alpha=0.6, zorder=0, label=label)
+    ax.fill_between(edges, low, high, step="post", color=GREY, alpha=0.5, lw=0, zorder=2, label=label)
     ax.set(xlabel=f"rank among {num_samples} draws", ylabel="simulations", xlim=(0, num_samples + 1))
-    ax.legend(loc="lower right", edgecolor="none", framealpha=0.9, fontsize="small")
+    ax.set_ylim(0, 1.25 * float(max(heights.max(), high.max())))  # room for the legend
+    ax.legend(loc="upper right", ncols=2, frameon=False, fontsize="small")
     return ax
 
 
