@@ -19,8 +19,8 @@ from ..model.bound import BoundModel
 from ..model.log_joint import LogJoint
 from ..system.randomness import forked
 from . import checks
+from .centers import Centers
 from .flow import AutoFlow
-from .joint import Centers
 
 #: What the base may be, and whether it has a full matrix.
 BASES = {"full_rank": True, "diagonal": False}

@@ -130,7 +130,7 @@ def _batch_shape(latent: Latent) -> torch.Size:
 
 def _lifted(joint: LogJoint, values: dict[str, Tensor]) -> dict[str, Tensor]:
     """Each site's unconstrained value, and the log-determinants in its batch shape."""
-    lifted, found = Lifted(values, joint.latents.centering), dict[str, Any]()
+    lifted, found = Lifted(values, joint.latents.centers), dict[str, Any]()
     joint.visit(lifted)
     for name, latent in joint.latents.sites.items():
         shape, log_det = _batch_shape(latent), lifted.log_dets[name]

@@ -29,8 +29,8 @@ from ..model.log_joint import LogJoint
 from ..model.tied import with_ties
 from ..system.exclusive import validation
 from . import checks, row_checks, sites
+from .centers import Centers, Scales
 from .ends import End, Ends, end_in
-from .joint import Centers
 from .printed import printed, shown
 from .structure import Structure, chosen, coupled_rows, described, whitened
 from .trained import TrainedGuide
@@ -59,7 +59,10 @@ class AutoFlow(TrainedGuide):
         (:mod:`pyro_nflows.inference.centered`); ``guide.centering`` then has them. Or one number for all, 1 being the
         latent itself; or a dict with a number, or a tensor in the site's shape, for each site that is to have one; or
         ``"learned"``, to have ``SVI`` train a number for each entry with the rest (``VI`` measures them as by default);
-        ``None`` leaves all latents as they are. The model is not rewritten, and sites keep their names and values.
+        ``None`` leaves all latents as they are. The model is not rewritten, and sites keep their names and values. Of a
+        site that is written non-centered, and multiplied by a scale :math:`g` of other latents elsewhere, the
+        coordinates are :math:`v = g^c z`; ``"auto"`` leaves it as it is until ``VI`` finds that the data say most of
+        some entry (:mod:`pyro_nflows.model.recovery`).
     :param structure: ``"joint"``: a flow over all latents at once. ``"plates"``: rows of plates are independent
         given what they are within; ``build`` is the flow of the latents outside of plates. By default joint up to 48
         latents, where few of them are in plates, or where the data tie rows together, as a regression on them does.
@@ -171,25 +174,28 @@ class AutoFlow(TrainedGuide):
         """A guide of the same kind and model that has not been trained, set up at these arguments."""
         new = copy.deepcopy(self)
         new.layer, new.amortizer, new._loaded_shapes, new._end = None, None, None, None
-        new._forget_structure()
+        new.forget_structure()
         with validation(False):
             new.set_up(args, kwargs)
         return new
 
-    def recenter(self, centering: Mapping[str, Tensor]) -> None:
-        """Take other coordinates for the sites of a hierarchy, and a fresh flow in them."""
-        self.centering = dict(centering)
+    def recenter(self, centering: Mapping[str, Tensor], scales: Scales | None = None) -> None:
+        """Take other coordinates for the sites of a hierarchy, and a fresh flow in them.
+
+        :param scales: of sites that are written non-centered, what makes their scale; by default what is known.
+        """
+        self.centering, self._scales = dict(centering), dict(self._scales if scales is None else scales)
         self._take_centering()
         self.layer = Rescaled(self.make_layer(self.init_loc(), self.modes), Whitened.END)
 
     @property
     def coordinates(self) -> tuple[Any, ...]:
         """Its centering and its flow; :meth:`restore` goes back to them."""
-        return self.centering, self._latents, self._modules.get("layer"), self.modes
+        return self.centering, self._scales, self._latents, self._modules.get("layer"), self.modes
 
     def restore(self, coordinates: tuple[Any, ...]) -> None:
         """Be as it was."""
-        self.centering, self._latents, layer, self.modes = coordinates
+        self.centering, self._scales, self._latents, layer, self.modes = coordinates
         if layer is not self._modules.get("layer"):
             self.layer = layer
 
@@ -208,7 +214,7 @@ class AutoFlow(TrainedGuide):
         flow = self.layer and cast(Whitened, self.layer.layer).flow
         structure = described(self._hierarchy, self.latents, self._rows, self._end, flow)
         amortized = ["rows by an encoder of their data"] if self.amortizer is not None else []
-        return "; ".join([structure, *amortized, *shown(self.latents.centering)])
+        return "; ".join([structure, *amortized, *shown(self.latents.centers)])
 
     def __repr__(self) -> str:
         known = {} if self._latents is None else self.latents.sites

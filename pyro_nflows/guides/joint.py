@@ -2,7 +2,8 @@ r"""Guides over all latents of a model at once: its sites, and one flat vector t
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, cast
+from types import MappingProxyType
+from typing import Any, cast
 
 import pyro
 import torch
@@ -16,21 +17,17 @@ from ..model import data_checks
 from ..model.all_rows import all_rows
 from ..model.bound import BoundModel
 from ..model.call_checks import told
-from ..model.following import hierarchical_sites
 from ..model.initialization import FlatPriors
 from ..model.latents import Latents
 from ..model.log_joint import LogJoint
 from ..model.subsample import look
 from ..model.subsampled_plates import plates_of
 from ..model.values import constrained, unconstrained
-from ..system.exclusive import validation
 from ..system.randomness import forked
 from . import checks, minibatch, sites
+from .centers import Centers, Scales, chosen_centers
 from .every_row import constrained_rows, unconstrained_rows
-from .learned import START, LearnsCentering
-
-#: One centering for all sites that can have one, one for each that is named, ``"auto"``, or ``"learned"``.
-Centers = float | Mapping[str, float | Tensor] | Literal["auto", "learned"]
+from .learned import LearnsCentering
 
 
 class JointGuide(LearnsCentering, AutoContinuous):
@@ -46,6 +43,8 @@ class JointGuide(LearnsCentering, AutoContinuous):
     #: a dict from site to a tensor of its shape. See :class:`~pyro_nflows.AutoFlow`.
     centering: Centers | None = None
     _latents: Latents | None = None
+    #: Of sites that are written non-centered, what makes their scale, as far as that was asked for.
+    _scales: Scales = MappingProxyType({})
     _bound: BoundModel | None = None
     _takes_minibatches: bool | None = None
 
@@ -96,10 +95,11 @@ class JointGuide(LearnsCentering, AutoContinuous):
         try:
             self._look_at_model(*args, **kwargs)
         except Exception:
-            self._forget_structure()  # so that the next call looks, and complains, again
+            self.forget_structure()  # so that the next call looks, and complains, again
             raise
 
-    def _forget_structure(self) -> None:
+    def forget_structure(self) -> None:
+        """Have the next call run the model for its structure again."""
         self.prototype_trace, self._latents, self._takes_minibatches = None, None, None
 
     def _look_at_model(self, *args: Any, **kwargs: Any) -> None:
@@ -120,8 +120,8 @@ class JointGuide(LearnsCentering, AutoContinuous):
             raise checks.no_latents(name)
         bound = BoundModel(self.bare_model, args, kwargs)
         with_rows = minibatch.with_rows(name, bound, latents)
-        centering = {} if self.centering is None else self._centering(latents, self.centering, with_rows)
-        latents = latents.centered(centering) if centering else latents
+        centering, self._scales = chosen_centers(name, self.centering, LogJoint(with_rows, latents), self._scales)
+        latents = latents.scaled(self._scales).centered(centering) if centering else latents
         if latents.may_move:
             latents = looked(LogJoint(with_rows, latents)).latents
         latents = all_rows(latents)
@@ -132,23 +132,9 @@ class JointGuide(LearnsCentering, AutoContinuous):
         if self.centering == "learned":
             self._learn(latents)
 
-    def _centering(self, latents: Latents, centering: Centers, bound: BoundModel) -> dict[str, Tensor]:
-        """How centered those sites are to be whose prior depends on others."""
-        joint, loc = LogJoint(bound, latents), latents.init_loc()
-        with poutine.block(), forked(), validation(False):
-            try:
-                names = hierarchical_sites(joint, loc)
-            except (RuntimeError, TypeError, ValueError):
-                if centering != "auto":
-                    raise
-                names = []  # a model that has no gradients, or is refused when its density is asked for
-        number = {"auto": 0.0, "learned": START}[centering] if isinstance(centering, str) else centering
-        chosen = number if isinstance(number, Mapping) else dict.fromkeys(names, number)
-        checks.check_centering(type(self).__name__, chosen, names)
-        return {name: torch.as_tensor(chosen[name]).to(loc) for name in names if name in chosen}
-
     def _take_centering(self) -> None:
         self._learned = None
+        self._latents = self.latents.scaled(self._scales)
         like = self.latents.init_loc()
         chosen = 0.0 if self.centering == "auto" else self.centering or {}
         sites = chosen if isinstance(chosen, Mapping) else dict.fromkeys(self.latents.centering, chosen)
@@ -163,6 +149,11 @@ class JointGuide(LearnsCentering, AutoContinuous):
         if self._latents is None:
             raise checks.need_setup(type(self).__name__)
         return self._latents
+
+    @property
+    def scales(self) -> Scales:
+        """Of sites that are written non-centered and are in other coordinates, what makes their scale."""
+        return self._scales
 
     def takes_minibatches(self, args: Any, kwargs: Any) -> bool:
         """Whether the model has some rows of a plate only, with latents or without; as it was when first asked.

@@ -9,8 +9,8 @@ from pyro.infer.autoguide import init_to_median
 from torch import nn
 
 from ..layers.base import Layer
+from .centers import Centers
 from .flow import AutoFlow
-from .joint import Centers
 from .structure import Structure
 
 #: Options of flows that mean nothing for a guide: it has no context, and its base comes first.

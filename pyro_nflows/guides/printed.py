@@ -4,12 +4,13 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from torch import Size, Tensor, nn
+from torch import Size, nn
 
 from ..checks import counted
 from ..flows.whitened import Whitened
 from ..layers import Rescaled
 from ..layers.base import Chain, Layer
+from ..model.noncentered import Center
 
 #: Columns and lines that a printed guide takes at most, and sites that it names.
 WIDTH, MOST_LINES, MOST_SITES = 100, 24, 12
@@ -153,18 +154,22 @@ def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def shown(centering: Mapping[str, Tensor]) -> list[str]:
+def shown(centers: Mapping[str, Center]) -> list[str]:
     """How centered each of some sites is, in words.
 
     Example::
 
-        >>> shown({"a": torch.tensor(0.0), "b": torch.tensor([0.1, 0.85]), "c": torch.ones(3)})
+        >>> shown({"a": Center(torch.tensor(0.0)), "b": Center(torch.tensor([0.1, 0.85])), "c": Center(torch.ones(3))})
         ['a non-centered', 'b centered by 0.10 to 0.85', 'c centered']
+        >>> from pyro_nflows.model.noncentered import ScaleSite
+        >>> shown({"eta": Center(torch.ones(3), (ScaleSite("tau", 1.0), ScaleSite("variance", 0.5)))})
+        ['eta * tau * variance^0.5 centered']
     """
-    if len(centering) > MOST_SHOWN:
-        rest = f"{len(centering) - MOST_SHOWN:,} more that guide.centering has"
-        return [*shown(dict(list(centering.items())[:MOST_SHOWN])), rest]
-    return [f"{name} {_by(float(c.min()), float(c.max()))}" for name, c in centering.items()]
+    if len(centers) > MOST_SHOWN:
+        rest = f"{len(centers) - MOST_SHOWN:,} more that guide.centering has"
+        return [*shown(dict(list(centers.items())[:MOST_SHOWN])), rest]
+    products = {name: " * ".join([name, *map(str, center.scales)]) for name, center in centers.items()}
+    return [f"{products[name]} {_by(float(c.min()), float(c.max()))}" for name, (c, _) in centers.items()]
 
 
 def _by(least: float, most: float) -> str:

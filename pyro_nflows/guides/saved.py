@@ -10,6 +10,7 @@ from .. import flows
 from ..flows.whitened import Whitened
 from ..layers import Rescaled
 from ..model.hierarchy import Hierarchy
+from ..model.noncentered import ScaleSite
 from . import checks
 from .amortized import Amortizer, typical
 from .ends import End, Ends
@@ -112,10 +113,19 @@ class SavedGuide(JointGuide):
         }
         centering = listed(self.centering, self._latents)
         encoders = self.amortizer and self.amortizer.known
-        return encoded(shapes=shapes, modes=self.modes, centering=centering, encoders=encoders, **known_plates)
+        return encoded(
+            shapes=shapes,
+            modes=self.modes,
+            centering=centering,
+            scales={name: list(scales) for name, scales in self._scales.items()},
+            encoders=encoders,
+            **known_plates,
+        )
 
     def set_extra_state(self, state: Tensor) -> None:
         shapes, self.centering = decoded(state)["shapes"], unlisted(decoded(state)["centering"])
+        known = decoded(state).get("scales", {})
+        self._scales = {name: tuple(ScaleSite(*scale) for scale in scales) for name, scales in known.items()}
         if self._latents is not None:
             self._take_centering()
         if self.prototype_trace is None:

@@ -106,7 +106,7 @@ def points(
     if by_case and am_i_wrapped() and torch.is_grad_enabled():
         warnings.warn(checks.masked_by_case(latents.owner, by_case[0]), UserWarning, stacklevel=4)
     if model is not None and (latents.moving or latents.filled):
-        placed = Placed(latents.owner, parts, centering=latents.centering)
+        placed = Placed(latents.owner, parts, centering=latents.centers)
         with poutine.block(), validation(False):
             nodes = poutine.trace(placed(model)).get_trace(*args, **kwargs).nodes
     return {name: _point(latents, name, nodes[name], part) for name, part in parts.items()}

@@ -16,7 +16,7 @@ Models.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -28,6 +28,8 @@ from ..layers.base import Chain
 from ..model.centering import Prior, prior_of
 from ..model.coordinates import Coordinates
 from ..model.log_joint import LogJoint
+from ..model.noncentered import ScaleSite
+from ..model.recovery import is_of_entries
 from ..model.values import mapped
 from ..modes.gaussians import gaussian_at, gaussian_through
 from ..modes.pathfinder import best_start
@@ -41,6 +43,9 @@ FIRST = Round(300, 32, 5e-2, share=0.2)
 NUM_DRAWS = 24
 #: Draws that carry the Gaussian over to the new coordinates: so many, or so many numbers, and no fewer than the last.
 NUM_CARRIED, CARRIED, FEWEST = 2000, 2**25, 200
+#: A site that is written non-centered stays so unless the data are so much of some entry's precision, where each entry
+#: has a scale of its own, or of each entry's. In between, with a scale in common, a flow did no better for it.
+MOST, NEARLY_ALL = 0.5, 0.9
 #: Random signs by which second derivatives are found.
 NUM_PROBES = 4
 #: Sites whose second derivatives are found one after the other; with more of them, several at a time.
@@ -49,6 +54,7 @@ MAX_TURNS = 8
 
 def measured_centering(
     joint: LogJoint,
+    written: Mapping[str, Sequence[ScaleSite]],
     guide: AutoFlow,
     plan: Plan,
     budget: Budget,
@@ -58,7 +64,12 @@ def measured_centering(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """A centering for each entry of the sites that have one, and draws of the Gaussian, in unconstrained space.
 
-    :param joint: the model, with those sites non-centered.
+    Of sites that are written non-centered, those have one that is better for it: where each entry has a scale of its
+    own and the data say more than the prior about some of them, or where they say nearly all about each. If there are
+    no other sites, the start of the Gaussian's fit says whether to go on.
+
+    :param joint: the model, with all these sites non-centered.
+    :param written: those of them that are written so, and what makes their scale.
     :param guide: its end is fitted; the guide itself is left alone.
     :param plan: the engine.
     :param budget: the time of the run.
@@ -66,23 +77,40 @@ def measured_centering(
     :param leaves: the model's own parameters.
     :param loc: a point of finite density.
     """
-    names, layer = list(joint.latents.centering), guide.plain_layer()
-    trainer = Trainer(joint, leaves, plan.engine, False, joint.bound.tensors)
+    layer, trainer = guide.plain_layer(), Trainer(joint, leaves, plan.engine, False, joint.bound.tensors)
+    names = [name for name in joint.latents.names if name in written or name in joint.latents.centering]
+    plain = LogJoint(joint.bound, joint.latents.centered({}))
+    plain.prepare()
+    own = {name for name, of in written.items() if is_of_entries(joint.latents.sites[name], of, joint.latents)}
+
+    def looked(num: int) -> tuple[dict[str, Tensor], Tensor]:
+        with torch.no_grad():
+            z = Coordinates(joint)(trainer.sampler.sample(end, num).z)
+        fractions = prior_fractions(plain, names, z[:NUM_DRAWS])
+        found = {name: 1 - fraction.mean(0) for name, fraction in fractions.items()}
+        return {name: c for name, c in found.items() if name not in written or _is_better(c, name in own)}, z
+
     trainer.limit(budget, None, progress)
     with contextlib.closing(trainer):
         init = gaussian_at(layer, loc, guide.init_scale)
         best_start(trainer.density, init, until=budget.after(FIRST.share)).place(layer)
         end = Chain(layer.end)
+        if not joint.latents.centering:
+            try:
+                found, z = looked(NUM_DRAWS)
+            except RuntimeError:  # a model that cannot be differentiated twice
+                return {}, loc[None]
+            if not found:
+                return found, z
         trainer.run(end, Objective(), Gradient.PATH, FIRST, "centering")
         if trainer.history.interrupted:
             raise KeyboardInterrupt
-        draws = trainer.sampler.sample(end, max(FEWEST, min(NUM_CARRIED, CARRIED // joint.latents.dim))).z
-    plain = LogJoint(joint.bound, joint.latents.centered({}))
-    plain.prepare()
-    with torch.no_grad():
-        z = Coordinates(joint)(draws)
-    fractions = prior_fractions(plain, names, z[:NUM_DRAWS])
-    return {name: 1 - fraction.mean(0) for name, fraction in fractions.items()}, z
+        return looked(max(FEWEST, min(NUM_CARRIED, CARRIED // joint.latents.dim)))
+
+
+def _is_better(centering: Tensor, has_own_scales: bool) -> bool:
+    """Whether a site that is written non-centered is better in other coordinates, by what they would be."""
+    return bool(centering.max() >= MOST) if has_own_scales else bool(centering.min() >= NEARLY_ALL)
 
 
 def carry(joint: LogJoint, guide: AutoFlow, z: Tensor) -> Tensor:

@@ -24,8 +24,10 @@ from ..layers.base import Layer
 from ..model.bound import BoundModel
 from ..model.feasible import check_start, dispersed_start, first_bad_site, named_plates, prior_points
 from ..model.log_joint import LogJoint
+from ..model.recovery import recovered_scales
 from ..objectives.draws import Draws
 from ..system.exclusive import seeded, validation
+from ..system.randomness import forked
 from ..system.signals import before_sigterm, imported
 from .all_rows import over_all_rows
 from .blame import on_the_edge, out_of_scale, runs_away
@@ -149,14 +151,20 @@ class Fitter:
         """The same in coordinates that suit the data, where the guide leaves them to be found."""
         guide = self.guide
         is_fresh = torch.equal(guide.plain_layer().end.loc, guide.init_loc())
-        if not guide.finds_centering or not joint.latents.centering or not is_fresh:
+        if not guide.finds_centering or not is_fresh:
+            return joint, loc
+        with forked(), validation(False):
+            scales = {**recovered_scales(joint, loc), **guide.scales}
+        if not scales and not joint.latents.centering:
             return joint, loc
 
         def measured() -> tuple[dict[str, Tensor], Tensor]:
-            return measured_centering(joint, guide, plan, budget, progress, leaves, loc)
+            return measured_centering(joint, scales, guide, plan, budget, progress, leaves, loc)
 
         centering, z = journal.step("centering", measured)
-        guide.recenter(centering)
+        if not centering:
+            return joint, loc
+        guide.recenter(centering, {name: found for name, found in scales.items() if name in centering})
         joint, _ = self._joint_at(call)
         return joint, carry(joint, guide, z)
 

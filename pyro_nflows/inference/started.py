@@ -64,7 +64,7 @@ def take_coordinates(guide: AutoFlow, source: Posterior) -> bool:
     then, now = _centering(source.guide), guide.latents.centering
     if then.keys() == now.keys() and all(torch.equal(then[name], now[name]) for name in then):
         return False
-    guide.recenter(then)
+    guide.recenter(then, source.guide.scales)
     return True
 
 

@@ -30,6 +30,7 @@ from torch.distributions import constraints
 from torch.distributions.transforms import AffineTransform, ComposeTransform, ExpTransform, SigmoidTransform, Transform
 
 from . import supports
+from .noncentered import LOG_SCALE
 
 
 class Prior(NamedTuple):
@@ -218,13 +219,14 @@ def about_location(fn: Any, centering: Tensor, x: Tensor) -> Any:
 
     Where the scale is much smaller than the location, :math:`z` is rounded to :math:`f`; the density would then be the
     same for all coordinates, and have no integral over them. It is as given where the support is not all real numbers:
-    logarithms of positive variables have scales of about one.
+    logarithms of positive variables have scales of about one; and where the scale is elsewhere, since the location is
+    zero then.
 
     :param fn: the distribution.
     :param centering: :math:`c`.
     :param x: the coordinate.
     """
-    zero = _at_zero(fn)
+    zero = None if LOG_SCALE in vars(fn) else _at_zero(fn)
     if zero is None:
         return fn
     offset, new = Centering(cast(Prior, prior_of(fn)), centering).offset(x), copy(fn)
@@ -258,6 +260,16 @@ def bijection(fn: Any, centering: Tensor | None) -> Transform:
         tensor(7.3891)
     """
     to_support = supports.bijection(fn)
-    if centering is None:
-        return to_support
-    return ComposeTransform([Centering(cast(Prior, prior_of(fn)), centering), to_support])
+    return to_support if centering is None else ComposeTransform([coordinates(fn, centering), to_support])
+
+
+def coordinates(fn: Any, centering: Tensor) -> Centering:
+    """From coordinates to unconstrained values of a site, by its prior, or by the scale that it has elsewhere.
+
+    :param fn: the site's distribution; see :func:`~pyro_nflows.model.noncentered.scaled_elsewhere`.
+    :param centering: :math:`c`.
+    """
+    log_scale = vars(fn).get(LOG_SCALE)
+    if log_scale is None:
+        return Centering(cast(Prior, prior_of(fn)), centering)
+    return Centering(Prior(torch.zeros_like(log_scale), (-log_scale).exp()), 1 - centering)

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 from torch.distributions.transforms import IndependentTransform, identity_transform
 
-from .centering import Centering, Prior, prior_of
+from .centering import coordinates
 from .handlers import outside
 from .log_joint import LogJoint
+from .noncentered import scaled_elsewhere
 from .values import mapped
 
 
@@ -80,8 +81,10 @@ class Coordinates(Transform):
     def _one(self, given: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         joint, log_det = self._plain if inverse else self.joint, given.new_zeros(())
         nodes, parts = joint.visit(joint.placed(given)).nodes, joint.latents.unpack(given)
-        for name, centering in self.joint.latents.centering.items():
-            move: Transform = Centering(cast(Prior, prior_of(nodes[name]["fn"])), centering)
+        values = {name: nodes[name]["value"] for name in joint.latents.names}
+        for name, center in self.joint.latents.centers.items():
+            fn = scaled_elsewhere(nodes[name]["fn"], center.scales, values)
+            move: Transform = coordinates(fn, center.number)
             move = move.inv if inverse else move
             moved = move(parts[name])
             log_det = log_det + move.log_abs_det_jacobian(parts[name], moved).sum()

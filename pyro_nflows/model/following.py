@@ -103,7 +103,7 @@ def _is_alone(joint: Any, name: str, near: Tensor) -> bool:
 
 def _gradient_where_masked(joint: Any, name: str, row: Tensor) -> Tensor:
     """That of the density in a site's value; not along prior-informed coordinates, where others move with it."""
-    joint, row = _without_centering(joint, row)
+    joint, row = without_centering(joint, row)
     with torch.enable_grad():
         watched = row.clone().requires_grad_()
         trace, log_p, placed = joint.at(watched, filled=())
@@ -115,7 +115,7 @@ def _gradient_where_masked(joint: Any, name: str, row: Tensor) -> Tensor:
     return torch.where(mask.reshape(mask.shape + (1,) * (gradient.dim() - mask.dim())), 0.0, gradient)
 
 
-def _without_centering(joint: Any, row: Tensor) -> tuple[Any, Tensor]:
+def without_centering(joint: Any, row: Tensor) -> tuple[Any, Tensor]:
     """The same log joint and flat latent, of unconstrained values in the place of coordinates."""
     if not joint.latents.centering:
         return joint, row

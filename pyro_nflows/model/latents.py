@@ -13,6 +13,7 @@ from torch.distributions import Distribution, Transform
 
 from . import checks, supports
 from .centering import bijection
+from .noncentered import Center, ScaleSite, scaled_elsewhere
 from .placed import is_masked
 
 #: What is kept of a site of a trace.
@@ -28,12 +29,15 @@ class Latent:
     :param shape: of its unconstrained value.
     :param columns: where flat vectors hold that.
     :param centering: :math:`c` of a site in prior-informed coordinates (:mod:`~pyro_nflows.model.centering`), or None.
+    :param scales: of a site that is written non-centered, what makes its scale, where that is known
+        (:mod:`~pyro_nflows.model.noncentered`).
     """
 
     site: Mapping[str, Any]
     shape: torch.Size
     columns: slice
     centering: Tensor | None = None
+    scales: tuple[ScaleSite, ...] = ()
 
     @property
     def name(self) -> str:
@@ -155,6 +159,19 @@ class Latents:
     def centering(self) -> dict[str, Tensor]:
         """The centering of each site that is in prior-informed coordinates."""
         return {name: latent.centering for name, latent in self.sites.items() if latent.centering is not None}
+
+    def scaled(self, scales: Mapping[str, tuple[ScaleSite, ...]]) -> "Latents":
+        """The same latents with what is known of the scales of sites that are written non-centered."""
+        sites, values = dict(self.sites), {name: latent.site["value"] for name, latent in self.sites.items()}
+        for name, found in scales.items():
+            site = {**sites[name].site, "fn": scaled_elsewhere(sites[name].site["fn"], found, values)}
+            sites[name] = replace(sites[name], site=site, scales=tuple(found))
+        return replace(self, sites=sites)
+
+    @property
+    def centers(self) -> dict[str, Center]:
+        """The same, with the sites that make the scale of what is written non-centered."""
+        return {name: Center(c, self.sites[name].scales) for name, c in self.centering.items()}
 
     @property
     def names(self) -> list[str]:

@@ -172,7 +172,7 @@ class LogJoint:
         latents = self.latents
         filled = latents.filled if filled is None else filled
         shapes = latents.value_shapes
-        return Placed(latents.owner, latents.unpack(z), shapes, filled, self.enumerates, latents.centering)
+        return Placed(latents.owner, latents.unpack(z), shapes, filled, self.enumerates, latents.centers)
 
     def _rows(self, how: Vectorization) -> Callable[..., Tensor]:
         return {
@@ -252,7 +252,7 @@ class LogJoint:
         nesting = self.max_plate_nesting
         latent = z.reshape(len(z), *(1,) * nesting, -1)
         parts, known = self.latents.unpack_in_plates(latent), self.latents
-        placed = Placed(known.owner, parts, filled=known.filled, centering=known.centering)
+        placed = Placed(known.owner, parts, filled=known.filled, centering=known.centers)
         plate = pyro.plate("num_particles_vectorized", len(z), dim=-1 - nesting)
         trace = self._trace(plate(self.bound.model), placed)
         log_p = z.new_zeros(len(z))

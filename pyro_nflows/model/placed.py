@@ -8,9 +8,11 @@ import torch
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import Transform
 
 from . import checks, enumeration_checks
 from .centering import about_location, bijection
+from .noncentered import Center, scaled_elsewhere
 
 
 class Placed(Messenger):
@@ -35,7 +37,7 @@ class Placed(Messenger):
         shapes: Mapping[str, torch.Size] | None = None,
         filled: Collection[str] = (),
         enumerates: bool = False,
-        centering: Mapping[str, Tensor] = MappingProxyType({}),
+        centering: Mapping[str, Center] = MappingProxyType({}),
     ):
         super().__init__()
         self.centering = centering
@@ -50,14 +52,14 @@ class Placed(Messenger):
             return
         if self.shapes is not None and not self.enumerates:
             checks.check_shape(self.name, msg, self.shapes[name])
-        part, transform = self.parts[name], bijection(msg["fn"], self.centering.get(name))
+        part, transform = self.parts[name], _transform(msg, self.centering.get(name), self.values)
         self.values[name] = value = transform(part)
         if self.shapes is not None and value.shape != self.shapes[name]:
             raise checks.enumerated_support(self.name, name)
         self.log_dets[name] = transform.log_abs_det_jacobian(part, value)
         msg["value"], msg["is_observed"] = value, True
         if name in self.centering:
-            msg["fn"] = about_location(msg["fn"], self.centering[name], part)
+            msg["fn"] = about_location(msg["fn"], self.centering[name].number, part)
         if name in self.filled:
             self._fill(msg)
 
@@ -75,7 +77,7 @@ class Lifted(Messenger):
     :param centering: of sites in prior-informed coordinates.
     """
 
-    def __init__(self, values: Mapping[str, Tensor], centering: Mapping[str, Tensor] = MappingProxyType({})):
+    def __init__(self, values: Mapping[str, Tensor], centering: Mapping[str, Center] = MappingProxyType({})):
         super().__init__()
         self.values, self.names, self.centering = values, values.keys(), centering
         self.parts: dict[str, Tensor] = {}
@@ -84,10 +86,18 @@ class Lifted(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
         if name in self.values:
-            value, transform = self.values[name], bijection(msg["fn"], self.centering.get(name))
+            value, transform = self.values[name], _transform(msg, self.centering.get(name), self.values)
             self.parts[name] = part = transform.inv(value)
             self.log_dets[name] = transform.log_abs_det_jacobian(part, value)
             msg["value"], msg["is_observed"] = value, True
+
+
+def _transform(msg: Any, center: Center | None, values: Mapping[str, Tensor]) -> Transform:
+    """From the part of a site to its value; its distribution is made to know the scale that it has elsewhere."""
+    if center is None:
+        return bijection(msg["fn"], None)
+    msg["fn"] = scaled_elsewhere(msg["fn"], center.scales, values)
+    return bijection(msg["fn"], center.number)
 
 
 class Filled(MaskedDistribution):

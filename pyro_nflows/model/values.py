@@ -35,7 +35,7 @@ def unconstrained(joint: LogJoint, values: Mapping[str, Tensor]) -> tuple[Tensor
     """The other way: values with leading dimensions to flat latents, and the log-determinants."""
 
     def parts_of(row: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        lifted = Lifted(row, joint.latents.centering)
+        lifted = Lifted(row, joint.latents.centers)
         joint.visit(lifted)
         parts = [row_and_log_det(lifted.parts[name], lifted.log_dets[name], len(shape)) for name, shape in shapes]
         return torch.cat([part for part, _ in parts]), torch.stack([log_det for _, log_det in parts]).sum()

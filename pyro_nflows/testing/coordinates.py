@@ -20,6 +20,7 @@ from ..model.coordinates import Coordinates
 from ..model.following import hierarchical_sites
 from ..model.latents import Latents
 from ..model.log_joint import LogJoint
+from ..model.recovery import recovered_scales
 from ..model.values import constrained
 from ..system.randomness import forked
 from .law import agree
@@ -34,10 +35,12 @@ def check_coordinates(model: Callable[..., Any], *args: Any, **kwargs: Any) -> N
 
     At random points and for each centering of 0, 0.4, 1 and one of its own for each entry: the coordinates are a
     bijection; its log-determinant is autograd's; the log joint is the plain model's at the same latents plus that;
-    sites have the same values; and centered, coordinates are the latents themselves. In double precision.
+    sites have the same values; and centered, coordinates are the latents themselves, or non-centered where they are
+    written so. In double precision.
 
     :param model: a Pyro model, at least one of whose latents has a prior with a location or scale that depends on
-        others; new kinds of priors go into :data:`pyro_nflows.model.centering.KINDS`.
+        others, or is multiplied by others (:mod:`pyro_nflows.model.recovery`); new kinds of priors go into
+        :data:`pyro_nflows.model.centering.KINDS`.
     :param args: its arguments, with ``kwargs``.
     :raises LawError: where one of these does not hold.
     :raises ValueError: if no latent has coordinates of its own.
@@ -52,30 +55,32 @@ def check_coordinates(model: Callable[..., Any], *args: Any, **kwargs: Any) -> N
         >>> check_coordinates(model)
     """
     with _double_precision(), forked(0), poutine.block():
-        plain, names = _plain(model, args, kwargs)
+        plain, names, elsewhere = _plain(model, args, kwargs)
         shapes = {name: plain.latents.shapes[name] for name in names}
         for centering in (0.0, 0.4, 1.0):
             _check(plain, {name: torch.tensor(centering) for name in names}, f"at a centering of {centering}")
         _check(plain, {name: torch.rand(shape) for name, shape in shapes.items()}, "each entry centered by itself")
         v = torch.randn(_NUM_POINTS, plain.latents.dim)
-        centered = Coordinates(_joint(plain, {name: torch.tensor(1.0) for name in names}))
-        agree("latents at a centering of 1 beside their coordinates", centered(v), v)
+        as_written = Coordinates(_joint(plain, {name: torch.tensor(float(name not in elsewhere)) for name in names}))
+        agree("latents, centered as they are written, beside their coordinates", as_written(v), v)
 
 
-def _plain(model: Callable[..., Any], args: Any, kwargs: Any) -> tuple[LogJoint, list[str]]:
-    """The model as it is written, and its sites that have coordinates of their own."""
+def _plain(model: Callable[..., Any], args: Any, kwargs: Any) -> tuple[LogJoint, list[str], list[str]]:
+    """The model as it is written, its sites that have coordinates of their own, and those written non-centered."""
     bound = BoundModel(model, args, kwargs)
     bound = bound.with_data([data.double() if data.is_floating_point() else data for data in bound.tensors])
     latents = Latents.of(_OWNER, poutine.trace(model).get_trace(*bound.args, **bound.kwargs))
     plain = LogJoint(bound, latents)
     plain.prepare()
-    names = hierarchical_sites(plain, latents.init_loc())
-    if not names:
+    names, found = hierarchical_sites(plain, latents.init_loc()), recovered_scales(plain, latents.init_loc())
+    elsewhere = {name: scales for name, scales in found.items() if name not in names}
+    plain.latents = plain.latents.scaled(elsewhere)
+    if not names and not elsewhere:
         raise ValueError(
             f"{_OWNER}: no latent of the model has a prior of known kind whose location or scale depends on other "
             f"latents; got latents {latents.names}. Expected one such as Normal(mu, tau), where mu or tau is a latent"
         )
-    return plain, names
+    return plain, [*names, *elsewhere], list(elsewhere)
 
 
 def _joint(plain: LogJoint, centering: dict[str, Tensor]) -> LogJoint:
