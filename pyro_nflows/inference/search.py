@@ -53,7 +53,7 @@ HOPELESS = 3.0
 MAX_MATRIX = 512
 #: Draws of which that is found out.
 NUM_COMPARED = 2000
-#: Particles, and the seconds that they may take; with less time there are fewer.
+#: Particles, and the seconds of processor time that they may take; of a dearer model there are fewer.
 NUM_PARTICLES, BUDGET = (512, 2048), 30.0
 #: Draws that are taken back to the base.
 NUM_TRIPS = 200
@@ -233,8 +233,7 @@ def _temper(trainer: Trainer, draws: Tensor, regions: list[Missed]) -> Tempered 
     def run() -> tuple[Any, ...]:
         try:
             num = _affordable(trainer, draws)
-            seconds = min(2 * BUDGET, trainer.budget.left)
-            return tuple(temper(trainer.density, hull(draws, modes), num, seconds) or ())
+            return tuple(temper(trainer.density, hull(draws, modes), num, 2 * BUDGET, trainer.budget.end) or ())
         except (ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
             return ()
 
@@ -245,9 +244,9 @@ def _temper(trainer: Trainer, draws: Tensor, regions: list[Missed]) -> Tempered 
 def _affordable(trainer: Trainer, draws: Tensor) -> int:
     """As many particles as the time allows, by how long the model's gradient takes."""
     trainer.density.values_and_grads(draws[:ROWS])
-    began = time.perf_counter()
+    began = time.thread_time()
     trainer.density.values_and_grads(draws[:ROWS])
-    pace = max(time.perf_counter() - began, 1e-9) / ROWS  # a clock may be too coarse to tell
+    pace = max(time.thread_time() - began, 1e-9) / ROWS  # a clock may be too coarse to tell
     seconds = min(BUDGET, 0.5 * trainer.budget.left)
     return max(NUM_PARTICLES[0], int(min(NUM_PARTICLES[1], seconds / (pace * NUM_EVALUATIONS))))
 

@@ -2,14 +2,14 @@ r"""Where to start: the best Gaussian along an optimisation path (Pathfinder's i
 
 A mode is a trap (centered hierarchies have none); the best *Gaussian* near the way to it is not. L-BFGS climbs the
 log joint from the guide's own start, the curvature at points of its path gives one Gaussian each, and the one with
-the highest ELBO wins, the guide's own start included.
+the highest ELBO wins, the guide's own start included. Where even that is far from the density, as where this has no
+bound, the ELBO itself is climbed (:mod:`~pyro_nflows.modes.averaged`), and points of that path are candidates too.
 
 **References**
 
 [1] L. Zhang, B. Carpenter, A. Gelman, A. Vehtari (2022). Pathfinder: Parallel Quasi-Newton Variational Inference.
 """
 
-import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -20,14 +20,15 @@ from torch import Tensor
 
 from ..engine.density_gradient import DensityGradient
 from ..objectives.draws import LogDensity
+from ..system.randomness import forked
+from .averaged import averaged_path
 from .gaussians import Frame, odd_widths
+from .lbfgs import FAR, climbed
 
-#: Stands for a loss that is not finite: the line search then turns back.
-FAR = 1e30
-
-
-class _Late(Exception):
-    """The time for a climb is over."""
+#: Nats from a mode that are as good as none.
+NEAR = 1.0
+#: Nats, and as many for each latent, by which a Gaussian's ELBO may be below what it would be if the density were one.
+SHORT, SHORT_EACH = 5.0, 0.5
 
 
 def best_start(
@@ -38,7 +39,12 @@ def best_start(
     :param until: when to make do with what was found, by ``time.perf_counter``.
     """
     density = log_joint if isinstance(log_joint, DensityGradient) else DensityGradient(log_joint)
-    return best_of(density, lbfgs_path(density, init.loc, num_iterations, until), init, num_candidates, until)
+    path = lbfgs_path(density, init.loc, num_iterations, until)
+    best = best_of(density, path, init, num_candidates, until)
+    if time.perf_counter() > until or not _is_far_off(density, best, path[-1]):
+        return best
+    path = averaged_path(density, init.loc, init.widths, until=until)
+    return best_of(density, path, best, num_candidates, until)
 
 
 def best_of(
@@ -61,6 +67,17 @@ def best_of(
     return best
 
 
+@torch.no_grad()
+def _is_far_off(density: DensityGradient, gaussian: Frame, mode: Tensor) -> bool:
+    """Whether the best Gaussian is not the mode's, or the density at its draws is nothing like that at its mean."""
+    dim = len(gaussian.loc)
+    with forked(seed=0):
+        noise = torch.randn(64, dim, dtype=gaussian.loc.dtype, device=gaussian.loc.device)
+    at_mean, at_mode = density(torch.stack([gaussian.loc, mode]))
+    expected = at_mean + gaussian.log_det - dim / 2
+    return not bool(at_mode - at_mean < NEAR and _elbo(density, gaussian, noise) > expected - SHORT - SHORT_EACH * dim)
+
+
 def _elbo(log_joint: LogDensity, gaussian: Frame, noise: Tensor) -> Tensor:
     with torch.no_grad():
         return gaussian.elbo(log_joint, noise)
@@ -68,32 +85,19 @@ def _elbo(log_joint: LogDensity, gaussian: Frame, noise: Tensor) -> Tensor:
 
 def lbfgs_path(density: DensityGradient, start: Tensor, num_iterations: int, until: float = math.inf) -> list[Tensor]:
     """Points of an L-BFGS ascent of the log joint, the start first."""
-    from scipy.optimize import minimize  # type: ignore[import-untyped]  # its import adds a filter of warnings
-
-    path, units = [start], _units(density, start)
+    units = _units(density, start)
 
     def point(x: Any) -> Tensor:
         return (torch.as_tensor(x) * units).to(start)
 
     def loss(x: Any) -> tuple[float, Any]:
-        try:
-            value, grad = density.value_and_grad(point(x))
-        except (ValueError, RuntimeError):  # a distribution refused an overshooting point
-            return FAR, 0.0 * x
+        value, grad = density.value_and_grad(point(x))
         if not torch.isfinite(value) or not torch.isfinite(grad).all():
             return FAR, 0.0 * x
         return -float(value), -(grad.double().cpu() * units).numpy()
 
-    def note(x: Any) -> None:
-        path.append(point(x).clone())
-        if time.perf_counter() > until:
-            raise _Late
-
-    options = {"maxiter": num_iterations, "maxcor": 10, "ftol": 1e-9}
     first = (start.double().cpu() / units).numpy()
-    with contextlib.suppress(_Late):
-        minimize(loss, first, jac=True, method="L-BFGS-B", callback=note, options=options)
-    return path
+    return [start, *(point(x) for x in climbed(loss, first, num_iterations, until))]
 
 
 def _units(density: DensityGradient, start: Tensor) -> Tensor:

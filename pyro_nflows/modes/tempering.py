@@ -78,21 +78,27 @@ class _Particles:
 
 
 def temper(
-    density: DensityGradient, start: Gaussian, num_particles: int = 2048, max_seconds: float = math.inf
+    density: DensityGradient,
+    start: Gaussian,
+    num_particles: int = 2048,
+    max_seconds: float = math.inf,
+    until: float = math.inf,
 ) -> Tempered | None:
     """Particles distributed as the posterior; None if that temperature was not reached.
 
     :param density: the model's log density.
     :param start: wide enough to hold all of the posterior.
     :param num_particles: how many.
-    :param max_seconds: when to give up.
+    :param max_seconds: of processor time, after which to give up; not of a clock, by which what is found would depend
+        on what else the machine does.
+    :param until: when to give up, by ``time.perf_counter``.
     """
-    began = time.perf_counter()
+    began = time.thread_time()
     particles, beta, log_evidence = _Particles(density, start, num_particles), 0.0, 0.0
     for _ in range(MAX_TEMPERATURES):
         ratio = particles.log_ratio()
         step = _next_step(ratio, 1 - beta)
-        if not step > 0 or time.perf_counter() - began > max_seconds:
+        if not step > 0 or time.thread_time() - began > max_seconds or time.perf_counter() > until:
             return None
         log_evidence += float((step * ratio).logsumexp(0)) - math.log(num_particles)
         beta = min(1.0, beta + step)

@@ -1,7 +1,12 @@
 """The Gaussian that a fit begins with."""
 
-import torch
+import math
 
+import torch
+from torch.distributions import Normal
+
+from pyro_nflows.engine.density_gradient import DensityGradient
+from pyro_nflows.modes.averaged import averaged_path
 from pyro_nflows.modes.gaussians import Gaussian
 from pyro_nflows.modes.pathfinder import best_start
 
@@ -31,3 +36,35 @@ def test_the_best_start_is_not_fooled_by_a_density_without_a_mode():
     noise = torch.randn(1000, 9)
     assert start.elbo(log_joint, noise) >= init.elbo(log_joint, noise)
     assert torch.isfinite(start.scale_tril).all()
+
+
+def test_the_start_is_next_to_the_posterior_where_noise_of_unknown_scale_could_be_met_exactly():
+    """Rows with a latent each, ``y ~ N(x, s)``: the density has no bound where all ``y = x`` and ``s`` is zero."""
+    y = 1.5 * torch.randn(60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def log_joint(z):
+        log_s, x = z[..., :1], z[..., 1:]
+        noise = Normal(x, log_s.exp()).log_prob(y).sum(-1)
+        return noise + Normal(0.0, 1.0).log_prob(x).sum(-1) + Normal(0.0, 1.0).log_prob(log_s[..., 0])
+
+    log_s, step = torch.linspace(-6, 4, 2001, dtype=torch.float64), 10 / 2000
+    rows = Normal(torch.zeros(()), (1 + (2 * log_s).exp()).sqrt()).log_prob(y[:, None]).sum(0)
+    log_evidence = float((rows + Normal(0.0, 1.0).log_prob(log_s)).logsumexp(0) + math.log(step))
+
+    dim = 1 + len(y)
+    start = best_start(log_joint, Gaussian(torch.zeros(dim), 0.1 * torch.eye(dim)))
+    elbo = float(start.elbo(log_joint, torch.randn(2000, dim))) + dim / 2 * math.log(2 * math.pi * math.e)
+    assert log_evidence - 3 < elbo < log_evidence + 0.1
+
+
+def test_the_averaged_climb_ends_at_the_best_gaussian_with_independent_coordinates():
+    """Its means are a Gaussian posterior's own, whatever the correlations, since draws come in pairs."""
+    density = DensityGradient(log_gaussian)
+    *_, last = averaged_path(density, torch.full((2,), -4.0), torch.full((2,), 0.1))
+    assert torch.allclose(last, torch.ones(2), atol=1e-3)
+
+
+def test_the_averaged_climb_leaves_random_numbers_as_they_were():
+    before = torch.get_rng_state()
+    averaged_path(DensityGradient(log_gaussian), torch.zeros(2), torch.ones(2), num_iterations=2)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,7 +1,9 @@
 """Sequential Monte Carlo reaches the posterior: its evidence, its moments, and every mode by its share."""
 
 import copy
+import itertools
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +69,14 @@ def test_particles_give_up_where_there_is_no_density_and_when_time_is_up() -> No
     nowhere = DensityGradient(lambda z: torch.full_like(z[:, 0], -torch.inf) + 0 * z.sum(-1))
     assert temper(nowhere, wide(2), 100) is None
     assert temper(DensityGradient(three_modes), wide(2), 100, max_seconds=0.0) is None
+    assert temper(DensityGradient(three_modes), wide(2), 100, until=time.perf_counter()) is None
+
+
+def test_particles_take_as_long_as_they_need_where_the_machine_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit of processor time, or a verdict would depend on what else runs."""
+    clock = itertools.count(0.0, 1e6)
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    assert temper(DensityGradient(three_modes), wide(2), 100, max_seconds=60.0) is not None
 
 
 def test_particles_keep_away_from_where_the_density_is_not_finite() -> None:
