@@ -63,7 +63,7 @@ class Ensemble:
 def _side_by_side(
     members: Sequence[Compiled], states: Sequence[State], inputs: Sequence[Inputs]
 ) -> list[tuple[State, Tensor]]:
-    """Each on a thread, and on its part of torch's; an interrupt, which only this thread hears, ends them all."""
+    """Each on a thread, and on its part of torch's; an interrupt, which only this thread is told of, ends them all."""
     num = min(len(members), num_cores())
     for member in members:
         member.memory.halted, member.memory.most = False, max(1, threads_asked() // num)

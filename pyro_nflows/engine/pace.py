@@ -1,4 +1,4 @@
-"""Work in parts that take a moment each, so that an interrupt is heard soon and costs no more than a moment."""
+"""Work in parts that take a moment each, so that an interrupt is noticed soon and costs no more than a moment."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -12,7 +12,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """A block that Ctrl-C does not break into: it is heard at the end. Only for what takes no time.
+    """A block that Ctrl-C does not break into: it acts at the end. Only for what takes no time.
 
     Signals are Python's main thread's business; in other threads, this does nothing.
 
