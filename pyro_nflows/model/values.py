@@ -12,6 +12,7 @@ from ..system.exclusive import validation
 from .latents import row_and_log_det
 from .log_joint import LogJoint
 from .placed import Lifted
+from .transformable import transformable
 
 #: Rows that go through the model at once where supports are to be followed: it computes all its data's densities too.
 ROWS_AT_ONCE = 500
@@ -54,7 +55,7 @@ def unconstrained(joint: LogJoint, values: Mapping[str, Tensor]) -> tuple[Tensor
 def mapped(one: Callable[[Any], Any], rows: Any) -> Any:
     """A function of each row, by vmap where that runs and repeats the first row's answer."""
     length = len(rows if isinstance(rows, Tensor) else next(iter(rows.values())))
-    with validation(False), poutine.block():
+    with validation(False), poutine.block(), transformable():
         first = one(tree_map(lambda value: value[0], rows))
         if length == 1:
             return tree_map(lambda value: value[None], first)
