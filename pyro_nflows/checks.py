@@ -1,7 +1,9 @@
 """Arguments checked, and errors told in one line."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import torch
 
 #: A dimension, or the shape ``(C, H, W)`` of an image, whose coordinates are in that order.
 Size = int | tuple[int, int, int]
@@ -30,6 +32,102 @@ def check_sizes(name: str, **sizes: int) -> None:
     for key, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"{name}: {key} must be a positive integer, got {size!r}")
+
+
+def names_in(who: str, what: str, value: Any) -> list[str]:
+    """One name or several as a list.
+
+    :param who: is asked; the message begins with it.
+    :param what: the argument.
+    :raises TypeError: if it is neither a name nor a sequence of names.
+
+    Example::
+
+        >>> names_in("summary", "var_names", "mu"), names_in("summary", "var_names", ("mu", "tau"))
+        (['mu'], ['mu', 'tau'])
+        >>> names_in("summary", "var_names", 3)
+        Traceback (most recent call last):
+        TypeError: summary: var_names must be the name of a site or a list of names, got 3
+    """
+    names = [value] if isinstance(value, str) else value
+    if isinstance(names, bytes) or not isinstance(names, Iterable):
+        raise TypeError(f"{who}: {what} must be the name of a site or a list of names, got {value!r}")
+    found = list(names)
+    if not all(isinstance(name, str) for name in found):
+        raise TypeError(f"{who}: {what} must be the name of a site or a list of names, got {value!r}")
+    return found
+
+
+def numbers_in(who: str, what: str, value: Any) -> torch.Tensor:
+    """Numbers as a tensor.
+
+    :raises TypeError: if they are none.
+
+    Example::
+
+        >>> numbers_in("AutoFlow.quantiles", "levels", "half")
+        Traceback (most recent call last):
+        TypeError: AutoFlow.quantiles: levels must be a number or a list of numbers, got 'half'
+    """
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{who}: {what} must be a number or a list of numbers, got {value!r}") from None
+
+
+def check_seed(who: str, seed: Any) -> None:
+    """Raise a TypeError if a seed is neither an integer nor None.
+
+    Example::
+
+        >>> check_seed("predict", 1.5)
+        Traceback (most recent call last):
+        TypeError: predict: seed must be an integer or None, got 1.5
+    """
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise TypeError(f"{who}: seed must be an integer or None, got {seed!r}")
+
+
+def check_share(who: str, **shares: Any) -> None:
+    """Raise a ValueError that names the first number which is not between 0 and 1.
+
+    Example::
+
+        >>> check_share("summary", prob=90)
+        Traceback (most recent call last):
+        ValueError: summary: prob must be between 0 and 1, got 90
+    """
+    for key, share in shares.items():
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+            raise ValueError(f"{who}: {key} must be between 0 and 1, got {share!r}")
+
+
+def check_flags(who: str, **flags: Any) -> None:
+    """Raise a TypeError that names the first argument which is not True, False or None.
+
+    Example::
+
+        >>> check_flags("get_samples", resample="no")
+        Traceback (most recent call last):
+        TypeError: get_samples: resample must be True or False, got 'no'
+    """
+    for key, flag in flags.items():
+        if flag is not None and not isinstance(flag, bool):
+            raise TypeError(f"{who}: {key} must be True or False, got {flag!r}")
+
+
+def check_mapping(who: str, **mappings: Any) -> None:
+    """Raise a TypeError that names the first argument which is neither a dict nor None.
+
+    Example::
+
+        >>> check_mapping("to_arviz", coords=["A", "B"])
+        Traceback (most recent call last):
+        TypeError: to_arviz: coords must be a dict by name, got a list
+    """
+    for key, mapping in mappings.items():
+        if mapping is not None and not isinstance(mapping, Mapping):
+            raise TypeError(f"{who}: {key} must be a dict by name, got a {type(mapping).__name__}")
 
 
 def check_widths(name: str, hidden_dims: Sequence[int]) -> None:

@@ -6,6 +6,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
+from ..checks import check_flags, check_mapping, check_seed
 from ..model.predictive import Answers, Draw, Run, each_draw, isolated
 from ..model.site_kinds import Site, is_observation, is_partial, is_row_factor
 from .containers import Facts, contained
@@ -103,6 +104,9 @@ def to_arviz(
         >>> data["log_likelihood"]["y"].dims
         ('chain', 'draw', 'unit')
     """
+    check_seed("to_arviz", seed)
+    check_mapping("to_arviz", coords=coords, dims=dims, sample_stats=sample_stats)
+    check_flags("to_arviz", log_prior=log_prior, posterior_predictive=posterior_predictive, unconstrained=unconstrained)
     check_fresh(fresh, predictions)
     run = Run(model, args, kwargs or {})
     shape, draws = _flatten("samples", samples, group_by_chain)

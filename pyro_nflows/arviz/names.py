@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..checks import names_in
 from ..model.site_kinds import Site, is_observation, is_row_factor
 from .labels import SAMPLE_DIMS, Groups, Labels
 from .renamed import Names
@@ -64,7 +65,7 @@ def check_likelihood(log_likelihood: bool | Sequence[str], sites: Mapping[str, S
     if isinstance(log_likelihood, bool):
         return
     can = [name for name, site in sites.items() if is_observation(site) or is_row_factor(site)]
-    given = [log_likelihood] if isinstance(log_likelihood, str) else log_likelihood
+    given = names_in("to_arviz", "log_likelihood", log_likelihood)
     _check("log_likelihood", given, can, "observed sites and factors in plates")
 
 

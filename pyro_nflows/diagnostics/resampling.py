@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..checks import check_flags
 from ..objectives.draws import Draws
 from . import weights as diagnostics
 from .outliers import outliers
@@ -21,6 +22,7 @@ def choose(draws: Draws, num_samples: int, resample: bool | None = None) -> Draw
 
 def chosen(log_weight: Tensor, num_samples: int, resample: bool | None = None) -> Tensor:
     """The indices that :func:`choose` takes."""
+    check_flags("get_samples", resample=resample)
     if is_resampled(log_weight) if resample is None else resample:
         return diagnostics.psis_resample(log_weight, num_samples)
     num = min(num_samples, len(log_weight))  # draws are independent, the first as good as any

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..checks import check_share, names_in
 from .table import html_table, number, scalar_names
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ class Summary:
         prob: float = 0.9,
         notes: Sequence[str] = (),
     ):
-        if not 0 < prob < 1:
-            raise ValueError(f"summary: prob must be between 0 and 1, got {prob}")
+        check_share("summary", prob=prob)
         if kind not in KINDS:
             raise ValueError(f"summary: kind must be one of {list(KINDS)}, got {kind!r}")
         self.notes, self._kind, self._prob, self._worth = list(notes), kind, prob, worth
@@ -174,7 +174,7 @@ def chosen_sites(who: str, samples: Mapping[str, Tensor], var_names: Sequence[st
         >>> list(chosen_sites("plot", {"a": torch.zeros(3), "b": torch.ones(3)}, "b"))
         ['b']
     """
-    asked = list(samples) if var_names is None else [var_names] if isinstance(var_names, str) else list(var_names)
+    asked = list(samples) if var_names is None else names_in(who, "var_names", var_names)
     unknown = [name for name in asked if name not in samples]
     if unknown:
         raise ValueError(f"{who}: var_names has {unknown}, but the sites are {list(samples)}")

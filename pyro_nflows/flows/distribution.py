@@ -73,6 +73,11 @@ class FlowDistribution(TorchDistribution):
         path_gradient: bool = False,
         paired: bool = False,
     ):
+        if not isinstance(layer, Layer) or not isinstance(base_dist, TorchDistribution | None):
+            raise TypeError(
+                "FlowDistribution: expected a Layer (as_layer makes one of a torch Transform), and as base_dist a "
+                f"distribution of Pyro or None, got {type(layer).__name__} and {type(base_dist).__name__}"
+            )
         if base_dist is not None and base_dist.event_shape != (layer.input_dim,):
             raise ValueError(
                 f"FlowDistribution: expected a base_dist of event shape ({layer.input_dim},), "
@@ -223,6 +228,9 @@ class FlowDistribution(TorchDistribution):
             if its log-weight is right in log space only.
         """
         check_sizes("FlowDistribution.log_prob", num_samples=num_samples)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"FlowDistribution.log_prob: expected a tensor, got {type(value).__name__}")
+        value = value if value.is_floating_point() else value.to(self._like().dtype)
         remembered = self._remembered(value) if num_samples == 1 else None
         if remembered is not None:
             return remembered

@@ -18,6 +18,8 @@ from .learned import START
 
 #: One centering for all sites that can have one, one for each that is named, ``"auto"``, or ``"learned"``.
 Centers = float | Mapping[str, float | Tensor] | Literal["auto", "learned"]
+#: What may be asked for by a word, and where it begins then.
+WORDS = {"auto": 0.0, "learned": START}
 #: Of sites that are written non-centered, the latents that make their scale.
 Scales = Mapping[str, tuple[ScaleSite, ...]]
 
@@ -33,10 +35,12 @@ def chosen_centers(
     :param asked: what is asked for; None for no site.
     :param joint: the model.
     :param known: scales that are known already.
-    :raises ValueError: if a site is named that cannot be centered.
+    :raises ValueError: if a site is named that cannot be centered, or a centering is none, or of another shape.
     """
     if asked is None:
         return {}, dict(known)
+    if isinstance(asked, str) and asked not in WORDS:
+        raise ValueError(f"{name}: centering must be a number, a dict, None or one of {list(WORDS)}, got {asked!r}")
     loc = joint.latents.init_loc()
     with poutine.block(), forked(), validation(False):
         try:
@@ -45,13 +49,13 @@ def chosen_centers(
             if asked != "auto":
                 raise
             names = []  # a model that has no gradients, or is refused when its density is asked for
-        number = {"auto": 0.0, "learned": START}[asked] if isinstance(asked, str) else asked
+        number = WORDS[asked] if isinstance(asked, str) else asked
         if _is_for_others(number, names):
             found = known or recovered_scales(joint, loc)
             known = {site: scales for site, scales in found.items() if site not in names}
             names = [site for site in joint.latents.names if site in names or site in known]
     chosen = number if isinstance(number, Mapping) else dict.fromkeys(names, number)
-    checks.check_centering(name, chosen, names)
+    checks.check_centering(name, chosen, names, joint.latents.shapes)
     return {site: torch.as_tensor(chosen[site]).to(loc) for site in names if site in chosen}, dict(known)
 
 

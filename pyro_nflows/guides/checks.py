@@ -12,6 +12,7 @@ from pyro.poutine.scale_messenger import ScaleMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from ..checks import numbers_in
 from ..model import supports
 from ..model.checks import no_bijection
 
@@ -273,14 +274,27 @@ def need_model(name: str, model: tuple[Callable[..., Any]] | None) -> Callable[.
     return model[0]
 
 
-def check_centering(name: str, chosen: Mapping[str, float | Tensor], sites: Sequence[str]) -> None:
-    """Refuse a centering that is not between 0 and 1, or of a site whose prior depends on no other latent."""
+def check_centering(
+    name: str,
+    chosen: Mapping[str, float | Tensor],
+    sites: Sequence[str],
+    shapes: Mapping[str, torch.Size] | None = None,
+) -> None:
+    """Refuse a centering that is not between 0 and 1, or of a site whose prior depends on no other latent.
+
+    :param shapes: of the sites, where centering in another one is to be refused too.
+    """
     for site, value in chosen.items():
         if site not in sites:
             raise ValueError(
                 f"{name}: centering: got site '{site}', expected some of {list(sites)}, the latents whose prior has a "
                 "location or a scale that depends on other latents"
             )
-        number = torch.as_tensor(value)
+        number = numbers_in(name, f"centering of '{site}'", value)
+        if shapes is not None and (number.shape != () and number.shape != shapes[site]):
+            raise ValueError(
+                f"{name}: centering of '{site}' must be one number or a tensor of the site's shape, "
+                f"{tuple(shapes[site])}, got shape {tuple(number.shape)}"
+            )
         if not bool(((number >= 0) & (number <= 1)).all()):
             raise ValueError(f"{name}: centering of '{site}' must be between 0 and 1, got {value}")

@@ -16,6 +16,7 @@ from pyro.infer.autoguide import init_to_median
 from torch import Tensor, nn
 
 from .. import flows
+from ..checks import numbers_in
 from ..flows.distribution import FlowDistribution
 from ..flows.transforms import as_transform
 from ..flows.whitened import Whitened
@@ -283,7 +284,7 @@ class AutoFlow(TrainedGuide):
         if args or kwargs:
             self.receive(args, kwargs)
         layer = self._need_setup()
-        levels = torch.as_tensor(quantiles).to(next(layer.parameters()))
+        levels = numbers_in(f"{type(self).__name__}.quantiles", "levels", quantiles).to(next(layer.parameters()))
         checks.check_levels(type(self).__name__, levels)
         draws, _ = layer(*sites.symmetric_normal(layer))
         found, moving = sites.quantiles(self.latents, draws, levels), self.latents.moving

@@ -18,7 +18,7 @@ from ..model.bound import BoundModel
 from ..model.latents import is_enumerated, latent_sites
 from ..model.log_joint import LogJoint
 from ..objectives.draws import Draws
-from ..system.files import Path, kind_of, read
+from ..system.files import Path, check_path, kind_of, read
 from ..system.randomness import forked
 from .all_rows import over_all_rows
 from .columns import expanded
@@ -40,6 +40,7 @@ def load_fit(path: Path, guide: AutoFlow, call: Call) -> Posterior:
     :return: the posterior; with the arguments, if the model could be run with them.
     :raises ValueError: if the file is none of a fit, or of another kind of guide, another model or other data.
     """
+    check_path("VI.load", path)
     if kind_of(path) == UNFINISHED:
         raise ValueError(
             f"VI.load: {os.fspath(path)!r} is the checkpoint of a run that is not complete; run the same line "

@@ -136,7 +136,11 @@ def _result(layer: Whitened, moved: Movement, log_weight: float) -> JKOFit:
 def _rows(data: Any) -> Tensor:
     """The data as a matrix of floating-point numbers."""
     data = data.to_numpy() if is_frame(data) else data
-    x = torch.as_tensor(converted("fit_jko", "'data'", data, None)).detach()
+    try:
+        x = torch.as_tensor(converted("fit_jko", "'data'", data, None)).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(data).__name__
+        raise TypeError(f"fit_jko: expected data of shape (N, D), an array of numbers, got {kind}") from error
     x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
     if x.dim() != 2 or not 2 * x.shape[-1] < len(x):
         raise ValueError(

@@ -98,7 +98,6 @@ class Posterior(Reused):
     @torch.no_grad()
     def get_samples(self, num_samples: int = 1000, *, resample: bool | None = None) -> dict[str, Tensor]:
         """Posterior draws, as ``MCMC.get_samples`` gives them; see :meth:`pyro_nflows.VI.get_samples`."""
-        check_sizes("get_samples", num_samples=num_samples)
         enough = self.with_draws(num_samples)
         return enough.constrained(chosen(enough.log_weight, num_samples, resample))
 
@@ -109,6 +108,7 @@ class Posterior(Reused):
 
         :raises ValueError: if there are fewer, and the model's arguments are not at hand.
         """
+        check_sizes("get_samples", num_samples=num_samples)
         missing = num_samples - len(self.draws.z)
         if missing <= 0:
             return self

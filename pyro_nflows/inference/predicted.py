@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..checks import check_seed
 from ..model.predicted import predicted as model_predicted
 from ..model.predictive import isolated
 
@@ -30,6 +31,7 @@ def predicted(
         plate has no rows, or it shows a random part of them.
     :raises TypeError: if these are not the arguments that the model takes.
     """
+    check_seed("predict", seed)
     with isolated(seed):
         answers = model_predicted("predict", model, samples, fresh, args, kwargs, numbered).answers
     return {name: values for (_, name), values in answers.items()}

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_sizes
+from ..checks import check_mapping, check_sizes
 from ..flows.distribution import FlowDistribution
 from ..guides import AutoFlow
 from ..guides.joint import looked
@@ -86,6 +86,8 @@ class FittedPrior:
 
         They are those of the flow by itself: they are not resampled by importance weights.
         """
+        if not isinstance(sample_shape, tuple | list):
+            raise TypeError(f"FittedPrior.sample: sample_shape must be a sequence such as (100,), got {sample_shape!r}")
         check_sizes("FittedPrior.sample", **{f"sample_shape[{i}]": size for i, size in enumerate(sample_shape)})
         with torch.no_grad():
             z = self.flat.sample(torch.Size(sample_shape))
@@ -98,9 +100,14 @@ class FittedPrior:
         """Log density of values of all sites, in their own space.
 
         :param values: site to ``(..., *site shape)``.
-        :return: ``(...)``, what the leading dimensions are broadcast to.
-        :raises ValueError: if a site is missing, or has another shape.
+        :return: ``(...)``, what the leading dimensions are broadcast to; ``-inf`` off the support.
+        :raises ValueError: if a site is missing, or has another shape, or there is one that the fit did not have.
         """
+        check_mapping("FittedPrior.log_prob", values=values)
+        unknown = [name for name in values if name not in self.shapes]
+        if unknown:
+            raise ValueError(f"FittedPrior.log_prob: got values of {unknown}, but the sites are {list(self.shapes)}")
+        values = {name: torch.as_tensor(value) for name, value in values.items()}
         for name, shape in self.shapes.items():
             found = None if name not in values else tuple(values[name].shape)
             if found is None or found[len(found) - len(shape) :] != tuple(shape):
@@ -112,11 +119,13 @@ class FittedPrior:
             with outside():
                 z, log_det = moved.unconstrained(self._joint, values)
         else:
-            leading = [v.shape[: v.dim() - len(self.shapes[n])] for n, v in values.items() if n in self.shapes]
+            leading = [v.shape[: v.dim() - len(self.shapes[n])] for n, v in values.items()]
             batch = torch.broadcast_shapes(*leading)
             whole = {n: values[n].expand((*batch, *shape)) for n, shape in self.shapes.items()}
             z, log_det = self.latents.unconstrain(whole)
-        return self.flat.log_prob(z.to(next(self.layer.parameters()).dtype)) - log_det
+        off = z.isnan().any(-1) & ~nan_in(values, self.shapes)
+        z = torch.where(off[..., None], 0.0, z).to(next(self.layer.parameters()).dtype)
+        return torch.where(off, -torch.inf, self.flat.log_prob(z) - log_det)
 
     def _fitted(self) -> LogJoint | None:
         """The model of the fit, which says where supports are that depend on other latents."""
@@ -183,3 +192,21 @@ def _check(guide: AutoFlow, layer: Rescaled, call: Any, has_parameters: bool) ->
             "as_prior: latents of this guide are in coordinates informed by the model's prior, and the model has "
             "parameters of its own (pyro.param), which the next fit would move; use AutoFlow(model, centering=None)"
         )
+
+
+def nan_in(values: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> Tensor:
+    """Which joint values of some sites have NaN in them.
+
+    :param values: site to ``(..., *site shape)``.
+    :param shapes: of the sites.
+
+    Example::
+
+        >>> nan_in({"a": torch.tensor([1.0, torch.nan])}, {"a": torch.Size()})
+        tensor([False,  True])
+    """
+    found = torch.zeros((), dtype=torch.bool)
+    for name, value in values.items():
+        own = value.isnan()
+        found = found | (own.flatten(own.dim() - len(shapes[name])).any(-1) if shapes[name] else own)
+    return found

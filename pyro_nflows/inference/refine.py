@@ -25,7 +25,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..checks import check_sizes
+from ..checks import check_seed, check_sizes
 from ..diagnostics.weights import psis_resample
 from ..diagnostics.worth import effective, is_heavy, tail_index
 from ..engine import DensityGradient
@@ -64,6 +64,7 @@ def refine(
     :param seed: of the random numbers.
     :raises ValueError: for another method, or if NUTS or HMC is asked of a flow with auxiliary variables.
     """
+    check_seed("refine", seed)
     check_sizes("refine", num_samples=num_samples, warmup_steps=warmup_steps, num_chains=num_chains)
     if method not in METHODS:
         raise ValueError(f"refine: method must be one of {list(METHODS)}, got {method!r}")

@@ -121,6 +121,7 @@ class Results:
             >>> vi.predict(torch.tensor([0.0, 1.0, 2.0]))["y"].mean(0).round().tolist()
             [0.0, 2.0, 4.0]
         """
+        check_sizes("predict", num_samples=num_samples)
         self._posterior = self.posterior.with_draws(num_samples)
         return self._posterior.predict(*args, num_samples=num_samples, fresh=fresh, seed=seed, **kwargs)
 
@@ -245,6 +246,7 @@ class Results:
         :raises ValueError: if the draws cannot be put into so many chains, a name is none of the model's, or the model
             cannot predict at these arguments, as for :meth:`predict`.
         """
+        check_sizes("to_arviz", num_samples=num_samples)
         if len(self.posterior.starts) < 2 and not self.guide.subsamples:
             self._posterior = self.posterior.with_draws(num_samples)
         return self.posterior.to_arviz(

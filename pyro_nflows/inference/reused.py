@@ -73,6 +73,8 @@ class Reused(Shown, ABC):
     @torch.no_grad()
     def leave_one_group_out(self, plate: str, num_samples: int | None = None) -> GroupsLeftOut:
         """How well each row of a plate is predicted from all others; see :meth:`pyro_nflows.VI.leave_one_group_out`."""
+        if not isinstance(plate, str):
+            raise TypeError(f"leave_one_group_out: plate must be the name of a plate of the model, got {plate!r}")
         num = min(MOST_DRAWS, len(self.draws.z)) if num_samples is None else num_samples
         check_sizes("leave_one_group_out", num_samples=num)
         verdict = self.verdict()

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..checks import names_in
 from .arguments import ready
 from .batches import OfAllRows
 from .call_checks import told
@@ -57,7 +58,7 @@ def predicted(
         {('predictions', 'mean'): tensor([[1., 1., 1.],
                 [2., 2., 2.]])}
     """
-    kept = _kept(who, samples, [fresh] if isinstance(fresh, str) else fresh)
+    kept = _kept(who, samples, names_in(who, "fresh", fresh))
     model = model.model if isinstance(model, OfAllRows) else model
     run = Run(model, *ready(who, model, tuple(args), dict(kwargs)))
     with told(who, model, run.args, run.kwargs):

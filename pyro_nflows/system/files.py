@@ -25,6 +25,24 @@ STALE = 3600.0
 _HEADER = re.compile(rb"pyro_nflows (\w+), format (\d+), (\d+) bytes, sha256 ([0-9a-f]{64})\n")
 
 
+def check_path(who: str, path: Any) -> None:
+    """Whether this can be the path of a file.
+
+    :raises TypeError: if it is no path.
+    :raises OSError: if it is that of a folder.
+
+    Example::
+
+        >>> check_path("load", 3)
+        Traceback (most recent call last):
+        TypeError: load: expected the path of a file, got 3
+    """
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise TypeError(f"{who}: expected the path of a file, got {path!r}")
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{who}: {os.fspath(path)!r} is a folder; expected the path of a file in it")
+
+
 def write(path: Path, kind: str, content: dict[str, Any]) -> None:
     """Put a file in place of whatever is at a path; that stays as it was if anything goes wrong.
 
@@ -41,6 +59,7 @@ def write(path: Path, kind: str, content: dict[str, Any]) -> None:
         ...     read(f"{folder}/x.pt", "example", "load")
         {'x': tensor([0., 0.])}
     """
+    check_path("save", path)
     buffer = io.BytesIO()
     torch.save(content, buffer)
     body = buffer.getbuffer()
