@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import numbers_in
+
 __all__ = ["Tail", "check_log_weight", "fit_tail", "gpd_fit", "smooth", "tail_length"]
 
 
@@ -54,7 +56,7 @@ def gpd_fit(exceedances: Tensor) -> tuple[Tensor, Tensor]:
         >>> round(k.item(), 1), round(sigma.item(), 1)
         (0.3, 2.0)
     """
-    x = exceedances.detach().double().sort().values
+    x = numbers_in("gpd_fit", "exceedances", exceedances).detach().double().sort().values
     if x.dim() != 1 or not len(x) or not x[0] > 0:
         raise ValueError(
             f"exceedances: got shape {tuple(x.shape)}, smallest {x.flatten()[:1].tolist()}, expected positive "
@@ -84,6 +86,8 @@ def fit_tail(log_weight: Tensor, r_eff: float = 1.0, *, num_tail: int | None = N
         torch.Size([95])
     """
     x = check_log_weight(log_weight)
+    if x.dim() != 1:
+        raise ValueError(f"fit_tail: expected log-weights of shape (num_samples,), got {tuple(x.shape)}")
     x = x - x.max()
     num_tail = min(tail_length(len(x), r_eff) if num_tail is None else max(num_tail, 0), len(x) - 1)
     cutoff = x.sort().values[-num_tail - 1].clamp(min=math.log(torch.finfo(x.dtype).tiny))
@@ -115,7 +119,7 @@ def _expected_order_statistics(tail: Tail) -> Tensor:
 
 def check_log_weight(log_weight: Tensor, at_least: int = 1) -> Tensor:
     """Detached and in float64, or an error that says what is wrong with them."""
-    log_weight = log_weight.detach().double()
+    log_weight = numbers_in("diagnostics", "log_weight", log_weight).detach().double()
     num_samples = log_weight.shape[-1] if log_weight.dim() else 0
     if num_samples < at_least:
         raise ValueError(

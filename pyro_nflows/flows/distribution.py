@@ -73,10 +73,10 @@ class FlowDistribution(TorchDistribution):
         path_gradient: bool = False,
         paired: bool = False,
     ):
-        if not isinstance(layer, Layer) or not isinstance(base_dist, TorchDistribution | None):
+        if not isinstance(layer, Layer) or not isinstance(base_dist, torch.distributions.Distribution | None):
             raise TypeError(
                 "FlowDistribution: expected a Layer (as_layer makes one of a torch Transform), and as base_dist a "
-                f"distribution of Pyro or None, got {type(layer).__name__} and {type(base_dist).__name__}"
+                f"distribution or None, got {type(layer).__name__} and {type(base_dist).__name__}"
             )
         if base_dist is not None and base_dist.event_shape != (layer.input_dim,):
             raise ValueError(

@@ -27,7 +27,7 @@ def flowified(
         >>> flowified(3, num_layers=2).exactness.name, flowified(3, extra_dims=0).exactness.name
         ('PROPER', 'EXACT')
     """
-    check_sizes("flowified", num_layers=num_layers)
+    check_sizes("flowified", latent_dim=latent_dim, num_layers=num_layers)
     if isinstance(extra_dims, bool) or not isinstance(extra_dims, int) or extra_dims < 0:
         raise ValueError(f"flowified: extra_dims must be 0 or a positive integer, got {extra_dims!r}")
     width = latent_dim + extra_dims

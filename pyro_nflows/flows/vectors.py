@@ -130,6 +130,7 @@ def couplings(
         True
     """
     check_sizes("couplings", num_layers=num_layers)
+    channels("couplings", latent_dim)
     coupling = functools.partial(Coupling, latent_dim, transformer, hidden_dims=hidden_dims, context_dim=context_dim)
     shuffles = _shuffles(latent_dim, num_layers)
     layers: list[Layer] = []
@@ -299,4 +300,5 @@ def default(latent_dim: int) -> Chain:
         >>> len(default(2))
         8
     """
+    check_sizes("default", latent_dim=latent_dim)
     return realnvp(latent_dim) if latent_dim > 1 else spline(latent_dim, num_layers=2)

@@ -8,6 +8,7 @@ from ..nets.masked import MaskedMLP
 from ..numerics import pullback
 from ..transformers import Affine, Transformer
 from .base import Layer
+from .shapes import need_transformer
 
 
 class Autoregressive(Layer):
@@ -48,6 +49,7 @@ class Autoregressive(Layer):
         context_dim: int = 0,
     ):
         super().__init__(input_dim)
+        need_transformer("Autoregressive", transformer)
         self.transformer, self.reverse = transformer, reverse
         self.net = MaskedMLP(input_dim, transformer.num_params, hidden_dims, reverse, context_dim)
 

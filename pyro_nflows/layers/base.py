@@ -43,7 +43,7 @@ from ..checks import check_sizes
 from ..nets.context import bind
 from ..nets.mlp import start_wide
 from ..numerics import pullback
-from .shapes import checked
+from .shapes import checked, need_layers
 
 _L = TypeVar("_L", bound="Layer")
 
@@ -215,8 +215,7 @@ class Chain(Layer):
     """
 
     def __init__(self, *layers: Layer):
-        if not layers:
-            raise ValueError("Chain: expected at least one layer, got none")
+        need_layers("Chain", *layers)
         for a, b in zip(layers, layers[1:]):
             if a.output_dim != b.input_dim:
                 raise ValueError(
@@ -304,6 +303,7 @@ class Inverse(Layer):
     """
 
     def __init__(self, layer: Layer):
+        need_layers("Inverse", layer)
         if not layer.has_inverse:
             raise ValueError(f"Inverse: {type(layer).__name__} has no inverse")
         super().__init__(layer.output_dim, layer.input_dim)

@@ -10,6 +10,7 @@ from ..nets.context import Methods, context_of, take_context
 from ..nets.mlp import MLP
 from ..nets.views import in_every_place
 from .base import Layer, Scored
+from .shapes import need_layers
 
 #: For each method of a layer, how many dimensions its results have beside the batch.
 _EVENT_DIMS = {"forward": (1, 0), "inverse": (1, 0), "transport": (1,), "scored": (1, 0, 1, 1, 0, 0, 0)}
@@ -50,6 +51,7 @@ class Conditional(Layer):
     """
 
     def __init__(self, layer: Layer, context_dim: int, *, hidden_dims: Sequence[int] = (32, 32)):
+        need_layers("Conditional", layer)
         super().__init__(layer.input_dim, layer.output_dim)
         check_sizes("Conditional", context_dim=context_dim)
         shapes = {name: parameter.shape for name, parameter in layer.named_parameters()}

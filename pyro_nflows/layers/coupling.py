@@ -8,6 +8,7 @@ from ..nets.mlp import MLP, ConvNet
 from ..numerics import pullback
 from ..transformers import Affine, Transformer
 from .base import Layer
+from .shapes import need_transformer
 
 
 class Coupling(Layer):
@@ -54,6 +55,7 @@ class Coupling(Layer):
         context_dim: int = 0,
     ):
         num_channels, num_pixels = channels("Coupling", input_dim)
+        need_transformer("Coupling", transformer)
         super().__init__(num_channels * num_pixels)
         self.transformer = transformer
         #: An image's ``(C, H, W)``, or None.

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from ..numerics import pullback
 from ..transformers import RationalQuadratic, Transformer
 from .base import Layer
-from .shapes import expanded
+from .shapes import expanded, need_transformer
 
 
 class LocScale(Layer):
@@ -56,6 +56,7 @@ class Elementwise(Layer):
 
     def __init__(self, input_dim: int, transformer: Transformer = RationalQuadratic(16)):
         super().__init__(input_dim)
+        need_transformer("Elementwise", transformer)
         self.transformer = transformer
         self.params = nn.Parameter(torch.zeros(input_dim, transformer.num_params))
 

@@ -12,6 +12,7 @@ from ..nets.mlp import MLP, SKIP_RANK, ConvNet, network
 from ..numerics import pullback, soft_bound, soft_unbound
 from ..transformers import Transformer
 from .base import Exactness, Layer, Scored
+from .shapes import need_layers
 
 #: The share of each coordinate's variance that the index carries where a flow starts from data.
 _SHARE = 0.2
@@ -82,6 +83,7 @@ class Indexed(Layer):
         skip: bool = False,
         shape: tuple[int, int, int] | None = None,
     ):
+        need_layers("Indexed", inner)
         super().__init__(inner.input_dim, inner.output_dim)
         check_sizes("Indexed", index_dim=index_dim)
         if not bound > 0:

@@ -12,6 +12,7 @@ from ..nets.context import Methods
 from ..nets.steps import step_factor
 from ..nets.views import in_every_place, on_rows, with_parameters
 from .base import Layer, Scored
+from .shapes import need_layers
 
 #: How far an optimiser's step moves a number that a layer holds itself, and a number in a network, in units of the
 #: step. The affine end of a guide (:class:`LocScale`, :class:`TriangularAffine`) keeps the whole step, as Pyro's own
@@ -52,6 +53,7 @@ class Rescaled(Layer):
     methods: Methods
 
     def __init__(self, layer: Layer, end: str | None = None):
+        need_layers("Rescaled", layer)
         super().__init__(layer.input_dim, layer.output_dim)
         self.layer, self.end = copy.deepcopy(layer), end
         self.factors = _factors(self.layer, end)

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..checks import numbers_in
 
 
 def checked(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -16,6 +18,9 @@ def checked(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(self: Any, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         dim = self.input_dim if name == "forward" else self.output_dim
         noise_dim = self.noise_dim if name == "forward" else self.inverse_noise_dim
+        if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
+            kind = f"dtype {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"{type(self).__name__}.{name}: expected {point} to be a floating-point tensor, got {kind}")
         if x.shape[-1:] != (dim,):
             raise ValueError(
                 f"{type(self).__name__}.{name}: expected {point} of shape (..., {dim}), got {tuple(x.shape)}"
@@ -48,6 +53,41 @@ def _spread(layer: Any, name: str, x: Tensor, noise: Tensor | None) -> tuple[Ten
     return spread, noise if noise is None else noise.expand(*batch_shape, -1)
 
 
+def need_layers(who: str, *parts: Any) -> None:
+    """Raise an error unless what a container is made of are layers, and there is one.
+
+    :raises TypeError: if a part is no layer.
+    :raises ValueError: if there are none.
+
+    Example::
+
+        >>> need_layers("Chain", [1])
+        Traceback (most recent call last):
+        TypeError: Chain: expected layers, got list; layers of a list are Chain(*layers)
+    """
+    if not parts:
+        raise ValueError(f"{who}: expected at least one layer, got none")
+    for part in parts:
+        if not isinstance(part, nn.Module) or not hasattr(part, "input_dim"):
+            hint = f"; layers of a list are {who}(*layers)" if isinstance(part, list | tuple) else ""
+            raise TypeError(f"{who}: expected layers, got {type(part).__name__}{hint}")
+
+
+def need_transformer(who: str, transformer: Any) -> None:
+    """Raise a TypeError unless this is an element-wise map, such as those of :mod:`pyro_nflows.transformers`.
+
+    Example::
+
+        >>> need_transformer("Coupling", "affine")
+        Traceback (most recent call last):
+        TypeError: Coupling: expected transformer to be an object such as Affine() or RationalQuadratic(), got 'affine'
+    """
+    if not all(hasattr(transformer, part) for part in ("num_params", "forward", "inverse")):
+        raise TypeError(
+            f"{who}: expected transformer to be an object such as Affine() or RationalQuadratic(), got {transformer!r}"
+        )
+
+
 def expanded(start: Tensor | float, dim: int) -> Tensor:
     """Where a layer starts, from a number for all coordinates or a tensor, on whose device the layer is then.
 
@@ -56,5 +96,5 @@ def expanded(start: Tensor | float, dim: int) -> Tensor:
         >>> expanded(2.0, 3), expanded(torch.tensor([1.0, 2.0]), 2)
         (tensor([2., 2., 2.]), tensor([1., 2.]))
     """
-    given = torch.as_tensor(start).detach()
+    given = numbers_in("a layer", "init_loc", start).detach()
     return torch.zeros(dim, device=given.device) + given if given.dim() else torch.full((dim,), float(given))

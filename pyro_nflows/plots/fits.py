@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..checks import numbers_in
 from ..diagnostics.weights import Tail, ess, fit_tail, k_threshold
 from ..numerics import LogDensity
 
@@ -49,7 +50,7 @@ def plot_elbo(
         >>> ax.get_ylabel()
         'ELBO (nats)'
     """
-    values = torch.as_tensor(elbos, dtype=torch.float64, device="cpu").detach()
+    values = numbers_in("plot_elbo", "elbos", elbos).detach().to("cpu", torch.float64)
     if values.shape == (0,):  # a fit whose start was right has no steps
         return _without_steps(axes() if ax is None else ax)
     if values.dim() != 1 or not values.isfinite().any():
@@ -93,7 +94,7 @@ def plot_weights(log_weight: Tensor, *, r_eff: float = 1.0, ax: "Axes | None" = 
         >>> ax.get_xscale(), ax.get_yscale()
         ('log', 'log')
     """
-    log_weight = log_weight.detach().double().cpu()
+    log_weight = numbers_in("plot_weights", "log_weight", log_weight).detach().double().cpu()
     tail = fit_tail(log_weight, r_eff)
     ax = axes() if ax is None else ax
     # The fit is relative to the largest weight, the picture to the mean.

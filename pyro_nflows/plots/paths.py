@@ -54,6 +54,8 @@ def plot_path(
             "path: got none, expected vi.history.path of a fitted AutoWasserstein or AutoJKO, or the path of fit_jko. "
             "Other guides have no such way."
         )
+    if not all(isinstance(step, tuple | list) and all(isinstance(part, Tensor) for part in step) for step in path):
+        raise TypeError("path: expected a list of tuples of tensors, as vi.history.path or the path of fit_jko is")
     dim = path[0][-1].shape[-1]
     if len(set(pair)) != 2 or not all(0 <= i < dim for i in pair):
         raise ValueError(f"pair: got {tuple(pair)}, expected two different coordinates from 0 to {dim - 1}.")

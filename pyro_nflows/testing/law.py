@@ -38,7 +38,12 @@ def laws_of(make: Make) -> list[Law]:
 
 
 def fresh(make: Make) -> Layer:
-    """A new layer in double precision."""
+    """A new layer in double precision.
+
+    :raises TypeError: if it is neither a layer nor a function that makes one.
+    """
+    if not callable(make):
+        raise TypeError(f"testing: expected a layer, or a function that makes one, got {make!r}")
     return (copy.deepcopy(make) if isinstance(make, Layer) else make()).double()
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_nflows import VI, AutoFlow, FlowDistribution, fit_jko
-from pyro_nflows.layers import Planar
+from pyro_nflows import VI, AutoFlow, FlowDistribution, diagnostics, fit_jko, flows, plots, testing
+from pyro_nflows.layers import Autoregressive, Conditional, Coupling, Indexed, LocScale, Planar, Rescaled
+from pyro_nflows.layers.base import Chain, Inverse
 
 
 def schools(y: Tensor) -> None:
@@ -74,7 +75,7 @@ CALLS: dict[str, tuple[Callable[[VI], Any], str]] = {
     "a prior's values": (lambda vi: prior(vi).log_prob([1.0]), "values must be a dict by name, got a list"),
     "a prior's site": (lambda vi: prior(vi).log_prob({**sites(), "x": 1.0}), r"got values of \['x'\], but the sites"),
     "a flow's layer": (lambda vi: FlowDistribution(3), "FlowDistribution: expected a Layer"),
-    "a flow's base": (lambda vi: FlowDistribution(Planar(2), 3), "as base_dist a distribution of Pyro or None, got"),
+    "a flow's base": (lambda vi: FlowDistribution(Planar(2), 3), "as base_dist a distribution or None, got"),
     "a flow's value": (lambda vi: FlowDistribution(Planar(2)).log_prob([1.0]), "expected a tensor, got list"),
     "data that are words": (lambda vi: fit_jko("data"), "an array of numbers, got str"),
 }
@@ -114,3 +115,43 @@ def test_a_fitted_prior_has_no_mass_off_its_support_and_takes_numbers(vi: VI) ->
 def test_whole_numbers_are_points_too() -> None:
     flow = FlowDistribution(Planar(2))
     torch.testing.assert_close(flow.log_prob(torch.tensor([1, 2])), flow.log_prob(torch.tensor([1.0, 2.0])))
+
+
+LAYER_CALLS: dict[str, tuple[Callable[[], Any], str]] = {
+    "a point that is a list": (lambda: Planar(2)([1.0, 2.0]), "Planar.forward: expected x to be a floating-point tens"),
+    "whole numbers": (lambda: Coupling(2)(torch.tensor([1, 2])), "floating-point tensor, got dtype torch.int64"),
+    "no point": (
+        lambda: Coupling(2).inverse(None),
+        "Coupling.inverse: expected y to be a floating-point tensor, got No",
+    ),
+    "a chain of a list": (
+        lambda: Chain([Planar(2)]),
+        r"got list; layers of a list are Chain\(\*layers\)",
+    ),
+    "a chain of a number": (lambda: Chain(Planar(2), 3), "Chain: expected layers, got int"),
+    "an inverse": (lambda: Inverse(3), "Inverse: expected layers, got int"),
+    "an index": (lambda: Indexed(3), "Indexed: expected layers, got int"),
+    "a context": (lambda: Conditional(3, 2), "Conditional: expected layers, got int"),
+    "stored": (lambda: Rescaled(3), "Rescaled: expected layers, got int"),
+    "a map": (lambda: Coupling(2, "affine"), r"transformer to be an object such as Affine\(\)"),
+    "a map by position": (lambda: Autoregressive(2, 3), r"transformer to be an object such as Affine\(\)"),
+    "where to start": (lambda: LocScale(2, "here"), "init_loc must be a number or a list of numbers, got 'here'"),
+    "a flow's size": (lambda: flows.realnvp("two"), "must be a positive integer, got 'two'"),
+    "the default's size": (lambda: flows.default(None), "latent_dim must be a positive integer, got None"),
+    "weights": (lambda: diagnostics.pareto_k("w"), "log_weight must be a number or a list of numbers, got 'w'"),
+    "rows of weights": (lambda: diagnostics.fit_tail(torch.randn(2, 10)), r"shape \(num_samples,\), got \(2, 10\)"),
+    "what to draw": (lambda: plots.plot_elbo("losses"), "elbos must be a number or a list of numbers, got 'losses'"),
+    "a path": (lambda: plots.plot_path([1.0, 2.0]), "expected a list of tuples of tensors"),
+    "a law": (lambda: testing.check_shapes(3), "expected a layer, or a function that makes one, got 3"),
+}
+
+
+@pytest.mark.parametrize("name", LAYER_CALLS)
+def test_parts_of_flows_say_so_too(name: str) -> None:
+    call, says = LAYER_CALLS[name]
+    with pytest.raises((TypeError, ValueError), match=says):
+        call()
+
+
+def test_weights_may_be_a_list() -> None:
+    assert diagnostics.ess([0.0, 0.0, 0.0]) == 1
