@@ -51,6 +51,11 @@ def refuse_sites(name: str, trace: Any) -> None:
                 'Mark it infer={"enumerate": "parallel"}, or the model @config_enumerate, to have it summed out (see '
                 "http://pyro.ai/examples/enumeration.html); or hide it with poutine.block and write its guide by hand"
             )
+        if supports.is_point(node["fn"]):
+            raise ValueError(
+                f"{name}: latent site '{site}' is a Delta: all its mass is at one value, so that it has no density; "
+                f"what is computed is a pyro.deterministic('{site}', value), or a sample site with obs=value"
+            )
         if supports.is_periodic(node["fn"]):
             raise ValueError(_periodic(name, site, node["fn"]))
         if supports.differing_components(node["fn"]):

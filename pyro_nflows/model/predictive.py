@@ -253,6 +253,7 @@ def isolated(seed: int | None) -> Iterator[None]:
 def _vectorised(ask: Callable[[Draw], Answers], draws: Draw, chunk_size: int) -> Answers:
     with warnings.catch_warnings(), transformable():
         warnings.filterwarnings("ignore", "There is a performance drop")
+        warnings.filterwarnings("ignore", "An output with one or more elements was resized")  # torch.binomial's
         return torch.vmap(ask, randomness="different", chunk_size=chunk_size)(draws)
 
 

@@ -152,6 +152,19 @@ def is_periodic(fn: Any) -> bool:
     return True
 
 
+def is_point(fn: Any) -> bool:
+    """Whether all mass of a distribution is at one value.
+
+    Example::
+
+        >>> is_point(dist.Delta(torch.zeros(2)).to_event(1).mask(True)), is_point(dist.Normal(0.0, 1.0))
+        (True, False)
+    """
+    while isinstance(fn, torch.distributions.Independent | MaskedDistribution | ExpandedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)
+
+
 def differing_components(fn: Any) -> bool:
     """Whether the components of a mixture have different bounds, so that their mixture's support is not one of them.
 

@@ -96,6 +96,16 @@ def test_a_latent_in_a_sequential_plate(use: Callable[..., None]) -> None:
 
 
 @everywhere
+def test_a_value_that_is_computed_as_a_latent(use: Callable[..., None]) -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("twice", dist.Delta(2 * z))
+
+    with pytest.raises(ValueError, match=r"site 'twice' is a Delta.*pyro.deterministic\('twice', value\)"):
+        use(model)
+
+
+@everywhere
 def test_a_support_without_a_bijection(use: Callable[..., None]) -> None:
     def model() -> None:
         pyro.sample("factor", dist.ImproperUniform(dist.constraints.unit_lower_cholesky, (), (2, 2)))

@@ -169,6 +169,22 @@ def test_predictive_draws_have_the_right_law(make_loop: bool, monkeypatch: pytes
     assert abs(torch.corrcoef(noise.T)[0, 1]) < 5 / num_samples**0.5
 
 
+def test_counts_out_of_known_totals_are_predicted_at_once_without_a_warning(loops: list[str]) -> None:
+    """Of what ``vmap`` knows only the chances as many, torch's sampler says that it resizes an output."""
+    totals = torch.tensor([10.0, 20.0, 30.0])
+
+    def model() -> None:
+        p = pyro.sample("p", dist.Beta(2.0, 2.0))
+        with pyro.plate("row", 3):
+            pyro.sample("y", dist.Binomial(totals, p), obs=torch.tensor([1.0, 2.0, 3.0]))
+
+    draws = {"p": torch.linspace(0.1, 0.9, 2000)}
+    counts = each_draw(Run(model, ()).posterior_predictive, draws)["posterior_predictive", "y"]
+    assert loops == []
+    away = (counts - totals * draws["p"][:, None]) / (totals * (draws["p"] * (1 - draws["p"]))[:, None]).sqrt()
+    assert (away.mean(0).abs() < 5 / 2000**0.5).all()
+
+
 def test_a_sampler_that_fills_in_place_is_found_out(loops: list[str]) -> None:
     class Sloppy(dist.Normal):
         def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
