@@ -12,8 +12,9 @@ REMEDIES = {
     "UNSETTLED": "; call run() again, or give more num_steps.",
     "STARTS_DISAGREE": "; try AutoCIF with annealing, or more starts.",
     "MODE_MISSED": (
-        ". Leave num_steps to the schedule, which then fits again from there; or try AutoCIF with annealing (and "
-        "init_scale about the prior's), more starts, or structure='joint' where a guide follows plates."
+        ". Where num_steps was given, leave it to the schedule, which then fits again from there; else try AutoCIF "
+        "with annealing (and init_scale about the prior's), more starts, or structure='joint' where a guide follows "
+        "plates."
     ),
 }
 
