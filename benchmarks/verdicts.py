@@ -36,7 +36,7 @@ from pyro_nflows.diagnostics.verdict import Outcome
 from pyro_nflows.layers import LocScale
 
 #: What counts as "trust" where means are concerned.
-TRUSTING = (Outcome.TRUST, Outcome.RESAMPLED, Outcome.TAILS)
+TRUSTING = tuple(outcome for outcome in Outcome if outcome.is_trusted)
 TOO_FAR, CLOSE = 0.2, 0.05
 Row = dict[str, Any]
 Make = Callable[[Callable[..., Any]], AutoFlow]

@@ -1,7 +1,9 @@
 """What is found wrong with a fit besides its weights: mass that it misses, and sites that keep it from being good."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,29 @@ class Subsampled:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """A site that does not stay as the weights have it when draws are moved by Hamiltonian Monte Carlo.
+
+    :param site: its name.
+    :param shift: of its mean, in standard deviations.
+    :param ratio: of its standard deviations, after over before.
+
+    Example::
+
+        >>> print(Drift("tau", -0.3, 1.5))
+        the mean of site 'tau' moves by -0.30 standard deviations, and these become 1.50 times what they were
+    """
+
+    site: str
+    shift: float
+    ratio: float
+
+    def __str__(self) -> str:
+        moves = f"the mean of site '{self.site}' moves by {self.shift:.2f} standard deviations"
+        return f"{moves}, and these become {self.ratio:.2f} times what they were"
+
+
+@dataclass(frozen=True)
 class Faults:
     """What keeps a fit from being good, with the names of the sites; empty where nothing was found.
 
@@ -68,6 +93,7 @@ class Faults:
     :param scale: a site that varies on a scale beyond what step sizes can follow, and that scale.
     :param round_trip: the error of the flow's inverse, in standard deviations of the base.
     :param unobserved: whether the model had no data, which is meant where the prior itself is wanted.
+    :param drift: what does not stay where it is, looked for where all hangs on the weights.
     """
 
     not_finite: str | None = None
@@ -76,6 +102,21 @@ class Faults:
     scale: tuple[str, float] | None = None
     round_trip: float = 0.0
     unobserved: bool = False
+    drift: Drift | None = None
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> "Faults":
+        """What :func:`dataclasses.asdict` made a dict of.
+
+        Example::
+
+            >>> from dataclasses import asdict
+            >>> faults = Faults(improper=("a",), drift=Drift("tau", -0.3, 1.5))
+            >>> Faults.restored(asdict(faults)) == faults
+            True
+        """
+        drift = state.get("drift")
+        return cls(**{**state, "drift": None if drift is None else Drift(**drift)})
 
     def words(self) -> dict[str, str]:
         """The site names as phrases of a sentence.

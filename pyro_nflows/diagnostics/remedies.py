@@ -9,6 +9,7 @@ REMEDIES = {
     "TAILS": "; vi.refine() or a non-centered model may help.",
     "DISTRUST": _RICHER,
     "TOO_FEW": _RICHER,
+    "DRIFTS": _RICHER,
     "UNSETTLED": "; call run() again, or give more num_steps.",
     "STARTS_DISAGREE": "; try AutoCIF with annealing, or more starts.",
     "MODE_MISSED": (

@@ -75,6 +75,10 @@ class Outcome(Sentences):
         "Do not trust these draws: k-hat {pareto_k} is above {threshold} (ESS {ess:.1%}), so the guide misses "
         "part of the posterior{remedy}"
     )
+    DRIFTS = (
+        "Do not trust these draws: moved by Hamiltonian Monte Carlo they do not stay where they are ({moves}), so the "
+        "posterior is not what they and their weights show (ESS {ess:.0%}, k-hat {pareto_k}){remedy}"
+    )
     TOO_FEW = "Do not trust these draws: they are worth only {worth:.0f} independent ones (ESS {ess:.2%}){remedy}"
     ROWS = "Do not trust the rows of the plate: the weights of their own draws are bad."
     SHARED = (
@@ -184,6 +188,7 @@ def judge(evidence: Evidence, training: Training = Training()) -> Verdict[Outcom
         site=evidence.faults.not_finite,
         drift=evidence.drift,
         missed=evidence.missed,
+        moves=evidence.faults.drift,
         outliers=outliers_in_words(evidence.log_weight),
         round_trip=evidence.faults.round_trip,
         improper=words["improper"],
@@ -239,7 +244,7 @@ def _decide(evidence: Evidence, ess: float) -> Outcome:
     if ess * len(evidence.log_weight) < ENOUGH:
         return Outcome.TOO_FEW
     if ess < HALF:
-        return Outcome.RESAMPLED
+        return Outcome.RESAMPLED if faults.drift is None else Outcome.DRIFTS
     return Outcome.OUTLIERS if bool(outliers(evidence.log_weight).any()) else Outcome.TRUST
 
 

@@ -78,7 +78,7 @@ def runs_away(log_joint: LogDensity, hessian: Hessian, guide: AutoFlow, draws: D
     level = (far > near - LEVEL * (1 + near.abs())) | (distances.abs() != FAR_IN_LOGS)
     moved = (ends - top).norm(dim=-1) > 0.5 * distances.abs()  # or numbers have no digits left for the step
     shares = directions[there & level & moved & (far < torch.inf)].abs()
-    endless = [(name, at) for name, at in _columns(guide) if not isinstance(_base(guide, name), BOUNDED)]
+    endless = [(name, at) for name, at in columns(guide) if not isinstance(_base(guide, name), BOUNDED)]
     return tuple(name for name, at in endless if bool((shares[:, at] > 0.3).any()))
 
 
@@ -99,7 +99,7 @@ def _ways(hessian: Tensor, guide: AutoFlow, z: Tensor) -> tuple[Tensor, Tensor, 
     curved = curvature.rsqrt()
     widths = torch.maximum((z @ directions.T).std(0), torch.where(torch.isfinite(curved), curved, 0.0))
     distances = torch.cat([FAR * widths[:dim], FAR_ACROSS * widths[dim:]])
-    logs = [i for name, at in _columns(guide) if not _is_line(guide, name) for i in range(at.start, at.stop)]
+    logs = [i for name, at in columns(guide) if not _is_line(guide, name) for i in range(at.start, at.stop)]
     directions, widths = torch.cat([directions, axes[logs]]), torch.cat([widths, widths[logs]])
     distances = torch.cat([distances, torch.full_like(widths[len(distances) :], FAR_IN_LOGS)])
     return torch.cat([directions, directions]), torch.cat([distances, -distances]), widths.repeat(2)
@@ -108,7 +108,7 @@ def _ways(hessian: Tensor, guide: AutoFlow, z: Tensor) -> tuple[Tensor, Tensor, 
 @torch.no_grad()
 def on_the_edge(guide: AutoFlow, z: Tensor) -> tuple[str, float] | None:
     """The first site whose draws lie so close to the edge of its support that numbers end there, and their share."""
-    for name, at in _columns(guide):
+    for name, at in columns(guide):
         latent = guide.latents.sites[name]
         transform, part = latent.transform, z[:NUM_DRAWS, at].reshape(-1, *latent.shape)
         with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
@@ -126,7 +126,7 @@ def out_of_scale(hessian: Hessian, guide: AutoFlow, draws: Draws) -> tuple[str, 
         curvature = hessian(draws.z[draws.log_p.argmax()]).diagonal().abs()
     except (ValueError, RuntimeError):
         return None
-    for name, at in _columns(guide):
+    for name, at in columns(guide):
         widths = curvature[at if _is_line(guide, name) else slice(0)].rsqrt()
         bad = (widths < SMALLEST) | (widths > LARGEST) & (widths < torch.inf)
         if bool(bad.any()):
@@ -134,7 +134,7 @@ def out_of_scale(hessian: Hessian, guide: AutoFlow, draws: Draws) -> tuple[str, 
     return None
 
 
-def _columns(guide: AutoFlow) -> Iterator[tuple[str, slice]]:
+def columns(guide: AutoFlow) -> Iterator[tuple[str, slice]]:
     """Every site with its place in the flat latent, less those of no numbers."""
     for name, latent in guide.latents.sites.items():
         if latent.shape.numel():

@@ -100,7 +100,7 @@ def restored(state: dict[str, Any], guide: AutoFlow) -> Posterior:
         [Draws(*part) for part in state["starts"]],
         history,
         MissedMass(**state["missed"]),
-        Faults(**state["faults"]),
+        Faults.restored(state["faults"]),
         Subsampled(**{**state["subsampled"], "plates": tuple(map(tuple, state["subsampled"]["plates"]))}),
         guide.modes,
         state["leaves"],

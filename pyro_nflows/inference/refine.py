@@ -23,7 +23,6 @@ Hamiltonian Monte Carlo Using Neural Transport.
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from ..checks import check_seed, check_sizes
 from ..diagnostics.weights import psis_resample
@@ -35,6 +34,7 @@ from ..objectives.draws import Draws
 from ..system.exclusive import seeded
 from .chains import Chains, Hamiltonian, Independence, NoUTurn
 from .refined import Refined, Source, at, further, next_seed
+from .stationary import in_flow
 
 METHODS = ("nuts", "hmc", "independence")
 
@@ -96,16 +96,10 @@ def _warmed(
             f"refine: {method.upper()} in the flow's coordinates needs a bijective flow with an inverse, got "
             f"{type(source.guide).__name__}; use method='independence'"
         )
-    density = DensityGradient(lambda x: _log_density(log_joint, layer, x))
+    density = DensityGradient(lambda x: in_flow(log_joint, layer, x))
     with seeded(seed), source.own_parameters():
         with torch.no_grad():
             starts, _ = layer.inverse(draws.z[psis_resample(draws.log_weight, num_chains)])
         if method == "hmc":
             return Hamiltonian.warmed(density, starts, warmup_steps), next_seed()
         return NoUTurn(density, starts, warmup_steps), next_seed()
-
-
-def _log_density(log_joint: LogDensity, layer: Layer, x: Tensor) -> Tensor:
-    """In the flow's coordinates. The base density is not part of it: x is a point, not a draw."""
-    z, log_weight = layer(x)
-    return log_joint(z) + log_weight

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..diagnostics.findings import Faults, Subsampled
-from ..diagnostics.verdict import starts_disagree
+from ..diagnostics.verdict import Outcome, starts_disagree
 from ..diagnostics.worth import effective, is_heavy, is_hopeless
 from ..engine import Budget, Journal, Progress, Trainer, threads_for, work_of
 from ..flows.whitened import Whitened
@@ -42,6 +42,7 @@ from .precise import already_double, in_double
 from .resume import Checkpoint, begin
 from .search import MAX_MATRIX, round_trip, search
 from .started import check_same_sites, place, take_coordinates
+from .stationary import drift
 
 #: What a run imports on its way: gradients of torch's, and the start.
 NEEDED = "torch.fx.experimental.symbolic_shapes", "scipy.optimize"
@@ -211,6 +212,9 @@ class Fitter:
             trainer.history.failed = best.failed
             with progress.phase("verdict"):
                 posterior = replace(posterior, faults=self._faults(trainer, joint, best))
+                if posterior.verdict().outcome is Outcome.RESAMPLED and not self.subsampled.plates:
+                    found = drift(trainer, self.guide, best)
+                    posterior = replace(posterior, faults=replace(posterior.faults, drift=found))
             keep(posterior)
         except KeyboardInterrupt:
             if trainer.history.interrupted:
