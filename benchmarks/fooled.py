@@ -1,6 +1,6 @@
 r"""Can the verdict be fooled at size? Fits of many rows that are bad on purpose, and good ones.
 
-    python -m benchmarks.fooled [--kinds PART] [--cases PART] [--no-good] [--json FILE]
+    python -m benchmarks.fooled [--kinds PART] [--cases PART] [--json FILE]
 
 A trained guide is spoiled and judged as it is (:meth:`pyro_nflows.VI.judge`), or is bad by how it was trained. A fit is
 *wrong* by the draws that ``get_samples()`` gives: where a mean of what is outside of plates is off by more than 0.25

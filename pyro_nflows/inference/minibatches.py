@@ -29,7 +29,7 @@ from ..model.feasible import dispersed_start
 from ..model.row_terms import RowTerms
 from ..model.rows import Rows
 from ..modes.gaussians import gaussian_at, put_top
-from ..modes.pathfinder import best_start
+from ..modes.pathfinder import best_on_way
 from ..objectives.base import Gradient, Objective
 from ..objectives.draws import Draws
 from .collapsed import Collapser, Outside, collapser_of, move
@@ -98,7 +98,7 @@ class Minibatches(MinibatchFit[RowTerms]):
         trainer.limit(self.budget, None, self.progress)
         with contextlib.closing(trainer):
             init = gaussian_at(small, small.end.loc.detach(), self.guide.init_scale)
-            best_start(DensityGradient(density), init).place(small)
+            best_on_way(DensityGradient(density), init)[0].place(small)  # by the ELBO of one minibatch, tails end too thin
             trainer.run(Chain(small.end), Objective(), Gradient.PATH, PILOT, f"{self._prefix}pilot")
         end, found = self.of_rows.end, cast(PlateAffine, small.end)
         with torch.no_grad():

@@ -39,12 +39,23 @@ def best_start(
     :param until: when to make do with what was found, by ``time.perf_counter``.
     """
     density = log_joint if isinstance(log_joint, DensityGradient) else DensityGradient(log_joint)
-    path = lbfgs_path(density, init.loc, num_iterations, until)
-    best = best_of(density, path, init, num_candidates, until)
+    best, path = best_on_way(density, init, num_iterations, num_candidates, until)
     if time.perf_counter() > until or not _is_far_off(density, best, path[-1]):
         return best
     path = averaged_path(density, init.loc, init.widths, until=until)
     return best_of(density, path, best, num_candidates, until)
+
+
+def best_on_way(
+    density: DensityGradient,
+    init: Frame,
+    num_iterations: int = 150,
+    num_candidates: int = 8,
+    until: float = math.inf,
+) -> tuple[Frame, list[Tensor]]:
+    """The best Gaussian on the way to a mode, which is all that is looked at, and the points of that way."""
+    path = lbfgs_path(density, init.loc, num_iterations, until)
+    return best_of(density, path, init, num_candidates, until), path
 
 
 def best_of(

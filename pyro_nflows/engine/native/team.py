@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakSet
 
 from .build import Build
 from .compilers import FOLDER, CompilerError
@@ -14,6 +15,13 @@ from .compilers import FOLDER, CompilerError
 MOST = 32
 #: So often is what was slower tried again: the machine may be busy with something else now.
 AGAIN = 24
+
+
+class _Lent:
+    """So many threads, at work as long as this is there."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
 
 
 class Teams:
@@ -29,8 +37,12 @@ class Teams:
         self._build: Build | None = None
         self._library: Any = None
         self._failed = False
-        #: Threads at work now, those that called included.
-        self.num_busy = 0
+        self._at_work: WeakSet[_Lent] = WeakSet()
+
+    @property
+    def num_busy(self) -> int:
+        """Threads at work now, those that called included."""
+        return sum(lent.size for lent in list(self._at_work))
 
     def start(self) -> None:
         """Begin to compile what teams need."""
@@ -46,14 +58,14 @@ class Teams:
         """A team of so many threads, and the function that has it share work; None twice if it is one thread, or if
         there can be no more."""
         team = self._take(min(size, MOST)) if size > 1 else 0
-        with self._lock:
-            self.num_busy += size if team else 1
+        lent = _Lent(size if team else 1)  # which nobody counts when this call is over, however an interrupt ends it
+        self._at_work.add(lent)
         try:
             share = ctypes.cast(self._library.team_share, ctypes.c_void_p) if team else None
             yield (ctypes.c_void_p(team) if team else None), share
         finally:
+            self._at_work.discard(lent)
             with self._lock:
-                self.num_busy -= size if team else 1
                 if team and self._owner == os.getpid():
                     self._library.team_rest(ctypes.c_void_p(team))
                     self._idle.setdefault(size, []).append(team)
