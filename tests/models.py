@@ -23,6 +23,15 @@ def pairs_without_plate(x: Tensor = PAIRS) -> None:
     pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
 
+def schools(y: Tensor) -> None:
+    """Schools as in the eight schools, centered, each with a standard error of ten."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("school", len(y)):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, 10.0), obs=y)
+
+
 def one_of_each(y: Tensor | None = None) -> None:
     """Latents of many shapes and supports."""
     pyro.sample("real", dist.Normal(0.0, 1.0))

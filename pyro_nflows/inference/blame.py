@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..guides import AutoFlow
+from ..model.supports import of_one_number
 from ..numerics import LogDensity
 from ..objectives.draws import Draws
 
@@ -143,10 +144,7 @@ def columns(guide: AutoFlow) -> Iterator[tuple[str, slice]]:
 
 def _base(guide: AutoFlow, name: str) -> Any:
     """A site's support, of one number where it is a stack of these."""
-    support = guide.latents.sites[name].transform.codomain
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support
+    return of_one_number(guide.latents.sites[name].transform.codomain)
 
 
 def _is_line(guide: AutoFlow, name: str) -> bool:

@@ -29,6 +29,7 @@ from .latents import Latent, Latents, is_enumerated, latent_sites
 from .log_joint import LogJoint
 from .noncentered import ScaleSite
 from .placed import Lifted
+from .supports import of_one_number
 
 #: Random points at which gradients are compared, and how far they lie from a point of finite density.
 NUM_POINTS, SPREAD = 3, 0.5
@@ -136,10 +137,7 @@ def _aligned(other: Latent, site: Latent) -> torch.Size:
 
 
 def _support(site: Latent) -> Any:
-    support = site.site["fn"].support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support
+    return of_one_number(site.site["fn"].support)
 
 
 def _is_real(site: Latent) -> bool:

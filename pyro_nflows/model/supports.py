@@ -91,10 +91,21 @@ def _is_narrower(fn: Any) -> bool:
     return _is_real(fn.transforms[0].domain) and not _is_real(fn.base_dist.support)
 
 
-def _is_real(support: Any) -> bool:
+def of_one_number(support: Any) -> Any:
+    """The support of one number, where this is a stack of these.
+
+    Example::
+
+        >>> of_one_number(constraints.independent(constraints.real, 2)) is constraints.real
+        True
+    """
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    return support is constraints.real
+    return support
+
+
+def _is_real(support: Any) -> bool:
+    return of_one_number(support) is constraints.real
 
 
 def _of_a_component(support: Any, event_dim: int = 0) -> Any:

@@ -4,24 +4,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
 
 from pyro_nflows import VI, AutoFlow, FlowDistribution, diagnostics, fit_jko, flows, plots, testing
 from pyro_nflows.layers import Autoregressive, Conditional, Coupling, Indexed, LocScale, Planar, Rescaled
 from pyro_nflows.layers.base import Chain, Inverse
-
-
-def schools(y: Tensor) -> None:
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    tau = pyro.sample("tau", dist.HalfNormal(5.0))
-    with pyro.plate("school", 4):
-        theta = pyro.sample("theta", dist.Normal(mu, tau))
-        pyro.sample("y", dist.Normal(theta, 10.0), obs=y)
-
+from tests.models import schools
 
 Y = torch.tensor([1.0, 5.0, -3.0, 2.0])
 

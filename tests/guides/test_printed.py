@@ -11,14 +11,7 @@ from pyro_nflows.guides.printed import MOST_SITES
 from pyro_nflows.layers import LocScale, Planar
 from pyro_nflows.layers.base import Chain
 from tests.guide_registry import CASES
-
-
-def schools(y: Tensor) -> None:
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
-    with pyro.plate("school", len(y)):
-        theta = pyro.sample("theta", dist.Normal(mu, tau))
-        pyro.sample("y", dist.Normal(theta, 10.0), obs=y)
+from tests.models import schools
 
 
 def called(guide: AutoFlow, *args: Tensor) -> str:
