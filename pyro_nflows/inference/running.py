@@ -213,7 +213,7 @@ class Fitter:
             with progress.phase("verdict"):
                 posterior = replace(posterior, faults=self._faults(trainer, joint, best))
                 if posterior.verdict().outcome is Outcome.RESAMPLED and not self.subsampled.plates:
-                    found = drift(trainer, self.guide, best)
+                    found = drift(trainer, self.guide, best, brief=not plan.schedule.has_flow)
                     posterior = replace(posterior, faults=replace(posterior.faults, drift=found))
             keep(posterior)
         except KeyboardInterrupt:

@@ -28,21 +28,22 @@ from .fitted import Fit
 
 #: Chains side by side, and trajectories: those that find the step size, which move the draws too, and further ones.
 NUM_CHAINS, NUM_WARMUP, NUM_MOVES = 512, 30, 60
-#: Seconds of processor time that they may take, about; where they would take longer, nothing is moved.
-SECONDS = 30.0
+#: Seconds of processor time that they may take, about; where they would take longer, nothing is moved. A fit that is to
+#: be quick has less.
+SECONDS, BRIEF = 30.0, 5.0
 #: What is too far: of a mean, in standard deviations; of these, as a ratio; and both in standard errors.
 SHIFT, RATIO, NOISE = 0.25, 1.25, 4.5
 
 
-def drift(trainer: Trainer, guide: AutoFlow, fit: Fit) -> Drift | None:
+def drift(trainer: Trainer, guide: AutoFlow, fit: Fit, brief: bool) -> Drift | None:
     """What moves beyond noise; None if nothing does, or if it cannot be known.
 
     :param trainer: has the model, and the time that is left.
     :param guide: for the names of its sites.
     :param fit: whose draws are moved, unless its flow has no inverse or auxiliary variables.
+    :param brief: whether the fit was to be quick.
     """
-    budget, layer = trainer.budget, fit.layer
-    seconds = min(SECONDS, budget.left) if budget.is_limited else SECONDS
+    layer, seconds = fit.layer, min(BRIEF if brief else SECONDS, trainer.budget.left)
     if layer.exactness < Exactness.EXACT or layer.noise_dim or not layer.has_inverse:
         return None
     try:

@@ -86,7 +86,7 @@ def judged(factor: float) -> VI:
 def test_only_where_all_hangs_on_the_weights_are_draws_moved(monkeypatch, tmp_path):
     moves = []
 
-    def drift(trainer, guide, fit):
+    def drift(trainer, guide, fit, brief):
         moves.append(fit)
         return Drift("z", 0.1, 1.5)
 
