@@ -10,9 +10,14 @@ import torch
 from torch import Tensor
 
 from pyro_nflows import VI, AutoFlow
-from pyro_nflows.engine import Engine
+from pyro_nflows.engine import DensityGradient, Engine
+from pyro_nflows.layers import Planar
+from pyro_nflows.model.bound import BoundModel
+from pyro_nflows.model.log_joint import LogJoint
 from pyro_nflows.model.transformable import transformable
 from pyro_nflows.system.exclusive import validation
+
+Y = torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64)
 
 
 def everything(validate: bool | None) -> Callable[[Tensor], None]:
@@ -36,13 +41,12 @@ def everything(validate: bool | None) -> Callable[[Tensor], None]:
 
 
 def test_a_model_that_validates_is_recorded_as_others_are() -> None:
-    y = torch.tensor([0.3, -1.0, 2.0])
-    found = []
-    for validate in (None, True):
-        vi = VI(AutoFlow(everything(validate)), num_steps=20, seed=0, progress_bar=False).run(y)
-        assert Engine.EAGER not in vi.history.engines
-        found.append(vi.log_weight)
-    torch.testing.assert_close(*found)
+    vi = VI(AutoFlow(everything(True), Planar), num_steps=20, seed=0, progress_bar=False).run(Y)
+    assert Engine.EAGER not in vi.history.engines
+    z = torch.randn(20, vi.guide.latent_dim)
+    joints = [LogJoint(BoundModel(everything(validate), (Y,)), vi.guide.latents) for validate in (None, True)]
+    recorded = [DensityGradient(joint).values_and_grads(z, len(z)) for joint in joints]
+    torch.testing.assert_close(*recorded)
 
 
 def test_it_is_validated_where_it_is_first_run() -> None:
