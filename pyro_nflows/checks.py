@@ -1,6 +1,8 @@
 """Arguments checked, and errors told in one line."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -75,6 +77,29 @@ def numbers_in(who: str, what: str, value: Any) -> torch.Tensor:
         raise TypeError(f"{who}: {what} must be a number or a list of numbers, got {value!r}") from None
 
 
+def row_numbers(who: str, what: str, value: Any, num_rows: int) -> torch.Tensor:
+    """Which of some rows, by their numbers or by True and False for each, as a tensor.
+
+    :raises TypeError: if it is neither.
+    :raises ValueError: if there is no such row, or it is of another shape.
+
+    Example::
+
+        >>> row_numbers("constrained", "index", [0, 5], 3)
+        Traceback (most recent call last):
+        ValueError: constrained: index must be of rows from 0 to 2, got 5
+    """
+    index = numbers_in(who, what, value)
+    if index.is_floating_point() or index.is_complex():
+        raise TypeError(f"{who}: {what} must be numbers of rows, integers, got {index.dtype}")
+    if index.dim() != 1 or (index.dtype is torch.bool and len(index) != num_rows):
+        raise ValueError(f"{who}: {what} must be numbers of rows, of shape (num_rows,), got shape {tuple(index.shape)}")
+    odd = index[(index < -num_rows) | (index >= num_rows)] if index.dtype is not torch.bool else index[:0]
+    if len(odd):
+        raise ValueError(f"{who}: {what} must be of rows from 0 to {num_rows - 1}, got {int(odd[0])}")
+    return index
+
+
 def check_seed(who: str, seed: Any) -> None:
     """Raise a TypeError if a seed is neither an integer nor None.
 
@@ -102,6 +127,32 @@ def check_share(who: str, **shares: Any) -> None:
             raise ValueError(f"{who}: {key} must be between 0 and 1, got {share!r}")
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is one number, in a tensor of no dimension perhaps; True and False are none.
+
+    Example::
+
+        >>> [is_number(value) for value in (1, 2.5, torch.tensor(3.0), True, "4", None, torch.ones(1))]
+        [True, True, True, False, False, False, False]
+    """
+    in_tensor = isinstance(value, torch.Tensor) and value.shape == () and value.dtype is not torch.bool
+    return in_tensor or (isinstance(value, Real) and not isinstance(value, bool))
+
+
+def check_positive(who: str, **numbers: Any) -> None:
+    """Raise a ValueError that names the first argument which is not a positive number.
+
+    Example::
+
+        >>> check_positive("LocScale", init_scale="wide")
+        Traceback (most recent call last):
+        ValueError: LocScale: init_scale must be a positive number, got 'wide'
+    """
+    for key, number in numbers.items():
+        if not is_number(number) or not 0 < float(number) < math.inf:
+            raise ValueError(f"{who}: {key} must be a positive number, got {number!r}")
+
+
 def check_flags(who: str, **flags: Any) -> None:
     """Raise a TypeError that names the first argument which is not True, False or None.
 
@@ -114,6 +165,20 @@ def check_flags(who: str, **flags: Any) -> None:
     for key, flag in flags.items():
         if flag is not None and not isinstance(flag, bool):
             raise TypeError(f"{who}: {key} must be True or False, got {flag!r}")
+
+
+def check_functions(who: str, **functions: Any) -> None:
+    """Raise a TypeError that names the first argument which cannot be called.
+
+    Example::
+
+        >>> check_functions("widened", build=3)
+        Traceback (most recent call last):
+        TypeError: widened: expected build to be a function, got int
+    """
+    for key, function in functions.items():
+        if not callable(function):
+            raise TypeError(f"{who}: expected {key} to be a function, got {type(function).__name__}")
 
 
 def check_mapping(who: str, **mappings: Any) -> None:
@@ -130,8 +195,10 @@ def check_mapping(who: str, **mappings: Any) -> None:
             raise TypeError(f"{who}: {key} must be a dict by name, got a {type(mapping).__name__}")
 
 
-def check_widths(name: str, hidden_dims: Sequence[int]) -> None:
+def check_widths(name: str, hidden_dims: Sequence[int], what: str = "hidden_dims") -> None:
     """Raise a ValueError if the widths of hidden layers are not a sequence of positive integers.
+
+    :param what: the argument's name.
 
     Example::
 
@@ -142,7 +209,7 @@ def check_widths(name: str, hidden_dims: Sequence[int]) -> None:
     widths = hidden_dims if isinstance(hidden_dims, Sequence) else [None]
     if not all(isinstance(width, int) and width > 0 for width in widths):
         raise ValueError(
-            f"{name}: hidden_dims must be a sequence of positive integers, such as (32, 32), got {hidden_dims!r}"
+            f"{name}: {what} must be a sequence of positive integers, such as (32, 32), got {hidden_dims!r}"
         )
 
 
@@ -164,6 +231,23 @@ def channels(name: str, size: Size) -> tuple[int, int]:
         return size, 1
     num_channels, height, width = image_shape(name, size)
     return num_channels, height * width
+
+
+def as_shape(who: str, shape: Any) -> torch.Size:
+    """A shape, such as that of a sample.
+
+    :raises TypeError: if it is no sequence of integers.
+
+    Example::
+
+        >>> as_shape("FlowDistribution.sample", 5)
+        Traceback (most recent call last):
+        TypeError: FlowDistribution.sample: sample_shape must be a sequence such as (100,), got 5
+    """
+    try:
+        return torch.Size(shape)
+    except TypeError:
+        raise TypeError(f"{who}: sample_shape must be a sequence such as (100,), got {shape!r}") from None
 
 
 def image_shape(name: str, shape: Any) -> tuple[int, int, int]:

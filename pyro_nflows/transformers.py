@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .checks import check_sizes
+from .checks import check_positive, check_sizes, is_number
 from .numerics import arsinh, log_cosh, positive, soft_bound
 
 
@@ -68,8 +68,7 @@ class Affine:
     bound: float = 10.0
 
     def __post_init__(self) -> None:
-        if not self.bound > 0:
-            raise ValueError(f"Affine: bound must be a positive number, got {self.bound}")
+        check_positive("Affine", bound=self.bound)
 
     @property
     def num_params(self) -> int:
@@ -112,8 +111,7 @@ class SinhArcsinh:
     bound: float = 2.0
 
     def __post_init__(self) -> None:
-        if not self.bound > 0:
-            raise ValueError(f"SinhArcsinh: bound must be a positive number, got {self.bound}")
+        check_positive("SinhArcsinh", bound=self.bound)
 
     @property
     def num_params(self) -> int:
@@ -167,12 +165,11 @@ class RationalQuadratic:
 
     def __post_init__(self) -> None:
         check_sizes("RationalQuadratic", num_bins=self.num_bins)
-        if not self.bound > 0:
-            raise ValueError(f"RationalQuadratic: bound must be a positive number, got {self.bound}")
-        if not 0 < self.min_size < 1 / self.num_bins:
+        check_positive("RationalQuadratic", bound=self.bound)
+        if not is_number(self.min_size) or not 0 < self.min_size < 1 / self.num_bins:
             raise ValueError(
                 f"RationalQuadratic: min_size must be between 0 and 1 / num_bins = {1 / self.num_bins:.3g}, "
-                f"got {self.min_size}"
+                f"got {self.min_size!r}"
             )
 
     @property

@@ -51,6 +51,7 @@ def round_trip_errors(layer: Layer, x: Tensor, noise: Tensor | None = None) -> T
         >>> bool((round_trip_errors(layer, torch.randn(10, 3), torch.randn(10, layer.noise_dim)) < 1e-3).all())
         True
     """
+    _check_layer("round_trip_errors", layer)
     if not layer.has_inverse:
         raise ValueError(
             f"round_trip_errors: expected a layer with an inverse, {type(layer).__name__} has none; "
@@ -59,6 +60,11 @@ def round_trip_errors(layer: Layer, x: Tensor, noise: Tensor | None = None) -> T
     y, _ = layer(x, noise)
     back, _ = layer.inverse(y, _returning(layer, x, noise))
     return (back - x).abs().amax(-1)
+
+
+def _check_layer(who: str, layer: Layer) -> None:
+    if not isinstance(layer, Layer):
+        raise TypeError(f"{who}: expected a layer, such as guide.layer, got {layer!r}")
 
 
 def _returning(layer: Layer, x: Tensor, noise: Tensor | None) -> Tensor | None:
@@ -99,6 +105,7 @@ def lipschitz(layer: Layer, x: Tensor, noise: Tensor | None = None) -> Lipschitz
         >>> found.forward, found.inverse
         (4.0000, 0.2500)
     """
+    _check_layer("lipschitz", layer)
     values = torch.linalg.svdvals(_jacobian(layer, x, noise))
     return Lipschitz(float(values[:, 0].max()), float(values[:, -1].reciprocal().max()))
 

@@ -16,6 +16,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..checks import numbers_in
+
 #: The fewest draws of a chain that say anything.
 FEWEST = 4
 
@@ -24,6 +26,7 @@ def r_hat(draws: Tensor) -> float:
     """Rank-normalised R-hat of a parameter; NaN where it is not defined, as for draws that are all the same.
 
     :param draws: ``(num_chains, num_samples)``; a single chain is compared with itself, in halves.
+    :raises ValueError: if they are of another shape.
 
     Example::
 
@@ -33,6 +36,7 @@ def r_hat(draws: Tensor) -> float:
         >>> r_hat(draws) < 1.01, r_hat(draws + torch.arange(4.0)[:, None]) > 1.5
         (True, True)
     """
+    draws = _checked("r_hat", draws)
     if draws.shape[1] < FEWEST or not bool(draws.isfinite().all()):
         return math.nan
     halves = _halves(draws.double())
@@ -50,6 +54,7 @@ def ess_bulk(draws: Tensor) -> float:
         >>> 3000 < ess_bulk(torch.randn(4, 1000)) < 5000
         True
     """
+    draws = _checked("ess_bulk", draws)
     if draws.shape[1] < FEWEST or not bool(draws.isfinite().all()):
         return math.nan
     return _effective(_normal_scores(_halves(draws.double())))
@@ -57,11 +62,19 @@ def ess_bulk(draws: Tensor) -> float:
 
 def ess_tail(draws: Tensor) -> float:
     """Independent draws that the 5% and the 95% quantile are known as well from, the smaller of the two."""
+    draws = _checked("ess_tail", draws)
     if draws.shape[1] < FEWEST or not bool(draws.isfinite().all()):
         return math.nan
     draws = draws.double()
     limits = [draws.flatten().quantile(q) for q in (0.05, 0.95)]
     return min(_effective(_halves((draws <= limit).double())) for limit in limits)
+
+
+def _checked(who: str, draws: Tensor) -> Tensor:
+    draws = numbers_in(who, "draws", draws)
+    if draws.dim() != 2:
+        raise ValueError(f"{who}: expected draws of shape (num_chains, num_samples), got {tuple(draws.shape)}")
+    return draws
 
 
 def _halves(draws: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..checks import numbers_in
 from .weights import Estimate, elbo
 from .worth import is_hopeless
 
@@ -32,6 +33,13 @@ FAR = 100.0
 SPREADS = 100.0
 #: What outliers cost the ELBO, in nats, where they matter.
 COST = 0.1
+
+
+def _checked(log_weight: Tensor) -> Tensor:
+    log_weight = numbers_in("outliers", "log_weight", log_weight)
+    if log_weight.dim() != 1:
+        raise ValueError(f"outliers: expected log-weights of shape (num_samples,), got {tuple(log_weight.shape)}")
+    return log_weight
 
 
 def outliers(log_weight: Tensor) -> Tensor:
@@ -47,6 +55,7 @@ def outliers(log_weight: Tensor) -> Tensor:
         >>> int(outliers(torch.linspace(-2.0, 0.0, 100)).sum())
         0
     """
+    log_weight = _checked(log_weight)
     found = torch.zeros_like(log_weight, dtype=torch.bool)
     if is_hopeless(log_weight) or len(log_weight) < 2:
         return found
@@ -71,6 +80,7 @@ def trimmed_elbo(log_weight: Tensor) -> Estimate:
         >>> round(float(value), 3), round(float(se), 3)  # -2 + log(2 / 3)
         (-2.405, 1.0)
     """
+    log_weight = _checked(log_weight)
     far = outliers(log_weight)
     if int((~far).sum()) < 2:
         return elbo(log_weight)
@@ -86,5 +96,6 @@ def outliers_in_words(log_weight: Tensor) -> str:
         >>> outliers_in_words(torch.tensor([0.1, -0.2, 0.0, -1e13]))
         '1 of its 4 draws lies far out'
     """
+    log_weight = _checked(log_weight)
     num = int(outliers(log_weight).sum())
     return f"{num:,} of its {len(log_weight):,} draws {'lies' if num == 1 else 'lie'} far out"

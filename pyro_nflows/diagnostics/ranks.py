@@ -40,6 +40,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..checks import check_share, check_sizes, is_number, numbers_in
+
 __all__ = ["count_band", "ecdf_band", "rank", "symmetry", "uniformity"]
 
 #: Below this, the exact p-value would be lost in rounding, and its upper bound stands for it.
@@ -58,6 +60,12 @@ def rank(draws: Tensor, truth: Tensor) -> Tensor:
         >>> rank(torch.tensor([[1.0, 5.0], [2.0, 6.0], [3.0, 7.0]]), torch.tensor([2.5, 9.0]))
         tensor([2, 3])
     """
+    draws, truth = numbers_in("rank", "draws", draws), numbers_in("rank", "truth", truth)
+    if draws.shape[1:] != truth.shape or not draws.dim():
+        raise ValueError(
+            f"rank: expected draws of shape (num_samples, ...) and a truth of shape (...), got {tuple(draws.shape)} "
+            f"and {tuple(truth.shape)}"
+        )
     below, equal = (draws < truth).sum(0), (draws == truth).sum(0)
     return below + (torch.rand(equal.shape, device=equal.device) * (equal + 1)).long()
 
@@ -82,7 +90,7 @@ def uniformity(ranks: Tensor, num_samples: int) -> float:
         >>> uniformity(torch.arange(100), 99), uniformity(torch.arange(100) // 2, 99) < 1e-6
         (1.0, True)
     """
-    check_ranks(ranks, num_samples)
+    ranks = check_ranks(ranks, num_samples)
     below = ranks.bincount(minlength=num_samples + 1).cumsum(0)[:-1].cpu()
     tails = _tails(len(ranks), num_samples)
     gamma = float(tails.gather(1, below[:, None]).min().clamp(min=torch.finfo(tails.dtype).tiny))
@@ -109,6 +117,7 @@ def symmetry(probabilities: Tensor) -> float:
 
     [5] C. Butler (1969). A Test for Symmetry Using the Sample Distribution Function.
     """
+    probabilities = numbers_in("symmetry", "probabilities", probabilities)
     if probabilities.dim() != 1 or not bool(((probabilities >= 0) & (probabilities <= 1)).all()):
         raise ValueError(
             f"probabilities: got shape {tuple(probabilities.shape)}, expected (num_simulations,), all from 0 to 1. "
@@ -141,8 +150,9 @@ def ecdf_band(num_simulations: int, num_samples: int, prob: float = 0.95) -> tup
         >>> lower[4], upper[4]
         (tensor(0.3700, dtype=torch.float64), tensor(0.6300, dtype=torch.float64))
     """
-    if not 0 < prob < 1:
-        raise ValueError(f"prob: got {prob}, expected a number between 0 and 1, such as 0.95.")
+    check_sizes("ecdf_band", num_simulations=num_simulations, num_samples=num_samples)
+    if not is_number(prob) or not 0 < prob < 1:
+        raise ValueError(f"prob: got {prob!r}, expected a number between 0 and 1, such as 0.95.")
     tails = _tails(num_simulations, num_samples)
     levels = tails.unique()
     low, high = 0, len(levels) - 1  # the largest level that is left with probability at most 1 - prob
@@ -167,6 +177,8 @@ def count_band(num_simulations: int, share: float, prob: float = 0.95) -> tuple[
         >>> count_band(100, 0.5)
         (40, 60)
     """
+    check_sizes("count_band", num_simulations=num_simulations)
+    check_share("count_band", share=share, prob=prob)
     c = torch.arange(num_simulations + 1, dtype=torch.float64, device="cpu")
     log_pmf = _log_choose(num_simulations, c) + c * math.log(share) + (num_simulations - c) * math.log1p(-share)
     levels = torch.tensor([(1 - prob) / 2, (1 + prob) / 2], dtype=torch.float64, device="cpu")
@@ -174,16 +186,19 @@ def count_band(num_simulations: int, share: float, prob: float = 0.95) -> tuple[
     return low, high
 
 
-def check_ranks(ranks: Tensor, num_samples: int) -> None:
+def check_ranks(ranks: Tensor, num_samples: int) -> Tensor:
     """Ranks as they should be.
 
     :raises ValueError: if they are not.
     """
+    check_sizes("ranks", num_samples=num_samples)
+    ranks = numbers_in("ranks", "ranks", ranks)
     if ranks.dim() != 1 or ranks.is_floating_point() or not bool(((ranks >= 0) & (ranks <= num_samples)).all()):
         raise ValueError(
             f"ranks: got {ranks.dtype} of shape {tuple(ranks.shape)}, expected integers from 0 to num_samples = "
             f"{num_samples} of shape (num_simulations,). Pass the number of draws below each truth."
         )
+    return ranks
 
 
 @functools.lru_cache(maxsize=8)

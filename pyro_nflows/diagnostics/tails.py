@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import numbers_in
+from ..checks import check_sizes, is_number, numbers_in
 
 __all__ = ["Tail", "check_log_weight", "fit_tail", "gpd_fit", "smooth", "tail_length"]
 
@@ -30,13 +30,18 @@ class Tail(NamedTuple):
 def tail_length(num_samples: int, r_eff: float = 1.0) -> int:
     r"""How many of the largest weights make the tail, :math:`\lceil \min(S / 5, 3 \sqrt{S / r_\mathrm{eff}}) \rceil`.
 
+    :param num_samples: how many draws :math:`S` there are.
+    :param r_eff: relative efficiency of the draws, 1 if they are independent.
+    :raises ValueError: if one is not positive.
+
     Example::
 
         >>> tail_length(100), tail_length(10_000)
         (20, 300)
     """
-    if not r_eff > 0:
-        raise ValueError(f"r_eff: got {r_eff}, expected more than 0. Independent draws have 1.")
+    check_sizes("tail_length", num_samples=num_samples)
+    if not is_number(r_eff) or not r_eff > 0:
+        raise ValueError(f"r_eff: got {r_eff!r}, expected a number of more than 0. Independent draws have 1.")
     return math.ceil(min(num_samples / 5, 3 * (num_samples / r_eff) ** 0.5))
 
 
@@ -89,6 +94,8 @@ def fit_tail(log_weight: Tensor, r_eff: float = 1.0, *, num_tail: int | None = N
     if x.dim() != 1:
         raise ValueError(f"fit_tail: expected log-weights of shape (num_samples,), got {tuple(x.shape)}")
     x = x - x.max()
+    if num_tail is not None and (isinstance(num_tail, bool) or not isinstance(num_tail, int)):
+        raise ValueError(f"num_tail: got {num_tail!r}, expected a whole number. Leave it out for the usual length.")
     num_tail = min(tail_length(len(x), r_eff) if num_tail is None else max(num_tail, 0), len(x) - 1)
     cutoff = x.sort().values[-num_tail - 1].clamp(min=math.log(torch.finfo(x.dtype).tiny))
     # Strictly above: ties with the cutoff would be exceedances of zero.

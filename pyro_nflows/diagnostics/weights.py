@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import is_number
 from .tails import Tail, check_log_weight, fit_tail, gpd_fit, smooth, tail_length
 
 __all__ = [
@@ -177,7 +178,7 @@ def psis_resample(
         >>> psis_resample(torch.tensor([0.0, -math.inf, 0.0]), 4).bincount()
         tensor([2, 0, 2])
     """
-    _check_resample(log_weight, num_samples)
+    log_weight = _check_resample(log_weight, num_samples)
     weights = psis(log_weight, r_eff)[0].exp()
     order = torch.randperm(len(weights), generator=generator, device=weights.device)
     cdf = weights[order].cumsum(0)
@@ -199,27 +200,34 @@ def k_threshold(num_samples: int) -> float:
         >>> k_threshold(100), k_threshold(10_000)
         (0.5, 0.7)
     """
-    if num_samples < 2:
-        raise ValueError(f"num_samples: got {num_samples}, expected at least 2. Draw more samples.")
+    if not is_number(num_samples) or not num_samples >= 2:
+        raise ValueError(f"num_samples: got {num_samples!r}, expected a number of at least 2. Draw more samples.")
     return min(1 - 1 / math.log10(num_samples), 0.7)
 
 
 def min_num_samples(k: float) -> float:
     r"""How many samples a tail of shape ``k`` needs, :math:`10^{1 / (1 - \max(0, k))}`; infinitely many from 1 on.
 
+    :param k: the shape, of :func:`pareto_k`.
+    :raises ValueError: if it is no number.
+
     Example::
 
         >>> round(min_num_samples(0.5)), min_num_samples(1.2)
         (100, inf)
     """
+    if not is_number(k):
+        raise ValueError(f"k: got {k!r}, expected a number. Take that of pareto_k(log_weight).")
     return math.inf if k >= 1 else 10 ** (1 / (1 - max(float(k), 0.0)))
 
 
-def _check_resample(log_weight: Tensor, num_samples: int) -> None:
+def _check_resample(log_weight: Tensor, num_samples: int) -> Tensor:
+    log_weight = check_log_weight(log_weight)
     if log_weight.dim() != 1:
         raise ValueError(
             f"log_weight: got shape {tuple(log_weight.shape)}, expected (S,). "
             "Flatten chains first: log_weight.reshape(-1)."
         )
-    if num_samples < 1:
-        raise ValueError(f"num_samples: got {num_samples}, expected at least 1. Ask for one.")
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(f"num_samples: got {num_samples!r}, expected a whole number of at least 1. Ask for one.")
+    return log_weight

@@ -7,7 +7,7 @@ from pyro.distributions import TorchDistribution, constraints
 from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 
-from ..checks import check_sizes
+from ..checks import as_shape, check_sizes
 from ..layers.base import Exactness, Layer
 from ..numerics import finite_rows, in_pairs, standard_normal_log_prob
 from .padded import inside
@@ -161,7 +161,7 @@ class FlowDistribution(TorchDistribution):
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """Draw; the log density of this very tensor is remembered by this object."""
-        x, noise = self.base_sample(torch.Size(sample_shape) + self.batch_shape)
+        x, noise = self.base_sample(as_shape("FlowDistribution.sample", sample_shape) + self.batch_shape)
         y, log_weight = self._scored(x, noise) or self.layer(x, noise)
         if self.path_gradient and y.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(y):
             y.register_hook(finite_rows)

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from ..checks import check_functions
 from ..layers import Permutation, PlateCoupling, SparseShear, Split, TriangularAffine
 from ..layers.base import Chain, Layer
+from ..layers.shapes import need_elimination
 from ..model.elimination import Elimination
 from ..model.hierarchy import Hierarchy, Outline
 from ..transformers import Affine, SinhArcsinh, Transformer
@@ -45,6 +47,7 @@ def on_hubs(
     :param hubs: the flow of the hubs.
     :param transformer: of the others; see :class:`~pyro_nflows.layers.PlateCoupling`.
     :param shape: of the others too, before that: what makes them other than a Gaussian given the hubs.
+    :raises TypeError: if an argument is of another kind.
     :raises ValueError: if the pattern has no hubs, or nothing else.
 
     Example::
@@ -54,7 +57,8 @@ def on_hubs(
         >>> on_hubs(Elimination.of(star)).input_dim
         4
     """
-    pattern = elimination.pattern
+    pattern = need_elimination("on_hubs", elimination).pattern
+    check_functions("on_hubs", hubs=hubs)
     num_hubs, num_rest = len(pattern.hubs), pattern.dim - len(pattern.hubs)
     if not (num_hubs and num_rest):
         raise ValueError(f"on_hubs: expected hubs and other latents, got {num_hubs} of {pattern.dim}")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from ..checks import check_sizes
+from ..checks import check_functions, check_sizes
 from ..layers import ActNorm, Coupling, Indexed, LogDet, Residual, Split, Squeeze
 from ..layers.base import Chain, Inverse, Layer
 from ..transformers import Affine, Transformer
@@ -121,6 +121,7 @@ def cif_image(
         ('PROPER', 8)
     """
     check_sizes("cif_image", index_channels=index_channels)
+    check_functions("cif_image", inner=inner)
     options = {"hidden_dims": hidden_dims, "transformer": transformer, "skip": skip}
     flow = inner(shape)
     indexed = _indexed(flow, index_channels, options)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..checks import check_sizes
+from ..checks import check_functions, check_positive, check_sizes
 from ..layers import Continuous
 from ..layers.base import Chain, Inverse, Layer
 
@@ -31,8 +31,7 @@ class Blocks(Chain):
     def __init__(
         self, blocks: Sequence[Layer], *, step_size: float = 0.25, whitened: bool = True, inverted: bool = False
     ):
-        if not step_size > 0:
-            raise ValueError(f"jko: step_size must be a positive number, got {step_size!r}")
+        check_positive("jko", step_size=step_size)
         shapes = [[parameter.shape for parameter in block.parameters()] for block in blocks]
         if any(each != shapes[0] for each in shapes):
             raise ValueError("jko: expected blocks with parameters of the same shapes; build makes others each time")
@@ -103,6 +102,8 @@ def jko(
     [2] C. Xu, X. Cheng, Y. Xie (2023). Normalizing Flow Neural Networks by JKO Scheme.
     """
     check_sizes("jko", latent_dim=latent_dim, num_blocks=num_blocks)
+    if build is not None:
+        check_functions("jko", build=build)
 
     def block() -> Layer:
         if build is not None:

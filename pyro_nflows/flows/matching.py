@@ -2,15 +2,20 @@
 
 from collections.abc import Callable
 
-from ..checks import check_sizes
+from torch import nn
+
+from ..checks import check_functions, check_sizes
 from ..layers.base import Layer
 
 #: A baseline wider than this is a mistake.
 WIDEST = 4096
 
 
-def num_params(layer: Layer) -> int:
+def num_params(layer: nn.Module) -> int:
     """Trainable numbers of a flow.
+
+    :param layer: a layer, or any other torch module.
+    :raises TypeError: if it is none.
 
     Example::
 
@@ -18,6 +23,8 @@ def num_params(layer: Layer) -> int:
         >>> num_params(LocScale(3))
         6
     """
+    if not isinstance(layer, nn.Module):
+        raise TypeError(f"num_params: expected layer to be a layer or another torch module, got {layer!r}")
     return sum(p.numel() for p in layer.parameters() if p.requires_grad)
 
 
@@ -38,6 +45,7 @@ def widened(build: Callable[[int], Layer], at_least: int, step: int = 1) -> Laye
         True
     """
     check_sizes("widened", at_least=at_least, step=step)
+    check_functions("widened", build=build)
     for width in range(step, WIDEST + 1, step):
         layer = build(width)
         if num_params(layer) >= at_least:

@@ -1,5 +1,6 @@
 """Flows that follow the plates of a model."""
 
+from ..checks import check_functions
 from ..layers import (
     Permutation,
     PlateCoupling,
@@ -11,6 +12,7 @@ from ..layers import (
     TriangularAffine,
 )
 from ..layers.base import Chain, Layer
+from ..layers.shapes import need_hierarchy
 from ..model.hierarchy import Hierarchy
 from ..transformers import Affine, SinhArcsinh, Transformer
 from .vectors import Build, default
@@ -40,6 +42,7 @@ def on_plates(
     :param shape: of the rows too, before that: what makes a row other than a Gaussian given what it is within.
     :param rows: a flow that all rows share, each with a code of its own (:class:`~pyro_nflows.layers.PlateFlow`), in
         the place of ``shape``.
+    :raises TypeError: if an argument is of another kind.
 
     Example::
 
@@ -48,6 +51,8 @@ def on_plates(
         >>> on_plates(hierarchy).input_dim
         5
     """
+    need_hierarchy("on_plates", hierarchy)
+    check_functions("on_plates", top=top, **({} if rows is None else {"rows": rows}))
     first = PlateCoupling(hierarchy, shape) if rows is None else PlateFlow(hierarchy, with_context(rows))
     layers: list[Layer] = [first, PlateCoupling(hierarchy, transformer)]
     if len(hierarchy.top):
@@ -81,6 +86,7 @@ def within_rows(hierarchy: Hierarchy, flow: Layer) -> Chain:
         >>> len(within_rows(hierarchy, default(6)))
         22
     """
+    need_hierarchy("within_rows", hierarchy)
     shape, affine = SinhArcsinh(SHAPE_BOUND), Affine()
     sweep: list[tuple[Transformer, bool]] = [(shape, False), (shape, True), (affine, True), (affine, False)]
     couplings = [RowCoupling(hierarchy, transformer, flip=flip) for transformer, flip in NUM_SWEEPS * sweep]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..checks import check_sizes, image_shape
+from ..checks import check_sizes, check_widths, image_shape
 from ..layers import Autoregressive, Permutation, SequenceAutoregressive
 from ..layers.base import Chain, Inverse, Layer
 from ..nets import CausalConvNet, CausalNet, CausalTransformer
@@ -57,6 +57,7 @@ def wavenet(
         'Inverse'
     """
     check_sizes("wavenet", num_layers=num_layers)
+    check_widths("wavenet", dilations, what="dilations")
     num_positions, dim, differ = _positions("wavenet", size)
     used = [dilation for dilation in dilations if dilation < num_positions] or [1]
     net = functools.partial(

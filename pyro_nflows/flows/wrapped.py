@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..checks import check_sizes
+from ..checks import check_functions, check_sizes
 from ..layers import ActNorm, Conditional, Indexed, LocScale, LULinear, Mixture, Permutation
 from ..layers.base import Chain, Inverse, Layer
 from ..transformers import Transformer
@@ -44,6 +44,7 @@ def cif(
         >>> cif(4).exactness.name
         'PROPER'
     """
+    check_functions("cif", inner=inner)
     plain = (Permutation, LocScale, Mixture, ActNorm, LULinear)
     told: Any = {"context_dim": context_dim} if context_dim and takes_context(inner) else {}
     layers = [
@@ -109,6 +110,7 @@ def conditional(
         >>> flow = conditional(3, context_dim=2)
         >>> y, log_weight = flow.at(torch.randn(10, 2))(torch.randn(10, 3))
     """
+    check_functions("conditional", inner=inner)
     layers = [
         Conditional(layer, context_dim, hidden_dims=hidden_dims)
         if next(layer.parameters(), None) is not None
@@ -131,6 +133,7 @@ def on_mixture(latent_dim: int, inner: Build = default, num_components: int = 2,
         >>> on_mixture(4, num_components=3)[0].num_components
         3
     """
+    check_functions("on_mixture", inner=inner)
     return Chain(Mixture(latent_dim, num_components, block_dim), *_layers(inner(latent_dim)))
 
 
@@ -156,6 +159,8 @@ def on_modes(latent_dim: int, inner: Build, num_components: int, block_dim: int)
         >>> type(on_modes(2, default, 9, 2)[1]).__name__
         'Coupling'
     """
+    check_functions("on_modes", inner=inner)
+    check_sizes("on_modes", latent_dim=latent_dim)
     if inner is default and latent_dim <= 8:
         inner = functools.partial(spline, num_bins=16)
     flow = inner(latent_dim)

@@ -81,7 +81,7 @@ class AutoDAIS(AutoFlow):
         create_plates: Callable[..., Any] | None = None,
         centering: Centers | None = "auto",
     ):
-        if base not in BASES:
+        if base not in list(BASES):
             raise ValueError(f"{type(self).__name__}: base must be one of {list(BASES)}, got {base!r}")
         Hamiltonian(1, num_steps=num_steps, num_leapfrog=num_leapfrog, damping=damping)  # a mistake is told here
         build = functools.partial(Hamiltonian, num_steps=num_steps, num_leapfrog=num_leapfrog, damping=damping)

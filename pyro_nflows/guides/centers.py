@@ -1,12 +1,13 @@
 """How centered the sites of a guide are, as it was asked for."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
+from ..checks import is_number
 from ..model.following import hierarchical_sites
 from ..model.log_joint import LogJoint
 from ..model.noncentered import ScaleSite
@@ -39,8 +40,6 @@ def chosen_centers(
     """
     if asked is None:
         return {}, dict(known)
-    if isinstance(asked, str) and asked not in WORDS:
-        raise ValueError(f"{name}: centering must be a number, a dict, None or one of {list(WORDS)}, got {asked!r}")
     loc = joint.latents.init_loc()
     with poutine.block(), forked(), validation(False):
         try:
@@ -57,6 +56,19 @@ def chosen_centers(
     chosen = number if isinstance(number, Mapping) else dict.fromkeys(names, number)
     checks.check_centering(name, chosen, names, joint.latents.shapes)
     return {site: torch.as_tensor(chosen[site]).to(loc) for site in names if site in chosen}, dict(known)
+
+
+def check_asked(name: str, asked: Any) -> None:
+    """Refuse what is no centering, whatever the model.
+
+    :raises ValueError: if it is neither a number from 0 to 1 nor a word, nor a dict of sites.
+    """
+    if asked is None or isinstance(asked, Mapping) or (isinstance(asked, str) and asked in WORDS):
+        return
+    if not is_number(asked):
+        raise ValueError(f"{name}: centering must be a number, a dict, None or one of {list(WORDS)}, got {asked!r}")
+    if not 0 <= asked <= 1:
+        raise ValueError(f"{name}: centering must be between 0 and 1, got {asked!r}")
 
 
 def _is_for_others(number: float | Mapping[str, float | Tensor], names: list[str]) -> bool:

@@ -12,7 +12,7 @@ from pyro.poutine.scale_messenger import ScaleMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-from ..checks import numbers_in
+from ..checks import check_functions, check_mapping, numbers_in
 from ..model import supports
 from ..model.checks import no_bijection
 
@@ -23,9 +23,10 @@ Shapes = Mapping[str, list[int]]
 def check_arguments(name: str, init_scale: Any, **functions: Any) -> None:
     """The arguments of a guide; ``functions`` are those that must be callable, by name."""
     for key, function in functions.items():
-        if not callable(function):
-            wanted = "a Pyro model, which is a function" if key == "model" else "a function"
-            raise TypeError(f"{name}: expected {key} to be {wanted}, got {type(function).__name__}")
+        if key == "model" and not callable(function):
+            kind = type(function).__name__
+            raise TypeError(f"{name}: expected model to be a Pyro model, which is a function, got {kind}")
+    check_functions(name, **functions)
     if isinstance(init_scale, bool) or not isinstance(init_scale, Real):
         raise TypeError(f"{name}: expected init_scale to be a number, got {type(init_scale).__name__}")
     if not 0 < float(init_scale) < float("inf"):
@@ -116,11 +117,21 @@ def refuse_scales() -> None:
 def check_value(name: str, node: Any, values: Mapping[str, Tensor]) -> None:
     """The value whose density is asked for."""
     site, shape = node["name"], node["fn"].shape()
+    check_mapping(f"{name}.log_prob", values=values)
     if site not in values:
         raise ValueError(f"{name}.log_prob: no value for site '{site}'; expected one for each latent site")
-    got = values[site].shape
+    got = numbers_in(f"{name}.log_prob", f"the value of site '{site}'", values[site]).shape
     if got[len(got) - len(shape) :] != shape:
         raise ValueError(f"{name}.log_prob: expected site '{site}' of shape {('...', *shape)}, got {tuple(got)}")
+
+
+def check_flat(name: str, latent: Any, dim: int) -> None:
+    """Flat unconstrained draws, whose values are asked for."""
+    if not isinstance(latent, Tensor) or latent.shape[-1:] != (dim,):
+        got = f"shape {tuple(latent.shape)}" if isinstance(latent, Tensor) else type(latent).__name__
+        raise ValueError(
+            f"{name}: expected flat unconstrained draws, a tensor of shape (num_samples, {dim}), got {got}"
+        )
 
 
 def masked_by_case(name: str, site: str) -> str:

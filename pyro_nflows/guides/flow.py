@@ -30,7 +30,7 @@ from ..model.log_joint import LogJoint
 from ..model.tied import with_ties
 from ..system.exclusive import validation
 from . import checks, row_checks, sites
-from .centers import Centers, Scales
+from .centers import Centers, Scales, check_asked
 from .ends import End, Ends, end_in
 from .printed import printed, shown
 from .structure import Structure, chosen, coupled_rows, described, whitened
@@ -117,6 +117,7 @@ class AutoFlow(TrainedGuide):
         checks.check_arguments(type(self).__name__, init_scale, **functions)
         checks.check_structure(type(self).__name__, structure)
         checks.check_end(type(self).__name__, end)
+        check_asked(type(self).__name__, centering)
         row_checks.check_row_flow(type(self).__name__, rows, structure)
         super().__init__(model, init_loc_fn)
         self.centering, self.structure, self.end = centering, structure, end

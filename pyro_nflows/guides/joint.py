@@ -215,8 +215,10 @@ class JointGuide(LearnsCentering, AutoContinuous):
         :param args: the model's arguments, with ``kwargs``; read where a support depends on other latents or on them,
             so that the model has to be run. Without any, those of the latest call.
         :raises RuntimeError: where they are needed, and there was no call.
+        :raises ValueError: if the draws have another shape.
         """
         self._need_setup()
+        checks.check_flat(type(self).__name__, latent, self.latents.dim)
         if not self.latents.moving:
             return self.latents.constrain(latent)
         bound = self._latest(args, kwargs)

@@ -9,6 +9,7 @@ from pyro.infer.autoguide import init_to_median
 from torch import nn
 
 from ..layers.base import Layer
+from ..system.randomness import forked
 from .centers import Centers
 from .flow import AutoFlow
 from .structure import Structure
@@ -29,6 +30,7 @@ class NamedGuide(AutoFlow):
     :param structure: joint, or following plates, as for :class:`~pyro_nflows.AutoFlow`.
     :param amortize: of rows in subsampled plates, as for :class:`~pyro_nflows.AutoFlow`.
     :raises TypeError: if the flow has no such option.
+    :raises ValueError: if it refuses the value of one.
 
     Example::
 
@@ -81,8 +83,12 @@ class NamedGuide(AutoFlow):
             bound = self._options.bind(*args, **options)
         except TypeError as error:
             raise TypeError(f"{type(self).__name__}: {error}; it takes {inspect.signature(type(self))}") from None
+        given = list(bound.arguments.values())
         bound.apply_defaults()
         build = functools.partial(type(self)._flow, **bound.arguments)
+        if given and not any(map(callable, given)):  # a user's function may be for the model's dimension only
+            with forked():
+                build(2)  # a mistake is told here
         super().__init__(
             model,
             build,

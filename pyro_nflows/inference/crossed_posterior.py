@@ -89,7 +89,8 @@ class CrossedPosterior(RowPosterior):
 
     def leave_one_group_out(self, plate: str, num_samples: int | None = None) -> GroupsLeftOut:
         """See :meth:`pyro_nflows.VI.leave_one_group_out`; by default there are 400 draws at least."""
-        return super().leave_one_group_out(plate, num_samples or max(MOST, min(MOST_DRAWS, len(self.draws.z))))
+        usual = max(MOST, min(MOST_DRAWS, len(self.draws.z)))
+        return super().leave_one_group_out(plate, usual if num_samples is None else num_samples)
 
     def as_used(self, draws: Draws) -> Draws:
         """Draws with weights of whole draws only where these are good, and else with equal ones."""

@@ -30,7 +30,7 @@ from pyro.infer import elbo
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
-from ..checks import check_sizes
+from ..checks import check_flags, check_sizes
 from ..engine import EngineWarning
 from ..engine.tape import TraceError
 from ..guides import AutoFlow
@@ -85,6 +85,7 @@ class ELBO(Objective, elbo.ELBO):
     def __init__(self, num_particles: int = 1, gradient: Gradient | str | None = None, *, compile: bool = False):
         name = type(self).__name__
         check_sizes(name, num_particles=num_particles)
+        check_flags(name, compile=compile)
         allowed = [g.value for g in self._gradients]
         if gradient is not None and gradient not in allowed:
             raise ValueError(f"{name}: gradient must be one of {allowed}, got {gradient!r}")

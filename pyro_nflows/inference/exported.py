@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_sizes
+from ..checks import check_flags, check_sizes
 from ..diagnostics.resampling import choose, is_resampled
 from ..diagnostics.verdict import Outcome, Verdict
 from ..objectives.draws import Draws, concatenate
@@ -105,6 +105,7 @@ def warn_of(verdict: Verdict[Any], is_trusted: bool, is_wanted: bool) -> None:
     :param is_trusted: whether it is that of trusted draws.
     :param is_wanted: whether it is known to be none.
     """
+    check_flags("to_arviz", untrusted=is_wanted)
     if not (is_trusted or is_wanted):
         warnings.warn(
             f"to_arviz: ArviZ's own diagnostics do not see this, but: {verdict.sentence} The attributes of the export "

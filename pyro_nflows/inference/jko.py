@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_sizes
+from ..checks import check_positive, check_sizes
 from ..engine import Engine
 from ..engine.progress import Progress
 from ..flows.jko import Blocks, jko
@@ -106,8 +106,7 @@ def fit_jko(
     check_sizes("fit_jko", num_steps=num_steps, batch_size=batch_size)
     if engine is not None and engine not in [each.value for each in Engine]:
         raise ValueError(f"fit_jko: engine must be one of {[each.value for each in Engine]}, got {engine!r}")
-    if not lr > 0:
-        raise ValueError(f"fit_jko: lr must be a positive number, got {lr!r}")
+    check_positive("fit_jko", lr=lr)
     x = _rows(data)
     with seeded(int(torch.randint(2**31, ())) if seed is None else seed):
         flow = jko(x.shape[1], inverted=True).to(x) if flow is None else _checked(flow, x)

@@ -5,7 +5,7 @@ import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..checks import check_sizes
+from ..checks import check_flags, check_sizes
 from ..engine import Callback, Choice, Engine, EngineWarning
 from ..guides import AutoFlow
 from ..objectives.base import Gradient
@@ -88,6 +88,7 @@ class Plan:
         if seed is not None and not isinstance(seed, int):
             raise TypeError(f"{who}: expected seed to be an integer or None, got {type(seed).__name__}")
         check_seconds(who, max_seconds)
+        check_flags(who, search=search, progress_bar=progress_bar)
         if callback is not None and not callable(callback):
             raise TypeError(f"{who}: callback must be a function of a Look, got {type(callback).__name__}")
         sizes = {"num_starts": num_starts, "num_steps": num_steps}

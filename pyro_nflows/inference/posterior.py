@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..arviz import Options, to_arviz
-from ..checks import check_sizes
+from ..checks import check_sizes, row_numbers
 from ..diagnostics.findings import Faults, MissedMass, Subsampled
 from ..diagnostics.resampling import chosen
 from ..engine import AllRows, History, sample
@@ -132,10 +132,8 @@ class Posterior(Reused):
         return AllRows(found) if found else joint
 
     def constrained(self, index: Tensor) -> dict[str, Tensor]:
-        """Some of the draws, each site in its own space.
-
-        :param index: which draws.
-        """
+        """Some of the draws, by their numbers, each site in its own space."""
+        index = row_numbers("constrained", "index", index, len(self.draws.z))
         if self.values is None:
             return self.sites_at(self.draws.z[index])
         return {name: value[index] for name, value in self.values.items()}

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_mapping, check_sizes
+from ..checks import as_shape, check_mapping, check_sizes
 from ..flows.distribution import FlowDistribution
 from ..guides import AutoFlow
 from ..guides.joint import looked
@@ -86,8 +86,7 @@ class FittedPrior:
 
         They are those of the flow by itself: they are not resampled by importance weights.
         """
-        if not isinstance(sample_shape, tuple | list):
-            raise TypeError(f"FittedPrior.sample: sample_shape must be a sequence such as (100,), got {sample_shape!r}")
+        sample_shape = as_shape("FittedPrior.sample", sample_shape)
         check_sizes("FittedPrior.sample", **{f"sample_shape[{i}]": size for i, size in enumerate(sample_shape)})
         with torch.no_grad():
             z = self.flat.sample(torch.Size(sample_shape))

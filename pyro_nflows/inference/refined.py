@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..arviz import Options
-from ..checks import check_sizes
+from ..checks import check_flags, check_sizes
 from ..diagnostics.mixing import ess_bulk, ess_tail, r_hat
 from ..diagnostics.summary import Summary
 from ..diagnostics.verdict import Sentences, Verdict
@@ -107,6 +107,7 @@ class Refined:
 
     def get_samples(self, *, group_by_chain: bool = False) -> dict[str, Tensor]:
         """A dict from site to ``(num_chains * num_samples, *site shape)``, or with chains apart."""
+        check_flags("get_samples", group_by_chain=group_by_chain)
         if not group_by_chain:
             return dict(self._samples)
         return {name: value.unflatten(0, self.z.shape[:2]) for name, value in self._samples.items()}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_sizes
+from ..checks import check_flags, check_sizes
 from ..diagnostics.groups import GroupsLeftOut
 from ..diagnostics.outliers import outliers
 from ..diagnostics.verdict import Outcome
@@ -25,6 +25,8 @@ from .shown import Shown
 GOOD = (Outcome.TRUST, Outcome.TAILS)
 #: Draws that groups are left out of, at most, unless more are asked for.
 MOST_DRAWS = 2000
+#: Numbers of all draws that groups are left out of, at most: several times as many are held at once.
+MOST_NUMBERS = 2**28
 
 
 class Reused(Shown, ABC):
@@ -61,6 +63,7 @@ class Reused(Shown, ABC):
             >>> prior.log_prob({"z": torch.zeros(())}).exp().round(decimals=2)  # N(0, 1/4) at its mean
             tensor(0.8000)
         """
+        check_flags("as_prior", untrusted=untrusted)
         verdict = self.verdict()
         if not untrusted and (verdict.outcome not in GOOD or bool(outliers(self.draws.log_weight).any())):
             raise ValueError(
@@ -77,6 +80,12 @@ class Reused(Shown, ABC):
             raise TypeError(f"leave_one_group_out: plate must be the name of a plate of the model, got {plate!r}")
         num = min(MOST_DRAWS, len(self.draws.z)) if num_samples is None else num_samples
         check_sizes("leave_one_group_out", num_samples=num)
+        most = MOST_NUMBERS // self.draws.z.shape[1]
+        if num > most:
+            raise ValueError(
+                f"leave_one_group_out: num_samples must be at most {most:,} with {self.draws.z.shape[1]:,} latents, "
+                f"lest memory runs out, got {num:,}; the default is {MOST_DRAWS:,}"
+            )
         verdict = self.verdict()
         doubt = "" if verdict.outcome.is_trusted else verdict.sentence
         draws = self.as_used(self.with_draws(num).draws)

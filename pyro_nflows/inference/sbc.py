@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_sizes
+from ..checks import check_flags, check_sizes
 from ..diagnostics.ranks import rank
 from ..diagnostics.resampling import chosen
 from ..diagnostics.table import scalar_names
@@ -123,6 +123,7 @@ class SBC(Calibrated):
             progress_bar=progress_bar,
         )
         check_sizes("SBC", num_simulations=num_simulations, num_samples=num_samples)
+        check_flags("SBC", resample=resample)
         if num_samples > schedule.num_samples:
             raise ValueError(
                 f"SBC: num_samples must be at most the {schedule.num_samples} of the schedule, got {num_samples}"

@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..checks import Size, channels
+from ..checks import Size, channels, is_number, numbers_in
 from .base import Layer
 
 
@@ -39,11 +39,16 @@ class FlowifiedActivation(Layer):
     def __init__(self, input_dim: Size, slope: Tensor | float = 1.0, *, smoothness: float = 0.0, trained: bool = True):
         num_channels, self.num_pixels = channels("FlowifiedActivation", input_dim)
         super().__init__(num_channels * self.num_pixels)
-        slopes = torch.as_tensor(slope).detach()
+        slopes = numbers_in("FlowifiedActivation", "slope", slope).detach()
+        if slopes.shape not in ((), (1,), (num_channels,)):
+            raise ValueError(
+                f"FlowifiedActivation: slope must be a number or a tensor of shape ({num_channels},), got shape "
+                f"{tuple(slopes.shape)}"
+            )
         if not bool((slopes > 0).all()):
             raise ValueError(f"FlowifiedActivation: expected positive slopes, got {slope}; at 0, nothing can be undone")
-        if not smoothness >= 0:
-            raise ValueError(f"FlowifiedActivation: smoothness must be 0 or a positive number, got {smoothness}")
+        if not is_number(smoothness) or not smoothness >= 0:
+            raise ValueError(f"FlowifiedActivation: smoothness must be 0 or a positive number, got {smoothness!r}")
         self.smoothness = smoothness
         log_slope = (torch.zeros(num_channels) + slopes).log()
         if trained:

@@ -4,7 +4,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_sizes
+from ..checks import check_functions, check_sizes, is_number
 from ..numerics import LogDensity, pullback, standard_normal_log_prob
 from .base import Exactness, Layer, Scored
 
@@ -74,10 +74,11 @@ class Hamiltonian(Layer):
     ):
         super().__init__(input_dim)
         check_sizes("Hamiltonian", num_steps=num_steps, num_leapfrog=num_leapfrog)
-        if not callable(log_density):
-            raise TypeError(f"Hamiltonian: expected log_density to be a function, got {type(log_density).__name__}")
-        if not 0 <= damping < 1:
-            raise ValueError(f"Hamiltonian: expected a damping of at least 0 and below 1, got {damping}")
+        check_functions("Hamiltonian", log_density=log_density)
+        if not is_number(step_size) or not math.isfinite(step_size):
+            raise ValueError(f"Hamiltonian: expected step_size to be a number, got {step_size!r}")
+        if not is_number(damping) or not 0 <= damping < 1:
+            raise ValueError(f"Hamiltonian: expected a damping of at least 0 and below 1, got {damping!r}")
         self.log_density, self.num_steps, self.num_leapfrog = log_density, num_steps, num_leapfrog
         self.noise_dim = self.inverse_noise_dim = num_steps * input_dim
         self.step_size = nn.Parameter(torch.tensor(float(step_size)))

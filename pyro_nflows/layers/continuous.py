@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_sizes
+from ..checks import check_sizes, is_number
 from ..nets.field import Dynamics
 from .base import Exactness, Layer
 
@@ -97,8 +97,8 @@ class Continuous(Layer):
     ):
         super().__init__(input_dim)
         check_sizes("Continuous", num_steps=num_steps)
-        if not tolerance > 0:
-            raise ValueError(f"Continuous: tolerance must be positive, got {tolerance}")
+        if not is_number(tolerance) or not tolerance > 0:
+            raise ValueError(f"Continuous: tolerance must be positive, got {tolerance!r}")
         self.trace, self.solver = _member(Trace, "trace", trace), _member(Solver, "solver", solver)
         self.num_steps, self.tolerance = num_steps, tolerance
         self.net = Dynamics(input_dim, hidden_dims, context_dim)

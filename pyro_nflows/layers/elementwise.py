@@ -1,6 +1,7 @@
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_positive
 from ..numerics import pullback
 from ..transformers import RationalQuadratic, Transformer
 from .base import Layer
@@ -25,8 +26,7 @@ class LocScale(Layer):
 
     def __init__(self, input_dim: int, init_loc: Tensor | float = 0.0, init_scale: float = 1.0):
         super().__init__(input_dim)
-        if not init_scale > 0:
-            raise ValueError(f"LocScale: init_scale must be a positive number, got {init_scale}")
+        check_positive("LocScale", init_scale=init_scale)
         self.loc = nn.Parameter(expanded(init_loc, input_dim))
         self.log_scale = nn.Parameter(torch.full_like(self.loc, init_scale).log())
 

@@ -3,6 +3,7 @@ from torch import Tensor
 
 from ..checks import image_shape
 from .base import Layer, Scored
+from .shapes import need_layers
 
 
 class Squeeze(Layer):
@@ -77,6 +78,7 @@ class Split(Layer):
 
     def __init__(self, layer: Layer, input_dim: int):
         super().__init__(input_dim)
+        need_layers("Split", layer)
         if layer.input_dim > input_dim or layer.output_dim != layer.input_dim:
             raise ValueError(
                 f"Split: expected a layer of at most {input_dim} dimensions, as many after as before, got "

@@ -6,13 +6,13 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ..checks import Size, check_sizes, image_shape
+from ..checks import Size, check_positive, check_sizes, image_shape
 from ..nets.index_law import IndexLaw
 from ..nets.mlp import MLP, SKIP_RANK, ConvNet, network
 from ..numerics import pullback, soft_bound, soft_unbound
 from ..transformers import Transformer
 from .base import Exactness, Layer, Scored
-from .shapes import need_layers
+from .shapes import need_layers, need_transformer
 
 #: The share of each coordinate's variance that the index carries where a flow starts from data.
 _SHARE = 0.2
@@ -86,8 +86,9 @@ class Indexed(Layer):
         need_layers("Indexed", inner)
         super().__init__(inner.input_dim, inner.output_dim)
         check_sizes("Indexed", index_dim=index_dim)
-        if not bound > 0:
-            raise ValueError(f"Indexed: bound must be a positive number, got {bound}")
+        check_positive("Indexed", bound=bound)
+        if transformer is not None:
+            need_transformer("Indexed", transformer)
         own, of_index = _sizes(inner, index_dim, shape)
         self.inner, self.bound = inner, bound
         self.index_dim = index_dim if isinstance(of_index, int) else math.prod(of_index)

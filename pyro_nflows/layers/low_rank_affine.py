@@ -2,7 +2,7 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import solve_triangular
 
-from ..checks import check_sizes
+from ..checks import check_positive, check_sizes
 from ..numerics import scale_tril
 from .base import Layer
 from .shapes import expanded
@@ -38,8 +38,7 @@ class LowRankAffine(Layer):
     def __init__(self, input_dim: int, rank: int = 32, init_loc: Tensor | float = 0.0, init_scale: float = 1.0):
         super().__init__(input_dim)
         check_sizes("LowRankAffine", rank=rank)
-        if not init_scale > 0:
-            raise ValueError(f"LowRankAffine: init_scale must be a positive number, got {init_scale}")
+        check_positive("LowRankAffine", init_scale=init_scale)
         rank = min(rank, input_dim)
         self.loc = nn.Parameter(expanded(init_loc, input_dim))
         self.log_scale = nn.Parameter(torch.full_like(self.loc, init_scale).log())

@@ -2,7 +2,7 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import solve_triangular
 
-from ..checks import Size, channels
+from ..checks import Size, channels, numbers_in
 from .base import Layer
 
 
@@ -39,7 +39,9 @@ class LULinear(Layer):
         num_channels, self.num_pixels = channels("LULinear", input_dim)
         super().__init__(num_channels * self.num_pixels)
         one = torch.eye(num_channels)
-        order = torch.arange(num_channels) if permutation is None else torch.as_tensor(permutation)
+        order = torch.arange(num_channels)
+        if permutation is not None:
+            order = numbers_in("LULinear", "permutation", permutation)
         if order.dim() != 1 or order.sort().values.tolist() != list(range(num_channels)):
             raise ValueError(f"LULinear: expected a permutation of {num_channels} channels, got {permutation}")
         self.register_buffer("permutation", None if permutation is None else one[:, order])

@@ -4,13 +4,14 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import solve_triangular
 
+from ..checks import check_positive
 from ..model.hierarchy import Hierarchy
 from ..model.rows import Rows
 from ..nets.table import Table
 from ..nets.views import taken_rows
 from ..numerics import scale_tril
 from .base import Layer
-from .shapes import expanded
+from .shapes import expanded, need_hierarchy
 
 
 class PlateAffine(Layer):
@@ -57,9 +58,8 @@ class PlateAffine(Layer):
         *,
         within: bool = True,
     ):
-        super().__init__(hierarchy.dim)
-        if not init_scale > 0:
-            raise ValueError(f"PlateAffine: init_scale must be a positive number, got {init_scale}")
+        super().__init__(need_hierarchy("PlateAffine", hierarchy).dim)
+        check_positive("PlateAffine", init_scale=init_scale)
         self.hierarchy, self.sizes = hierarchy, hierarchy.sizes()
         self.loc = nn.Parameter(expanded(init_loc, hierarchy.dim))
         self.log_scale = nn.Parameter(torch.full_like(self.loc, init_scale).log())

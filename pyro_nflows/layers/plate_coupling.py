@@ -11,6 +11,7 @@ from ..nets.views import taken_rows
 from ..numerics import pullback
 from ..transformers import Affine, Transformer
 from .base import Layer
+from .shapes import need_hierarchy, need_transformer
 
 
 class PlateCoupling(Layer):
@@ -50,7 +51,8 @@ class PlateCoupling(Layer):
         num_features: int = 8,
         hidden_dims: Sequence[int] = (32,),
     ):
-        super().__init__(hierarchy.dim)
+        super().__init__(need_hierarchy("PlateCoupling", hierarchy).dim)
+        need_transformer("PlateCoupling", transformer)
         self.hierarchy, self.transformer, self.sizes = hierarchy, transformer, hierarchy.sizes()
         self.features, num_top = Features(self.sizes[0], num_features, hidden_dims), self.sizes[0]
         self.bias, self.coefficients = Table(), Table(reads_above=True)

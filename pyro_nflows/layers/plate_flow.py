@@ -3,7 +3,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_sizes
+from ..checks import check_functions, check_sizes
 from ..model.hierarchy import Hierarchy
 from ..model.rows import Rows
 from ..nets.features import Features
@@ -11,6 +11,7 @@ from ..nets.table import Table
 from ..nets.views import taken_rows
 from ..numerics import pullback
 from .base import Exactness, Layer, Scored
+from .shapes import need_hierarchy
 
 #: How far an optimiser's step moves a row's code, in units of other numbers of rows.
 CODE_STEP = 10.0
@@ -63,8 +64,9 @@ class PlateFlow(Layer):
         num_features: int = 8,
         hidden_dims: Sequence[int] = (32,),
     ):
-        super().__init__(hierarchy.dim)
+        super().__init__(need_hierarchy("PlateFlow", hierarchy).dim)
         check_sizes("PlateFlow", code_dim=code_dim)
+        check_functions("PlateFlow", build=build)
         self.hierarchy, self.sizes = hierarchy, hierarchy.sizes()
         self.features, self.codes, self.flows = (
             Features(self.sizes[0], num_features, hidden_dims),

@@ -3,6 +3,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_sizes
 from ..model.hierarchy import Hierarchy
 from ..model.rows import Rows
 from ..nets.features import Features
@@ -10,6 +11,7 @@ from ..nets.table import Table
 from ..nets.views import taken_rows
 from ..numerics import pullback
 from .base import Layer
+from .shapes import need_hierarchy
 
 
 class PlateShear(Layer):
@@ -37,7 +39,8 @@ class PlateShear(Layer):
     def __init__(
         self, hierarchy: Hierarchy, max_row_dim: int = 12, *, num_features: int = 8, hidden_dims: Sequence[int] = (32,)
     ):
-        super().__init__(hierarchy.dim)
+        super().__init__(need_hierarchy("PlateShear", hierarchy).dim)
+        check_sizes("PlateShear", max_row_dim=max_row_dim)
         self.hierarchy = hierarchy
         self.features = Features(len(hierarchy.top), num_features, hidden_dims)
         self.bias, self.coefficients = Table(), Table(reads_above=True)

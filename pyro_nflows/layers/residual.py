@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..checks import Size, channels, check_sizes
+from ..checks import Size, channels, check_sizes, is_number
 from ..nets.contraction import Contraction, Linearized
 from ..nets.conv_contraction import ConvContraction, LinearizedImage
 from ..numerics import largest, pullback
@@ -92,8 +92,8 @@ class Residual(Layer):
         num_channels, num_pixels = channels("Residual", input_dim)
         super().__init__(num_channels * num_pixels)
         check_sizes("Residual", num_terms=num_terms)
-        if not 0 < keep < 1:
-            raise ValueError(f"Residual: keep is a probability between 0 and 1, got {keep}")
+        if not is_number(keep) or not 0 < keep < 1:
+            raise ValueError(f"Residual: keep is a probability between 0 and 1, got {keep!r}")
         if log_det not in list(LogDet) and log_det not in [kind.value for kind in LogDet]:
             raise ValueError(f"Residual: log_det must be one of {[kind.value for kind in LogDet]}, got {log_det!r}")
         self.log_det, self.num_terms, self.keep = LogDet(log_det), num_terms, keep

@@ -7,6 +7,7 @@ from ..nets.row_net import RowNet
 from ..numerics import pullback
 from ..transformers import Affine, Transformer
 from .base import Layer
+from .shapes import need_hierarchy, need_transformer
 
 
 class RowCoupling(Layer):
@@ -42,7 +43,8 @@ class RowCoupling(Layer):
     def __init__(
         self, hierarchy: Hierarchy, transformer: Transformer = Affine(), *, flip: bool = False, hidden_dim: int = 8
     ):
-        super().__init__(hierarchy.dim)
+        super().__init__(need_hierarchy("RowCoupling", hierarchy).dim)
+        need_transformer("RowCoupling", transformer)
         self.hierarchy, self.transformer, self.flip = hierarchy, transformer, flip
         num_top = len(hierarchy.top)
         self.features = Features(num_top) if num_top > MAX_PLAIN else None

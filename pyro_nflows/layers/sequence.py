@@ -3,7 +3,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..checks import check_sizes
+from ..checks import check_functions, check_sizes
 from ..nets.causal import PositionNet
 from ..nets.context import context_of, take_context
 from ..nets.lengths import take_lengths
@@ -11,6 +11,7 @@ from ..nets.wavenet import CausalConvNet
 from ..numerics import pullback
 from ..transformers import Affine, Transformer
 from .base import Layer
+from .shapes import need_transformer
 
 
 class SequenceAutoregressive(Layer):
@@ -58,7 +59,13 @@ class SequenceAutoregressive(Layer):
         net: Callable[..., PositionNet] = CausalConvNet,
         context_dim: int = 0,
     ):
+        if not isinstance(size, tuple | list) or len(size) != 2:
+            raise ValueError(f"SequenceAutoregressive: size must be (positions, coordinates of each), got {size!r}")
         check_sizes("SequenceAutoregressive", num_positions=size[0], coordinates=size[1])
+        need_transformer("SequenceAutoregressive", transformer)
+        check_functions("SequenceAutoregressive", net=net)
+        if isinstance(context_dim, bool) or not isinstance(context_dim, int) or context_dim < 0:
+            raise ValueError(f"{type(self).__name__}: context_dim must be 0 or a positive integer, got {context_dim!r}")
         super().__init__(size[0] * size[1])
         self.size, self.transformer, self.reverse = (size[0], size[1]), transformer, reverse
         self.net = net(self.size, transformer.num_params, context_dim=context_dim)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import numbers_in
+from ..model.elimination import Elimination
+from ..model.hierarchy import Hierarchy
 
 
 def checked(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -88,8 +90,43 @@ def need_transformer(who: str, transformer: Any) -> None:
         )
 
 
+def need_hierarchy(who: str, hierarchy: Any) -> Hierarchy:
+    """The plates of a model, unless it is something else.
+
+    Example::
+
+        >>> need_hierarchy("on_plates", 3)
+        Traceback (most recent call last):
+        TypeError: on_plates: expected hierarchy to be a model.hierarchy.Hierarchy, as guide.hierarchy is, got 3
+    """
+    if not isinstance(hierarchy, Hierarchy):
+        raise TypeError(
+            f"{who}: expected hierarchy to be a model.hierarchy.Hierarchy, as guide.hierarchy is, got {hierarchy!r}"
+        )
+    return hierarchy
+
+
+def need_elimination(who: str, elimination: Any) -> Elimination:
+    """An order of elimination, unless it is something else.
+
+    Example::
+
+        >>> need_elimination("on_hubs", 3)
+        Traceback (most recent call last):
+        TypeError: on_hubs: expected elimination to be a model.elimination.Elimination, as Elimination.of(...) is, got 3
+    """
+    if not isinstance(elimination, Elimination):
+        raise TypeError(
+            f"{who}: expected elimination to be a model.elimination.Elimination, as Elimination.of(...) is, "
+            f"got {elimination!r}"
+        )
+    return elimination
+
+
 def expanded(start: Tensor | float, dim: int) -> Tensor:
     """Where a layer starts, from a number for all coordinates or a tensor, on whose device the layer is then.
+
+    :raises ValueError: if it is of another shape.
 
     Example::
 
@@ -97,4 +134,10 @@ def expanded(start: Tensor | float, dim: int) -> Tensor:
         (tensor([2., 2., 2.]), tensor([1., 2.]))
     """
     given = numbers_in("a layer", "init_loc", start).detach()
-    return torch.zeros(dim, device=given.device) + given if given.dim() else torch.full((dim,), float(given))
+    if not given.dim():
+        return torch.full((dim,), float(given))
+    if given.shape not in ((dim,), (1,)):
+        raise ValueError(
+            f"a layer: init_loc must be a number or a tensor of shape ({dim},), got shape {tuple(given.shape)}"
+        )
+    return torch.zeros(dim, device=given.device) + given

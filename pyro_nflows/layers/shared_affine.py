@@ -41,8 +41,10 @@ class SharedAffine(Layer):
     def __init__(self, input_dim: int, num_top: int = 0, rank: int = 16):
         super().__init__(input_dim)
         check_sizes("SharedAffine", rank=rank)
-        if not 0 <= num_top < input_dim:
-            raise ValueError(f"SharedAffine: expected fewer coordinates outside than {input_dim}, got {num_top}")
+        if not isinstance(num_top, int) or not 0 <= num_top < input_dim:
+            raise ValueError(
+                f"SharedAffine: num_top, the coordinates outside, must be a number below {input_dim}, got {num_top!r}"
+            )
         self.num_top, self.is_whole = num_top, True
         rank = min(rank, input_dim - num_top)
         self.register_buffer("directions", torch.zeros(rank, input_dim - num_top))

@@ -2,9 +2,10 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import solve_triangular
 
+from ..checks import check_positive
 from ..model.elimination import Elimination
 from .base import Layer
-from .shapes import expanded
+from .shapes import expanded, need_elimination
 
 
 class Blocks(nn.ParameterDict):
@@ -49,9 +50,8 @@ class SparseAffine(Layer):
     places: Tensor
 
     def __init__(self, elimination: Elimination, init_loc: Tensor | float = 0.0, init_scale: float = 1.0):
-        super().__init__(elimination.dim)
-        if not init_scale > 0:
-            raise ValueError(f"SparseAffine: init_scale must be a positive number, got {init_scale}")
+        super().__init__(need_elimination("SparseAffine", elimination).dim)
+        check_positive("SparseAffine", init_scale=init_scale)
         self.elimination = elimination
         self.loc = nn.Parameter(expanded(init_loc, elimination.dim))
         self.log_scale = nn.Parameter(torch.full_like(self.loc, init_scale).log())

@@ -8,6 +8,7 @@ from ..model.elimination import Elimination
 from ..nets.features import Features
 from ..nets.table import Table
 from .base import Layer
+from .shapes import need_elimination
 
 
 class SparseShear(Layer):
@@ -48,7 +49,7 @@ class SparseShear(Layer):
         self, elimination: Elimination, num_top: int, *, num_features: int = 8, hidden_dims: Sequence[int] = (32,)
     ):
         check_sizes("SparseShear", num_top=num_top)
-        super().__init__(num_top + elimination.dim)
+        super().__init__(num_top + need_elimination("SparseShear", elimination).dim)
         self.elimination, self.num_top = elimination, num_top
         self.features = Features(num_top, num_features, hidden_dims)
         self.bias, self.coefficients = Table(), Table()

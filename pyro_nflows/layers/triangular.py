@@ -2,6 +2,7 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import solve_triangular
 
+from ..checks import check_positive
 from ..numerics import scale_tril
 from .base import Layer
 from .shapes import expanded
@@ -26,8 +27,7 @@ class TriangularAffine(Layer):
 
     def __init__(self, input_dim: int, init_loc: Tensor | float = 0.0, init_scale: float = 1.0):
         super().__init__(input_dim)
-        if not init_scale > 0:
-            raise ValueError(f"TriangularAffine: init_scale must be a positive number, got {init_scale}")
+        check_positive("TriangularAffine", init_scale=init_scale)
         self.loc = nn.Parameter(expanded(init_loc, input_dim))
         self.log_scale = nn.Parameter(torch.full_like(self.loc, init_scale).log())
         lower = torch.zeros_like(self.loc).repeat(input_dim, 1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ..checks import check_widths
+from ..checks import check_share, check_widths
 from ..numerics import positive
 from .context import context_of, take_context
 
@@ -142,8 +142,7 @@ def check_lipschitz(name: str, lipschitz: float) -> None:
 
         >>> check_lipschitz("Contraction", 0.9)
     """
-    if not 0 < lipschitz < 1:
-        raise ValueError(f"{name}: lipschitz must be between 0 and 1, got {lipschitz}")
+    check_share(name, lipschitz=lipschitz)
 
 
 def swish(t: Tensor, sharpness: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_sizes, image_shape
+from ..checks import check_positive, check_sizes, image_shape
 from .mlp import ConvNet
 
 
@@ -59,8 +59,7 @@ class Tiling(nn.Module):
         check_sizes(name, kernel_size=kernel_size, stride=stride)
         if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
             raise ValueError(f"{name}: padding must be 0 or a positive integer, got {padding!r}")
-        if not noise_scale > 0:
-            raise ValueError(f"{name}: noise_scale must be a positive number, got {noise_scale}")
+        check_positive(name, noise_scale=noise_scale)
         height, width = (_num_tiles(name, side, kernel_size, stride, padding) for side in sides)
         self.grid = (height, width)
         self.tile_dim = num_channels * kernel_size**2

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..checks import numbers_in
+from ..checks import check_functions, check_sizes, is_number, numbers_in
 from ..diagnostics.weights import Tail, ess, fit_tail, k_threshold
 from ..numerics import LogDensity
 
@@ -59,7 +59,9 @@ def plot_elbo(
             "step, some of them finite. Look for the first step that failed."
         )
     ax = axes() if ax is None else ax
-    at = torch.arange(len(values), device="cpu") if steps is None else torch.as_tensor(steps, device="cpu")
+    at = torch.arange(len(values), device="cpu") if steps is None else numbers_in("plot_elbo", "steps", steps).cpu()
+    if at.shape != values.shape:
+        raise ValueError(f"steps: got shape {tuple(at.shape)}, expected one number for each of {len(values)} values.")
     centers, medians = _running_median(at.double(), values)
     ax.plot(at, values.where(values.isfinite(), math.nan), color=GREY, lw=0.8, label="each step")
     ax.plot(centers, medians, color=BLUE, lw=1.8, label="running median")
@@ -136,7 +138,8 @@ def plot_density(
     :param num_grid: points along each axis.
     :param ax: where to draw, by default a new figure.
     :return: the axes.
-    :raises ValueError: if ``samples`` are not in the plane.
+    :raises TypeError: if a density is no function.
+    :raises ValueError: if ``samples`` are not in the plane, or a density is not one number a point.
 
     Example::
 
@@ -145,10 +148,15 @@ def plot_density(
         >>> ax.get_xlabel(), ax.get_ylabel()
         ('$z_1$', '$z_2$')
     """
+    check_functions("plot_density", log_prob=log_prob, **({} if target is None else {"target": target}))
+    check_sizes("plot_density", num_grid=num_grid)
+    samples = None if samples is None else numbers_in("plot_density", "samples", samples)
     if samples is not None and (samples.dim() != 2 or samples.shape[1] != 2):
         raise ValueError(
             f"samples: got shape {tuple(samples.shape)}, expected (num_samples, 2). Choose two coordinates first."
         )
+    if not isinstance(limits, Sequence) or len(limits) not in (2, 4) or not all(map(is_number, limits)):
+        raise ValueError(f"limits: got {limits!r}, expected (low, high) of both axes, or (left, right, bottom, top).")
     ax = axes(square=True) if ax is None else ax
     left, right, bottom, top = limits if len(limits) == 4 else (*limits, *limits)
     x, y = torch.linspace(left, right, num_grid), torch.linspace(bottom, top, num_grid)
@@ -238,7 +246,13 @@ def _plain_ticks(ax: "Axes") -> None:
 def _on_grid(log_prob: LogDensity, x: Tensor, y: Tensor) -> Tensor:
     points = torch.cartesian_prod(y, x).flip(-1)
     with torch.no_grad():
-        values = log_prob(points).reshape(len(y), len(x)).cpu()
+        values = numbers_in("plot_density", "what a density gives", log_prob(points))
+    if values.shape != (len(points),):
+        raise ValueError(
+            f"plot_density: at points of shape {tuple(points.shape)} a density gave shape {tuple(values.shape)}, "
+            f"expected ({len(points)},), one number a point"
+        )
+    values = values.reshape(len(y), len(x)).cpu()
     return (values - values.max()).exp()
 
 

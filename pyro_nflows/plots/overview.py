@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ..checks import check_mapping, numbers_in
 from ..diagnostics.table import scalar_names
 from .fits import BLUE, INK, ORANGE, _pyplot, plot_elbo, plot_weights
 
@@ -32,7 +33,11 @@ def plot_overview(elbos: Tensor, rounds: Sequence[int], log_weight: Tensor, samp
         >>> [ax.get_title() for ax in figure.axes[2:]]
         ['z[0]', 'z[1]']
     """
-    scalars = _first(samples)
+    elbos, log_weight = (
+        numbers_in("plot_overview", name, value) for name, value in (("elbos", elbos), ("log_weight", log_weight))
+    )
+    check_mapping("plot_overview", samples=samples)
+    scalars = _first({name: numbers_in("plot_overview", f"samples of {name!r}", x) for name, x in samples.items()})
     width = min(WIDTH, max(len(scalars), 1))
     num_rows = math.ceil(len(scalars) / width)
     figure = _pyplot().figure(figsize=(11, 3.4 + 1.9 * num_rows), layout="constrained")

@@ -49,6 +49,8 @@ def plot_path(
         >>> len(plot_path([start, end]).lines)
         3
     """
+    if not isinstance(path, Sequence):
+        raise TypeError(f"path: got {path!r}, expected vi.history.path, or the path of fit_jko: a list of tuples")
     if not len(path):
         raise ValueError(
             "path: got none, expected vi.history.path of a fitted AutoWasserstein or AutoJKO, or the path of fit_jko. "
@@ -57,6 +59,8 @@ def plot_path(
     if not all(isinstance(step, tuple | list) and all(isinstance(part, Tensor) for part in step) for step in path):
         raise TypeError("path: expected a list of tuples of tensors, as vi.history.path or the path of fit_jko is")
     dim = path[0][-1].shape[-1]
+    if not isinstance(pair, Sequence) or isinstance(pair, str):
+        raise TypeError(f"pair: got {pair!r}, expected two coordinates, such as (0, 1)")
     if len(set(pair)) != 2 or not all(0 <= i < dim for i in pair):
         raise ValueError(f"pair: got {tuple(pair)}, expected two different coordinates from 0 to {dim - 1}.")
     ax, pick = axes(square=True) if ax is None else ax, torch.tensor(pair)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..checks import check_mapping, check_sizes
 from ..diagnostics.ranks import check_ranks, count_band, ecdf_band
 from .fits import BLUE, GREY, INK, _pyplot, axes
 
@@ -38,7 +39,8 @@ def plot_ranks(
         >>> ax.get_xlabel()
         'rank among 99 draws'
     """
-    check_ranks(ranks, num_samples)
+    ranks = check_ranks(ranks, num_samples)
+    check_sizes("plot_ranks", **({} if num_bins is None else {"num_bins": num_bins}))
     num_bins = num_bins or max(2, min(20, len(ranks) // 10, num_samples + 1))
     edges = torch.arange(num_bins + 1, device="cpu") * (num_samples + 1) // num_bins
     counts = ranks.cpu().bincount(minlength=num_samples + 1).cumsum(0)
@@ -76,7 +78,7 @@ def plot_ecdf(ranks: Tensor, num_samples: int, *, prob: float = 0.95, ax: "Axes 
         >>> ax.get_ylabel()
         'ECDF - uniform'
     """
-    check_ranks(ranks, num_samples)
+    ranks = check_ranks(ranks, num_samples)
     ends = torch.zeros(1, dtype=torch.float64, device="cpu")
     middle = torch.arange(1, num_samples + 1, device="cpu").double() / (num_samples + 1)
     below = ranks.cpu().bincount(minlength=num_samples + 1).cumsum(0)[:-1] / len(ranks) - middle
@@ -98,6 +100,7 @@ def plot_calibration(ranks: Mapping[str, Tensor], num_samples: int, *, prob: flo
     :param num_samples: among how many draws.
     :param prob: of the bands.
     :return: the figure.
+    :raises ValueError: if there are none.
 
     Example::
 
@@ -105,6 +108,9 @@ def plot_calibration(ranks: Mapping[str, Tensor], num_samples: int, *, prob: flo
         >>> [ax.get_title() for ax in figure.axes]
         ['mu', 'mu']
     """
+    check_mapping("plot_calibration", ranks=ranks)
+    if not ranks:
+        raise ValueError("plot_calibration: ranks has no parameter, expected sbc.ranks after a run")
     size = (9.0, 2.6 * len(ranks))
     figure, axes = _pyplot().subplots(len(ranks), 2, squeeze=False, figsize=size, layout="constrained")
     for (name, values), (left, right) in zip(ranks.items(), axes):

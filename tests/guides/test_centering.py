@@ -301,7 +301,9 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match=r"site 'mu', expected some of \['theta'\]"):
         AutoFlow(schools, centering={"mu": 0.0})(*SCHOOLS)
     with pytest.raises(ValueError, match=r"centering of 'theta' must be between 0 and 1, got 1\.5"):
-        AutoFlow(schools, centering=1.5)(*SCHOOLS)
+        AutoFlow(schools, centering={"theta": 1.5})(*SCHOOLS)
+    with pytest.raises(ValueError, match=r"AutoFlow: centering must be between 0 and 1, got 1\.5"):
+        AutoFlow(schools, centering=1.5)
 
 
 @pytest.mark.parametrize(
