@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..model.whole import WholeLogJoint
 from ..numerics import LogDensity
-from .graphs import Replayed
+from .replayed import Replayed
 from .tape import Tape
 
 #: Above this dimension the curvature's diagonal stands for all of it.
@@ -26,6 +26,8 @@ class DensityGradient:
     :param data: tensors that it reads besides, and that :meth:`at` replaces.
     :param whole: the log density over all rows, where that is a sum over visits to some of them: value, gradient and
         Hessian are then sums too, and no more is in memory than one visit takes.
+    :param compile: whether what is asked for often is compiled. What it gives then differs by rounding from one call to
+        another, which a run that goes on from a checkpoint may ask for in another place.
 
     Example::
 
@@ -34,8 +36,14 @@ class DensityGradient:
         (tensor(-5.0000), tensor([-2.0000, -4.0000]))
     """
 
-    def __init__(self, log_joint: LogDensity, data: Sequence[Tensor] = (), whole: WholeLogJoint | None = None):
-        self.log_joint, self.data, self.whole = log_joint, data, whole
+    def __init__(
+        self,
+        log_joint: LogDensity,
+        data: Sequence[Tensor] = (),
+        whole: WholeLogJoint | None = None,
+        compile: bool = True,
+    ):
+        self.log_joint, self.data, self.whole, self.compile = log_joint, data, whole, compile
         #: Rows, or directions, that there is memory for at once; None for any number.
         self.block: int | None = getattr(log_joint, "block", None)
         self._tapes: dict[Any, Replayed | None] = {}
@@ -43,7 +51,7 @@ class DensityGradient:
 
     def at(self, log_joint: LogDensity, data: Sequence[Tensor]) -> "DensityGradient":
         """That of the same density with other data, by the same recordings."""
-        new = DensityGradient(log_joint, data, self.whole)
+        new = DensityGradient(log_joint, data, self.whole, self.compile)
         new._source = self
         return new
 
@@ -126,7 +134,7 @@ class DensityGradient:
             other = [*(tensor + 0.01 for tensor in inputs), *self._last_visit(visit)]
             pairs = zip(tape.run(other), function(*other))
             same = all(torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True) for a, b in pairs)
-            return Replayed(tape, inputs[0].device) if same and not tape.is_random else None
+            return Replayed(tape, inputs[0].device, self.compile) if same and not tape.is_random else None
         except Exception:
             return None
 

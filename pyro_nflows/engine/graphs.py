@@ -5,7 +5,6 @@ it. A graph is asked for once a step. Noise, schedule and losses of a block of s
 reads the row whose number a counter on the device tells, so that nothing is copied between steps.
 """
 
-import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,8 +19,6 @@ from .tape import Tape
 WARM_UP = 3
 #: Steps of a block that lie on the device at once, and the bytes that these may take.
 MOST_STEPS, MOST_BYTES = 64, 2**28
-#: Replays of a recording after which a graph of it pays.
-PAYS = 20
 
 
 class Graph:
@@ -149,43 +146,6 @@ def captured(step: Callable[[], None], device: torch.device) -> Callable[[int], 
         stream.synchronize()  # so that the time of a block is what it took
 
     return launch
-
-
-class Replayed:
-    """A recording that is run as a CUDA graph once it has been run some times, with :class:`~.tape.Tape`'s interface.
-
-    :param tape: what is run.
-    :param device: where; elsewhere than on a CUDA device the recording is replayed.
-
-    Example::
-
-        >>> replayed = Replayed(Tape(lambda x: [x.sin()], [torch.zeros(())]), torch.device("cpu"))
-        >>> replayed.run([torch.tensor(1.0)])
-        [tensor(0.8415)]
-    """
-
-    def __init__(self, tape: Tape, device: torch.device):
-        self.tape, self.device, self._num_runs = tape, device, 0
-        self._graph: GraphRun | None = None
-
-    @property
-    def is_random(self) -> bool:
-        """As of the recording."""
-        return self.tape.is_random
-
-    def bound(self, data: Sequence[Tensor]) -> "Replayed":
-        """That of the recording with other data."""
-        return Replayed(self.tape.bound(data), self.device)
-
-    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Replay on other inputs."""
-        self._num_runs += 1
-        if self._num_runs == PAYS and self.device.type == "cuda":
-            with contextlib.suppress(RuntimeError, NotImplementedError):  # it is replayed as before
-                self._graph = GraphRun(Graph(self.tape, 0, self.device))
-        if self._graph is None:
-            return self.tape.run(inputs)
-        return [part[0] for part in self._graph.run([], [tensor[None] for tensor in inputs])[1]]
 
 
 def scan_of(tape: Tape, num_carried: int, like: Tensor) -> Scan | Graph:

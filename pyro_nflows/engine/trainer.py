@@ -236,9 +236,9 @@ class Trainer:
         if self._density is None or self.leaves:
             rows = self.all_rows
             if rows is None or not rows.is_cheap:
-                self._density = DensityGradient(self.log_joint, self.data)
+                self._density = DensityGradient(self.log_joint, self.data, compile=self.engine is None)
             else:
-                self._density = DensityGradient(rows.in_one, self.data, rows.log_joint)
+                self._density = DensityGradient(rows.in_one, self.data, rows.log_joint, self.engine is None)
         return self._density
 
     def _get(self, layer: Layer, objective: Objective, gradient: Gradient, plan: Round) -> tuple[Program, Runner]:

@@ -30,6 +30,7 @@ from .mark import put
 from .moments import moved
 from .moved import can_move, move
 from .plan import Plan
+from .schedule import Schedule
 from .stages import FlowRounds, GaussianRounds, Stage, Task, objective_of
 
 #: A start so much narrower in one direction than in another may be stuck in a funnel: the plain start is
@@ -49,12 +50,7 @@ class Fitting:
     """
 
     def __init__(self, trainer: Trainer, plan: Plan, layer: Whitened, init: Frame | None):
-        size = sum(parameter.numel() for parameter in layer.parameters())
-        work = size + work_of(trainer.log_joint, layer.end.loc)
-        schedule = plan.schedule.for_work(work)
-        if not isinstance(layer.end, PlateAffine):
-            schedule = schedule.for_latents(layer.input_dim)
-        self.plan = replace(plan, schedule=schedule)
+        self.plan = replace(plan, schedule=suited(plan.schedule, trainer, layer))
         self.trainer, self.layer, self.init = trainer, layer, init
         self.fit: Fit | None = None
         self._stage: Stage | None = None
@@ -261,6 +257,18 @@ class Fitting:
             gain = draws.log_p - trainer.judged(draws.z)
             put(trainer.leaves, after)
         return float(gain.mean().abs())
+
+
+def suited(schedule: Schedule, trainer: Trainer, layer: Whitened) -> Schedule:
+    """A schedule for what a draw of a layer costs, and for its number of latents.
+
+    :param schedule: as it was asked for.
+    :param trainer: has the model.
+    :param layer: to be trained.
+    """
+    size = sum(parameter.numel() for parameter in layer.parameters())
+    schedule = schedule.for_work(size + work_of(trainer.log_joint, layer.end.loc))
+    return schedule if isinstance(layer.end, PlateAffine) else schedule.for_latents(layer.input_dim)
 
 
 def _elbo(trainer: Trainer, layer: Whitened) -> float:

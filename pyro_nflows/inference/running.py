@@ -40,7 +40,8 @@ from .plan import Plan
 from .posterior import Call, Posterior
 from .precise import already_double, in_double
 from .resume import Checkpoint, begin
-from .search import MAX_MATRIX, round_trip, search
+from .rounds import suited
+from .search import MAX_MATRIX, POOR, round_trip, search
 from .started import check_same_sites, place, take_coordinates
 from .stationary import drift
 
@@ -247,7 +248,8 @@ class Fitter:
         precise = functools.partial(in_double, joint) if trainer.all_rows is None else already_double
         disagree = starts_disagree(posterior.evidence)
         brief = not plan.schedule.has_flow
-        found = search(trainer, self.guide, best, disagree, refit if ours else None, prior, precise, brief)
+        enough = min(POOR, suited(plan.schedule, trainer, best.layer).good_ess)
+        found = search(trainer, self.guide, best, disagree, refit if ours else None, prior, precise, brief, enough)
         if found.modes is not None:
             again = self._posterior(plan, trainer, joint, found.fit, [found.fit.draws])
             return found.fit, replace(again, missed=found.missed, modes=found.modes.sizes)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from ..engine import Round
 
-#: A joint flow of more latents than these is trained no further from this ESS on.
+#: A joint flow of more latents than these is trained no further from this ESS on, and neither is one of a dear model.
 MANY, MANY_ESS = 64, 0.6
 #: Draws that a verdict needs, however dear they are.
 FEWEST = 2000
@@ -95,15 +95,23 @@ class Schedule:
     def for_work(self, work: int) -> "Schedule":
         """With as many draws as are worth their cost, for a log density of so much work.
 
+        Where these are fewer, a step of 128 particles costs as much as some hundreds of draws that are worth something,
+        and weights that are worth most of the draws are enough.
+
         :param work: numbers to compute for one draw; see :func:`~pyro_nflows.engine.work.work_of`.
 
         Example::
 
             >>> Schedule().for_work(1000).num_samples, Schedule().for_work(500_000).num_samples
             (22500, 4000)
+            >>> Schedule().for_work(1000).good_ess, Schedule().for_work(500_000).good_ess
+            (0.95, 0.6)
         """
         most = max(FEWEST, int(self.work / work)) if work else self.num_samples
-        return replace(self, num_samples=min(self.num_samples, most))
+        if most >= self.num_samples:
+            return self
+        made = replace(self, num_samples=most)
+        return made.where_most_is_enough() if self.has_flow else made
 
     def for_latents(self, num: int) -> "Schedule":
         """For a joint flow of so many latents: of many, weights that are worth most of the draws are enough.
@@ -116,7 +124,11 @@ class Schedule:
             >>> Schedule().for_latents(10).good_ess, Schedule().for_latents(100).good_ess
             (0.95, 0.6)
         """
-        if num <= MANY or self.good_ess != Schedule.good_ess:
+        return self if num <= MANY else self.where_most_is_enough()
+
+    def where_most_is_enough(self) -> "Schedule":
+        """Where another ESS was not asked for: training ends at one at which weights are worth most of the draws."""
+        if self.good_ess != Schedule.good_ess:
             return self
         return replace(self, good_ess=MANY_ESS, evident_ess=MANY_ESS)
 

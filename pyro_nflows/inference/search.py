@@ -44,7 +44,7 @@ MAX_REFITS = 3
 NUM_ASCENTS, NUM_FURTHER = 32, 64
 #: A region's mass, as a share of what was found, from which on its share is measured: one among many may be small.
 NOTABLE = 1e-4
-#: An ESS below which a fit is tried again, unless it is of many latents.
+#: An ESS below which a fit is tried again, unless it is of many latents, or of a dear model.
 POOR = 0.9
 #: By how many nats a mixture may describe the draws of a poor fit worse than the fit does, and a fit that begins there
 #: is still tried. Such a fit costs as much as all rounds before it.
@@ -82,6 +82,7 @@ def search(
     prior: Callable[[int], list[Tensor]] = lambda num: [],
     precise: Callable[[Tensor], Tensor | None] = lambda z: None,
     brief: bool = False,
+    enough: float = POOR,
 ) -> Found:
     """What the best fit misses; or a further fit, if that misses less.
 
@@ -93,6 +94,7 @@ def search(
     :param prior: gives so many points drawn from the prior, where ascents begin.
     :param precise: the log density in double precision, where it can be had.
     :param brief: whether what is missed is measured by the regions that are found alone, without particles.
+    :param enough: an ESS at which a fit is not tried again where it misses nothing.
     """
     ess = effective(best.draws.log_weight)
     if refit is None and ess < WORTHLESS and is_heavy(best.draws.log_weight, ess):
@@ -103,7 +105,7 @@ def search(
         for _ in range(MAX_REFITS):
             if refit is None or found.fit.failed or trainer.history.interrupted or trainer.budget.is_over:
                 break
-            if not (found.missed.share > MISSED or _may_improve(guide, found)):
+            if not (found.missed.share > MISSED or _may_improve(guide, found, enough)):
                 break
             other = _again(ascents, found, refit)
             if other is None or not _is_better(other, found):
@@ -118,14 +120,14 @@ def search(
     return found
 
 
-def _is_poor(fit: Fit) -> bool:
+def _is_poor(fit: Fit, enough: float) -> bool:
     ess = effective(fit.draws.log_weight)
-    return ess < (POOR if fit.layer.input_dim <= MANY else MANY_ESS) or is_heavy(fit.draws.log_weight, ess)
+    return ess < (enough if fit.layer.input_dim <= MANY else MANY_ESS) or is_heavy(fit.draws.log_weight, ess)
 
 
-def _may_improve(guide: AutoFlow, found: Found) -> bool:
+def _may_improve(guide: AutoFlow, found: Found, enough: float) -> bool:
     """Whether a fit that misses nothing is poor, and not yet one that began at modes, which may be better."""
-    return found.modes is None and _is_poor(found.fit) and may_help(guide, found.fit)
+    return found.modes is None and _is_poor(found.fit, enough) and may_help(guide, found.fit)
 
 
 @torch.no_grad()

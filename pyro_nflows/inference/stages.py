@@ -6,7 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ..diagnostics.verdict import SETTLED
-from ..diagnostics.worth import effective, k_limit, tail_index
+from ..diagnostics.worth import NEARLY_EQUAL, effective, is_heavy, k_limit, tail_index
 from ..engine import Round, Trainer
 from ..flows.whitened import Whitened
 from ..layers.base import Chain, Exactness, Layer
@@ -147,7 +147,8 @@ class FlowRounds:
         log_weight = sound(draws).log_weight
         self._ess = effective(log_weight)
         limit = k_limit(len(log_weight), 1.0 if schedule.good_ess > NEARLY else 0.0)
-        if self._ess > schedule.good_ess and (tail_index(log_weight) < limit or not schedule.light_tails):
+        light = tail_index(log_weight) < limit or _is_nearly_equal(log_weight, self._ess)
+        if self._ess > schedule.good_ess and (light or not schedule.light_tails):
             self._good, self._is_complete = draws, True
 
     def result(self) -> Fit:
@@ -184,6 +185,11 @@ class FlowRounds:
             return None
         self._best.put_back()
         return draws
+
+
+def _is_nearly_equal(log_weight: Tensor, ess: float) -> bool:
+    """Whether weights are so nearly equal that the verdict will not mind a k-hat above its threshold."""
+    return ess >= NEARLY_EQUAL and not is_heavy(log_weight, ess)
 
 
 def objective_of(layer: Whitened, plan: Plan, chosen: Round, ess: float) -> Objective:

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from pyro_nflows.engine import graphs
 from pyro_nflows.engine.compiling import Compiling
-from pyro_nflows.engine.graphs import Graph, GraphRun, Replayed
+from pyro_nflows.engine.graphs import Graph, GraphRun
 from pyro_nflows.engine.native.scan import Halted
+from pyro_nflows.engine.replayed import PAYS, Replayed
 from pyro_nflows.engine.tape import Tape
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -77,7 +78,7 @@ def test_other_data_in_the_same_recording(device: str) -> None:
 def test_a_recording_goes_over_to_a_graph(device: str) -> None:
     x = torch.arange(3.0, device=device)
     replayed = Replayed(Tape(lambda x: [x.sin(), x], [x]), torch.device(device))
-    for number in range(graphs.PAYS + 3):
+    for number in range(PAYS + 3):
         sine, same = replayed.run([x + number])
         torch.testing.assert_close((sine, same), ((x + number).sin(), x + number))
 

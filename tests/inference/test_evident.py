@@ -298,6 +298,16 @@ def test_a_dear_model_has_fewer_draws_and_a_cheap_one_all() -> None:
     assert 2000 < Schedule().for_work(400_000).num_samples < Schedule().num_samples
 
 
+def test_a_dear_model_is_trained_until_most_draws_count_unless_more_was_asked_for() -> None:
+    """Of 4,000 draws, 1,400 more that count would cost 4,800 steps of 128 particles."""
+    assert Schedule().for_work(400_000).good_ess == Schedule().for_latents(100).good_ess < Schedule().good_ess
+    assert Schedule().for_work(20).good_ess == Schedule().good_ess
+    for effort in ("quick", "thorough"):
+        asked = Schedule.of_effort(effort)
+        assert asked.for_work(10**6).good_ess == asked.good_ess
+    assert Schedule.of(500, 1, 0.0).for_work(10**6).good_ess > 1
+
+
 def test_a_density_that_cannot_be_evaluated_has_no_work() -> None:
     assert work_of(lambda z: z @ torch.zeros(3), torch.zeros(2)) == 0
 

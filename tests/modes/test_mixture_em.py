@@ -31,3 +31,17 @@ def test_one_cluster_is_the_maximum_likelihood_gaussian() -> None:
     torch.testing.assert_close(log_densities(draws, found)[:, 0], normal.log_prob(draws))
     price = 0.5 * 10 * math.log(500)
     assert criterion(draws, found) == pytest.approx(float(normal.log_prob(draws).sum()) - price)
+
+
+@pytest.mark.parametrize(("dim", "num"), [(13, 512), (40, 600)])
+def test_few_draws_in_many_dimensions_show_two_classes_that_change_places(dim: int, num: int) -> None:
+    """Too few for two covariances; one cluster stays one."""
+    torch.manual_seed(0)
+    turn = torch.randn(dim, dim, dtype=torch.float64) / dim**0.5
+    draws = torch.randn(num, dim, dtype=torch.float64) @ turn
+    assert len(fit_clusters(draws).weights) == 1
+    away = torch.zeros(dim, dtype=torch.float64).index_fill(0, torch.arange(dim // 2), 8.0)
+    is_there = torch.rand(num) < 0.3
+    found = fit_clusters(draws + torch.where(is_there[:, None], away, 0.0))
+    assert len(found.weights) == 2
+    assert float(found.weights.min()) == pytest.approx(float(is_there.double().mean()), abs=0.01)

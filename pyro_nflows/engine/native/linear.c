@@ -1,6 +1,8 @@
 /* Small products of matrices, and triangles: shapes of a flow's networks, for which a library's overhead is too much. */
 #include "support.h"
 
+#include <stdlib.h>
+
 #if defined(__AVX512F__)
 #define VECTOR 64
 #elif defined(__AVX__)
@@ -129,43 +131,145 @@
     }                                                                                                                  \
   }
 
-/* X (n x m) in A X = B for a triangle A, row by row. */
+/* Triangles below this many rows are done number by number; of up to so many, what they need fits on the stack. */
+#define TINY_TRIANGLE 12
+#define SMALL_TRIANGLE 64
 #define TRIANGLE(T, P)                                                                                                 \
-  void P##solve(i64 n, i64 m, const T *a, i64 ai, i64 aj, const T *b, i64 bi,                                          \
-                                                 i64 bj, T *x, i64 xi, i64 xj, int upper, int unit) {                  \
-    for (i64 r = 0; r < n; r++) {                                                                                      \
-      i64 i = upper ? n - 1 - r : r;                                                                                   \
-      T scale = unit ? 1 : 1 / a[i * (ai + aj)];                                                                       \
-      for (i64 j = 0; j < m; j++) x[i * xi + j * xj] = b[i * bi + j * bj];                                             \
-      for (i64 q = 0; q < r; q++) {                                                                                    \
-        i64 l = upper ? n - 1 - q : q;                                                                                 \
-        T c = a[i * ai + l * aj];                                                                                      \
-        T *to = x + i * xi, *from = x + l * xi;                                                                        \
-        if (xj == 1) {                                                                                                 \
-          _Pragma("omp simd") for (i64 j = 0; j < m; j++) to[j] -= c * from[j];                                        \
+  /* x in A x = b for a lower triangle A; x lies together. */                                                          \
+  static void P##substitute(i64 n, const T *a, i64 ai, i64 aj, const T *b, i64 bi, T *x, int unit) {                   \
+    for (i64 i = 0; i < n; i++) x[i] = b[i * bi];                                                                      \
+    for (i64 i = 0; i < n; i++) {                                                                                      \
+      if (ai * ai == 1) { /* column by column */                                                                       \
+        T c = unit ? x[i] : x[i] / a[i * (ai + aj)];                                                                   \
+        const T *column = a + i * aj;                                                                                  \
+        x[i] = c;                                                                                                      \
+        if (ai == 1) {                                                                                                 \
+          _Pragma("omp simd") for (i64 l = i + 1; l < n; l++) x[l] -= c * column[l];                                   \
         } else {                                                                                                       \
-          for (i64 j = 0; j < m; j++) to[j * xj] -= c * from[j * xj];                                                  \
+          for (i64 l = i + 1; l < n; l++) x[l] -= c * column[-l];                                                      \
         }                                                                                                              \
+      } else {                                                                                                         \
+        T sum = 0;                                                                                                     \
+        const T *row = a + i * ai;                                                                                     \
+        if (aj == 1) {                                                                                                 \
+          _Pragma("omp simd reduction(+ : sum)") for (i64 l = 0; l < i; l++) sum += row[l] * x[l];                     \
+        } else {                                                                                                       \
+          _Pragma("omp simd reduction(+ : sum)") for (i64 l = 0; l < i; l++) sum += row[l * aj] * x[l];                \
+        }                                                                                                              \
+        x[i] = (x[i] - sum) / (unit ? 1 : row[i * aj]);                                                                \
       }                                                                                                                \
-      for (i64 j = 0; j < m; j++) x[i * xi + j * xj] *= scale;                                                         \
     }                                                                                                                  \
   }                                                                                                                    \
-  void P##cholesky(i64 n, const T *a, i64 ai, i64 aj, T *l, i64 li, i64 lj,                                            \
-                                                    i32 *info) {                                                       \
-    *info = 0;                                                                                                         \
+  /* The same for `wide` right sides in the rows of x, six rows at a time; rows before the `first` are zero. */        \
+  static void P##triangle(i64 n, const T *a, i64 ai, i64 aj, T *x, i64 first, int unit) {                              \
+    T sums[6 * P##wide];                                                                                               \
+    for (i64 i = first; i < n; i += 6) {                                                                               \
+      i64 rows = MIN(6, n - i);                                                                                        \
+      P##panel(rows, i - first, a + i * ai + first * aj, ai, aj, x + first * P##wide, P##wide, sums, P##wide,          \
+               P##wide, 0);                                                                                            \
+      for (i64 r = 0; r < rows; r++) {                                                                                 \
+        T *to = x + (i + r) * P##wide;                                                                                 \
+        const T *sum = sums + r * P##wide, *row = a + (i + r) * ai + i * aj;                                           \
+        T scale = unit ? 1 : 1 / row[r * aj];                                                                          \
+        _Pragma("omp simd") for (int j = 0; j < P##wide; j++) to[j] -= sum[j];                                         \
+        for (i64 q = 0; q < r; q++) {                                                                                  \
+          const T *from = x + (i + q) * P##wide;                                                                       \
+          T c = row[q * aj];                                                                                           \
+          _Pragma("omp simd") for (int j = 0; j < P##wide; j++) to[j] -= c * from[j];                                  \
+        }                                                                                                              \
+        _Pragma("omp simd") for (int j = 0; j < P##wide; j++) to[j] *= scale;                                          \
+      }                                                                                                                \
+    }                                                                                                                  \
+  }                                                                                                                    \
+  /* X (n x m) in A X = B for a triangle A. An upper one is a lower one from its end on. */                            \
+  void P##solve(i64 n, i64 m, const T *a, i64 ai, i64 aj, const T *b, i64 bi, i64 bj, T *x, i64 xi, i64 xj,            \
+                int upper, int unit) {                                                                                 \
+    T few[SMALL_TRIANGLE * P##wide], *held = few;                                                                      \
+    i64 room = m == 1 ? n : n * P##wide;                                                                               \
+    if (upper) {                                                                                                       \
+      a += (n - 1) * (ai + aj), b += (n - 1) * bi, x += (n - 1) * xi;                                                  \
+      ai = -ai, aj = -aj, bi = -bi, xi = -xi;                                                                          \
+    }                                                                                                                  \
+    if (room > SMALL_TRIANGLE * P##wide && !(held = malloc(room * sizeof(T)))) {                                       \
+      for (i64 i = 0; i < n; i++)                                                                                      \
+        for (i64 j = 0; j < m; j++) x[i * xi + j * xj] = (T)NAN;                                                       \
+      return;                                                                                                          \
+    }                                                                                                                  \
+    if (m == 1) {                                                                                                      \
+      P##substitute(n, a, ai, aj, b, bi, held, unit);                                                                  \
+      for (i64 i = 0; i < n; i++) x[i * xi] = held[i];                                                                 \
+    }                                                                                                                  \
+    for (i64 j = 0; m > 1 && j < m; j += P##wide) {                                                                    \
+      i64 width = MIN(P##wide, m - j), first = n;                                                                      \
+      for (i64 i = n - 1; i >= 0; i--) {                                                                               \
+        T *to = held + i * P##wide;                                                                                    \
+        int some = 0;                                                                                                  \
+        for (i64 q = 0; q < P##wide; q++) {                                                                            \
+          to[q] = q < width ? b[i * bi + (j + q) * bj] : 0;                                                            \
+          some |= to[q] != 0;                                                                                          \
+        }                                                                                                              \
+        first = some ? i : first;                                                                                      \
+      }                                                                                                                \
+      P##triangle(n, a, ai, aj, held, first, unit);                                                                    \
+      for (i64 i = 0; i < n; i++)                                                                                      \
+        for (i64 q = 0; q < width; q++) x[i * xi + (j + q) * xj] = held[i * P##wide + q];                              \
+    }                                                                                                                  \
+    if (held != few) free(held);                                                                                       \
+  }                                                                                                                    \
+  static void P##pivot(T s, i64 i, i32 *info) {                                                                        \
+    if (!(s > 0) && !*info) *info = (i32)(i + 1);                                                                      \
+  }                                                                                                                    \
+  static void P##cholesky_tiny(i64 n, const T *a, i64 ai, i64 aj, T *l, i64 li, i64 lj, i32 *info) {                   \
     for (i64 i = 0; i < n; i++)                                                                                        \
       for (i64 j = 0; j < n; j++) {                                                                                    \
         T s = i >= j ? a[i * ai + j * aj] : 0;                                                                         \
         if (i >= j)                                                                                                    \
           for (i64 k = 0; k < j; k++) s -= l[i * li + k * lj] * l[j * li + k * lj];                                    \
         if (i == j) {                                                                                                  \
-          if (!(s > 0) && !*info) *info = (i32)(i + 1);                                                                \
+          P##pivot(s, i, info);                                                                                        \
           s = (T)sqrt(s);                                                                                              \
         } else if (i > j) {                                                                                            \
           s /= l[j * (li + lj)];                                                                                       \
         }                                                                                                              \
         l[i * li + j * lj] = s;                                                                                        \
       }                                                                                                                \
+  }                                                                                                                    \
+  /* `wide` columns at a time: less what the columns before them explain, then one after the other. */                 \
+  void P##cholesky(i64 n, const T *a, i64 ai, i64 aj, T *l, i64 li, i64 lj, i32 *info) {                               \
+    T few[2 * SMALL_TRIANGLE * P##wide], *held = few, pivots[P##wide] = {0};                                           \
+    *info = 0;                                                                                                         \
+    if (n < TINY_TRIANGLE) return P##cholesky_tiny(n, a, ai, aj, l, li, lj, info);                                     \
+    if (n > SMALL_TRIANGLE && !(held = malloc(2 * n * P##wide * sizeof(T)))) {                                         \
+      *info = 1;                                                                                                       \
+      return;                                                                                                          \
+    }                                                                                                                  \
+    T *before = held + n * P##wide;                                                                                    \
+    for (i64 j = 0; j < n; j += P##wide) {                                                                             \
+      i64 width = MIN(P##wide, n - j), rows = n - j;                                                                   \
+      for (i64 k = 0; k < j; k++)                                                                                      \
+        for (i64 c = 0; c < P##wide; c++) before[k * P##wide + c] = c < width ? l[(j + c) * li + k * lj] : 0;          \
+      P##panel(rows, j, l + j * li, li, lj, before, P##wide, held, P##wide, P##wide, 0);                               \
+      for (i64 i = 0; i < rows; i++) {                                                                                 \
+        T *row = held + i * P##wide;                                                                                   \
+        for (i64 c = 0; c < width; c++) row[c] = i >= c ? a[(i + j) * ai + (c + j) * aj] - row[c] : 0;                 \
+      }                                                                                                                \
+      for (i64 c = 0; c < width; c++) {                                                                                \
+        T s = held[c * P##wide + c], scale = 1 / (T)sqrt(s);                                                           \
+        P##pivot(s, j + c, info);                                                                                      \
+        for (i64 q = 0; q <= c; q++) pivots[q] = 0;                                                                    \
+        for (i64 q = c + 1; q < width; q++) pivots[q] = held[q * P##wide + c] * scale;                                 \
+        held[c * P##wide + c] = (T)sqrt(s);                                                                            \
+        for (i64 i = c + 1; i < rows; i++) {                                                                           \
+          T *row = held + i * P##wide, factor = row[c] * scale;                                                        \
+          _Pragma("omp simd") for (int q = 0; q < P##wide; q++) row[q] -= factor * pivots[q];                          \
+          row[c] = factor;                                                                                             \
+        }                                                                                                              \
+      }                                                                                                                \
+      for (i64 i = 0; i < n; i++)                                                                                      \
+        for (i64 c = 0; c < width; c++)                                                                                \
+          l[i * li + (j + c) * lj] = i >= j + c ? held[(i - j) * P##wide + c] : 0;                                     \
+    }                                                                                                                  \
+    if (held != few) free(held);                                                                                       \
   }
 
 PRODUCT(float, f)

@@ -188,8 +188,10 @@ def _linalg_solve_triangular(
     if left and a.meta.dim() == 2 and b.meta.dim() == 3 and b.meta.shape[2] == 1:  # one triangle, many vectors
         out = build.plan.solve(a, Ref(b.buffer, b.meta[..., 0].t()), upper, unitriangular)
         return Ref(out.buffer, out.meta.t().unsqueeze(2))
-    if a.meta.shape[:-2] != b.meta.shape[:-2]:
+    batch = torch.broadcast_shapes(a.meta.shape[:-2], b.meta.shape[:-2])
+    if len(batch) > 1 and a.meta.shape[:-2] != b.meta.shape[:-2]:
         return None
+    a, b = (Ref(r.buffer, r.meta.expand(*batch, *r.meta.shape[-2:])) for r in (a, b))
     if left:
         return build.plan.solve(a, b, upper, unitriangular)
     a, b = (Ref(r.buffer, r.meta.transpose(-1, -2)) for r in (a, b))

@@ -112,6 +112,7 @@ B = torch.randn(3, 5, generator=torch.Generator().manual_seed(2))
 BATCH = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(3))
 SPREAD = torch.randn(6, 1, 20, generator=torch.Generator().manual_seed(4))
 TRIANGLE = torch.eye(4) + 0.3 * torch.randn(4, 4, generator=torch.Generator().manual_seed(5)).tril()
+LARGE_TRIANGLES = 2 * torch.eye(70) + 0.05 * torch.randn(3, 70, 70, generator=torch.Generator().manual_seed(6)).tril()
 
 SHAPED = {
     "views": (lambda a: [a.t() + 1, a[1:, ::2], a[:, None] * a[None], a.reshape(2, 6), a.t().reshape(12), a[-1]], [A]),
@@ -145,6 +146,28 @@ SHAPED = {
     "factors": (
         lambda t: [torch.linalg.cholesky_ex(t @ t.t())[0], torch.linalg.cholesky_ex(torch.stack([t @ t.t()] * 2))[0]],
         [TRIANGLE],
+    ),
+    "large triangles": (
+        lambda a: [
+            function(chosen, matrix, upper=upper)
+            for upper, chosen in ((False, a), (True, a.mT), (True, a.permute(1, 2, 0).contiguous().permute(2, 1, 0)))
+            for function, matrix in (
+                (torch.linalg.solve_triangular, a @ a),
+                (torch.linalg.solve_triangular, a[:, :, 3:4]),
+                (torch.linalg.solve_triangular, a[0, :, :37]),
+                (torch.linalg.solve_triangular, torch.eye(70).to(a)),
+            )
+        ],
+        [LARGE_TRIANGLES],
+    ),
+    "factors of large matrices": (
+        lambda a: [
+            torch.linalg.cholesky_ex(a @ a.mT)[0],
+            torch.linalg.cholesky_ex((a @ a.mT).permute(1, 2, 0).contiguous().permute(2, 0, 1))[0],
+            torch.linalg.cholesky_ex(a[0, :20, :20] @ a[0, :20, :20].mT)[0],
+            torch.linalg.cholesky_ex(torch.stack([torch.eye(70).to(a), torch.eye(70) - 2 * a[0, 30].diag()]))[1],
+        ],
+        [LARGE_TRIANGLES],
     ),
     "picking": (
         lambda a: [
