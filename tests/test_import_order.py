@@ -1,14 +1,13 @@
 """Modules import only downward, files stay readable, and importing the package changes nothing."""
 
 import ast
+import functools
 import graphlib
 import re
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
-
-import pytest
 
 import pyro_nflows
 
@@ -54,10 +53,17 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
 
 
+@functools.cache
+def nodes(name: str) -> list[ast.AST]:
+    """All of a module's syntax. Tests go through all modules: one each would take longer to begin than to run."""
+    return list(ast.walk(ast.parse(MODULES[name].read_text())))
+
+
+@functools.cache
 def imports(name: str) -> set[str]:
     """The modules of the package that a module imports, wherever in the file."""
     path, found = MODULES[name], set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(name):
         if isinstance(node, ast.Import):
             full = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -98,18 +104,14 @@ def test_every_part_has_tests_and_every_folder_of_tests_a_part():
     assert {folder[0] for folder in packages} <= {folder[0] for folder in folders}
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_a_module_imports_only_downward(name):
-    here = ORDER.index(part(name))
-    assert [other for other in imports(name) if ORDER.index(part(other)) < here] == []
+def test_modules_import_only_downward():
+    place = {name: ORDER.index(part(name)) for name in MODULES}
+    assert [(name, other) for name in MODULES for other in imports(name) if place[other] < place[name]] == []
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if "." in name])
-def test_siblings_do_not_import_each_other(name):
-    folder = name.split(".")[0]
-    if folder in SIBLINGS_APART:
-        others = {other for other in imports(name) if part(other) == folder} - SHARED
-        assert name in SHARED or others == set()
+def test_siblings_do_not_import_each_other():
+    apart = [name for name in MODULES if "." in name and part(name) in SIBLINGS_APART and name not in SHARED]
+    assert [(a, b) for a in apart for b in imports(a) if part(b) == part(a) and b not in SHARED] == []
 
 
 def test_no_module_imports_itself_in_a_circle():
@@ -117,29 +119,30 @@ def test_no_module_imports_itself_in_a_circle():
     assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(MODULES)
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_a_file_is_short_enough_to_read(name):
-    num_lines = MODULES[name].read_text().count("\n")
-    assert num_lines <= MAX_LINES
+def test_files_are_short_enough_to_read():
+    num_lines = {name: path.read_text().count("\n") for name, path in MODULES.items()}
+    assert {name: num for name, num in num_lines.items() if num > MAX_LINES} == {}
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_a_function_is_short_enough_to_read(name):
-    tree = ast.parse(MODULES[name].read_text())
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    assert [f.name for f in functions if f.end_lineno - f.lineno - docstring_lines(f) >= MAX_FUNCTION_LINES] == []
+def test_functions_are_short_enough_to_read():
+    functions = [(name, node) for name in MODULES for node in nodes(name) if isinstance(node, ast.FunctionDef)]
+    sizes = {(name, f.name): f.end_lineno - f.lineno - docstring_lines(f) for name, f in functions}
+    assert {where: size for where, size in sizes.items() if size >= MAX_FUNCTION_LINES} == {}
 
 
 def docstring_lines(function: ast.FunctionDef) -> int:
     return (ast.get_docstring(function, clean=False) or "").count("\n") + 1
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_no_part_imports_the_private_names_of_another(name):
-    path, found = MODULES[name], []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.level > 1 or (node.module or "").startswith(PACKAGE)):
-            found += [alias.name for alias in node.names if alias.name.startswith("_") and alias.name != "__version__"]
+def test_no_part_imports_the_private_names_of_another():
+    found = [
+        (name, alias.name)
+        for name in MODULES
+        for node in nodes(name)
+        if isinstance(node, ast.ImportFrom) and (node.level > 1 or (node.module or "").startswith(PACKAGE))
+        for alias in node.names
+        if alias.name.startswith("_") and alias.name != "__version__"
+    ]
     assert found == []
 
 
@@ -154,10 +157,11 @@ FOREIGN |= {"_mask", "_params", "_PYRO_STACK", "_pyro_dims", "_unsafe_standard_s
 FOREIGN |= {"_unsafe_alpha_stable_log_prob_at_zero", "_unsafe_stable_log_prob"}
 
 
+@functools.cache
 def private_attributes(name: str) -> tuple[set[str], set[str]]:
     """The private names that a module gives its objects, and those that it reads from others than ``self``."""
     own, read = set(), set()
-    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+    for node in nodes(name):
         if isinstance(node, ast.FunctionDef):
             own.add(node.name)
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
@@ -168,13 +172,14 @@ def private_attributes(name: str) -> tuple[set[str], set[str]]:
     return own, read
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_no_module_reads_the_private_attributes_of_another_ones_objects(name):
-    own, read = private_attributes(name)
-    inherited = {
-        attribute for other in imports(name) if part(other) == part(name) for attribute in private_attributes(other)[0]
-    }
-    assert read - own - inherited - FOREIGN == set()
+def test_no_module_reads_the_private_attributes_of_another_ones_objects():
+    found = {}
+    for name in MODULES:
+        own, read = private_attributes(name)
+        near = [other for other in imports(name) if part(other) == part(name)]
+        inherited = {attribute for other in near for attribute in private_attributes(other)[0]}
+        found[name] = read - own - inherited - FOREIGN
+    assert {name: names for name, names in found.items() if names} == {}
 
 
 def test_importing_changes_nothing():
