@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..diagnostics.outliers import trimmed_elbo
+from ..diagnostics.weights import Estimate
 from ..engine import Trainer, work_of
 from ..flows.jko import Blocks
 from ..flows.whitened import Whitened
@@ -23,6 +24,7 @@ from ..modes.gaussians import Frame
 from ..modes.pathfinder import best_start
 from ..modes.wasserstein import NUM_STEPS
 from ..objectives.draws import Draws, base_noise
+from ..system.randomness import forked
 from .descended import can_descend, descended
 from .evident import MOVED, SETTLED, evident, fresh_draws
 from .fitted import Fit, bound_of, weighed
@@ -36,6 +38,8 @@ from .stages import FlowRounds, GaussianRounds, Stage, Task, objective_of
 #: A start so much narrower in one direction than in another may be stuck in a funnel: the plain start is
 #: trained too.
 NARROW = 1e-3
+#: Draws by which two states of a fit are compared.
+NUM_COMPARED = 500
 #: Where time is limited, the share of training's that finding a start may take.
 STARTING = 0.3
 
@@ -59,6 +63,7 @@ class Fitting:
         self._is_narrow = False
         self._task: Task | None = None
         self._leaves: list[Tensor] = []
+        self._bound: Estimate | None = None
 
     def next_round(self) -> Task | None:
         """The round to train next; None where the fit is complete."""
@@ -68,6 +73,7 @@ class Fitting:
             self._task = self._stage.next_round()
             if self._task is not None:
                 self._leaves = [leaf.detach().clone() for leaf in self.trainer.leaves]
+                self._bound = self._bound_of(self._task.layer) if self._leaves else None
                 return self._task
             self._stage = self._after(self._stage)
         return None
@@ -247,16 +253,29 @@ class Fitting:
         moved(self.trainer, self.layer, SETTLED, min(MOVED, self.plan.schedule.num_samples))
         return tuple(parameter.detach().clone() for parameter in self.layer.end.parameters())
 
+    def _bound_of(self, layer: Layer) -> Estimate:
+        """A layer's ELBO; the random numbers to come do not depend on whether this is asked."""
+        with forked():
+            return bound_of(self.trainer.sampler.sample(layer, NUM_COMPARED).log_weight, trimmed_elbo)
+
     def _drift(self, layer: Layer) -> float:
-        """How much the round has changed the log joint by moving the model's own parameters, in nats."""
+        """By how many nats the model's own parameters have mattered in the round.
+
+        That is what they change the log joint by at the same latents, or, if that is less, what the ELBO has changed
+        by: where latents make up for parameters, both can wander for ever, and each place is as good as the next.
+        """
         trainer, before = self.trainer, self._leaves
         after = [leaf.detach().clone() for leaf in trainer.leaves]
-        draws = trainer.sampler.sample(layer, 500)
+        draws = trainer.sampler.sample(layer, NUM_COMPARED)
         with torch.no_grad():
             put(trainer.leaves, before)
             gain = draws.log_p - trainer.judged(draws.z)
             put(trainer.leaves, after)
-        return float(gain.mean().abs())
+        bound, earlier = bound_of(draws.log_weight, trimmed_elbo), self._bound
+        if earlier is None:
+            return float(gain.mean().abs())
+        risen = (bound.value - earlier.value).abs() + torch.hypot(bound.se, earlier.se)
+        return min(float(gain.mean().abs()), float(risen.nan_to_num(nan=torch.inf)))
 
 
 def suited(schedule: Schedule, trainer: Trainer, layer: Whitened) -> Schedule:

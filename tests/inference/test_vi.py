@@ -145,6 +145,23 @@ def test_a_parameter_far_away_is_waited_for() -> None:
     assert vi.diagnostics()["outcome"] is Outcome.TRUST
 
 
+def shifted(y: Tensor) -> None:
+    loc = pyro.param("loc", torch.zeros((), dtype=y.dtype))
+    z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=y.dtype), 100.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(z + loc, 1.0), obs=y)
+
+
+def test_a_parameter_that_a_latent_makes_up_for_need_not_come_to_rest() -> None:
+    """Their sum is known, and either may wander: the bound says that nothing comes of it."""
+    pyro.clear_param_store()
+    y = 3 + torch.randn(200, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    vi = VI(small(shifted), seed=0, progress_bar=False).run(y)
+    assert vi.diagnostics()["outcome"] is Outcome.TRUST
+    total = vi.get_samples(1000)["z"] + pyro.param("loc").detach()
+    assert float(total.mean()) == pytest.approx(float(y.mean()), abs=5 * 0.0707 / 1000**0.5 + 0.001)
+
+
 def test_a_parameter_that_still_moves_is_told_of(tmp_path: Path) -> None:
     pyro.clear_param_store()
     y = torch.full((20,), 30.0, dtype=torch.float64)
