@@ -24,6 +24,7 @@ from pyro_nflows.layers import LocScale, Planar
 from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint, Vectorization
 from pyro_nflows.testing import check_coordinates
+from tests.bounds import assert_same_bounds
 from tests.guide_registry import moved
 
 Y = torch.tensor(0.7, dtype=torch.float64)
@@ -113,16 +114,6 @@ def test_every_way_to_run_rows_gives_the_same(how: Vectorization) -> None:
 def test_pyros_bounds_are_ours(loss: Any) -> None:
     guide = AutoFlow(schools, flow, centering=0.0, init_scale=0.5)
     assert_same_bounds(ELBO(1), loss(), schools, guide, *SCHOOLS)
-
-
-def assert_same_bounds(ours: Any, theirs: Any, model: Any, guide: AutoFlow, *args: Any) -> None:
-    """Of the same random numbers, draw by draw."""
-    guide(*args)
-    for seed in range(10):
-        pyro.set_rng_seed(seed)
-        expected = theirs.loss(model, guide, *args)
-        pyro.set_rng_seed(seed)
-        assert ours.loss(model, guide, *args) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("centering", [0.0, "auto"])
