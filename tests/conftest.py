@@ -10,6 +10,7 @@ from torch.fx.experimental import proxy_tensor
 
 from tests import pretend_device
 from tests.devices import DEVICES, on_device
+from tests.few_draws import few_draws
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -31,6 +32,13 @@ def graphs_without_meta_data() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proxy_tensor, "extract_val", extract_some)
+        yield
+
+
+@pytest.fixture(scope="module", name="few_draws")
+def judged_by_few_draws() -> Iterator[None]:
+    """For a module that asks for it by ``pytest.mark.usefixtures``."""
+    with few_draws():
         yield
 
 

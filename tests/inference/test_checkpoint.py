@@ -17,7 +17,10 @@ from pyro_nflows import ELBO, IWAE, SBC, VI, AutoDAIS, AutoFlow, AutoIAF
 from pyro_nflows.guides import AutoFlow as AnyGuide
 from pyro_nflows.inference import portable
 from pyro_nflows.layers import Planar
+from tests.few_draws import FEW, few_draws
 from tests.guide_registry import Case, cases
+
+pytestmark = pytest.mark.usefixtures("few_draws")
 
 Y = torch.tensor([1.0, 2.5, 0.5], dtype=torch.float64)
 SITES = {"mu": (), "sd": (), "share": (3,), "row": (2, 2)}
@@ -68,7 +71,7 @@ def test_a_fit_comes_back_whole(fitted: VI, tmp_path: Path) -> None:
     assert torch.equal(again.history.trace(), fitted.history.trace())
     assert {**again.history.state(), "elbos": []} == {**fitted.history.state(), "elbos": []}
     assert again.to_arviz(num_samples=20, untrusted=True)["posterior"]["row"].shape == (2, 10, 2, 2)
-    assert again.get_samples(30_000)["mu"].shape == (30_000,)
+    assert again.get_samples(5000)["mu"].shape == (5000,)
 
 
 def test_starts_that_disagree_still_do_after_loading(tmp_path: Path) -> None:
@@ -94,9 +97,9 @@ def test_without_data_there_are_draws_and_the_verdict(
     assert {name: value.shape[1:] for name, value in samples(again).items()} == SITES
     again.summary()
     assert "share[2]" in capsys.readouterr().out
-    for ask in (lambda: again.get_samples(30_000), again.to_arviz, again.refine):
+    for ask in (lambda: again.get_samples(5000), again.to_arviz, again.refine):
         with pytest.raises(
-            ValueError, match=r"this VI was loaded without its data, so it has only its 22500 saved draws"
+            ValueError, match=r"this VI was loaded without its data, so it has only its 4000 saved draws"
         ):
             ask()
     again.save(tmp_path / "again.pt")
@@ -107,7 +110,7 @@ def test_a_model_without_arguments_needs_none(tmp_path: Path) -> None:
     vi = quick(AutoFlow(lambda: model(Y), flow)).run()
     vi.save(tmp_path / "fit.pt")
     again = VI.load(tmp_path / "fit.pt", AutoFlow(lambda: model(Y), flow))
-    assert again.get_samples(30_000)["mu"].shape == (30_000,)
+    assert again.get_samples(5000)["mu"].shape == (5000,)
 
 
 def test_a_fit_loaded_without_data_trains_further(fitted: VI, tmp_path: Path) -> None:
@@ -190,7 +193,7 @@ def by_pickle(vi: VI) -> VI:
 def test_a_copy_does_all_that_the_fit_does(fitted: VI, copied: Callable[[VI], VI]) -> None:
     again = copied(fitted)
     assert is_same(fitted, again)
-    assert again.get_samples(30_000)["mu"].shape == (30_000,)
+    assert again.get_samples(5000)["mu"].shape == (5000,)
     assert again.to_arviz(num_samples=20, untrusted=True)["posterior"]["row"].shape == (2, 10, 2, 2)
     before = samples(fitted)
     pyro.clear_param_store()
@@ -216,7 +219,7 @@ def test_recorded_code_does_not_travel(engine: str | None) -> None:
 def test_a_fit_by_any_guide_can_be_copied(case: Case) -> None:
     vi = quick(case(model), num_steps=2).run(Y)
     assert is_same(by_pickle(vi), vi)
-    assert by_pickle(vi).get_samples(23_000)["mu"].shape == (23_000,)
+    assert by_pickle(vi).get_samples(FEW + 500)["mu"].shape == (FEW + 500,)
 
 
 def test_a_model_that_cannot_be_pickled_stays_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,12 +230,12 @@ def test_a_model_that_cannot_be_pickled_stays_behind(monkeypatch: pytest.MonkeyP
     with pytest.raises(
         ValueError, match=r"was unpickled without its model and data, which could not be pickled \(.*lambda"
     ):
-        again.get_samples(30_000)
+        again.get_samples(5000)
     with pytest.raises(ValueError, match="was unpickled without its model"):
         again.to_arviz()
     with pytest.raises(RuntimeError, match="has no model"):
         again.run(Y)
-    assert copy.deepcopy(vi).get_samples(30_000)["mu"].shape == (30_000,)
+    assert copy.deepcopy(vi).get_samples(5000)["mu"].shape == (5000,)
 
 
 def test_a_guide_that_cannot_be_pickled_points_to_save() -> None:
@@ -272,7 +275,8 @@ def test_a_model_with_parameters_in_the_store(tmp_path: Path) -> None:
 def in_a_process(seed: int) -> VI:
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
-    return quick(AutoFlow(model, flow), seed=seed).run(Y)
+    with few_draws():
+        return quick(AutoFlow(model, flow), seed=seed).run(Y)
 
 
 def test_fits_come_back_from_other_processes() -> None:
@@ -282,7 +286,7 @@ def test_fits_come_back_from_other_processes() -> None:
     for name, value in samples(fits[0]).items():
         assert torch.allclose(value, samples(here)[name])
     for vi in fits:
-        assert vi.get_samples(30_000)["sd"].shape == (30_000,)
+        assert vi.get_samples(5000)["sd"].shape == (5000,)
 
 
 # ---- what else is fitted or drawn ---------------------------------------------------------------------------
@@ -315,7 +319,7 @@ def located_prior(y: Tensor) -> None:
 def test_an_annealed_guide_draws_by_the_data_of_its_fit() -> None:
     vi = quick(AutoDAIS(located_prior), num_steps=10).run(Y)
     vi.guide(Y + 100)
-    assert vi.get_samples(30_000, resample=False)["z"].mean().item() == pytest.approx(float(Y.sum() / 4), abs=0.1)
+    assert vi.get_samples(5000, resample=False)["z"].mean().item() == pytest.approx(float(Y.sum() / 4), abs=0.1)
 
 
 def test_the_file_of_another_model_is_named_as_such(tmp_path: Path) -> None:
