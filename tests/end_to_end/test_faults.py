@@ -2,6 +2,7 @@
 
 import builtins
 import errno
+import functools
 import os
 import random
 import sys
@@ -23,7 +24,7 @@ from pyro_nflows.engine.tape import Tape
 from pyro_nflows.layers import Planar
 
 #: A fault that is dealt with on the way may be told of.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("few_draws")]
 
 Y = torch.tensor([1.0, 0.0, 3.0], dtype=torch.float64)
 
@@ -217,6 +218,7 @@ def test_a_fault_anywhere_and_the_same_line_again(
         again(tmp_path / f"{i}.pt", run_with_fault(place, when, error, tmp_path / f"{i}.pt"), elbo)
 
 
+@functools.cache
 def elbo_of_a_run() -> float:
     pyro.clear_param_store()
     return float(line().run(Y).diagnostics()["elbo"])

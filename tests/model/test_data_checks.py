@@ -1,6 +1,7 @@
 """Data of any precision are fitted, and data whose shapes do not fit the plates are refused, as Pyro's ELBOs do."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
-from pyro_nflows import ELBO, IWAE, SBC, VI, AutoDAIS, AutoFlow
+from pyro_nflows import ELBO, IWAE, SBC, VI, AutoDAIS, AutoFlow, flows
 from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.log_joint import LogJoint, Vectorization
 
+TWO = partial(flows.realnvp, num_layers=2, hidden_dims=(4,))
 N = 8
 X = torch.linspace(-1, 1, N, dtype=torch.float64)
 Y = torch.tensor([2.9, 0.4, 4.4, 3.1, 5.0, 2.2, 1.7, 3.3], dtype=torch.float64)
@@ -61,7 +63,7 @@ WRONG = {
 
 def step(loss: Any, model: Callable[..., Any], y: Tensor) -> float:
     pyro.clear_param_store()
-    return float(SVI(model, AutoFlow(model), pyro.optim.Adam({"lr": 1e-3}), loss).step(X, y))
+    return float(SVI(model, AutoFlow(model, TWO), pyro.optim.Adam({"lr": 1e-3}), loss).step(X, y))
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -177,7 +179,7 @@ def test_a_log_joint_has_the_latents_precision_and_the_datas_values(
 def test_objectives_train_on_data_of_another_precision(dtype: torch.dtype, default: torch.dtype) -> None:
     for loss in (ELBO(4), IWAE(4), ELBO(4, "total"), IWAE(4, "path"), ELBO(4, compile=True), IWAE(4, compile=True)):
         pyro.clear_param_store()
-        guide = AutoFlow(line)
+        guide = AutoFlow(line, TWO)
         svi = SVI(line, guide, pyro.optim.Adam({"lr": 1e-3}), loss)
         assert np.isfinite([svi.step(X.to(dtype), Y.to(dtype)) for _ in range(3)]).all()
         assert {p.dtype for p in guide.parameters()} == {default}
@@ -193,7 +195,7 @@ def fitted(guide: AutoFlow, *call: Tensor, **kwargs: Any) -> Tensor:
 def test_the_posterior_is_that_of_the_data_in_the_latents_precision(engine: str) -> None:
     torch.set_default_dtype(torch.float32)
     try:
-        draws = fitted(AutoFlow(line), X, Y, engine=engine)
+        draws = fitted(AutoFlow(line, TWO), X, Y, engine=engine)
     finally:
         torch.set_default_dtype(torch.float64)
     design = torch.stack([torch.ones(N), X], -1)
