@@ -23,9 +23,9 @@ from .tape import Tape
 #: Replays of a recording after which a CUDA graph of it pays, and the fewest after which compiled code does.
 PAYS = 20
 #: Seconds that a replay takes for each operation, and for each number that these give, about.
-PER_CALL, PER_NUMBER = 6e-6, 1e-9
+PER_CALL, PER_NUMBER = 1e-5, 1e-9
 #: Compiled code is waited for once replays have taken so many times as long as a compiler was to.
-PATIENCE = 3
+PATIENCE = 2
 #: Seconds of a compiler that are too many.
 LONGEST = 60.0
 #: How far compiled code may be off, as a share of the largest number.
@@ -99,7 +99,7 @@ class Replayed:
 
 
 def runs_that_pay(tape: Tape) -> int | None:
-    """Replays that take about as long as a compiler would; None where it would take too long.
+    """Replays that take about as long as a compiler will; None where it would take too long.
 
     Example::
 
