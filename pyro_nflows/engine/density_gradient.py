@@ -82,7 +82,9 @@ class DensityGradient:
 
     def hessian(self, z: Tensor) -> Tensor:
         """At one point, ``(D, D)``; of many dimensions only its diagonal, the rest zero."""
-        return self._run(self._hessian, z)[0] if len(z) <= MAX_HESSIAN else self.hessian_diagonal(z).diag()
+        if len(z) > MAX_HESSIAN:
+            return self.hessian_diagonal(z).diag()
+        return self._curved(z, torch.eye(len(z)).to(z), lambda: self._run(self._hessian, z)[0])
 
     def hessian_diagonal(self, z: Tensor) -> Tensor:
         r"""At one point, ``(D,)``; of many dimensions by random signs :math:`r`, as the mean of :math:`r \odot H r`."""
@@ -93,7 +95,32 @@ class DensityGradient:
 
     def products(self, z: Tensor, rows: Tensor) -> Tensor:
         """Rows ``(N, D)`` times the Hessian at one point, ``(N, D)``."""
-        return self._run(self._products, z, rows)[0]
+        return self._curved(z, rows, lambda: self._run(self._products, z, rows)[0])
+
+    def _curved(self, z: Tensor, rows: Tensor, derived: Callable[[], Tensor]) -> Tensor:
+        """Products with the Hessian by derivatives, or by differences of gradients.
+
+        Not every function that has a gradient can be derived twice: some cannot at all, some look as if they were
+        linear, and some, as ``torch.logaddexp`` of numbers far apart, become NaN.
+        """
+        try:
+            found, refused = derived(), None
+        except RuntimeError as error:
+            found, refused = torch.full_like(rows, torch.nan), error
+        if bool(found.isfinite().all()):
+            return found
+        differences = self._differences(z, rows)
+        if bool(differences.isfinite().all()):
+            return differences
+        if refused is not None:
+            raise refused
+        return found
+
+    def _differences(self, z: Tensor, rows: Tensor) -> Tensor:
+        """Central differences of the gradient along rows."""
+        step = torch.finfo(z.dtype).eps ** (1 / 3) / rows.norm(dim=1, keepdim=True).clamp(min=1e-30)
+        _, grads = self.values_and_grads(torch.cat([z + step * rows, z - step * rows]))
+        return (grads[: len(rows)] - grads[len(rows) :]) / (2 * step)
 
     def _run(self, function: Callable[..., list[Tensor]], *inputs: Tensor) -> list[Tensor]:
         inputs = tuple(tensor.detach() for tensor in inputs)
@@ -171,8 +198,8 @@ class DensityGradient:
             if not value.requires_grad:
                 return [torch.zeros_like(rows)]
             (gradient,) = torch.autograd.grad(value, z, create_graph=True)
-            if not gradient.requires_grad:  # a density that is linear
-                return [torch.zeros_like(rows)]
+            if not gradient.requires_grad:  # a density that is linear, or a function that can be derived once
+                return [torch.full_like(rows, torch.nan)]
             return [torch.cat([_pulled(gradient, z, part) for part in rows.split(self.block or len(rows))])]
 
 

@@ -179,3 +179,17 @@ def test_a_density_that_overflows_is_not_believed() -> None:
 
     points = [torch.tensor([5.0, -4.0], dtype=torch.float64)]
     assert missed_regions(overflows, LocScale(2).double(), math.log(0.5), points) == []
+
+
+def far_apart() -> None:
+    """Modes of exp(1/2) : 1, as people write them; the second derivative of ``logaddexp`` is NaN at both."""
+    x = pyro.sample("x", dist.Normal(torch.zeros(6, dtype=torch.float64), 1.0).to_event(1))
+    first, second = (-0.5 * ((x[..., 0] - at) / 0.3).square() for at in (-4.0, 4.0))
+    pyro.factor("modes", torch.logaddexp(first + 0.5, second))
+
+
+def test_a_mode_is_found_where_the_density_cannot_be_derived_twice() -> None:
+    vi = VI(AutoFlow(far_apart), seed=0, progress_bar=False).run()
+    share = (vi.get_samples(4000)["x"][:, 0] > 0).double().mean()
+    assert vi.verdict().outcome.is_trusted
+    assert float(share) == pytest.approx(1 / (1 + math.exp(0.5)), abs=5 * (0.24 / 4000) ** 0.5)
