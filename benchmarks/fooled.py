@@ -2,7 +2,7 @@ r"""Can the verdict be fooled at size? Fits of many rows that are bad on purpose
 
     python -m benchmarks.fooled [--kinds PART] [--cases PART] [--json FILE]
 
-A trained guide is spoiled and judged as it is (:meth:`pyro_nflows.VI.judge`), or is bad by how it was trained. A fit is
+A trained guide is spoiled and judged as a fit that ended there would be, or is bad by how it was trained. A fit is
 *wrong* by the draws that ``get_samples()`` gives: where a mean of what is outside of plates is off by more than 0.25
 posterior standard deviations, or its standard deviation by more than 20%; where a twentieth of the rows are; or where
 one row's mean is off by more than half a standard deviation, or its standard deviation by more than 40%. The truth is
@@ -38,6 +38,8 @@ from benchmarks.known_rows import Rows, Truth
 from benchmarks.spoiled import Blind, Spoil, confused, cut, idle, moved, one_row, rows_scaled, scaled, with_data_scaled
 from benchmarks.verdicts import TRUSTING
 from pyro_nflows import VI, AutoFlow
+from pyro_nflows.inference.as_it_is import judged_as_it_is
+from pyro_nflows.inference.posterior import Posterior
 
 #: Errors of a mean, in standard deviations, and of a standard deviation, as a share: outside of plates, and of a row.
 OFF, ROW_OFF = (0.25, 0.2), (0.5, 0.4)
@@ -137,7 +139,7 @@ def errors(case: Case, samples: dict[str, Tensor]) -> Row:
     return worst | {"wrong": not (fine and worst["row mean"] <= ROW_OFF[0] and worst["row sd"] <= ROW_OFF[1])}
 
 
-def looked(kind: str, case: Case, what: str, vi: VI) -> Row:
+def looked(kind: str, case: Case, what: str, vi: VI | Posterior) -> Row:
     """What a verdict says, and what is true."""
     found = vi.diagnostics()
     row = {"kind": kind, "case": case.name, "what": what, "sentence": str(vi.verdict())}
@@ -148,15 +150,15 @@ def looked(kind: str, case: Case, what: str, vi: VI) -> Row:
         return row | dict.fromkeys(("mean", "sd", "row mean", "row sd", "rows off"), float("nan")) | {"wrong": True}
 
 
-def judged(guide: AutoFlow, case: Case, spoil: Spoil | None = None) -> VI:
-    """A copy of a trained guide, spoiled and judged as it is."""
+def judged(guide: AutoFlow, case: Case, spoil: Spoil | None = None) -> Posterior:
+    """A copy of a trained guide, spoiled and judged as a fit that ended there would be."""
     guide = copy.deepcopy(guide)
     if spoil is not None:
         layer = guide.plain_layer()
         with torch.no_grad():
             spoil(guide, layer)
         guide.adopt(layer)
-    return VI(guide, seed=1, progress_bar=False).judge(*case.args)
+    return judged_as_it_is(guide, VI(guide, seed=1, progress_bar=False).plan, (case.args, {}), settles=True)
 
 
 @cache

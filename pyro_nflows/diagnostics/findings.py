@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .moves import Drift
+
 
 @dataclass(frozen=True)
 class MissedMass:
@@ -58,29 +60,6 @@ class Subsampled:
             f"{f'{taken:,} of' if self.obstacle else 'all'} {size:,} rows of plate '{name}'"
             for name, taken, size in self.plates
         )
-
-
-@dataclass(frozen=True)
-class Drift:
-    """A site that does not stay as the weights have it when draws are moved by Hamiltonian Monte Carlo.
-
-    :param site: its name.
-    :param shift: of its mean, in standard deviations.
-    :param ratio: of its standard deviations, after over before.
-
-    Example::
-
-        >>> print(Drift("tau", -0.3, 1.5))
-        the mean of site 'tau' moves by -0.30 standard deviations, and these become 1.50 times what they were
-    """
-
-    site: str
-    shift: float
-    ratio: float
-
-    def __str__(self) -> str:
-        moves = f"the mean of site '{self.site}' moves by {self.shift:.2f} standard deviations"
-        return f"{moves}, and these become {self.ratio:.2f} times what they were"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ _RICHER = "; try vi.refine(), more steps, AutoCIF, or a non-centered or rescaled
 #: By the names of outcomes that a better fit would mend; the other sentences have their remedies in them.
 REMEDIES = {
     "RESAMPLED": "; for a closer guide try more steps or AutoCIF.",
+    "MOVED": "; for a closer guide try more steps or AutoCIF.",
     "TAILS": "; vi.refine() or a non-centered model may help.",
     "DISTRUST": _RICHER,
     "TOO_FEW": _RICHER,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import weights as diagnostics
 from .findings import Faults, MissedMass, Subsampled, Training, apart
+from .moves import Settled
 from .outliers import outliers, outliers_in_words
 from .remedies import remedy_of
 from .worth import FINE, HALF, effective, is_heavy, k_limit, tail_index
@@ -61,6 +62,10 @@ class Outcome(Sentences):
     RESAMPLED = (
         "Trust the draws of get_samples(), which are importance-resampled, but not the guide by itself: ESS is only "
         "{ess:.0%} of the draws (k-hat {pareto_k}){remedy}"
+    )
+    MOVED = (
+        "Trust the draws of get_samples(), which {settled} have moved from where the guide has them to where they "
+        "settle, but not the guide by itself: its ESS is {ess:.1%} of the draws (k-hat {pareto_k}){remedy}"
     )
     OUTLIERS = (
         "Trust the draws of get_samples(), which are importance-resampled, but not the guide by itself: {outliers}, "
@@ -122,7 +127,7 @@ class Outcome(Sentences):
     @property
     def is_trusted(self) -> bool:
         """Whether means and central intervals of the draws can be used."""
-        return self in (Outcome.TRUST, Outcome.RESAMPLED, Outcome.OUTLIERS, Outcome.TAILS)
+        return self in (Outcome.TRUST, Outcome.RESAMPLED, Outcome.MOVED, Outcome.OUTLIERS, Outcome.TAILS)
 
 
 class Evidence(NamedTuple):
@@ -136,6 +141,7 @@ class Evidence(NamedTuple):
     :param missed: mass that the guide misses.
     :param faults: what keeps the fit from being good.
     :param subsampled: the model's subsampled plates.
+    :param settled: chains whose draws are taken in the place of the guide's.
     """
 
     log_weight: Tensor
@@ -146,6 +152,7 @@ class Evidence(NamedTuple):
     missed: MissedMass = MissedMass()
     faults: Faults = Faults()
     subsampled: Subsampled = Subsampled()
+    settled: Settled | None = None
 
 
 #: How little (in nats) the model's own parameters change the log joint in a round once they have settled.
@@ -189,6 +196,7 @@ def judge(evidence: Evidence, training: Training = Training()) -> Verdict[Outcom
         drift=evidence.drift,
         missed=evidence.missed,
         moves=evidence.faults.drift,
+        settled=evidence.settled,
         outliers=outliers_in_words(evidence.log_weight),
         round_trip=evidence.faults.round_trip,
         improper=words["improper"],
@@ -237,6 +245,8 @@ def _decide(evidence: Evidence, ess: float) -> Outcome:
         heavy = not tail_index(evidence.log_weight) < k_limit(len(evidence.log_weight), ess)
     if evidence.subsampled.is_noisy and (heavy or ess < HALF):
         return Outcome.MINIBATCH
+    if evidence.settled is not None:
+        return Outcome.MOVED
     if evidence.missed.share > MISSED and not (heavy and ess < WORTHLESS):
         return Outcome.MODE_MISSED
     if heavy:

@@ -23,12 +23,13 @@ from .running import NEEDED, Fitter, RowsAreSubsampled
 from .tabled import TabledRows
 
 
-def judged_as_it_is(guide: AutoFlow, plan: Plan, call: Call) -> Posterior:
+def judged_as_it_is(guide: AutoFlow, plan: Plan, call: Call, settles: bool = False) -> Posterior:
     """What a guide's draws are worth at these arguments of the model; the guide is left alone.
 
     :param guide: trained or not.
     :param plan: the engine, the seed and the number of draws; nothing is trained.
     :param call: the model's arguments.
+    :param settles: whether draws whose weights are bad are moved until they settle, as those of a fit are.
     :raises ValueError: if the model cannot be evaluated at its start.
     """
     found = list[Posterior]()
@@ -40,7 +41,7 @@ def judged_as_it_is(guide: AutoFlow, plan: Plan, call: Call) -> Posterior:
             num = plan.schedule.for_work(work_of(trainer.log_joint, layer.end.loc)).num_samples
             trainer.sampler.expect(layer, num)
             draws = trainer.sampler.sample(layer, num)
-            fitter.judge(no_refit, ready, [weighed(layer, draws)])
+            fitter.judge(no_refit, ready, [weighed(layer, draws)], settles=settles)
     except RowsAreSubsampled:
         found.append(_of_rows(guide, plan, call))
     return found[-1]

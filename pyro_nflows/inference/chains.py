@@ -52,11 +52,13 @@ class Hamiltonian(Chains):
     :param density: log density and gradient.
     :param points: where the chains are.
     :param step_size: of a leapfrog step.
+    :param widths: of the coordinates, ``(D,)``, in which steps are measured; by default one.
     """
 
     density: DensityGradient
     points: Points
     step_size: float
+    widths: Tensor | None = None
 
     @classmethod
     def warmed(cls, density: DensityGradient, starts: Tensor, num_steps: int) -> "Hamiltonian":
@@ -65,7 +67,16 @@ class Hamiltonian(Chains):
         :param starts: ``(num_chains, D)``.
         :param num_steps: of the search for it.
         """
-        chains = cls(density, Points(starts, *_values(density, starts)), starts.shape[1] ** -0.25)
+        return cls.at(density, starts, starts.shape[1] ** -0.25).adapted(num_steps)
+
+    @classmethod
+    def at(cls, density: DensityGradient, x: Tensor, step_size: float, widths: Tensor | None = None) -> "Hamiltonian":
+        """Chains that are at these points, ``(num_chains, D)``."""
+        return cls(density, Points(x, *_values(density, x)), step_size, widths)
+
+    def adapted(self, num_steps: int) -> "Hamiltonian":
+        """The chains after some trajectories that have adapted the step size."""
+        chains = self
         for step in range(num_steps):
             points, accepted = chains._moved()
             step_size = chains.step_size * math.exp((accepted - ACCEPTANCE) / (1 + step) ** 0.6)
@@ -82,10 +93,18 @@ class Hamiltonian(Chains):
             kept.append(points.x)
         return Advanced(chains, torch.stack(kept, 1), sum(shares) / num_samples)
 
+    def after(self, num_moves: int) -> "Hamiltonian":
+        """The chains after some trajectories."""
+        chains = self
+        for _ in range(num_moves):
+            chains = replace(chains, points=chains._moved()[0])
+        return chains
+
     def _moved(self) -> tuple[Points, float]:
         """A trajectory of about a quarter of the way round a standard normal."""
         num_leapfrogs = min(MAX_LEAPFROGS, max(1, round(0.5 * math.pi / self.step_size)))
-        return move(lambda x: _values(self.density, x), self.points, self.step_size, num_leapfrogs)
+        step = self.step_size if self.widths is None else self.step_size * self.widths
+        return move(lambda x: _values(self.density, x), self.points, step, num_leapfrogs)
 
 
 def _values(density: DensityGradient, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..diagnostics.findings import Faults, MissedMass, RowFit, Subsampled
+from ..diagnostics.moves import Settled
 from ..engine import History
 from ..guides import AutoFlow
 from ..layers import Rescaled
@@ -24,8 +25,9 @@ from .all_rows import over_all_rows
 from .columns import expanded
 from .crossed_posterior import CrossedPosterior, blocks_of
 from .mark import put
-from .posterior import KIND, Call, Posterior
+from .posterior import Call, Posterior
 from .row_posterior import RowPosterior
+from .written import KIND
 
 #: What the file of an unfinished run is.
 UNFINISHED = "checkpoint"
@@ -106,6 +108,8 @@ def restored(state: dict[str, Any], guide: AutoFlow) -> Posterior:
         state["leaves"],
         expanded(state["values"], draws.z),
         state.get("seed"),
+        own=Draws(*state["own"]) if state.get("own") else None,
+        settled=Settled(**state["settled"]) if state.get("settled") else None,
     )
     return found
 

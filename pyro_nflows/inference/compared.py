@@ -161,7 +161,7 @@ def _posteriors(fits: Mapping[str, Results | Posterior], untrusted: bool) -> dic
                 f"compare: {name!r} is a {type(fit).__name__}, expected a VI that was run, or its posterior"
             )
         posterior = fit.posterior if isinstance(fit, Results) else fit
-        verdict = posterior.verdict()
+        verdict = posterior.verdict() if posterior.settled is None else posterior.of_weights()
         if not (untrusted or verdict.outcome.is_trusted):
             raise ValueError(
                 f"compare: the fit of {name!r} is not to be trusted, nor is its evidence. {verdict.sentence} "

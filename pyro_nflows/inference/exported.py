@@ -44,7 +44,8 @@ class Export(NamedTuple):
         lp, guide = self.draws.log_p, self.draws.log_q
         if not self.resampled:
             return {"lp": lp, "log_q": guide, "log_weight": self.draws.log_weight}
-        return {"lp": lp, "log_q": lp, "log_weight": torch.zeros_like(lp), "log_guide": guide}
+        known = {} if torch.equal(guide, lp) else {"log_guide": guide}  # of draws that chains have left, it is not
+        return {"lp": lp, "log_q": lp, "log_weight": torch.zeros_like(lp), **known}
 
     def by_chain(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Values of all draws, with a leading dimension of chains."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..diagnostics import log_evidence
 from ..diagnostics.findings import Faults, MissedMass, Subsampled, Training
+from ..diagnostics.moves import Settled
 from ..diagnostics.outliers import outliers
 from ..diagnostics.verdict import Evidence, Outcome, Verdict, judge
 from ..diagnostics.worth import effective, tail_index
@@ -46,6 +47,8 @@ class Judged:
     subsampled: Subsampled
     seed: int | None
     modes: tuple[int, int] | None
+    own: Draws | None = None
+    settled: Settled | None = None
 
     @property
     def numbered(self) -> tuple[str, ...]:
@@ -54,23 +57,35 @@ class Judged:
 
     @property
     def log_weight(self) -> Tensor:
-        """Log-weights ``log p - log q`` of the draws, ``(S,)``."""
-        return self.draws.log_weight
+        """Log-weights ``log p - log q`` of the guide's own draws, ``(S,)``."""
+        return self.of_guide.log_weight
+
+    @property
+    def of_guide(self) -> Draws:
+        """The guide's own draws, which :attr:`draws` are unless chains have moved them."""
+        return self.draws if self.own is None else self.own
 
     @property
     def evidence(self) -> Evidence:
         """What the verdict rests on."""
         bounds = [bound_of(part.log_weight, log_evidence) for part in self.starts]
-        means, sd = [within(part).mean(0) for part in self.starts], within(self.draws).std(0)
+        means, sd = [within(part).mean(0) for part in self.starts], within(self.of_guide).std(0)
         drift, missed, faults = self.history.drift, self.missed, self.faults
-        return Evidence(self.log_weight, bounds, means, sd, drift, missed, faults, self.subsampled)
+        return Evidence(self.log_weight, bounds, means, sd, drift, missed, faults, self.subsampled, self.settled)
 
     def verdict(self) -> Verdict[Outcome]:
         """What to make of the draws: an outcome and one sentence."""
+        return self._judged(self.evidence)
+
+    def of_weights(self) -> Verdict[Outcome]:
+        """The verdict on the weights alone, wherever chains have moved the draws: the evidence rests on these."""
+        return self._judged(self.evidence._replace(settled=None))
+
+    def _judged(self, evidence: Evidence) -> Verdict[Outcome]:
         h = self.history
         ended = h.descent, h.out_of_time, h.stopped, h.unsearched, h.out_of_memory, h.quick
         mixture = self.modes is not None and self.modes[0] > 1
-        return judge(self.evidence, Training(h.num_steps, h.skipped, h.restarts, h.was_right, *ended, mixture))
+        return judge(evidence, Training(h.num_steps, h.skipped, h.restarts, h.was_right, *ended, mixture))
 
     def diagnostics(self) -> Diagnostics:
         """The evidence in numbers; see :meth:`pyro_nflows.VI.diagnostics`."""

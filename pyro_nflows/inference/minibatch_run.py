@@ -12,13 +12,14 @@ from ..system.exclusive import seeded, validation
 from ..system.signals import before_sigterm, imported
 from .crossed_posterior import is_crossed
 from .elbo import ELBO
+from .kept import Keep, unless_kept
 from .minibatch_apart import best_apart, is_apart
 from .minibatch_starts import Starts, terms_of
 from .no_data import warn_of_no_data
 from .plan import Plan
 from .posterior import Call
 from .resume import Checkpoint
-from .running import NEEDED, Keep, unless_kept
+from .running import NEEDED
 
 
 def run_minibatches(guide: AutoFlow, plan: Plan, call: Call, keep: Keep, checkpoint: Checkpoint | None = None) -> None:

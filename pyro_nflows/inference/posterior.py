@@ -1,9 +1,8 @@
 r"""``Posterior``: what a run of :class:`~pyro_nflows.VI` leaves behind, and all that can be asked of it."""
 
 import contextlib
-import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from ..arviz import Options, to_arviz
 from ..checks import check_sizes, row_numbers
 from ..diagnostics.findings import Faults, MissedMass, Subsampled
+from ..diagnostics.moves import Settled
 from ..diagnostics.resampling import chosen
 from ..engine import AllRows, History, sample
 from ..guides import AutoFlow
@@ -20,30 +20,26 @@ from ..model.bound import BoundModel
 from ..model.log_joint import LogJoint
 from ..numerics import LogDensity
 from ..objectives.draws import Draws, concatenate
-from ..system.exclusive import exclusive
-from ..system.files import Path, write
+from ..system.exclusive import exclusive, seeded
 from ..system.randomness import forked
 from .all_rows import over_all_rows
-from .columns import columns, compact
 from .fitted import sound
 from .mark import put
-from .portable import packed, unpacked
 from .predicted import predicted
 from .refine import refine
 from .refined import Refined
-from .reused import Reused
+from .stationary import further
+from .written import Written
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-#: What the file of a fit is.
-KIND = "fit"
 #: A model's arguments.
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Posterior(Reused):
+class Posterior(Written):
     r"""Weighted draws of a trained guide, the evidence about them, and the verdict; nothing of it changes.
 
     ``VI(guide).run(data).posterior`` is one. A later run of the same ``VI``, or of the guide, leaves it as it is.
@@ -51,7 +47,8 @@ class Posterior(Reused):
     :param guide: what the latents are, and the model.
     :param layer: the trained flow.
     :param call: the model's arguments; None where they are not at hand.
-    :param draws: of the flow, flat and unconstrained, with :math:`\log p` and :math:`\log q`.
+    :param draws: of the flow, flat and unconstrained, with :math:`\log p` and :math:`\log q`; or those of Markov chains
+        that have moved them, all of which count the same, :math:`\log q = \log p`.
     :param starts: the draws of each start's fit.
     :param history: what training has seen.
     :param missed: mass that the guide misses.
@@ -62,6 +59,8 @@ class Posterior(Reused):
     :param values: the draws of each site in its own space, where they cannot be computed from ``draws``.
     :param seed: of the run, if it had one, and of the random numbers of :meth:`refine` and :meth:`to_arviz`.
     :param absent: why there are no arguments, where there are none.
+    :param own: the flow's own draws, where chains have moved them.
+    :param settled: how these have settled.
 
     Example::
 
@@ -91,6 +90,8 @@ class Posterior(Reused):
     values: dict[str, Tensor] | None = None
     seed: int | None = None
     absent: str = "was loaded without its data"
+    own: Draws | None = None
+    settled: Settled | None = None
 
     # ---- draws ----------------------------------------------------------------------------------------------
 
@@ -98,13 +99,13 @@ class Posterior(Reused):
     @torch.no_grad()
     def get_samples(self, num_samples: int = 1000, *, resample: bool | None = None) -> dict[str, Tensor]:
         """Posterior draws, as ``MCMC.get_samples`` gives them; see :meth:`pyro_nflows.VI.get_samples`."""
-        enough = self.with_draws(num_samples)
-        return enough.constrained(chosen(enough.log_weight, num_samples, resample))
+        enough = (self if resample is not False else self.unmoved()).with_draws(num_samples)
+        return enough.constrained(chosen(enough.draws.log_weight, num_samples, resample))
 
     @exclusive()
     @torch.no_grad()
     def with_draws(self, num_samples: int) -> "Posterior":
-        """This posterior, with so many draws at least: further ones are drawn from the flow where there are fewer.
+        """This posterior, with so many draws at least: further ones come from the flow, or chains go on.
 
         :raises ValueError: if there are fewer, and the model's arguments are not at hand.
         """
@@ -112,7 +113,27 @@ class Posterior(Reused):
         missing = num_samples - len(self.draws.z)
         if missing <= 0:
             return self
-        return replace(self, draws=concatenate([self.draws, self._further(missing)]), values=None)
+        more = self._further(missing) if self.settled is None else self._moved_on(self.settled, missing)
+        return replace(self, draws=concatenate([self.draws, more]), values=None)
+
+    def unmoved(self) -> "Posterior":
+        """The same with the flow's own draws, wherever chains have moved them."""
+        if self.own is None:
+            return self
+        if self.guide.latents.moving:  # the values of these are not kept
+            self._need_call()
+        return replace(self, draws=self.own, own=None, settled=None, values=None)
+
+    def moved(self, draws: Draws, settled: Settled) -> "Posterior":
+        """The same with draws of chains that have moved the flow's own."""
+        return replace(self, draws=draws, own=self.of_guide, settled=settled, values=None)
+
+    def _moved_on(self, settled: Settled, num_samples: int) -> Draws:
+        """Further draws of chains."""
+        seed = (self.seed or 0) + len(self.draws.z)
+        joint = self.log_joint()
+        with seeded(seed), self.own_parameters():
+            return further(joint, self.layer.plain(), self.draws, settled, num_samples)
 
     def _further(self, num_samples: int) -> Draws:
         """Fresh draws with their weights."""
@@ -179,7 +200,7 @@ class Posterior(Reused):
                 self,
                 joint.in_one if isinstance(joint, AllRows) else joint,
                 self.layer,
-                self.draws,
+                self.of_guide if method == "independence" else self.draws,
                 self._further,
                 method=method,
                 num_samples=num_samples,
@@ -201,7 +222,9 @@ class Posterior(Reused):
     ) -> Any:
         """The draws and all that ArviZ can use; see :meth:`pyro_nflows.VI.to_arviz`."""
         self._need_call()
-        parts = self.starts if len(self.starts) > 1 else [self.with_draws(num_samples).draws]
+        source = self if resample is not False else self.unmoved()
+        several = len(self.starts) > 1 and source.settled is None
+        parts = self.starts if several else [source.with_draws(num_samples).draws]
         export = self.exported(parts, num_samples, num_chains, resample, untrusted)
         z, stats = export.by_chain({"z": export.draws.z})["z"], export.by_chain(export.stats())
         return self.described(z, stats, self.facts_of(export), self.seed or 0, **options)
@@ -249,70 +272,3 @@ class Posterior(Reused):
                 "more and for nothing that runs the model, or load it with the model and its data, or run again"
             )
         return self.call
-
-    # ---- files and copies -----------------------------------------------------------------------------------
-
-    def save(self, path: Path) -> None:
-        """Write all but the model and its arguments to a file; :meth:`pyro_nflows.VI.load` reads it.
-
-        The model is run only where supports depend on other latents, on parameters or on arguments. A file that is
-        there already stays as it was until the new one is complete.
-
-        :raises OSError: if the file cannot be written.
-        """
-        write(path, KIND, self.state())
-
-    @torch.no_grad()
-    def state(self) -> dict[str, Any]:
-        """All but the model and its arguments, as tensors and plain values, for a file."""
-        guide, z = self._own_guide(), self.draws.z
-        return {
-            "guide": type(guide).__name__,
-            "state_dict": dict(guide.state_dict()),
-            "arguments": self.call is None or bool(self.call[0] or self.call[1]),
-            "leaves": list(self.leaves),
-            "seed": self.seed,
-            "draws": columns(self.draws),
-            "starts": [columns(draws) for draws in self.starts],
-            "history": self.history.state(),
-            "missed": asdict(self.missed),
-            "faults": asdict(self.faults),
-            "subsampled": asdict(self.subsampled),
-            "values": compact(self.constrained(torch.arange(len(z))), z, guide.site_shapes),
-        }
-
-    def _own_guide(self) -> AutoFlow:
-        """The guide with this posterior's flow; the guide itself may have been trained further."""
-        if self.guide.layer is self.layer:
-            return self.guide
-        own = copy.deepcopy(self.guide)
-        self.give_to(own)
-        return own
-
-    def give_to(self, guide: AutoFlow) -> None:
-        """Have a guide take what was trained."""
-        guide.modes = self.modes
-        guide.adopt(self.layer)
-
-    @exclusive()
-    @torch.no_grad()
-    def __getstate__(self) -> dict[str, Any]:
-        layer = None if self.guide.layer is self.layer else copy.deepcopy(self.layer)
-        values = self.values
-        if self.call is not None and self.guide.latents.moving:  # the model may not come along
-            values = self.constrained(torch.arange(len(self.draws.z)))
-        kept = {**self.__dict__, "guide": None, "call": None, "layer": layer, "values": values}
-        return {**kept, **packed(self.guide, self.call)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        guide, call, absent = unpacked(state)
-        layer = guide.layer if state["layer"] is None else state["layer"]
-        values = state["values"] if call is None else None
-        self.__dict__.update(
-            {**state, "guide": guide, "layer": layer, "call": call, "absent": absent, "values": values}
-        )
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Posterior":
-        kept = {part.name: getattr(self, part.name) for part in fields(self)}
-        call = kept.pop("call")  # data are only read
-        return type(self)(call=call, **copy.deepcopy(kept, memo))

@@ -57,9 +57,12 @@ class Results:
     def get_samples(self, num_samples: int = 1000, *, resample: bool | None = None) -> dict[str, Tensor]:
         """Posterior draws, as ``MCMC.get_samples`` gives them.
 
+        They are the guide's, resampled by importance weights, or those of Markov chains where these have moved the
+        guide's (``MOVED``; :mod:`~pyro_nflows.inference.stationary`).
+
         :param num_samples: how many; where there are fewer, further ones are drawn and kept.
         :param resample: whether to resample by Pareto-smoothed importance weights; by default where the verdict's
-            k-hat allows it.
+            k-hat allows it. False gives the guide's own draws, though chains have moved them.
         :return: a dict from site to a tensor ``(num_samples, *site shape)``.
         :raises RuntimeError: before ``run``.
         """

@@ -21,7 +21,8 @@ from ..model.log_joint import LogJoint
 from ..system.files import Path, kind_of, read, write
 from .checkpoint import UNFINISHED
 from .mark import put
-from .posterior import KIND, Call, Posterior
+from .posterior import Call, Posterior
+from .written import KIND
 
 #: The journal of a run that has not begun: its file may be written over by any other.
 EMPTY: dict[str, Any] = {"done": [], "under_way": None}

@@ -6,9 +6,9 @@ What a run changes, the guide and what is known of it, changes at once when ther
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from ..model.bound import BoundModel
 from ..model.feasible import check_start, dispersed_start, first_bad_site, named_plates, prior_points
 from ..model.log_joint import LogJoint
 from ..model.recovery import recovered_scales
+from ..modes.gaussians import Frame
 from ..objectives.draws import Draws
 from ..system.exclusive import seeded, validation
 from ..system.randomness import forked
@@ -34,21 +35,20 @@ from .blame import on_the_edge, out_of_scale, runs_away
 from .centered import carry, measured_centering
 from .fit import fit_modes
 from .fitted import Fit
-from .mark import FINE, put
+from .kept import Keep, Ready, unless_kept
+from .mark import FINE
 from .no_data import warn_of_no_data
 from .plan import Plan
 from .posterior import Call, Posterior
 from .precise import already_double, in_double
 from .resume import Checkpoint, begin
 from .rounds import suited
-from .search import MAX_MATRIX, POOR, round_trip, search
+from .search import MAX_MATRIX, POOR, Found, round_trip, search
 from .started import check_same_sites, place, take_coordinates
-from .stationary import drift
+from .stationary import UNSURE, moves
 
 #: What a run imports on its way: gradients of torch's, and the start.
 NEEDED = "torch.fx.experimental.symbolic_shapes", "scipy.optimize"
-#: Takes what is known of a fit, in place of what was known before.
-Keep = Callable[[Posterior], None]
 
 
 class RowsAreSubsampled(Exception):
@@ -197,8 +197,16 @@ class Fitter:
         joint.start = loc if begins is None else begins.to(loc)
         return joint, self._trainer_at(plan, joint, joint.leaves(loc), Journal())
 
-    def judge(self, plan: Plan, ready: "Ready", fits: Sequence[Fit]) -> None:
-        """Keep the best fit, look for what it misses, and say what keeps it from being good."""
+    def judge(self, plan: Plan, ready: "Ready", fits: Sequence[Fit], settles: bool | None = None) -> None:
+        """Keep the best fit, look for what it misses, and say what keeps it from being good.
+
+        :param plan: how it was fitted.
+        :param ready: what fitting needed.
+        :param fits: one a start.
+        :param settles: whether draws whose weights are bad are moved until they settle; by default where no number of
+            steps was asked for.
+        """
+        settles = plan.schedule.is_default if settles is None else settles
         trainer, joint, keep, progress = ready.trainer, ready.joint, ready.keep, ready.trainer.progress
         trainer.close()
         best = max(fits, key=lambda fit: float(fit.elbo.value))
@@ -206,16 +214,17 @@ class Fitter:
         keep(posterior)
         try:
             hopeless = is_hopeless(best.draws.log_weight)
+            regions: Sequence[Frame] = ()
             if not (trainer.history.interrupted or best.failed or hopeless or self._is_dear(trainer)):
                 with progress.phase("search for other modes", follows="the verdict"):
-                    best, posterior = self._search(plan, trainer, joint, best, posterior)
+                    found, posterior = self._search(plan, trainer, joint, best, posterior, settles)
+                best, regions = found.fit, found.regions
                 keep(posterior)
             trainer.history.failed = best.failed
             with progress.phase("verdict"):
                 posterior = replace(posterior, faults=self._faults(trainer, joint, best))
-                if posterior.verdict().outcome is Outcome.RESAMPLED and not self.subsampled.plates:
-                    found = drift(trainer, self.guide, best, brief=not plan.schedule.has_flow)
-                    posterior = replace(posterior, faults=replace(posterior.faults, drift=found))
+                if posterior.verdict().outcome in UNSURE and not self.subsampled.plates:
+                    posterior = self._moved(plan, trainer, best, posterior, regions, settles)
             keep(posterior)
         except KeyboardInterrupt:
             if trainer.history.interrupted:
@@ -238,8 +247,8 @@ class Fitter:
         )
 
     def _search(
-        self, plan: Plan, trainer: Trainer, joint: LogJoint, best: Fit, posterior: Posterior
-    ) -> tuple[Fit, Posterior]:
+        self, plan: Plan, trainer: Trainer, joint: LogJoint, best: Fit, posterior: Posterior, settles: bool
+    ) -> tuple[Found, Posterior]:
         """Is anything missing? If so, and the schedule is ours to choose, a second fit."""
         refit = functools.partial(fit_modes, trainer, self.guide, plan)
         ours = plan.schedule.is_default and plan.schedule.has_flow and not trainer.leaves and not self.guide.needs_model
@@ -249,11 +258,32 @@ class Fitter:
         disagree = starts_disagree(posterior.evidence)
         brief = not plan.schedule.has_flow
         enough = min(POOR, suited(plan.schedule, trainer, best.layer).good_ess)
-        found = search(trainer, self.guide, best, disagree, refit if ours else None, prior, precise, brief, enough)
+        refit_to = refit if ours else None
+        found = search(trainer, self.guide, best, disagree, refit_to, prior, precise, brief, enough, hopes=settles)
         if found.modes is not None:
             again = self._posterior(plan, trainer, joint, found.fit, [found.fit.draws])
-            return found.fit, replace(again, missed=found.missed, modes=found.modes.sizes)
-        return found.fit, replace(posterior, missed=found.missed)
+            return found, replace(again, missed=found.missed, modes=found.modes.sizes)
+        return found, replace(posterior, missed=found.missed)
+
+    def _moved(
+        self,
+        plan: Plan,
+        trainer: Trainer,
+        best: Fit,
+        posterior: Posterior,
+        regions: Sequence[Frame],
+        settles: bool,
+    ) -> Posterior:
+        """The same with what becomes of its draws when chains move them."""
+        brief, history = not plan.schedule.has_flow, trainer.history
+        settles = settles and not (history.interrupted or history.unsearched)
+        found = moves(trainer, self.guide, best, regions, brief, settles)
+        weighed = posterior.verdict().outcome is Outcome.RESAMPLED and found.drift is None
+        worth = effective(best.draws.log_weight) * len(best.draws.z) if weighed else 0.0
+        posterior = replace(posterior, faults=replace(posterior.faults, drift=found.drift))
+        if found.settled is None or found.settled[1].ess <= worth:
+            return posterior
+        return posterior.moved(*found.settled)
 
     def _is_dear(self, trainer: Trainer) -> bool:
         """Whether ascents would take too long: they need the gradient over all rows thousands of times."""
@@ -276,43 +306,3 @@ class Fitter:
             return faults
         improper = runs_away(trainer.judged, trainer.density.hessian, guide, draws)
         return replace(faults, improper=improper, scale=out_of_scale(trainer.density.hessian, guide, draws))
-
-
-class Kept:
-    """Passes posteriors on to where they are kept, and remembers the last.
-
-    :param keep: where to.
-    """
-
-    def __init__(self, keep: Keep):
-        self.keep = keep
-        self.posterior: Posterior | None = None
-
-    def __call__(self, posterior: Posterior) -> None:
-        self.keep(posterior)
-        self.posterior = posterior
-
-
-class Ready(NamedTuple):
-    """What fitting needs: a trainer on the model, the model itself, starting points, and where posteriors go."""
-
-    trainer: Trainer
-    joint: LogJoint
-    locs: list[Tensor]
-    keep: Kept
-
-
-@contextlib.contextmanager
-def unless_kept(guide: AutoFlow, leaves: Sequence[Tensor], keep: Keep) -> Iterator[Kept]:
-    """Within it, the model's own parameters and the guide's coordinates may change.
-
-    They go back to what they were if no posterior is kept.
-    """
-    before, kept, coordinates = [leaf.detach().clone() for leaf in leaves], Kept(keep), guide.coordinates
-    try:
-        yield kept
-    finally:
-        if kept.posterior is None:
-            guide.restore(coordinates)
-            with torch.no_grad():
-                put(leaves, before)

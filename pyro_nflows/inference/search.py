@@ -13,7 +13,7 @@ r"""After a fit: is anything missing, how much, where, and can a second fit have
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from ..diagnostics.worth import effective, is_heavy
 from ..engine import ROWS, Trainer
 from ..guides import AutoFlow
 from ..layers import LocScale, PlateAffine, TriangularAffine
-from ..modes.gaussians import Gaussian, frame_of, gaussian_of
+from ..modes.gaussians import Frame, Gaussian, frame_of, gaussian_of
 from ..modes.missed import TOO_THIN, Missed, excess, missed_regions, scattered
 from ..modes.mixtures import Modes, find_modes, hull
 from ..modes.tempering import Tempered, temper
@@ -65,12 +65,16 @@ NUM_EVALUATIONS = 800
 
 @dataclass(frozen=True)
 class Found:
-    """The fit that is kept, with the modes that it started from (if it is a second one), and what it misses."""
+    """The fit that is kept, with the modes that it started from (if it is a second one), and what it misses.
+
+    ``regions`` are Gaussians where the guide's density is far too small, of any mass that counts.
+    """
 
     fit: Fit
     modes: Modes | None = None
     missed: MissedMass = field(default_factory=MissedMass)
     tempered: Tempered | None = None
+    regions: Sequence[Frame] = ()
 
 
 def search(
@@ -83,6 +87,7 @@ def search(
     precise: Callable[[Tensor], Tensor | None] = lambda z: None,
     brief: bool = False,
     enough: float = POOR,
+    hopes: bool = False,
 ) -> Found:
     """What the best fit misses; or a further fit, if that misses less.
 
@@ -95,10 +100,11 @@ def search(
     :param precise: the log density in double precision, where it can be had.
     :param brief: whether what is missed is measured by the regions that are found alone, without particles.
     :param enough: an ESS at which a fit is not tried again where it misses nothing.
+    :param hopes: whether draws whose weights are bad may still be mended (:mod:`~pyro_nflows.inference.stationary`).
     """
     ess = effective(best.draws.log_weight)
-    if refit is None and ess < WORTHLESS and is_heavy(best.draws.log_weight, ess):
-        return Found(best)  # the weights already show a bad fit and no refit is possible
+    if refit is None and not hopes and ess < WORTHLESS and is_heavy(best.draws.log_weight, ess):
+        return Found(best)  # the weights already show a bad fit, and nothing can be done
     ascents, found = _Ascents(trainer, guide, prior, precise, brief), Found(best)
     try:
         found = ascents.search(found, disagree)
@@ -198,14 +204,15 @@ class _Ascents:
         """
         fit, draws = found.fit, _weighty(found.fit)
         regions = self._regions(fit, draws, NUM_ASCENTS)
-        if not (disagree or any(region.mass > NOTABLE for region in regions)) or not fit.layer.has_inverse:
+        found = replace(found, regions=_notable(regions))
+        if not (disagree or found.regions) or not fit.layer.has_inverse:
             return found
         regions = sorted(regions + self._regions(fit, draws, NUM_FURTHER), key=lambda missed: -missed.mass)
         end = fit.layer.end
         too_many = self.brief or isinstance(end, PlateAffine) or end.input_dim > MAX_MATRIX
         tempered = None if too_many else _temper(self.trainer, draws, regions)
         missed = MissedMass(_missing(tempered, regions, fit), *_where(self.guide, draws, regions))
-        return Found(fit, found.modes, missed, tempered)
+        return Found(fit, found.modes, missed, tempered, _notable(regions))
 
     def _regions(self, fit: Fit, draws: Tensor, num: int) -> list[Missed]:
         """Missed regions found by ascents from so many points, a quarter of them from the prior."""
@@ -217,6 +224,10 @@ class _Ascents:
         frame = frame_of(draws) if has_matrix else gaussian_of(fit.layer)
         until = self.trainer.budget.end
         return missed_regions(self.trainer.density, fit.layer, log_evidence, points, frame, self.precise, until)
+
+
+def _notable(regions: Sequence[Missed]) -> list[Frame]:
+    return [region.gaussian for region in regions if region.mass > NOTABLE]
 
 
 def round_trip(fit: Fit) -> float:

@@ -40,14 +40,18 @@ class Shown(Judged, ABC):
     @torch.no_grad()
     def summarised(self, var_names: Sequence[str] | str | None = None, kind: str = "all", prob: float = 0.9) -> Summary:
         """The same without printing it."""
-        worth = len(self.log_weight) * (effective(self.log_weight) if is_resampled(self.log_weight) else 1.0)
+        worth = self._worth() if self.settled is None else self.settled.ess
         notes = [*evidence_lines(self.diagnostics()), self.verdict().sentence]
         return Summary(self._whole_sample(), by_weights(worth), var_names=var_names, kind=kind, prob=prob, notes=notes)
+
+    def _worth(self) -> float:
+        """Independent draws that the guide's are worth."""
+        return len(self.log_weight) * (effective(self.log_weight) if is_resampled(self.log_weight) else 1.0)
 
     def _whole_sample(self) -> dict[str, Tensor]:
         """As many draws as there are, resampled where weights allow it; the same each time."""
         with seeded(self.seed or 0):
-            return self.constrained(chosen(self.log_weight, len(self.log_weight)))
+            return self.constrained(chosen(self.draws.log_weight, len(self.draws.z)))
 
     @exclusive()
     @torch.no_grad()
@@ -58,7 +62,7 @@ class Shown(Judged, ABC):
 
     def __repr__(self) -> str:
         said = [*evidence_lines(self.diagnostics()), self.verdict().sentence]
-        return "\n".join([f"{len(self.log_weight):,} draws of {named(self.guide)}", *said])
+        return "\n".join([f"{len(self.draws.z):,} draws of {named(self.guide)}", *said])
 
     def _repr_html_(self) -> str:
         verdict, lines = self.verdict(), evidence_lines(self.diagnostics())

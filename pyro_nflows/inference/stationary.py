@@ -1,83 +1,111 @@
-r"""Do draws stay where they are? Resampled draws, moved by Hamiltonian Monte Carlo in the flow's coordinates.
+r"""Draws that are moved by Hamiltonian Monte Carlo: do they stay where they are, or where do they come to rest?
 
-Importance weights mend a guide where it goes. A part of the posterior in which it has next to no draws, such as the
-neck of a funnel, is in no weight, and whether :math:`\hat k` shows it is a matter of luck where few weights count. But
-chains that begin at draws of the posterior stay so distributed, and those that begin elsewhere move towards it. So
-where all hangs on the weights, resampled draws are moved, and each latent's mean and standard deviation are compared
-with what the weights say.
+Importance weights mend a guide where it goes, and of hundreds of latents few draws have nearly all the weight, however
+close the guide is in each. Chains need no weights: those that begin at draws of the posterior stay so distributed, and
+those that begin elsewhere move there. So where a verdict hangs on the weights, or refuses them, chains begin at draws
+of the guide, side by side, and move in the coordinates of its flow, where the posterior is nearly a standard normal.
+
+1. *What drifts.* Where all hangs on the weights, each latent's mean and standard deviation are compared with what they
+   say. A part of the posterior in which the guide has next to no draws, such as the neck of a funnel, is in no weight,
+   and whether :math:`\hat k` shows it is a matter of luck where few weights count.
+2. *What has settled.* The chains go on with half the step size. They have settled if each has forgotten where it began
+   (the R-hat of several hundred chains is high where any two stay apart, as in two modes), if means and standard
+   deviations are those of the longer step size, which could not follow a narrow part of the posterior, and if they are
+   worth enough draws. Their draws then stand for the posterior in the place of the guide's.
 """
 
 import math
 import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..diagnostics.findings import Drift
+from ..diagnostics.moves import Drift, Settled
+from ..diagnostics.verdict import Outcome
 from ..diagnostics.weights import psis_resample
-from ..diagnostics.worth import effective
+from ..diagnostics.worth import has_light_tail
 from ..engine import DensityGradient, Trainer
 from ..guides import AutoFlow
 from ..layers.base import Exactness, Layer
+from ..modes.gaussians import Frame
 from ..numerics import LogDensity
 from ..objectives.draws import Draws
 from ..system.randomness import forked
 from .blame import columns
 from .chains import Hamiltonian
 from .fitted import Fit
+from .settled import NUM_KEPT, SPACING, Kept, OutOfTime, Spread, furthest, settled
 
-#: Chains side by side, and trajectories: those that find the step size, which move the draws too, and further ones.
-NUM_CHAINS, NUM_WARMUP, NUM_MOVES = 512, 30, 60
+#: Verdicts that hang on the weights, or on their being bad.
+UNSURE = (Outcome.RESAMPLED, Outcome.DISTRUST, Outcome.TOO_FEW, Outcome.MODE_MISSED)
+#: Chains side by side, and trajectories that find the step size: in the flow's coordinates, and by the chains' widths.
+NUM_CHAINS, NUM_WARMUP = 256, (20, 15)
 #: Seconds of processor time that they may take, about; where they would take longer, nothing is moved. A fit that is to
 #: be quick has less.
-SECONDS, BRIEF = 30.0, 5.0
-#: What is too far: of a mean, in standard deviations; of these, as a ratio; and both in standard errors.
-SHIFT, RATIO, NOISE = 0.25, 1.25, 4.5
+SECONDS, BRIEF = 60.0, 5.0
+#: How far draws may go from what the weights say: means, in standard deviations; and these, as a ratio.
+FAR = 0.25, 1.25
+#: Of draws whose weights say nothing, those of the least density in comparison with the guide's, where no chain begins.
+WORST = 0.25
+#: Regions where the guide has too few draws in which chains begin too, and how many in each.
+MOST_REGIONS, NUM_THERE = 8, 8
 
 
-def drift(trainer: Trainer, guide: AutoFlow, fit: Fit, brief: bool) -> Drift | None:
-    """What moves beyond noise; None if nothing does, or if it cannot be known.
+class Moves(NamedTuple):
+    """What became of draws.
+
+    :param drift: what did not stay where the weights have it.
+    :param settled: draws of chains that have settled, all of which count the same, and how they did.
+    """
+
+    drift: Drift | None = None
+    settled: tuple[Draws, Settled] | None = None
+
+
+def moves(trainer: Trainer, guide: AutoFlow, fit: Fit, regions: Sequence[Frame], brief: bool, settles: bool) -> Moves:
+    """What becomes of a fit's draws when they are moved; nothing where they cannot be, or that would take too long.
 
     :param trainer: has the model, and the time that is left.
     :param guide: for the names of its sites.
-    :param fit: whose draws are moved, unless its flow has no inverse or auxiliary variables.
+    :param fit: whose draws are moved.
+    :param regions: Gaussians where the fit has too few draws, in which some of the chains begin too.
     :param brief: whether the fit was to be quick.
+    :param settles: whether to go on until the chains have settled.
     """
-    layer, seconds = fit.layer, min(BRIEF if brief else SECONDS, trainer.budget.left)
-    if layer.exactness < Exactness.EXACT or layer.noise_dim or not layer.has_inverse:
-        return None
+    layer, draws = coordinates(fit.layer), fit.draws
+    until = time.process_time() + min(BRIEF if brief else SECONDS, trainer.budget.left)
+    regions = regions if settles else ()
     try:
         with forked():
-            after = moved(trainer.judged, layer, fit.draws, seconds)
-    except (ValueError, RuntimeError, NotImplementedError):  # the model refuses points that a trajectory meets
+            chains = begun(trainer.judged, layer, draws, regions, until)
+            first = Kept.of(chains, layer, SPACING, until=until)
+            drift = None
+            if has_light_tail(draws.log_weight):
+                from_draws = Spread.of_chains(first.z[_num_there(regions) :])
+                drift = _named(guide, furthest(Spread.of_draws(draws), from_draws, *FAR))
+            return Moves(drift, _settled(first, layer, until) if settles else None)
+    except (OutOfTime, ValueError, RuntimeError):  # the model may refuse points that a trajectory meets
+        return Moves()
+
+
+def _settled(first: Kept, layer: Layer, until: float) -> tuple[Draws, Settled] | None:
+    """Draws of chains that have settled in time."""
+    try:
+        return settled(first, layer, until)
+    except OutOfTime:
         return None
-    found = None if after is None else furthest(fit.draws, after)
-    if found is None:
-        return None
-    column, shift, ratio = found
-    return Drift(next(name for name, at in columns(guide) if at.start <= column < at.stop), shift, ratio)
 
 
-def moved(log_joint: LogDensity, layer: Layer, draws: Draws, seconds: float = SECONDS) -> Tensor | None:
-    """Resampled draws after some trajectories, ``(NUM_CHAINS, D)``; None if these would take too long.
+def coordinates(layer: Layer) -> Layer:
+    """In which chains move: those before the flow or, where it is not one-to-one, before its affine end.
 
-    :param log_joint: the model, ``(K, D) -> (K,)``.
-    :param layer: the trained flow, a bijection.
-    :param draws: of it.
-    :param seconds: of processor time that there are.
+    :param layer: the trained one, a :class:`~pyro_nflows.flows.whitened.Whitened`.
     """
-    density = DensityGradient(lambda x: in_flow(log_joint, layer, x))
-    with torch.no_grad():
-        starts, _ = layer.inverse(draws.z[psis_resample(draws.log_weight, NUM_CHAINS)])
-    density.values_and_grads(starts, NUM_CHAINS)  # which is recorded
-    began = time.process_time()
-    density.values_and_grads(starts, NUM_CHAINS)
-    leapfrogs = max(2.0, 0.5 * math.pi * starts.shape[1] ** 0.25)
-    if (time.process_time() - began) * leapfrogs * (NUM_WARMUP + NUM_MOVES) > seconds:
-        return None
-    chains = Hamiltonian.warmed(density, starts, NUM_WARMUP).advance(NUM_MOVES)
-    with torch.no_grad():
-        return layer(chains.x[:, -1])[0]
+    one_to_one = layer.exactness >= Exactness.EXACT and not layer.noise_dim and layer.has_inverse
+    return layer if one_to_one else layer.end  # type: ignore[return-value]
 
 
 def in_flow(log_joint: LogDensity, layer: Layer, x: Tensor) -> Tensor:
@@ -86,32 +114,74 @@ def in_flow(log_joint: LogDensity, layer: Layer, x: Tensor) -> Tensor:
     return log_joint(z) + log_weight
 
 
-def furthest(draws: Draws, after: Tensor) -> tuple[int, float, float] | None:
-    """Of the latent that moved most: its number, its mean's way in standard deviations, and how much wider it is.
+def begun(
+    log_joint: LogDensity, layer: Layer, draws: Draws, regions: Sequence[Frame] = (), until: float = math.inf
+) -> Hamiltonian:
+    """Chains that have found their step size.
 
-    None if that is not too far.
-
-    :param draws: with their weights.
-    :param after: draws without, ``(N, D)``.
-
-    Example::
-
-        >>> z = torch.randn(4000, 2)
-        >>> draws = Draws(z, torch.zeros(4000), torch.zeros(4000))
-        >>> furthest(draws, torch.randn(500, 2)) is None
-        True
-        >>> furthest(draws, torch.tensor([1.0, 3.0]) * torch.randn(500, 2))[0]
-        1
+    :param log_joint: the model, ``(K, D) -> (K,)``.
+    :param layer: in whose coordinates they move, a bijection.
+    :param draws: of the guide, where they begin: resampled, if weights allow that.
+    :param regions: Gaussians in which some of them begin.
+    :param until: when they have to end, by ``time.process_time``.
+    :raises OutOfTime: if they would not have settled by then.
     """
-    weights = draws.log_weight.double().softmax(0)[:, None]
-    before, after = draws.z.double(), after.double()
-    mean = (weights * before).sum(0)
-    sd = (weights * (before - mean).square()).sum(0).sqrt()
-    shift, ratio = (after.mean(0) - mean) / sd, after.std(0) / sd
-    kurtosis = ((after - after.mean(0)) / after.std(0)).pow(4).mean(0).clamp(min=3)
-    share = 1 / len(after) + 1 / (effective(draws.log_weight) * len(before))
-    most = (NOISE * share**0.5 * ratio.clamp(min=1)).clamp(min=SHIFT)
-    most_wider = (NOISE * ((kurtosis - 1) * share / 4).sqrt()).clamp(min=math.log(RATIO))
-    far = torch.maximum(shift.abs() / most, ratio.log().abs() / most_wider).nan_to_num(0.0)
-    column = int(far.argmax())
-    return (column, float(shift[column]), float(ratio[column])) if far[column] > 1 else None
+    density = DensityGradient(lambda x: in_flow(log_joint, layer, x))
+    with torch.no_grad():
+        z = draws.z[_starts(draws.log_weight)]
+        for number, region in enumerate(regions[: _num_there(regions) // NUM_THERE]):
+            places = slice(number * NUM_THERE, (number + 1) * NUM_THERE)
+            z[places] = region.points(torch.randn_like(z[places]))
+        starts, _ = layer.inverse(z)
+    density.values_and_grads(starts, NUM_CHAINS)  # which is recorded
+    began = time.process_time()
+    density.values_and_grads(starts, NUM_CHAINS)
+    leapfrogs = max(2.0, 0.5 * math.pi * starts.shape[1] ** 0.25)
+    num_moves = sum(NUM_WARMUP) + 3 * NUM_KEPT * SPACING  # steps of half the size are twice as many
+    now = time.process_time()
+    if now + (now - began) * leapfrogs * num_moves > until:
+        raise OutOfTime
+    chains = Hamiltonian.warmed(density, starts, NUM_WARMUP[0])
+    if time.process_time() > until:
+        raise OutOfTime
+    widths = chains.points.x.std(0).clamp(min=1e-6)
+    return replace(chains, step_size=starts.shape[1] ** -0.25, widths=widths).adapted(NUM_WARMUP[1])
+
+
+def _num_there(regions: Sequence[Frame]) -> int:
+    """How many chains, the first ones, begin in these."""
+    return min(len(regions), MOST_REGIONS) * NUM_THERE
+
+
+def _starts(log_weight: Tensor) -> Tensor:
+    """The draws at which chains begin."""
+    if has_light_tail(log_weight):
+        return psis_resample(log_weight, NUM_CHAINS)
+    best = log_weight.argsort(descending=True)[: max(1, math.ceil((1 - WORST) * len(log_weight)))]
+    best = best[log_weight[best] > -math.inf]
+    return best[torch.randint(len(best), (NUM_CHAINS,), device="cpu").to(best.device)]
+
+
+def _named(guide: AutoFlow, found: tuple[int, float, float] | None) -> Drift | None:
+    """The same by the name of the site."""
+    if found is None:
+        return None
+    column, shift, ratio = found
+    return Drift(next(name for name, at in columns(guide) if at.start <= column < at.stop), shift, ratio)
+
+
+@torch.no_grad()
+def further(log_joint: LogDensity, layer: Layer, draws: Draws, found: Settled, num_samples: int) -> Draws:
+    """Further draws of chains that have settled: they go on where the last draws are.
+
+    :param log_joint: the model, ``(K, D) -> (K,)``.
+    :param layer: the trained one.
+    :param draws: what they have left.
+    :param found: how they settled.
+    :param num_samples: how many more.
+    """
+    layer = coordinates(layer)
+    density = DensityGradient(lambda x: in_flow(log_joint, layer, x))
+    x, _ = layer.inverse(draws.z[-found.num_chains :])
+    chains = Hamiltonian.at(density, x, found.step_size, found.widths)
+    return Kept.of(chains, layer, found.spacing, math.ceil(num_samples / found.num_chains)).draws()

@@ -215,7 +215,8 @@ class VI(Results):
 
         For a guide that ``SVI`` has trained, that was loaded, or whose data have changed: draws, evidence and the
         verdict are then as after :meth:`run`, except that nothing is fitted again where something is found to be
-        missing. The guide itself is left as it is. Its rows in subsampled plates may have an encoder (``amortize=``).
+        missing. The guide itself is left as it is, and so are its draws. Its rows in subsampled plates may have an
+        encoder (``amortize=``).
 
         :return: this object.
         :raises ValueError: if the model cannot be evaluated (the site is named), or is not one this guide can be of.

@@ -25,13 +25,13 @@ class Points(NamedTuple):
 
 
 def move(
-    evaluate: Evaluate, points: Points, step_size: float, num_leapfrogs: int, beta: float = 1.0
+    evaluate: Evaluate, points: Points, step_size: float | Tensor, num_leapfrogs: int, beta: float = 1.0
 ) -> tuple[Points, float]:
     r"""A trajectory of every point, taken or not, for the density :math:`N(x; 0, I)^{1 - \beta}\, p(x)^\beta`.
 
     :param evaluate: :math:`\log p` and its gradient.
     :param points: where the trajectories begin.
-    :param step_size: leapfrog step; each row's is random, within half of it to either side.
+    :param step_size: leapfrog step, or one for each coordinate; each row's is random, within half of it to either side.
     :param num_leapfrogs: steps.
     :param beta: 1 for :math:`p` itself.
     :return: the points, and the mean probability of acceptance.
@@ -49,7 +49,7 @@ def move(
         True
     """
     momentum = torch.randn_like(points.x)
-    step = step_size * (0.5 + torch.rand_like(points.log_p))[:, None]
+    step = (0.5 + torch.rand_like(points.log_p))[:, None] * step_size
     new, p = points, momentum
     for _ in range(num_leapfrogs):
         p = p + 0.5 * step * (beta * new.grad - (1 - beta) * new.x)
