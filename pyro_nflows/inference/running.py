@@ -223,9 +223,11 @@ class Fitter:
             trainer.history.failed = best.failed
             with progress.phase("verdict"):
                 posterior = replace(posterior, faults=self._faults(trainer, joint, best))
-                if posterior.verdict().outcome in UNSURE and not self.subsampled.plates:
-                    posterior = self._moved(plan, trainer, best, posterior, regions, settles)
             keep(posterior)
+            if posterior.verdict().outcome in UNSURE and not self.subsampled.plates:
+                with progress.phase("chains that move the draws"):
+                    posterior = self._moved(plan, trainer, best, posterior, regions, settles)
+                keep(posterior)
         except KeyboardInterrupt:
             if trainer.history.interrupted:
                 raise
