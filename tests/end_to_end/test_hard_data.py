@@ -26,6 +26,12 @@ from pyro_nflows.objectives.draws import Draws
 TWO = partial(flows.realnvp, num_layers=2, hidden_dims=(4,))
 
 
+@pytest.fixture(autouse=True)
+def few_particles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search for modes has tests of its own, and moves thousands of particles where a posterior is improper."""
+    monkeypatch.setattr("pyro_nflows.inference.search.NUM_PARTICLES", (128, 128))
+
+
 def quick(model: Callable[..., Any], num_steps: int = 60, **kwargs: Any) -> VI:
     vi = VI(AutoFlow(model, TWO), num_steps=num_steps, engine="eager", seed=0, progress_bar=False)
     return vi.run(**kwargs)
