@@ -138,10 +138,11 @@ def _may_improve(guide: AutoFlow, found: Found, enough: float) -> bool:
 
 @torch.no_grad()
 def may_help(guide: AutoFlow, fit: Fit) -> bool:
-    """Whether a mixture of Gaussians comes near to a fit, so that one that begins there may be better.
+    """Whether a mixture of several Gaussians comes near to a fit, so that one that begins there may be better.
 
     :param guide: makes the flow whose base a mixture is.
-    :param fit: one that misses nothing, but is poor.
+    :param fit: one that misses nothing, but is poor; if one Gaussian is all that its draws show, also one whose weights
+        have a heavy tail, which may have come off its way.
     """
     if effective(fit.draws.log_weight) < WORTHLESS or not fit.layer.has_inverse:
         return True  # its draws say little about the posterior
@@ -151,6 +152,8 @@ def may_help(guide: AutoFlow, fit: Fit) -> bool:
     z, log_p = fit.draws.z[chosen], fit.draws.log_p[chosen]
     try:
         modes = find_modes(z, fit.layer.is_full_rank)
+        if modes.num_components == 1 and not is_heavy(fit.draws.log_weight, effective(fit.draws.log_weight)):
+            return False  # a fit has begun at one Gaussian already
         layer = guide.make_layer(modes.frame.loc, modes.sizes).to(z)
         modes.place(layer)
         lost = excess(layer, z, log_p, 0.0) - excess(fit.layer, z, log_p, 0.0)

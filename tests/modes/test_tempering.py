@@ -15,6 +15,7 @@ import torch
 from benchmarks.targets import lattice
 from pyro_nflows import VI, AutoFlow
 from pyro_nflows.diagnostics.verdict import Outcome
+from pyro_nflows.diagnostics.worth import effective, is_heavy
 from pyro_nflows.engine import DensityGradient, Engine, Trainer
 from pyro_nflows.flows.whitened import Whitened
 from pyro_nflows.inference.fitted import Fit
@@ -208,6 +209,20 @@ def test_a_mixture_that_is_far_worse_than_a_poor_fit_is_not_tried(slope: float, 
     draws = draw(lambda z: torch.zeros(len(z), dtype=z.dtype), layer, base_noise(layer, 4000))
     fit = Fit(layer, replace(draws, log_p=draws.log_q), torch.zeros(4000, dtype=torch.bool))
     assert may_help(guide, fit) is expected
+
+
+@pytest.mark.parametrize("is_far", [False, True])
+def test_one_gaussian_is_begun_at_again_only_where_weights_cannot_be_relied_on(is_far: bool) -> None:
+    """Of a fit that is a little too wide they can be, and not where a coordinate has a Cauchy's tails."""
+    torch.manual_seed(0)
+    guide = AutoFlow(rows_of_two)
+    guide()
+    layer = Whitened(LocScale(20), LocScale(20, init_scale=1.1)).double()
+    more = torch.distributions.Cauchy(0.0, 1.0).log_prob if is_far else lambda x: -0.5 * x.square()
+    with torch.no_grad():
+        draws = draw(lambda z: standard_normal_log_prob(z[:, 1:]) + more(z[:, 0]), layer, base_noise(layer, 4000))
+    assert is_heavy(draws.log_weight, effective(draws.log_weight)) is is_far
+    assert may_help(guide, Fit(layer, draws, torch.zeros(4000, dtype=torch.bool))) is is_far
 
 
 def many() -> None:
