@@ -1,10 +1,11 @@
 r"""Can the verdict be fooled? Fits that are bad on purpose, and what the verdict says of them.
 
-    python -m benchmarks.verdicts [--posteriordb PATH] [--kinds PART] [--json FILE]
+    python -m benchmarks.verdicts [--posteriordb PATH] [--kinds PART] [--moved] [--json FILE]
 
 Every bad fit is compared with the truth: ``error`` is the worst error of a mean, in standard deviations, of the draws
 that ``get_samples()`` gives. A verdict that trusts draws whose error exceeds 0.2 is a false "trust"; one that does not
-trust a fit of error below 0.05 is a false alarm. Kinds of bad fit:
+trust a fit of error below 0.05 is a false alarm. Fits of a given number of steps are left as they are; with
+``--moved``, chains may move their draws, as those of a fit without. Kinds of bad fit:
 
 ``few steps``     5 to 200 steps
 ``wrong family``  planar, radial, volume-preserving or diagonal Gaussian guides, of full length or so
@@ -33,6 +34,8 @@ from benchmarks import targets
 from benchmarks.models import POSTERIORS, add_posteriordb_argument, errors, reference
 from pyro_nflows import VI, AutoFlow, AutoNICE, AutoPlanar, AutoRadial
 from pyro_nflows.diagnostics.verdict import Outcome
+from pyro_nflows.inference.as_it_is import judged_as_it_is
+from pyro_nflows.inference.posterior import Posterior
 from pyro_nflows.layers import LocScale
 
 #: What counts as "trust" where means are concerned.
@@ -110,7 +113,16 @@ def tampered(vi: VI, shift: float, stretch: float) -> None:
         layer[1].log_scale += math.log(stretch)
 
 
-def look(kind: str, case: Case, make: Make, steps: int, seed: int, tamper: tuple[float, float] | None = None) -> Row:
+def look(
+    kind: str,
+    case: Case,
+    make: Make,
+    steps: int,
+    seed: int,
+    tamper: tuple[float, float] | None = None,
+    *,
+    moved: bool = False,
+) -> Row:
     """One bad fit."""
     name, model, args, error = case
     pyro.set_rng_seed(seed)
@@ -122,9 +134,13 @@ def look(kind: str, case: Case, make: Make, steps: int, seed: int, tamper: tuple
     if tamper is not None:
         tampered(vi, *tamper)
         vi = VI(vi.guide, num_steps=1, seed=seed, progress_bar=False).run(*args)
-    found = vi.diagnostics()
+    fit: VI | Posterior = vi
+    if moved and not vi.verdict().outcome.is_trusted:
+        plan = VI(vi.guide, seed=seed, progress_bar=False).plan
+        fit = judged_as_it_is(vi.guide, plan, (args, {}), settles=True)
+    found = fit.diagnostics()
     try:
-        distance = error(vi.get_samples(len(vi.log_weight)))
+        distance = error(fit.get_samples(len(fit.log_weight)))
     except (RuntimeError, ValueError):  # no draw has any weight
         distance = math.nan
     keys = "ess", "pareto_k", "outcome"
@@ -176,6 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_posteriordb_argument(parser)
     parser.add_argument("--kinds", default="", help="part of a kind's name; default all")
+    parser.add_argument("--moved", action="store_true", help="let chains move draws that are not trusted")
     parser.add_argument("--json", help="write the rows here")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -183,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for fit in bad_fits(options.posteriordb):
         if options.kinds not in fit.args[0]:
             continue
-        row = fit()
+        row = fit(moved=options.moved)
         rows.append(row)
         false = row["outcome"] in TRUSTING and not row["error"] <= TOO_FAR
         alarm = row["outcome"] not in TRUSTING and row["error"] < CLOSE
