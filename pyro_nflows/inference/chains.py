@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
@@ -19,6 +20,10 @@ from ..system.exclusive import validation
 
 #: Acceptance that step sizes are adapted to, and the most leapfrog steps of a trajectory of HMC.
 ACCEPTANCE, MAX_LEAPFROGS = 0.8, 64
+
+
+class OutOfTime(Exception):
+    """Chains had to end."""
 
 
 class Advanced(NamedTuple):
@@ -61,23 +66,27 @@ class Hamiltonian(Chains):
     widths: Tensor | None = None
 
     @classmethod
-    def warmed(cls, density: DensityGradient, starts: Tensor, num_steps: int) -> "Hamiltonian":
+    def warmed(cls, density: DensityGradient, starts: Tensor, num_steps: int, until: float = math.inf) -> "Hamiltonian":
         """Chains that have found their step size.
 
         :param starts: ``(num_chains, D)``.
         :param num_steps: of the search for it.
+        :param until: when they have to end, by ``time.process_time``.
+        :raises OutOfTime: if they have not ended by then.
         """
-        return cls.at(density, starts, starts.shape[1] ** -0.25).adapted(num_steps)
+        return cls.at(density, starts, starts.shape[1] ** -0.25).adapted(num_steps, until)
 
     @classmethod
     def at(cls, density: DensityGradient, x: Tensor, step_size: float, widths: Tensor | None = None) -> "Hamiltonian":
         """Chains that are at these points, ``(num_chains, D)``."""
         return cls(density, Points(x, *_values(density, x)), step_size, widths)
 
-    def adapted(self, num_steps: int) -> "Hamiltonian":
-        """The chains after some trajectories that have adapted the step size."""
+    def adapted(self, num_steps: int, until: float = math.inf) -> "Hamiltonian":
+        """The chains after some trajectories that have adapted the step size; see :meth:`warmed`."""
         chains = self
         for step in range(num_steps):
+            if time.process_time() > until:
+                raise OutOfTime
             points, accepted = chains._moved()
             step_size = chains.step_size * math.exp((accepted - ACCEPTANCE) / (1 + step) ** 0.6)
             chains = replace(chains, points=points, step_size=step_size)

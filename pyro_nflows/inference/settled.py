@@ -14,7 +14,7 @@ from ..diagnostics.verdict import ENOUGH
 from ..diagnostics.worth import effective
 from ..layers.base import Layer
 from ..objectives.draws import Draws
-from .chains import Hamiltonian
+from .chains import Hamiltonian, OutOfTime
 from .refined import MIXED
 
 #: Draws of each chain that are kept, and trajectories between them.
@@ -26,10 +26,6 @@ APART, NOISE = (0.1, 1.1), 4.5
 MAX_TRIES = 3
 #: Coordinates whose R-hat is computed: those of the largest spread between chains.
 MOST_LATENTS = 100
-
-
-class OutOfTime(Exception):
-    """Chains had to end."""
 
 
 class Spread(NamedTuple):

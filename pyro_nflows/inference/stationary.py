@@ -35,9 +35,9 @@ from ..numerics import LogDensity
 from ..objectives.draws import Draws
 from ..system.randomness import forked
 from .blame import columns
-from .chains import Hamiltonian
+from .chains import Hamiltonian, OutOfTime
 from .fitted import Fit
-from .settled import NUM_KEPT, SPACING, Kept, OutOfTime, Spread, furthest, settled
+from .settled import NUM_KEPT, SPACING, Kept, Spread, furthest, settled
 
 #: Verdicts that hang on the weights, or on their being bad.
 UNSURE = (Outcome.RESAMPLED, Outcome.DISTRUST, Outcome.TOO_FEW, Outcome.MODE_MISSED)
@@ -141,11 +141,9 @@ def begun(
     now = time.process_time()
     if now + (now - began) * leapfrogs * num_moves > until:
         raise OutOfTime
-    chains = Hamiltonian.warmed(density, starts, NUM_WARMUP[0])
-    if time.process_time() > until:
-        raise OutOfTime
+    chains = Hamiltonian.warmed(density, starts, NUM_WARMUP[0], until)
     widths = chains.points.x.std(0).clamp(min=1e-6)
-    return replace(chains, step_size=starts.shape[1] ** -0.25, widths=widths).adapted(NUM_WARMUP[1])
+    return replace(chains, step_size=starts.shape[1] ** -0.25, widths=widths).adapted(NUM_WARMUP[1], until)
 
 
 def _num_there(regions: Sequence[Frame]) -> int:

@@ -41,10 +41,10 @@ class VI(Results):
 
     ``VI(AutoFlow(model)).run(data)`` stands where ``MCMC(NUTS(model), ...).run(data)`` stood: it trains the guide,
     stops by itself, judges the result with fresh importance-weighted draws, and keeps those draws. Where the Gaussian
-    that a fit starts from is shown by its draws to be the posterior already, nothing is trained. Draws whose weights are
-    bad are moved by short Markov chains, and replaced where these settle (unless ``num_steps`` is given). The model's own
-    ``pyro.param`` s are trained too (maximum likelihood); nothing else in the param store is touched, nor is the
-    global random state when ``seed`` is given.
+    that a fit starts from is shown by its draws to be the posterior already, nothing is trained. Draws whose weights
+    are bad are moved by short Markov chains, and replaced where these settle (unless ``num_steps`` is given). The
+    model's own ``pyro.param`` s are trained too (maximum likelihood); nothing else in the param store is touched, nor
+    is the global random state when ``seed`` is given.
 
     :param guide: a flow guide such as ``AutoFlow(model)``. A trained one is trained further.
     :param objective: ``ELBO(...)`` or ``IWAE(...)``; its ``num_particles`` is used if more than one. By default the

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import time
 
 import pyro
 import pyro.distributions as dist
@@ -10,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_nflows import VI, AutoFlow, compare
+from pyro_nflows import VI, AutoCIF, AutoFlow, AutoPlanar, compare
 from pyro_nflows.diagnostics.findings import Faults
 from pyro_nflows.diagnostics.moves import Drift
 from pyro_nflows.diagnostics.verdict import Evidence, Outcome, judge
 from pyro_nflows.inference import running
 from pyro_nflows.inference import settled as settled_chains
 from pyro_nflows.inference.as_it_is import judged_as_it_is
-from pyro_nflows.inference.settled import NUM_KEPT, SPACING, Kept, OutOfTime, Spread, furthest, most_r_hat, settled
+from pyro_nflows.inference.chains import OutOfTime
+from pyro_nflows.inference.settled import NUM_KEPT, SPACING, Kept, Spread, furthest, most_r_hat, settled
 from pyro_nflows.inference.stationary import FAR, NUM_CHAINS, Moves, begun, further
 from pyro_nflows.layers import LocScale
 from pyro_nflows.objectives.draws import draw
@@ -125,8 +127,8 @@ def model(y: Tensor) -> None:
     pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
 
 
-def judged(factor: float) -> VI:
-    y, guide = torch.zeros(5, dtype=torch.float64), AutoFlow(model)
+def judged(factor: float, kind: type[AutoFlow] = AutoFlow) -> VI:
+    y, guide = torch.zeros(5, dtype=torch.float64), kind(model)
     guide.set_up((y,), {})
     layer = guide.plain_layer()
     with torch.no_grad():
@@ -228,3 +230,22 @@ def test_draws_of_use_are_kept_where_chains_would_leave_fewer():
     assert vi.diagnostics()["outcome"] is Outcome.RESAMPLED
     assert vi.posterior.settled is None
     assert vi.posterior.faults.drift is None
+
+
+@pytest.mark.parametrize("kind", [AutoCIF, AutoPlanar])
+def test_draws_of_flows_without_an_inverse_are_moved_in_the_coordinates_of_their_end(kind):
+    vi = judged(0.4, kind)
+    assert vi.diagnostics()["outcome"] is Outcome.MOVED
+    for num in (2000, 5000):
+        z = vi.get_samples(num)["z"]
+        assert (z.mean(0).abs() < 5 * (0.5 / num) ** 0.5).all()
+        assert ((z.std(0) / 0.5**0.5 - 1).abs() < 5 / (2 * num) ** 0.5).all()
+
+
+def test_a_quick_look_ends_in_time():
+    """A density whose step size is far shorter than what the dimension says."""
+    layer, draws = drawn(lambda z: normal(z * torch.tensor([1.0, 1e3])), 2, 1.0)
+    began = time.process_time()
+    with pytest.raises(OutOfTime):
+        begun(lambda z: normal(z * torch.tensor([1.0, 1e3])), layer, draws, until=began + 0.3)
+    assert time.process_time() - began < 3
