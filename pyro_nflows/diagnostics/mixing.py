@@ -12,6 +12,7 @@ Localization: An Improved R-hat for Assessing Convergence of MCMC.
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -68,6 +69,31 @@ def ess_tail(draws: Tensor) -> float:
     draws = draws.double()
     limits = [draws.flatten().quantile(q) for q in (0.05, 0.95)]
     return min(_effective(_halves((draws <= limit).double())) for limit in limits)
+
+
+def worst_of(parameters: Iterable[Tensor]) -> tuple[float, float]:
+    """The largest R-hat of some parameters, and the least effective sample size of bulk or tails.
+
+    Parameters that never vary are left out; where there is no other, or a number is NaN, it is as bad as can be.
+
+    :param parameters: ``(num_chains, num_samples)`` each.
+
+    Example::
+
+        >>> torch.manual_seed(0).initial_seed()
+        0
+        >>> largest, least = worst_of([torch.randn(4, 1000), torch.ones(4, 1000)])
+        >>> largest < 1.01, least > 3000
+        (True, True)
+        >>> worst_of([torch.ones(4, 1000)])
+        (inf, 0.0)
+    """
+    varied = [draws for draws in parameters if bool((draws != draws[0, 0]).any())]
+    ratios = [r_hat(draws) for draws in varied]
+    worth = [min(ess_bulk(draws), ess_tail(draws)) for draws in varied]
+    if not varied or any(math.isnan(number) for number in [*ratios, *worth]):
+        return math.inf, 0.0
+    return float(max(ratios)), float(min(worth))
 
 
 def _checked(who: str, draws: Tensor) -> Tensor:

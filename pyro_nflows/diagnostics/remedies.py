@@ -2,11 +2,12 @@
 
 #: Of a fit that asked for no flow, whatever else could help.
 QUICK = ". Only a Gaussian was fitted, by effort='quick'; effort='default' trains a flow."
+_CLOSER = "; for a closer guide try more steps or AutoCIF."
 _RICHER = "; try vi.refine(), more steps, AutoCIF, or a non-centered or rescaled model."
 #: By the names of outcomes that a better fit would mend; the other sentences have their remedies in them.
 REMEDIES = {
-    "RESAMPLED": "; for a closer guide try more steps or AutoCIF.",
-    "MOVED": "; for a closer guide try more steps or AutoCIF.",
+    "RESAMPLED": _CLOSER,
+    "MOVED": _CLOSER,
     "TAILS": "; vi.refine() or a non-centered model may help.",
     "DISTRUST": _RICHER,
     "TOO_FEW": _RICHER,

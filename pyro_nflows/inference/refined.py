@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..arviz import Options
 from ..checks import check_flags, check_sizes
-from ..diagnostics.mixing import ess_bulk, ess_tail, r_hat
+from ..diagnostics.mixing import ess_bulk, ess_tail, r_hat, worst_of
 from ..diagnostics.summary import Summary
 from ..diagnostics.verdict import Sentences, Verdict
 from ..guides import AutoFlow
@@ -87,9 +87,7 @@ class Refined:
         self.source, self.z, self.accepted = source, z, accepted
         self._chains, self._layer, self._seed, self.pareto_k = chains, layer, seed, pareto_k
         self._samples = self._sites()
-        scalars = [part for part in self._scalars() if bool((part != part[0, 0]).any())]
-        self.r_hat = _worst(max, [r_hat(part) for part in scalars], torch.inf)
-        self.ess = _worst(min, [min(ess_bulk(part), ess_tail(part)) for part in scalars], 0.0)
+        self.r_hat, self.ess = worst_of(self._scalars())
 
     def _scalars(self) -> list[Tensor]:
         """Every scalar of every site, ``(num_chains, num_samples)`` each."""
@@ -217,13 +215,6 @@ class Refined:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_chains": None, "_layer": None}  # densities are functions, which cannot be pickled
-
-
-def _worst(of: Any, found: list[float], where_none: float) -> float:
-    """The worst of what was found; as bad as can be where there is nothing, or it is not a number."""
-    if not found or any(number != number for number in found):
-        return where_none
-    return float(of(found))
 
 
 def further(source: Source, chains: Chains, num_samples: int, progress_bar: bool, seed: int) -> tuple[Advanced, int]:

@@ -50,7 +50,7 @@ class Results:
 
     @property
     def log_weight(self) -> Tensor:
-        """Log-weights ``log p - log q`` of the draws that are kept, ``(S,)``."""
+        """Log-weights ``log p - log q`` of the guide's own draws that are kept, ``(S,)``."""
         return self.posterior.log_weight
 
     @exclusive()
@@ -83,7 +83,7 @@ class Results:
         :mod:`pyro_nflows.inference.refine`. ``refined.more()`` goes on with them.
 
         :param num_samples: draws a chain; ``warmup_steps`` come before them, for NUTS and HMC.
-        :param num_chains: they begin at importance-resampled draws.
+        :param num_chains: they begin at importance-resampled draws, or at those that chains have moved already.
         :param method: ``"nuts"`` or, faster, ``"hmc"``, in the flow's coordinates; or ``"independence"``.
         :param seed: by default that of the run or, if it had none, another one each time.
         """

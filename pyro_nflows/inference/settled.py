@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..diagnostics.mixing import ess_bulk, ess_tail, r_hat
+from ..diagnostics.mixing import worst_of
 from ..diagnostics.moves import Settled
 from ..diagnostics.verdict import ENOUGH
 from ..diagnostics.worth import effective
@@ -135,12 +135,8 @@ def _mixing(z: Tensor) -> tuple[float, float]:
     """The largest R-hat of a latent, and the least number of independent draws."""
     spread = z.mean(1).var(0) / z.var(1).mean(0)
     worst = spread.nan_to_num(math.inf).argsort(descending=True)[:MOST_LATENTS]
-    parts = [part for part in z[..., worst].unbind(-1) if bool((part != part[0, 0]).any())]
-    if not parts:
-        return math.inf, 0.0
-    found = [r_hat(part) for part in parts]
-    worth = min(min(ess_bulk(part), ess_tail(part)) for part in parts)
-    return (math.inf if any(map(math.isnan, found)) else max(found)), min(worth, float(z.shape[0] * z.shape[1]))
+    ratio, worth = worst_of(z[..., worst].unbind(-1))
+    return ratio, min(worth, float(z.shape[0] * z.shape[1]))
 
 
 def furthest(before: Spread, after: Spread, far: float, ratio: float) -> tuple[int, float, float] | None:

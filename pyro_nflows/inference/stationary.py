@@ -77,26 +77,17 @@ def moves(trainer: Trainer, guide: AutoFlow, fit: Fit, regions: Sequence[Frame],
     """
     layer, draws = coordinates(fit.layer), fit.draws
     until = time.process_time() + min(BRIEF if brief else SECONDS, trainer.budget.left)
-    regions = regions if settles else ()
+    regions, drift = regions if settles else (), None
     try:
         with forked():
             chains = begun(trainer.judged, layer, draws, regions, until)
             first = Kept.of(chains, layer, SPACING, until=until)
-            drift = None
             if has_light_tail(draws.log_weight):
                 from_draws = Spread.of_chains(first.z[_num_there(regions) :])
                 drift = _named(guide, furthest(Spread.of_draws(draws), from_draws, *FAR))
-            return Moves(drift, _settled(first, layer, until) if settles else None)
+            return Moves(drift, settled(first, layer, until) if settles else None)
     except (OutOfTime, ValueError, RuntimeError):  # the model may refuse points that a trajectory meets
-        return Moves()
-
-
-def _settled(first: Kept, layer: Layer, until: float) -> tuple[Draws, Settled] | None:
-    """Draws of chains that have settled in time."""
-    try:
-        return settled(first, layer, until)
-    except OutOfTime:
-        return None
+        return Moves(drift)
 
 
 def coordinates(layer: Layer) -> Layer:
