@@ -62,7 +62,7 @@ class Judged:
 
     @property
     def of_guide(self) -> Draws:
-        """The guide's own draws, which :attr:`draws` are unless chains have moved them."""
+        """The guide's own draws, which ``draws`` are unless chains have moved them."""
         return self.draws if self.own is None else self.own
 
     @property

@@ -277,8 +277,11 @@ class Fitter:
         settles: bool,
     ) -> Posterior:
         """The same with what becomes of its draws when chains move them."""
-        brief, history = not plan.schedule.has_flow, trainer.history
+        history = trainer.history
+        brief = not plan.schedule.has_flow or history.interrupted
         settles = settles and not (history.interrupted or history.unsearched)
+        if not settles and posterior.verdict().outcome is not Outcome.RESAMPLED:
+            return posterior  # only that outcome minds a drift
         found = moves(trainer, self.guide, best, regions, brief, settles)
         weighed = posterior.verdict().outcome is Outcome.RESAMPLED and found.drift is None
         worth = effective(best.draws.log_weight) * len(best.draws.z) if weighed else 0.0

@@ -127,7 +127,7 @@ def model(y: Tensor) -> None:
     pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
 
 
-def judged(factor: float, kind: type[AutoFlow] = AutoFlow) -> VI:
+def judged(factor: float, kind: type[AutoFlow] = AutoFlow, settles: bool = True) -> VI:
     y, guide = torch.zeros(5, dtype=torch.float64), kind(model)
     guide.set_up((y,), {})
     layer = guide.plain_layer()
@@ -136,7 +136,7 @@ def judged(factor: float, kind: type[AutoFlow] = AutoFlow) -> VI:
         layer.end.log_scale.fill_(math.log(factor * 0.5**0.5))
     guide.adopt(layer)
     vi = VI(guide, seed=0, progress_bar=False)
-    vi._posterior = judged_as_it_is(guide, vi.plan, ((y,), {}), settles=True)
+    vi._posterior = judged_as_it_is(guide, vi.plan, ((y,), {}), settles=settles)
     return vi
 
 
@@ -155,6 +155,12 @@ def test_only_where_all_hangs_on_the_weights_are_draws_moved(monkeypatch, tmp_pa
     vi.save(tmp_path / "fit.pt")
     again = VI.load(tmp_path / "fit.pt", AutoFlow(model), torch.zeros(5, dtype=torch.float64))
     assert str(again.verdict()) == str(vi.verdict())
+
+
+def test_what_chains_would_find_is_not_looked_for_where_nothing_comes_of_it(monkeypatch):
+    """Of weights that are refused, a drift says nothing more."""
+    monkeypatch.setattr(running, "moves", None)
+    assert judged(0.4, settles=False).diagnostics()["outcome"] is Outcome.DISTRUST
 
 
 @pytest.fixture(scope="module")
