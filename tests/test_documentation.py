@@ -87,13 +87,17 @@ def test_it_says_what_to_build(tmp_path: Path) -> None:
 REFERENCE = re.compile(r":(?:mod|class|func|meth|data|exc):`(?:[^`<]*<)?~?(pyro_nflows[\w.]+)>?`")
 
 
-def referred_to() -> set[str]:
+MODULE = re.compile(r":mod:`(?:[^`<]*<)?~?(pyro_nflows[\w.]+)>?`")
+SECTION = re.compile(r"^\.\. (?:auto)?module:: (pyro_nflows[\w.]*)", re.MULTILINE)
+
+
+def referred_to(reference: re.Pattern[str] = REFERENCE) -> set[str]:
     """Whole names that the pages, the tutorials and the docstrings refer to."""
     root = DOCS.parent
     pages = [*DOCS.glob("*.md"), *(DOCS / "api").glob("*.md"), *(root / "tutorials").glob("*.md")]
     texts = [page.read_text(encoding="utf-8").replace("{", ":").replace("}", ":") for page in pages]
     texts += [source.read_text(encoding="utf-8") for source in (root / "pyro_nflows").rglob("*.py")]
-    return {name for text in texts for name in REFERENCE.findall(text)}
+    return {name for text in texts for name in reference.findall(text)}
 
 
 def test_every_name_that_is_referred_to_is_there() -> None:
@@ -106,3 +110,11 @@ def test_every_name_that_is_referred_to_is_there() -> None:
         except (ImportError, pydoc.ErrorDuringImport):
             missing.append(name)
     assert not missing
+
+
+def test_every_module_that_is_referred_to_has_its_place_in_the_api() -> None:
+    """Without one, the reference leads nowhere, and the pages are not built."""
+    pages = [page.read_text(encoding="utf-8") for page in (DOCS / "api").glob("*.md")]
+    found = {name for page in pages for name in SECTION.findall(page)}
+    assert len(found) > 50
+    assert referred_to(MODULE) <= found

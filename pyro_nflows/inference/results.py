@@ -62,7 +62,7 @@ class Results:
 
         :param num_samples: how many; where there are fewer, further ones are drawn and kept.
         :param resample: whether to resample by Pareto-smoothed importance weights; by default where the verdict's
-            k-hat allows it. False gives the guide's own draws, though chains have moved them.
+            k-hat allows it. False gives the guide's own draws, wherever chains have moved them.
         :return: a dict from site to a tensor ``(num_samples, *site shape)``.
         :raises RuntimeError: before ``run``.
         """
@@ -164,7 +164,7 @@ class Results:
         return self.posterior.verdict()
 
     def diagnostics(self) -> Diagnostics:
-        """The evidence, from fresh draws of the trained guide.
+        """The evidence, from fresh draws of the trained guide, also where chains have moved them (``MOVED``).
 
         :return: ``elbo``, ``elbo_se``; ``elbo_trimmed`` and ``elbo_trimmed_se``, the same without the
             ``num_outliers`` draws that lie so far out that they alone make the ELBO what it is
@@ -223,11 +223,12 @@ class Results:
     ) -> Any:
         """The draws and all that ArviZ can use: ``InferenceData`` (ArviZ < 1) or ``DataTree`` (ArviZ >= 1).
 
-        Weights belong to the draws that they lie beside: after resampling all are equal (``log_weight`` 0, and
-        ``log_q`` is ``lp``, as for draws of the posterior); without, ``log_weight`` is ``lp - log_q``, with ``log_q``
-        the guide's density. The attributes of the whole, of ``posterior`` and of ``sample_stats`` hold ``verdict``,
-        ``verdict_sentence``, ``trusted``, ``resampled``, ``ess`` (a share of the draws), ``pareto_k``,
-        ``log_evidence`` and ``elbo`` with their standard errors, ``seed`` if there was one, and versions.
+        Weights belong to the draws that they lie beside: after resampling, and of draws that chains have moved, all
+        are equal (``log_weight`` 0, and ``log_q`` is ``lp``, as for draws of the posterior); else ``log_weight`` is
+        ``lp - log_q``, with ``log_q`` the guide's density. The attributes of the whole, of ``posterior`` and of
+        ``sample_stats`` hold ``verdict``, ``verdict_sentence``, ``trusted``, ``resampled``, ``ess`` (a share of the
+        draws), ``pareto_k``, ``log_evidence`` and ``elbo`` with their standard errors, ``seed`` if there was one, and
+        versions.
 
         :param num_samples: posterior draws.
         :param resample: whether to resample by Pareto-smoothed importance weights; by default where the verdict's

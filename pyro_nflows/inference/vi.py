@@ -41,10 +41,10 @@ class VI(Results):
 
     ``VI(AutoFlow(model)).run(data)`` stands where ``MCMC(NUTS(model), ...).run(data)`` stood: it trains the guide,
     stops by itself, judges the result with fresh importance-weighted draws, and keeps those draws. Where the Gaussian
-    that a fit starts from is shown by its draws to be the posterior already, nothing is trained. Draws whose weights
-    are bad are moved by short Markov chains, and replaced where these settle (unless ``num_steps`` is given). The
-    model's own ``pyro.param`` s are trained too (maximum likelihood); nothing else in the param store is touched, nor
-    is the global random state when ``seed`` is given.
+    that a fit starts from is shown by its draws to be the posterior already, nothing is trained. Where weights are bad,
+    short Markov chains begin at the draws, and where these settle, theirs are the draws of the fit (``MOVED``; not with
+    ``num_steps``). The model's own ``pyro.param`` s are trained too (maximum likelihood); nothing else in the param
+    store is touched, nor is the global random state when ``seed`` is given.
 
     :param guide: a flow guide such as ``AutoFlow(model)``. A trained one is trained further.
     :param objective: ``ELBO(...)`` or ``IWAE(...)``; its ``num_particles`` is used if more than one. By default the
@@ -55,8 +55,9 @@ class VI(Results):
         ended, with its trained flow if the guide's has the same layers, else with its Gaussian. The data may differ.
     :param num_starts: independent fits, by default one (three with ``effort="thorough"``); the best is kept, and their
         agreement enters the verdict.
-    :param effort: ``"quick"`` fits a Gaussian and judges it, without a flow: about a second for a small model.
-        ``"thorough"`` has three starts, more rounds, and four times as many draws for the verdict.
+    :param effort: ``"quick"`` fits a Gaussian and judges it, without a flow: about a second for a small model, and some
+        more where chains move its draws. ``"thorough"`` has three starts, more rounds, and four times as many draws for
+        the verdict.
     :param max_seconds: that a run may take, its judging included; what has been reached by then is judged.
     :param callback: a function of a :class:`~pyro_nflows.engine.Look` (round, step, ELBO, seconds), called about every
         fifty steps: to log to anything, or to end training by returning ``True``. What has been reached is then judged.
