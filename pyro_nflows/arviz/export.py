@@ -16,6 +16,9 @@ from .names import check_coords, check_dims, check_fresh, check_likelihood
 from .predictions import predicted
 from .renamed import names_of
 
+#: Is asked.
+WHO = "to_arviz"
+
 __all__ = ["Options", "to_arviz"]
 
 
@@ -115,11 +118,11 @@ def to_arviz(
         sites = run.sites({name: values[0] for name, values in draws.items()})
         check_likelihood(log_likelihood, sites)
         answers, notes = _ask(run, draws, log_likelihood, log_prior, posterior_predictive)
-        answers |= each_draw(run.unconstrained, draws) if unconstrained else {}
+        answers |= each_draw(run.unconstrained, draws, WHO) if unconstrained else {}
         if sample_stats:
             stats = _flatten("sample_stats", sample_stats, group_by_chain, shape)[1]
             answers |= {("sample_stats", name): values for name, values in stats.items()}
-        prior, no_prior = _had(lambda: each_draw(run.prior, {"": torch.arange(num_prior)}), "prior", num_prior > 0)
+        prior, no_prior = _had(lambda: each_draw(run.prior, {"": torch.arange(num_prior)}, WHO), "prior", num_prior > 0)
         label = Labels(sites, dims or {})
         groups = label.drawn(answers, shape) | label.drawn(prior, (1, num_prior))
         constant, no_constant = label.constant(run)
@@ -155,14 +158,14 @@ def _ask(
     run: Run, draws: Draw, log_likelihood: bool | Sequence[str], log_prior: bool, posterior_predictive: bool
 ) -> tuple[Answers, list[str]]:
     answers = {("posterior", name): values for name, values in draws.items()}
-    answers |= each_draw(run.deterministic, draws)
+    answers |= each_draw(run.deterministic, draws, WHO)
     if log_likelihood:
-        found = each_draw(run.log_likelihood, draws)
+        found = each_draw(run.log_likelihood, draws, WHO)
         answers |= {key: term for key, term in found.items() if _is_asked(key[1], log_likelihood)}
     if log_prior:
-        answers |= each_draw(run.log_prior, draws)
+        answers |= each_draw(run.log_prior, draws, WHO)
     replicated, notes = _had(
-        lambda: each_draw(run.posterior_predictive, draws), "posterior_predictive", posterior_predictive
+        lambda: each_draw(run.posterior_predictive, draws, WHO), "posterior_predictive", posterior_predictive
     )
     return answers | replicated, notes
 

@@ -19,6 +19,7 @@ from ..flows.distribution import FlowDistribution
 from ..layers.base import Exactness, Layer
 from ..numerics import LogDensity
 from ..objectives.draws import base_noise, draw
+from ..system.memory import enough_for
 from .weights import Estimate
 
 
@@ -58,11 +59,13 @@ def elbo_bounds(log_joint: LogDensity, layer: Layer, num_inner: int = 16, num_sa
     check_sizes("elbo_bounds", num_inner=num_inner, num_samples=num_samples)
     if layer.exactness < Exactness.PROPER:
         raise NotImplementedError("elbo_bounds averages weights, but this flow's are unbiased in log space only")
-    draws = draw(log_joint, layer, base_noise(layer, num_samples))
-    rows = draws.z.expand(num_inner, *draws.z.shape)
-    back = FlowDistribution(layer).log_prob(rows)
-    alone = back.logsumexp(0) - math.log(num_inner)
-    with_own = torch.cat([back, draws.log_q[None]]).logsumexp(0) - math.log(num_inner + 1)
+    like, width = next(layer.parameters()), layer.input_dim
+    with enough_for("elbo_bounds", "draws and inverses", (num_samples, num_inner + 1), width, like):
+        draws = draw(log_joint, layer, base_noise(layer, num_samples))
+        rows = draws.z.expand(num_inner, *draws.z.shape)
+        back = FlowDistribution(layer).log_prob(rows)
+        alone = back.logsumexp(0) - math.log(num_inner)
+        with_own = torch.cat([back, draws.log_q[None]]).logsumexp(0) - math.log(num_inner + 1)
     return Bounds(*(_estimate(draws.log_p - log_q) for log_q in (draws.log_q, with_own, alone)))
 
 

@@ -41,6 +41,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_share, check_sizes, is_number, numbers_in
+from ..system.memory import enough_for
 
 __all__ = ["count_band", "ecdf_band", "rank", "symmetry", "uniformity"]
 
@@ -204,6 +205,11 @@ def check_ranks(ranks: Tensor, num_samples: int) -> Tensor:
 @functools.lru_cache(maxsize=8)
 def _tails(num: int, num_samples: int) -> Tensor:
     """Twice the smaller tail probability of ``c`` ranks below ``j``, in row ``j - 1`` and column ``c``."""
+    with enough_for("ranks", "tail probabilities", (num_samples, num + 1), 3, torch.zeros((), dtype=torch.float64)):
+        return _tails_of(num, num_samples)
+
+
+def _tails_of(num: int, num_samples: int) -> Tensor:
     share = torch.arange(1, num_samples + 1, dtype=torch.float64, device="cpu")[:, None] / (num_samples + 1)
     c = torch.arange(num + 1, dtype=torch.float64, device="cpu")
     pmf = (_log_choose(num, c) + c * share.log() + (num - c) * (1 - share).log()).exp()

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..checks import is_number
+from ..system.memory import enough_for
 from .tails import Tail, check_log_weight, fit_tail, gpd_fit, smooth, tail_length
 
 __all__ = [
@@ -179,7 +180,11 @@ def psis_resample(
         tensor([2, 0, 2])
     """
     log_weight = _check_resample(log_weight, num_samples)
-    weights = psis(log_weight, r_eff)[0].exp()
+    with enough_for("psis_resample", "indices", (num_samples,), 2, torch.zeros((), dtype=torch.int64)):
+        return _resampled(psis(log_weight, r_eff)[0].exp(), num_samples, generator)
+
+
+def _resampled(weights: Tensor, num_samples: int, generator: torch.Generator | None) -> Tensor:
     order = torch.randperm(len(weights), generator=generator, device=weights.device)
     cdf = weights[order].cumsum(0)
     start = torch.rand(1, generator=generator, device=weights.device, dtype=cdf.dtype)

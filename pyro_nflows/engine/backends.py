@@ -10,11 +10,16 @@ from torch import Tensor
 
 from ..checks import first_line
 from ..numerics import LogDensity
+from ..system.memory import is_out_of_memory
 from ..system.randomness import forked
 from .compiling import Compiling, compile_seconds
 from .program import Inputs, Program, State
 from .runners import Compiled, Eager, Engine, Runner, Traced
 from .tape import Tape
+
+#: Why a step cannot be recorded, and what is mostly the cause.
+NO_MEMORY = "there is not enough memory to record a step"
+BRANCHES = "Python branches on values and Python or NumPy random numbers are the usual cause"
 
 
 class EngineWarning(UserWarning):
@@ -114,14 +119,9 @@ def prepare(program: Program, engine: Engine | None, inputs: Inputs, data: Seque
         tape = record(program, inputs, data)
         reason = difference(eager, Traced(tape), program.init(), inputs)
     except Exception as error:
-        reason = first_line(error)
+        reason = NO_MEMORY if is_out_of_memory(error) else first_line(error)
     if reason is not None:
-        _tell(
-            "traced",
-            reason,
-            "eager",
-            "Python branches on values and Python or NumPy random numbers are the usual cause",
-        )
+        _tell("traced", reason, "eager", "" if reason == NO_MEMORY else BRANCHES)
         return Eager(program, f"traced: {reason}")
     if engine is Engine.TRACED:
         return Traced(tape)

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from ..checks import as_shape, check_sizes
 from ..layers.base import Exactness, Layer
 from ..numerics import finite_rows, in_pairs, standard_normal_log_prob
+from ..system.memory import enough_for
 from .padded import inside
 from .transforms import as_transform
 
@@ -161,7 +163,12 @@ class FlowDistribution(TorchDistribution):
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """Draw; the log density of this very tensor is remembered by this object."""
-        x, noise = self.base_sample(as_shape("FlowDistribution.sample", sample_shape) + self.batch_shape)
+        shape = as_shape("FlowDistribution.sample", sample_shape) + self.batch_shape
+        with self._room("sample", "draws", shape):
+            return self._rsample(shape)
+
+    def _rsample(self, shape: torch.Size) -> Tensor:
+        x, noise = self.base_sample(shape)
         y, log_weight = self._scored(x, noise) or self.layer(x, noise)
         if self.path_gradient and y.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(y):
             y.register_hook(finite_rows)
@@ -239,8 +246,14 @@ class FlowDistribution(TorchDistribution):
         if self.layer.exactness is Exactness.EXACT or num_samples == 1:
             return self._log_prob(value)
         self._need_proper()
-        estimates = self._log_prob(value.expand(num_samples, *value.shape))
-        return estimates.logsumexp(0) - math.log(num_samples)
+        with self._room("log_prob", "inverses", (num_samples, *value.shape[:-1])):
+            estimates = self._log_prob(value.expand(num_samples, *value.shape))
+            return estimates.logsumexp(0) - math.log(num_samples)
+
+    def _room(self, who: str, what: str, shape: Sequence[int]) -> AbstractContextManager[None]:
+        """Within it, that there is not enough memory for points of this shape is said in a sentence."""
+        each = self.layer.input_dim + self.layer.noise_dim + self.layer.output_dim
+        return enough_for(f"FlowDistribution.{who}", what, shape, each, self._like())
 
     def _flat(self, value: Tensor) -> Tensor:
         """A value as the layer has it."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..layers import PlateFlow
 from ..layers.base import Chain
 from ..numerics import finite_rows, standard_normal_log_prob
+from ..system.memory import enough_for
 from .whitened import Whitened
 
 #: A block's rows in the base, after each of the layers, and each row's log-weight.
@@ -114,6 +115,11 @@ class RowDistribution(TorchDistribution):
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape + self.event_shape
+        like = next(self.flow.layer.parameters())
+        with enough_for("RowDistribution.sample", "rows", shape[:-1], 2 * shape[-1], like):
+            return self._rsample(shape)
+
+    def _rsample(self, shape: torch.Size) -> Tensor:
         like = next(self.flow.layer.parameters())
         width = shape[-1] + self.flow.noise_dim(self.number)
         numbers = self.rows(torch.randn(*shape[:-1], width, dtype=like.dtype, device=like.device))

@@ -23,6 +23,7 @@ from ..model.log_joint import LogJoint
 from ..model.subsample import look
 from ..model.subsampled_plates import plates_of
 from ..model.values import constrained, unconstrained
+from ..system.memory import enough
 from ..system.randomness import forked
 from . import checks, minibatch, sites
 from .centers import Centers, Scales, chosen_centers
@@ -92,8 +93,11 @@ class JointGuide(LearnsCentering, AutoContinuous):
 
     @torch.inference_mode(False)  # or its parameters could not be trained
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        asked, name = "the model's latents and a flow over them", type(self).__name__
+        remedy = "give a smaller flow (fewer or narrower layers, end='low_rank'), or the model's plate a subsample_size"
         try:
-            self._look_at_model(*args, **kwargs)
+            with enough(name, asked, 0, remedy):
+                self._look_at_model(*args, **kwargs)
         except Exception:
             self.forget_structure()  # so that the next call looks, and complains, again
             raise

@@ -1,5 +1,6 @@
 """Guides of subsampled plates: a call draws the rows of a minibatch, by a table of all rows' numbers or an encoder."""
 
+import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
@@ -9,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ..checks import check_sizes, counted
 from ..flows.whitened import Whitened
 from ..layers import Rescaled
 from ..layers.base import Layer
@@ -20,6 +22,7 @@ from ..model.rows import Rows
 from ..model.subsample import Chosen, look
 from ..model.values import constrained
 from ..nets.views import on_rows, ties_in
+from ..system.memory import enough
 from . import checks, minibatch, row_checks, sites
 from .amortized import Amortizer, typical
 from .joint import looked
@@ -163,12 +166,18 @@ class RowGuide(SavedGuide):
         :param args: the model's arguments, with ``kwargs``: such that it has these rows, all of them in one run.
         :param num_samples: how many draws.
         :return: a dict from site to ``(num_samples, ...)``.
+        :raises ValueError: if the guide has no rows in subsampled plates, or ``num_samples < 1``.
+        :raises MemoryError: if there is not enough memory for so many draws.
         """
         self.set_up(args, kwargs)
         if not self.subsamples:
             raise row_checks.no_rows(type(self).__name__)
-        with poutine.block():
+        check_sizes("for_rows", num_samples=num_samples)
+        with contextlib.ExitStack() as within:
+            within.enter_context(poutine.block())
             plates = self._create_plates(*args, **kwargs)
+            num_bytes = 8 * num_samples * sum(len(plate.indices) for plate in plates.values())
+            within.enter_context(enough("for_rows", counted(num_samples, "draw"), num_bytes, "ask for fewer"))
             draws = pyro.plate("_draws", num_samples, dim=-1 - minibatch.nesting_of(self.latents))
             latents, model, latent = self._sample_rows(plates, args, kwargs, draws)
             z = latent.reshape(num_samples, -1)

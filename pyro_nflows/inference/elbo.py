@@ -22,6 +22,7 @@ Objectives.
 """
 
 import warnings
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from pyro.infer import elbo
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
-from ..checks import check_flags, check_sizes
+from ..checks import check_flags, check_sizes, counted
 from ..engine import EngineWarning
 from ..engine.tape import TraceError
 from ..guides import AutoFlow
@@ -40,6 +41,7 @@ from ..numerics import LogDensity
 from ..objectives.base import Gradient, Objective
 from ..objectives.draws import Draws, base_noise, paired_noise
 from ..system.exclusive import differentiable
+from ..system.memory import CPU, enough
 from ..system.randomness import forked
 from .recorded import NoiseOf, Recorded
 
@@ -115,7 +117,7 @@ class ELBO(Objective, elbo.ELBO):
 
         :return: a float, without gradients.
         """
-        with torch.no_grad():
+        with torch.no_grad(), self._room(guide):
             return -self.bound(self._weigh(model, guide, args, kwargs, Gradient.TOTAL).log_weight).item()
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -125,7 +127,15 @@ class ELBO(Objective, elbo.ELBO):
         """
         if self.compile:
             self._say("what is differentiated by torch runs step by step; SVI, or loss_and_grads, runs compiled")
-        return self._differentiable(model, guide, args, kwargs)
+        with self._room(guide):
+            return self._differentiable(model, guide, args, kwargs)
+
+    def _room(self, guide: Any) -> AbstractContextManager[None]:
+        """Within it, that there is not enough memory for a step is said in a sentence."""
+        num_bytes = 8 * self.num_particles * (getattr(guide, "latent_dim", None) or 1)
+        remedy = "give it fewer num_particles, or the model's plate a subsample_size"
+        device = next((p.device for p in guide.parameters()), CPU) if isinstance(guide, torch.nn.Module) else CPU
+        return enough(type(self).__name__, counted(self.num_particles, "particle"), num_bytes, remedy, device)
 
     def _differentiable(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Tensor:
         draws = self._weigh(model, guide, args, kwargs, self._choose(guide, args, kwargs))
@@ -139,18 +149,19 @@ class ELBO(Objective, elbo.ELBO):
 
         :return: a float.
         """
-        if self.compile and not _is_flow(guide, args, kwargs):
-            self._say(f"{_name(guide)} is not one flow guide for all latents; the model runs step by step")
-        elif self.compile:
-            try:
-                return self._by_recording(model, guide, args, kwargs)
-            except TraceError as error:
-                self.compile = False
-                self._say(f"{error}; the model runs step by step")
-        loss = self._differentiable(model, guide, args, kwargs)
-        if loss.requires_grad:
-            loss.backward()
-        return loss.item()
+        with self._room(guide):
+            if self.compile and not _is_flow(guide, args, kwargs):
+                self._say(f"{_name(guide)} is not one flow guide for all latents; the model runs step by step")
+            elif self.compile:
+                try:
+                    return self._by_recording(model, guide, args, kwargs)
+                except TraceError as error:
+                    self.compile = False
+                    self._say(f"{error}; the model runs step by step")
+            loss = self._differentiable(model, guide, args, kwargs)
+            if loss.requires_grad:
+                loss.backward()
+            return loss.item()
 
     def _by_recording(self, model: Any, guide: AutoFlow, args: Any, kwargs: Any) -> float:
         recorded, bound = self._recorded, BoundModel(model, args, kwargs)

@@ -2,6 +2,7 @@ r"""``Posterior``: what a run of :class:`~pyro_nflows.VI` leaves behind, and all
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..arviz import Options, to_arviz
-from ..checks import check_sizes, row_numbers
+from ..checks import check_sizes, counted, row_numbers
 from ..diagnostics.findings import Faults, MissedMass, Subsampled
 from ..diagnostics.moves import Settled
 from ..diagnostics.resampling import chosen
@@ -21,6 +22,7 @@ from ..model.log_joint import LogJoint
 from ..numerics import LogDensity
 from ..objectives.draws import Draws, concatenate
 from ..system.exclusive import exclusive, seeded
+from ..system.memory import enough
 from ..system.randomness import forked
 from .all_rows import over_all_rows
 from .fitted import sound
@@ -99,22 +101,36 @@ class Posterior(Written):
     @torch.no_grad()
     def get_samples(self, num_samples: int = 1000, *, resample: bool | None = None) -> dict[str, Tensor]:
         """Posterior draws, as ``MCMC.get_samples`` gives them; see :meth:`pyro_nflows.VI.get_samples`."""
-        enough = (self if resample is not False else self.unmoved()).with_draws(num_samples)
-        return enough.constrained(chosen(enough.draws.log_weight, num_samples, resample))
+        source = (self if resample is not False else self.unmoved()).with_draws(num_samples)
+        with self.room("get_samples", num_samples):
+            return source.constrained(chosen(source.draws.log_weight, num_samples, resample))
 
     @exclusive()
     @torch.no_grad()
-    def with_draws(self, num_samples: int) -> "Posterior":
+    def with_draws(self, num_samples: int, who: str = "get_samples") -> "Posterior":
         """This posterior, with so many draws at least: further ones come from the flow, or chains go on.
 
+        :param who: is asked; messages begin with it.
         :raises ValueError: if there are fewer, and the model's arguments are not at hand.
+        :raises MemoryError: if there is not enough memory for them.
         """
-        check_sizes("get_samples", num_samples=num_samples)
+        check_sizes(who, num_samples=num_samples)
         missing = num_samples - len(self.draws.z)
         if missing <= 0:
             return self
-        more = self._further(missing) if self.settled is None else self._moved_on(self.settled, missing)
-        return replace(self, draws=concatenate([self.draws, more]), values=None)
+        with self.room(who, num_samples):
+            more = self._further(missing) if self.settled is None else self._moved_on(self.settled, missing)
+            return replace(self, draws=concatenate([self.draws, more]), values=None)
+
+    def room(self, who: str, num_samples: int) -> AbstractContextManager[None]:
+        """Within it, that there is not enough memory for so many draws is said in a sentence.
+
+        :param who: is asked; messages begin with it.
+        """
+        z = self.draws.z
+        asked = f"{counted(num_samples, 'draw')} of {counted(z.shape[1], 'number')}"
+        num_bytes = num_samples * (3 * z.shape[1] * z.dtype.itemsize + 32)  # as noise, in parts and as a whole
+        return enough(who, asked, num_bytes, "ask for fewer; those that there were are kept", z.device)
 
     def unmoved(self) -> "Posterior":
         """The same with the flow's own draws, wherever chains have moved them."""
@@ -174,8 +190,8 @@ class Posterior(Written):
         self, *args: Any, num_samples: int = 1000, fresh: Sequence[str] = (), seed: int | None = None, **kwargs: Any
     ) -> dict[str, Tensor]:
         """Data at other arguments of the model; see :meth:`pyro_nflows.VI.predict`."""
-        samples = self.get_samples(num_samples)
-        with self.own_parameters():
+        samples = self.with_draws(num_samples, "predict").get_samples(num_samples)
+        with self.room("predict", num_samples), self.own_parameters():
             return predicted(self.guide.bare_model, samples, fresh, seed, args, kwargs, self.numbered)
 
     @exclusive()
@@ -194,7 +210,8 @@ class Posterior(Written):
         """
         seed = self.seed if seed is None else seed
         seed = int(torch.randint(2**31, ())) if seed is None else seed
-        with self.own_parameters():
+        check_sizes("refine", num_samples=num_samples, warmup_steps=warmup_steps, num_chains=num_chains)
+        with self.room("refine", num_chains * num_samples), self.own_parameters():
             joint = self.log_joint()
             return refine(
                 self,
@@ -224,10 +241,11 @@ class Posterior(Written):
         self._need_call()
         source = self if resample is not False else self.unmoved()
         several = len(self.starts) > 1 and source.settled is None
-        parts = self.starts if several else [source.with_draws(num_samples).draws]
-        export = self.exported(parts, num_samples, num_chains, resample, untrusted)
-        z, stats = export.by_chain({"z": export.draws.z})["z"], export.by_chain(export.stats())
-        return self.described(z, stats, self.facts_of(export), self.seed or 0, **options)
+        parts = self.starts if several else [source.with_draws(num_samples, "to_arviz").draws]
+        with self.room("to_arviz", num_samples):
+            export = self.exported(parts, num_samples, num_chains, resample, untrusted)
+            z, stats = export.by_chain({"z": export.draws.z})["z"], export.by_chain(export.stats())
+            return self.described(z, stats, self.facts_of(export), self.seed or 0, **options)
 
     def described(self, z: Tensor, stats: dict[str, Tensor], facts: dict[str, Any], seed: int, **options: Any) -> Any:
         """Draws as ArviZ data, with all that the model says of them.

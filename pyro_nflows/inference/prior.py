@@ -11,13 +11,14 @@ is left.
 Where a site is drawn and not given, it is drawn from :math:`q`, all sites in one joint draw.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checks import as_shape, check_mapping, check_sizes
+from ..checks import as_shape, check_mapping, check_sizes, counted
 from ..flows.distribution import FlowDistribution
 from ..guides import AutoFlow
 from ..guides.joint import looked
@@ -28,6 +29,7 @@ from ..model.bound import BoundModel
 from ..model.handlers import outside
 from ..model.log_joint import LogJoint
 from ..system.exclusive import seeded
+from ..system.memory import enough
 from .portable import packed, unpacked
 from .updated import Updated
 
@@ -88,7 +90,9 @@ class FittedPrior:
         """
         sample_shape = as_shape("FittedPrior.sample", sample_shape)
         check_sizes("FittedPrior.sample", **{f"sample_shape[{i}]": size for i, size in enumerate(sample_shape)})
-        with torch.no_grad():
+        num, remedy = math.prod(sample_shape), "ask for fewer at a time"
+        num_bytes = num * self.latents.dim * next(self.layer.parameters()).dtype.itemsize
+        with torch.no_grad(), enough("FittedPrior.sample", counted(num, "draw"), 2 * num_bytes, remedy):
             z = self.flat.sample(torch.Size(sample_shape))
             rows = z.reshape(-1, z.shape[-1])
             with outside():

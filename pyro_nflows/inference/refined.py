@@ -16,6 +16,7 @@ from ..guides import AutoFlow
 from ..layers.base import Layer
 from ..numerics import LogDensity
 from ..system.exclusive import exclusive, seeded
+from ..system.memory import enough
 from .chains import Advanced, Chains
 from .exported import warn_of
 from .shown import coloured
@@ -126,11 +127,13 @@ class Refined:
                 "more: these draws came back without their chains, which cannot go on; call refine() again"
             )
         seed = self._seed if seed is None else seed
-        new, follow = further(self.source, self._chains, num_samples, progress_bar, seed)
         num_before = self.z.shape[1]
-        accepted = (num_before * self.accepted + num_samples * new.accepted) / (num_before + num_samples)
-        z = torch.cat([self.z, at(self._layer, new.x)], 1)
-        return Refined(self.source, z, accepted, new.chains, self._layer, follow, self.pareto_k)
+        num, each = len(self.z) * (num_before + num_samples), self.z.shape[2] * self.z.dtype.itemsize
+        with enough("more", f"{num:,} draws", 2 * num * each, "ask for fewer", self.z.device):
+            new, follow = further(self.source, self._chains, num_samples, progress_bar, seed)
+            accepted = (num_before * self.accepted + num_samples * new.accepted) / (num_before + num_samples)
+            z = torch.cat([self.z, at(self._layer, new.x)], 1)
+            return Refined(self.source, z, accepted, new.chains, self._layer, follow, self.pareto_k)
 
     @property
     def mixed(self) -> bool:

@@ -66,7 +66,6 @@ class Results:
         :return: a dict from site to a tensor ``(num_samples, *site shape)``.
         :raises RuntimeError: before ``run``.
         """
-        check_sizes("get_samples", num_samples=num_samples)
         self._posterior = self.posterior.with_draws(num_samples)
         return self._posterior.get_samples(num_samples, resample=resample)
 
@@ -124,8 +123,7 @@ class Results:
             >>> vi.predict(torch.tensor([0.0, 1.0, 2.0]))["y"].mean(0).round().tolist()
             [0.0, 2.0, 4.0]
         """
-        check_sizes("predict", num_samples=num_samples)
-        self._posterior = self.posterior.with_draws(num_samples)
+        self._posterior = self.posterior.with_draws(num_samples, "predict")
         return self._posterior.predict(*args, num_samples=num_samples, fresh=fresh, seed=seed, **kwargs)
 
     def leave_one_group_out(self, plate: str, num_samples: int | None = None) -> GroupsLeftOut:
@@ -252,7 +250,7 @@ class Results:
         """
         check_sizes("to_arviz", num_samples=num_samples)
         if len(self.posterior.starts) < 2 and not self.guide.subsamples:
-            self._posterior = self.posterior.with_draws(num_samples)
+            self._posterior = self.posterior.with_draws(num_samples, "to_arviz")
         return self.posterior.to_arviz(
             num_samples,
             resample=resample,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_flags, check_sizes
+from ..checks import check_flags, check_sizes, counted
 from ..diagnostics.groups import GroupsLeftOut
 from ..diagnostics.outliers import outliers
 from ..diagnostics.verdict import Outcome
@@ -17,6 +17,7 @@ from ..model.log_joint import LogJoint
 from ..numerics import LogDensity
 from ..objectives.draws import Draws
 from ..system.exclusive import exclusive, seeded
+from ..system.memory import enough
 from .groups_left_out import Part, groups_left_out, whole_parts
 from .prior import FittedPrior
 from .shown import Shown
@@ -27,6 +28,8 @@ GOOD = (Outcome.TRUST, Outcome.TAILS)
 MOST_DRAWS = 2000
 #: Numbers of all draws that groups are left out of, at most: several times as many are held at once.
 MOST_NUMBERS = 2**28
+#: Is asked.
+WHO = "leave_one_group_out"
 
 
 class Reused(Shown, ABC):
@@ -88,8 +91,9 @@ class Reused(Shown, ABC):
             )
         verdict = self.verdict()
         doubt = "" if verdict.outcome.is_trusted else verdict.sentence
-        draws = self.as_used(self.with_draws(num).draws)
-        with seeded(self.seed or 0), self.own_parameters():
+        draws = self.as_used(self.with_draws(num, WHO).draws)
+        remedy = f"ask for fewer, as in num_samples={min(num // 4, MOST_DRAWS) or 1}"
+        with enough(WHO, counted(num, "draw"), 0, remedy), seeded(self.seed or 0), self.own_parameters():
             return groups_left_out(plate, self.parts_of(plate), draws.z[:num], draws.log_weight[:num], doubt)
 
     def as_used(self, draws: Draws) -> Draws:
@@ -110,7 +114,7 @@ class Reused(Shown, ABC):
         return whole_parts(plate, joint)
 
     @abstractmethod
-    def with_draws(self, num_samples: int) -> Any:
+    def with_draws(self, num_samples: int, who: str = "get_samples") -> Any:
         """This fit, with so many draws at least."""
 
     @abstractmethod

@@ -14,7 +14,7 @@ from ..guides import AutoFlow
 from ..model.arguments import ready as arguments
 from ..system.exclusive import exclusive, seeded
 from ..system.files import Path
-from ..system.memory import OutOfMemory, is_out_of_memory
+from ..system.memory import OutOfMemory, explained, is_out_of_memory
 from ..system.ranks import ranks_here
 from ..system.signals import uninterrupted
 from .apart import fit_apart, is_apart
@@ -162,7 +162,7 @@ class VI(Results):
         :raises MemoryError: if there is not enough memory even for a start. Where training has begun, it ends, and what
             has been reached is judged.
         """
-        with self._explaining_memory():
+        with self._explaining_memory("VI.run"):
             refuse_loader(args, kwargs)
             guide, call = self.guide, arguments("VI.run", self.guide.bare_model, args, kwargs)
             if minibatches is not None:
@@ -198,17 +198,17 @@ class VI(Results):
         return self
 
     @contextlib.contextmanager
-    def _explaining_memory(self) -> Iterator[None]:
+    def _explaining_memory(self, who: str) -> Iterator[None]:
         """Say what to do where there is not enough memory; a fit that is there already is kept."""
         before = self._posterior
         try:
             yield
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+        except Exception as error:
+            if not is_out_of_memory(error) or (isinstance(error, OutOfMemory) and self._posterior is before):
                 raise
             if self._posterior is before:
-                raise OutOfMemory(f"VI.run: there is not enough memory for this fit; {LESS_MEMORY}") from error
-            text = "VI.run: there was not enough memory to judge this fit further; its draws and their weights are kept"
+                raise explained(error, f"{who}: there is not enough memory for this fit", LESS_MEMORY) from error
+            text = f"{who}: there was not enough memory to judge this fit further; its draws and their weights are kept"
             warnings.warn(f"{text}. To have all of it, {LESS_MEMORY}", stacklevel=4)
 
     @exclusive()
@@ -234,8 +234,9 @@ class VI(Results):
             >>> VI(guide, seed=0, progress_bar=False).judge(torch.tensor(0.5)).verdict().outcome.name
             'RESAMPLED'
         """
-        call = arguments("VI.judge", self.guide.bare_model, args, kwargs)
-        self._posterior = judged_as_it_is(self.guide, self.plan, call)
+        with self._explaining_memory("VI.judge"):
+            call = arguments("VI.judge", self.guide.bare_model, args, kwargs)
+            self._posterior = judged_as_it_is(self.guide, self.plan, call)
         return self
 
     def _goes_on(self, call: Call) -> bool:

@@ -65,7 +65,7 @@ def predicted(
         rows = RandomRows(who, kept, run.tensors)
         sites = run.predicted_sites({name: values[0] for name, values in kept.items()}, numbered, rows)
         rows.check(sites)
-        return Predicted(run, sites, each_draw(functools.partial(run.prediction, numbered=numbered), kept))
+        return Predicted(run, sites, each_draw(functools.partial(run.prediction, numbered=numbered), kept, who))
 
 
 def _kept(who: str, samples: Mapping[str, Tensor], fresh: Sequence[str]) -> dict[str, Tensor]:

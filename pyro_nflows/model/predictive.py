@@ -19,7 +19,9 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..checks import counted
 from ..system.exclusive import validation
+from ..system.memory import enough
 from ..system.randomness import forked
 from .bound import BoundModel
 from .data_checks import is_deterministic
@@ -210,12 +212,14 @@ def _check_shape(who: str, name: str, drawn: tuple[int, ...], here: tuple[int, .
         )
 
 
-def each_draw(ask: Callable[[Draw], Answers], draws: Draw) -> Answers:
+def each_draw(ask: Callable[[Draw], Answers], draws: Draw, who: str = "each_draw") -> Answers:
     r"""Ask the same of every draw: by ``torch.vmap`` where that runs and repeats the first answer, else in a loop.
 
     :param ask: a method of :class:`Run`.
     :param draws: values of the latent sites, with the draws along the first dimension.
+    :param who: is asked; messages begin with it.
     :return: answers stacked along a new first dimension.
+    :raises MemoryError: if there is not enough memory for them, which is known after the first one.
 
     Example::
 
@@ -226,11 +230,15 @@ def each_draw(ask: Callable[[Draw], Answers], draws: Draw) -> Answers:
     first = ask({name: values[0] for name, values in draws.items()})
     if not first:
         return {}
-    try:
-        answers = _vectorised(ask, draws, chunk_size=_chunk_size(first, draws))
-    except Exception:  # whatever the model cannot do under vmap; its own mistakes come back from the loop
-        return _one_by_one(ask, draws)
-    return answers if _agree(answers, first) else _one_by_one(ask, draws)
+    num = len(next(iter(draws.values())))
+    largest = max(first, key=lambda key: first[key].nbytes)
+    asked = f"{counted(num, 'draw')} with {largest[1]!r} of shape {tuple(first[largest].shape)}"
+    with enough(who, asked, num * sum(value.nbytes for value in first.values()), "ask for fewer draws"):
+        try:
+            answers = _vectorised(ask, draws, chunk_size=_chunk_size(first, draws))
+        except Exception:  # whatever the model cannot do under vmap; its own mistakes come back from the loop
+            return _one_by_one(ask, draws)
+        return answers if _agree(answers, first) else _one_by_one(ask, draws)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
+from ..checks import counted
+from ..system.memory import enough
 from .data_checks import is_deterministic
 from .initialization import is_flat
 from .pointwise import log_prob_and_mask
@@ -61,7 +63,8 @@ def simulate(
     """
     with isolated(None):
         try:
-            answers = each_draw(Run(model, args, kwargs).prior, {"": torch.arange(num)})
+            with enough("SBC", counted(num, "simulation"), num * torch.int64.itemsize, "ask for fewer"):
+                answers = each_draw(Run(model, args, kwargs).prior, {"": torch.arange(num)}, "SBC")
         except NotImplementedError as error:
             raise ValueError(
                 f"SBC: the model cannot be simulated ({str(error) or 'a distribution has no sampler'}). Every site "
