@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..guides import AutoFlow
+from ..model.feasible import first_bad_site
+from ..model.log_joint import LogJoint
 from ..model.supports import of_one_number
 from ..numerics import LogDensity
 from ..objectives.draws import Draws
@@ -118,6 +120,20 @@ def on_the_edge(guide: AutoFlow, z: Tensor) -> tuple[str, float] | None:
             if share > FEW:
                 return name, share
     return None
+
+
+def not_finite_at(joint: LogJoint, guide: AutoFlow, z: Tensor) -> tuple[str | None, tuple[str, float] | None]:
+    """Which site's density is not finite; or, where it is one on the edge of its support, that one and its share.
+
+    A density that grows without bound at an edge, such as that of ``Gamma(0.01, 0.01)`` at zero, is infinite where
+    numbers end, and neither its parameters nor other units are to blame.
+
+    :param joint: the model.
+    :param guide: knows the sites.
+    :param z: draws, some of which have no finite density.
+    """
+    site, edge = first_bad_site(joint, z), on_the_edge(guide, z)
+    return (None, edge) if edge is not None and edge[0] == site else (site, None)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from ..guides import AutoFlow
 from ..layers import Rescaled
 from ..layers.base import Layer
 from ..model.bound import BoundModel
-from ..model.feasible import check_start, dispersed_start, first_bad_site, named_plates, prior_points
+from ..model.feasible import check_start, dispersed_start, named_plates, prior_points
 from ..model.log_joint import LogJoint
 from ..model.recovery import recovered_scales
 from ..modes.gaussians import Frame
@@ -31,7 +31,7 @@ from ..system.exclusive import seeded, validation
 from ..system.randomness import forked
 from ..system.signals import before_sigterm, imported
 from .all_rows import over_all_rows
-from .blame import on_the_edge, out_of_scale, runs_away
+from .blame import not_finite_at, on_the_edge, out_of_scale, runs_away
 from .centered import carry, measured_centering
 from .fit import fit_modes
 from .fitted import Fit
@@ -303,7 +303,8 @@ class Fitter:
         looked = not (history.interrupted or best.failed or hopeless)
         faults = Faults(round_trip=round_trip(best) if looked else 0.0, unobserved=not joint.has_data)
         if best.failed or best.undefined.any() or hopeless:
-            faults = replace(faults, not_finite=first_bad_site(joint, best.suspects))
+            site, edge = not_finite_at(joint, guide, best.suspects)
+            faults = replace(faults, not_finite=site, edge=edge)
         if history.interrupted or hopeless:
             return faults
         faults, ess = replace(faults, edge=on_the_edge(guide, draws.z)), effective(draws.log_weight)

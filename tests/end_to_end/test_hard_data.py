@@ -17,8 +17,10 @@ from pyro_nflows import VI, AutoFlow, flows
 from pyro_nflows.diagnostics.verdict import Outcome
 from pyro_nflows.engine import Engine
 from pyro_nflows.engine.density_gradient import DensityGradient
-from pyro_nflows.inference.blame import on_the_edge, out_of_scale, runs_away
+from pyro_nflows.inference.blame import not_finite_at, on_the_edge, out_of_scale, runs_away
+from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.feasible import named_plates
+from pyro_nflows.model.log_joint import LogJoint
 from pyro_nflows.modes.gaussians import Gaussian
 from pyro_nflows.modes.pathfinder import best_start
 from pyro_nflows.objectives.draws import Draws
@@ -241,6 +243,19 @@ def test_a_latent_near_an_edge_that_data_keep_it_from_is_right() -> None:
 def test_ordinary_draws_are_on_no_edge(name: str) -> None:
     guide = made(lambda: pyro.sample("z", PROPER[name]))
     assert on_the_edge(guide, torch.randn(500, guide.latent_dim)) is None
+
+
+def test_a_density_that_is_infinite_at_the_edge_is_not_the_fault_of_its_parameters() -> None:
+    def model() -> None:
+        with pyro.plate("intervals", 2):
+            hazard = pyro.sample("hazard", dist.Gamma(0.01, 0.01))
+            pyro.factor("cliff", torch.where(hazard > 1e300, math.nan, 0.0))
+
+    guide = made(model)
+    joint = LogJoint(BoundModel(model), guide.latents)
+    underflown = torch.tensor([[0.0, -1.0], [-800.0, 1.0], [-2.0, -900.0], [3.0, -100.0]])
+    assert not_finite_at(joint, guide, underflown) == (None, ("hazard", 0.25))
+    assert not_finite_at(joint, guide, torch.tensor([[695.0, 0.0]])) == ("cliff", None)
 
 
 # ---- few rows, or none --------------------------------------------------------------------------------------
