@@ -36,8 +36,8 @@ def averaged_path(
     widths: Tensor,
     num_iterations: int = 200,
     until: float = math.inf,
-) -> list[Tensor]:
-    """Means on the way to the best Gaussian with independent coordinates, the start first.
+) -> tuple[list[Tensor], Tensor]:
+    """Means on the way to the best Gaussian with independent coordinates, the start first, and its widths at the end.
 
     :param start: its mean at first, ``(D,)``.
     :param widths: its standard deviations at first, ``(D,)``.
@@ -46,8 +46,9 @@ def averaged_path(
     Example::
 
         >>> density = DensityGradient(lambda z: -0.5 * ((z - 2.0) / 0.5).square().sum(-1))
-        >>> averaged_path(density, torch.zeros(3), torch.ones(3))[-1]
-        tensor([2.0000, 2.0000, 2.0000])
+        >>> path, widths = averaged_path(density, torch.zeros(3), torch.ones(3))
+        >>> bool((path[-1] - 2).abs().max() < 1e-2), bool((widths - 0.5).abs().max() < 0.1)
+        (True, True)
     """
     dim = len(start)
     with forked(seed=0):
@@ -66,4 +67,5 @@ def averaged_path(
 
     first = torch.cat([start, widths.log()]).double().cpu().numpy()
     points = climbed(loss, first, num_iterations, until)
-    return [start, *(torch.as_tensor(point[:dim]).to(start) for point in points)]
+    widths = torch.as_tensor(points[-1][dim:]).exp().to(start) if points else widths
+    return [start, *(torch.as_tensor(point[:dim]).to(start) for point in points)], widths

@@ -151,6 +151,16 @@ def gaussian_at(layer: Whitened, loc: Tensor, width: float) -> Frame:
 
 
 @torch.no_grad()
+def independent(frame: Frame, loc: Tensor, widths: Tensor) -> Frame:
+    """One of independent coordinates, in the same form."""
+    if isinstance(frame, Gaussian):
+        return Gaussian(loc, widths.diag())
+    new = frame.around(loc, 1.0)
+    new.end.log_scale.copy_(widths.log())
+    return new
+
+
+@torch.no_grad()
 def gaussian_through(layer: Whitened, z: Tensor) -> Frame:
     """One of the moments of draws ``(N, D)``, in the form that a guide's affine end has."""
     frame = gaussian_of(layer)

@@ -3,7 +3,9 @@ r"""Where to start: the best Gaussian along an optimisation path (Pathfinder's i
 A mode is a trap (centered hierarchies have none); the best *Gaussian* near the way to it is not. L-BFGS climbs the
 log joint from the guide's own start, the curvature at points of its path gives one Gaussian each, and the one with
 the highest ELBO wins, the guide's own start included. Where even that is far from the density, as where this has no
-bound, the ELBO itself is climbed (:mod:`~pyro_nflows.modes.averaged`), and points of that path are candidates too.
+bound, the ELBO itself is climbed (:mod:`~pyro_nflows.modes.averaged`), from the best Gaussian so far and from the
+guide's own start, and points of these paths are candidates too: the first may begin next to where the density has no
+bound, the second may leap to where a hierarchy's scale is next to none and no slope leads back.
 
 **References**
 
@@ -22,13 +24,15 @@ from ..engine.density_gradient import DensityGradient
 from ..objectives.draws import LogDensity
 from ..system.randomness import forked
 from .averaged import averaged_path
-from .gaussians import Frame, odd_widths
+from .gaussians import Frame, independent, odd_widths
 from .lbfgs import FAR, climbed
 
-#: Nats from a mode that are as good as none.
+#: Nats from a mode, or by which an ELBO would rise, that are as good as none.
 NEAR = 1.0
 #: Nats, and as many for each latent, by which a Gaussian's ELBO may be below what it would be if the density were one.
 SHORT, SHORT_EACH = 5.0, 0.5
+#: Draws by which that is seen, each with its mirror image.
+NUM_PAIRS = 32
 
 
 def best_start(
@@ -42,8 +46,13 @@ def best_start(
     best, path = best_on_way(density, init, num_iterations, num_candidates, until)
     if time.perf_counter() > until or not _is_far_off(density, best, path[-1]):
         return best
-    path = averaged_path(density, init.loc, init.widths, until=until)
-    return best_of(density, path, best, num_candidates, until)
+    found = best
+    for first in (best, init):
+        if time.perf_counter() < until:
+            path, widths = averaged_path(density, first.loc, first.widths, until=until)
+            last = independent(init, path[-1], widths)
+            found = best_of(density, path, found, num_candidates, until, others=[last])
+    return found
 
 
 def best_on_way(
@@ -59,11 +68,20 @@ def best_on_way(
 
 
 def best_of(
-    density: DensityGradient, path: Sequence[Tensor], init: Frame, num_candidates: int, until: float = math.inf
+    density: DensityGradient,
+    path: Sequence[Tensor],
+    init: Frame,
+    num_candidates: int,
+    until: float = math.inf,
+    others: Sequence[Frame] = (),
 ) -> Frame:
-    """The best Gaussian of the curvature at some points of a path, or ``init``; see :func:`best_start`."""
+    """The best Gaussian of the curvature at some points of a path, or ``init``; see :func:`best_start`.
+
+    :param others: are compared too.
+    """
     noise = torch.randn(64, len(init.loc), dtype=init.loc.dtype, device=init.loc.device)
-    best, best_elbo = init, _elbo(density, init, noise)
+    best = max((init, *others), key=lambda each: float(_elbo(density, each, noise)))
+    best_elbo = _elbo(density, best, noise)
     points = _spread(path, num_candidates)
     for number, point in enumerate(points if until == math.inf else points[::-1]):
         if number and time.perf_counter() > until:
@@ -80,13 +98,20 @@ def best_of(
 
 @torch.no_grad()
 def _is_far_off(density: DensityGradient, gaussian: Frame, mode: Tensor) -> bool:
-    """Whether the best Gaussian is not the mode's, or the density at its draws is nothing like that at its mean."""
+    """Whether the best Gaussian is not the mode's, or the density at its draws is nothing like that at its mean.
+
+    Or whether the ELBO would rise if its mean moved: by half the square of the mean gradient in its own units, where
+    the curvature is what it should be.
+    """
     dim = len(gaussian.loc)
     with forked(seed=0):
-        noise = torch.randn(64, dim, dtype=gaussian.loc.dtype, device=gaussian.loc.device)
+        noise = torch.randn(NUM_PAIRS, dim, dtype=gaussian.loc.dtype, device=gaussian.loc.device)
     at_mean, at_mode = density(torch.stack([gaussian.loc, mode]))
-    expected = at_mean + gaussian.log_det - dim / 2
-    return not bool(at_mode - at_mean < NEAR and _elbo(density, gaussian, noise) > expected - SHORT - SHORT_EACH * dim)
+    values, grads = density.values_and_grads(gaussian.points(torch.cat([noise, -noise])))
+    slope = gaussian.pulled(grads).reshape(2, NUM_PAIRS, dim).mean(0)
+    rise = 0.5 * (slope.mean(0).square() - slope.var(0) / NUM_PAIRS).sum()
+    short = at_mean - dim / 2 - values.mean()
+    return not bool(at_mode - at_mean < NEAR and short < SHORT + SHORT_EACH * dim and rise < NEAR)
 
 
 def _elbo(log_joint: LogDensity, gaussian: Frame, noise: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from torch.distributions import Normal
 
@@ -57,11 +58,38 @@ def test_the_start_is_next_to_the_posterior_where_noise_of_unknown_scale_could_b
     assert log_evidence - 3 < elbo < log_evidence + 0.1
 
 
+@pytest.mark.parametrize("seed", [1, 4])
+def test_the_start_of_a_non_centered_hierarchy_is_next_to_the_posterior(seed):
+    """Rows ``z ~ N(0, 1)`` and ``y ~ N(mu + s z, e)``: at the mode, ``s`` is several times what the posterior has."""
+    num, e = 150, 0.24
+    y = 1 + 0.7 * torch.randn(num, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def prior(mu, log_s):
+        return Normal(0.0, 5.0).log_prob(mu) + Normal(0.0, 1.0).log_prob(log_s)
+
+    def log_joint(z):
+        mu, log_s, rows = z[..., :1], z[..., 1:2], z[..., 2:]
+        noise = Normal(mu + log_s.exp() * rows, e).log_prob(y) + Normal(0.0, 1.0).log_prob(rows)
+        return noise.sum(-1) + prior(mu, log_s)[..., 0]
+
+    points = torch.linspace(0.5, 1.5, 300, dtype=torch.float64), torch.linspace(-1.2, 0.5, 300, dtype=torch.float64)
+    mu, log_s = torch.meshgrid(*points, indexing="ij")
+    both = Normal(mu[..., None], ((2 * log_s).exp() + e**2).sqrt()[..., None]).log_prob(y).sum(-1) + prior(mu, log_s)
+    log_evidence = float(both.reshape(-1).logsumexp(0) + math.log(1.0 / 299 * 1.7 / 299))
+
+    torch.manual_seed(seed)
+    dim = 2 + num
+    start = best_start(log_joint, Gaussian(2 * (2 * torch.rand(dim) - 1), 0.1 * torch.eye(dim)))
+    elbo = float(start.elbo(log_joint, torch.randn(1000, dim))) + dim / 2 * math.log(2 * math.pi * math.e)
+    assert log_evidence - 3 < elbo < log_evidence + 0.1
+
+
 def test_the_averaged_climb_ends_at_the_best_gaussian_with_independent_coordinates():
     """Its means are a Gaussian posterior's own, whatever the correlations, since draws come in pairs."""
     density = DensityGradient(log_gaussian)
-    *_, last = averaged_path(density, torch.full((2,), -4.0), torch.full((2,), 0.1))
+    (*_, last), widths = averaged_path(density, torch.full((2,), -4.0), torch.full((2,), 0.1))
     assert torch.allclose(last, torch.ones(2), atol=1e-3)
+    assert (widths * PRECISION.diagonal().sqrt()).log().abs().max() < 5 * 2**-0.5 * 16**-0.5  # of 16 squares
 
 
 def test_the_averaged_climb_leaves_random_numbers_as_they_were():
