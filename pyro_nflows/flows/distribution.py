@@ -162,7 +162,10 @@ class FlowDistribution(TorchDistribution):
         return x, noise if self.layer.noise_dim else None
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        """Draw; the log density of this very tensor is remembered by this object."""
+        """Draw; the log density of this very tensor is remembered by this object.
+
+        :raises MemoryError: if there is not enough memory for so many.
+        """
         shape = as_shape("FlowDistribution.sample", sample_shape) + self.batch_shape
         with self._room("sample", "draws", shape):
             return self._rsample(shape)

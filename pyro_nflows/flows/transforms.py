@@ -1,6 +1,7 @@
 r"""To and from torch's ``Transform``: bring Pyro's, zuko's or your own; take ours elsewhere."""
 
 import copy
+import re
 from typing import TypeVar
 
 import torch
@@ -8,9 +9,12 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 from torch.distributions.transforms import ComposeTransform, IndependentTransform, _InverseTransform
 
+from ..checks import first_line
 from ..layers.base import Chain, Exactness, Inverse, Layer
 
 _T = TypeVar("_T", bound=Transform)
+#: What torch says where shapes do not go together.
+_SHAPES = re.compile("shape|size", re.IGNORECASE)
 
 
 class LayerTransform(Transform):
@@ -93,7 +97,15 @@ class TransformLayer(Layer):
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         transform = _private(self.transform)
-        y = transform(x)
+        try:
+            y = transform(x)
+        except RuntimeError as error:
+            if not _SHAPES.search(str(error)):
+                raise
+            raise ValueError(
+                f"TransformLayer: {type(transform).__name__} cannot take a point of {self.input_dim} dimensions "
+                f"({first_line(error)}); give as_layer the dimension that the transform was made with"
+            ) from error
         return y, _log_det(transform, x, y)
 
     def inverse(self, y: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -131,7 +143,7 @@ def _private(transform: _T) -> _T:
 def _log_det(transform: Transform, x: Tensor, y: Tensor) -> Tensor:
     log_det = transform.log_abs_det_jacobian(x, y)
     log_det = log_det.sum(-1) if transform.domain.event_dim == 0 else log_det
-    return log_det.expand(x.shape[:-1])
+    return log_det.expand(x.shape[:-1]) if log_det.dim() < x.dim() else log_det
 
 
 def as_layer(transform: Layer | Transform | nn.Module, input_dim: int) -> Layer:

@@ -198,8 +198,11 @@ def tables(layer: nn.Module, number: int) -> dict[str, torch.Size]:
 
 
 def _width(name: str, encoder: nn.Module, raw: Mapping[str, Tensor]) -> int:
-    with torch.no_grad():
-        features = encoder(raw if len(raw) > 1 else next(iter(raw.values())))
+    try:
+        with torch.no_grad():
+            features = encoder(raw if len(raw) > 1 else next(iter(raw.values())))
+    except Exception as error:
+        raise row_checks.encoder_fails(name, error, raw) from error
     num_rows = len(next(iter(raw.values())))
     if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != num_rows:
         got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__

@@ -122,7 +122,8 @@ def check_value(name: str, node: Any, values: Mapping[str, Tensor]) -> None:
         raise ValueError(f"{name}.log_prob: no value for site '{site}'; expected one for each latent site")
     got = numbers_in(f"{name}.log_prob", f"the value of site '{site}'", values[site]).shape
     if got[len(got) - len(shape) :] != shape:
-        raise ValueError(f"{name}.log_prob: expected site '{site}' of shape {('...', *shape)}, got {tuple(got)}")
+        expected = ", ".join(map(str, ("...", *shape)))
+        raise ValueError(f"{name}.log_prob: expected site '{site}' of shape ({expected}), got {tuple(got)}")
 
 
 def check_flat(name: str, latent: Any, dim: int) -> None:

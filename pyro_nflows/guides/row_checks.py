@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..checks import first_line
 from ..layers import PlateFlow
 
 
@@ -125,6 +126,17 @@ def several_encoders(name: str, num: int) -> ValueError:
 def encoded_rows(name: str, got: Any, num_rows: int) -> ValueError:
     """For features of another shape."""
     return ValueError(f"{name}: the encoder must give features of shape ({num_rows}, F) for {num_rows} rows, got {got}")
+
+
+def encoder_fails(name: str, error: Exception, raw: Mapping[str, Tensor]) -> ValueError:
+    """For an encoder that cannot be run on the data of rows as they are."""
+    each = {site: f"{tuple(rows.shape)} of {rows.dtype}" for site, rows in raw.items()}
+    ((site, first), *others) = each.items()
+    data = f"a dict by site, {each}" if others else f"those of site '{site}', a tensor {first}"
+    return ValueError(
+        f"{name}: the encoder in amortize= fails at the data of rows ({first_line(error)}). It is called with {data}: "
+        "rows come first, then what a row has; it must give features of shape (rows, F)"
+    )
 
 
 def need_rows(name: str, amortizer: nn.Module | None) -> None:

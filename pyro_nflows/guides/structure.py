@@ -6,6 +6,7 @@ that say how it depends on what it is within. Its time and memory grow linearly 
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Literal
 
@@ -183,6 +184,25 @@ def whitened(
 
 
 def _flow(latent_dim: int, name: str, build: flows.Build) -> Layer:
-    flow = as_layer(build(latent_dim), latent_dim)
+    _need_dim(name, build, latent_dim)
+    made = build(latent_dim)
+    try:
+        flow = as_layer(made, latent_dim)
+    except TypeError as error:
+        raise TypeError(f"{name}: build({latent_dim}): {error}") from None
     checks.check_build(name, flow, latent_dim)
     return flow
+
+
+def _need_dim(name: str, build: flows.Build, latent_dim: int) -> None:
+    """Refuse what cannot be called with the number of latents."""
+    try:
+        signature = inspect.signature(build)
+    except (TypeError, ValueError):  # it cannot be told
+        return
+    try:
+        signature.bind(latent_dim)
+    except TypeError:
+        raise TypeError(
+            f"{name}: build is called with the number of latents, build({latent_dim}), and takes {signature}"
+        ) from None

@@ -65,6 +65,7 @@ class Results:
             k-hat allows it. False gives the guide's own draws, wherever chains have moved them.
         :return: a dict from site to a tensor ``(num_samples, *site shape)``.
         :raises RuntimeError: before ``run``.
+        :raises MemoryError: if there is not enough memory for so many; those that there were are kept.
         """
         self._posterior = self.posterior.with_draws(num_samples)
         return self._posterior.get_samples(num_samples, resample=resample)
@@ -108,6 +109,7 @@ class Results:
             has no rows; or if it shows a random part of them (``subsample_size``), so that nobody knows whose data
             these are.
         :raises TypeError: if these are not the arguments that the model takes.
+        :raises MemoryError: if there is not enough memory for so many, which may be known after the first one.
 
         Example::
 

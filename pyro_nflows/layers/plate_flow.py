@@ -11,7 +11,7 @@ from ..nets.table import Table
 from ..nets.views import taken_rows
 from ..numerics import pullback
 from .base import Exactness, Layer, Scored
-from .shapes import need_hierarchy
+from .shapes import need_hierarchy, need_layers
 
 #: How far an optimiser's step moves a row's code, in units of other numbers of rows.
 CODE_STEP = 10.0
@@ -77,7 +77,7 @@ class PlateFlow(Layer):
         for number, block in enumerate(hierarchy.blocks):
             outer = self.features.output_dim + hierarchy.width_above(block) - self.sizes[0]
             self.codes[str(number)] = nn.Parameter(torch.randn(block.num_rows, code_dim))
-            self.flows[str(number)] = build(block.row_dim, code_dim + outer)
+            self.flows[str(number)] = _flow_of_a_row(build, block.row_dim, code_dim + outer)
         inner = [self.flow(number) for number in range(len(hierarchy.blocks))]
         self.exactness = min((flow.exactness for flow in inner), default=Exactness.EXACT)
         self.count_noise()
@@ -219,3 +219,19 @@ class PlateFlow(Layer):
 def _summed(value: Tensor | float) -> Tensor | float:
     """Over rows."""
     return value.sum(-1) if isinstance(value, Tensor) else value
+
+
+def _flow_of_a_row(build: Callable[[int, int], Layer], row_dim: int, context_dim: int) -> Layer:
+    """What ``build`` made, if that is a flow of a row.
+
+    :raises TypeError: if it is no layer.
+    :raises ValueError: if it is of other dimensions.
+    """
+    flow = build(row_dim, context_dim)
+    need_layers("PlateFlow", flow)
+    if (flow.input_dim, flow.output_dim) != (row_dim, row_dim):
+        raise ValueError(
+            f"PlateFlow: the flow of a row was built with {flow.input_dim} -> {flow.output_dim} dimensions, but a row "
+            f"has {row_dim}; use the dimension that rows= or build is called with"
+        )
+    return flow

@@ -103,7 +103,13 @@ class SequenceAutoregressive(Layer):
 
     def _move(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Positions in reading order to the same, with the logarithms of the slopes."""
-        y, log_slope = self.transformer.forward(x, self.net(x, self._context()))
+        params = self.net(x, self._context())
+        if params.shape != (*x.shape, self.transformer.num_params):
+            raise ValueError(
+                f"SequenceAutoregressive: expected net to give {self.transformer.num_params} numbers a coordinate, "
+                f"{(*x.shape, self.transformer.num_params)} of {tuple(x.shape)}, got {tuple(params.shape)}"
+            )
+        y, log_slope = self.transformer.forward(x, params)
         return self._counts(y, x), self._counts(log_slope, torch.zeros_like(log_slope))
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What layers are called with: shapes, checked, and points spread over the rows of a context."""
+"""What layers are called with and what they give: shapes, checked, and points spread over the rows of a context."""
 
 import functools
 from collections.abc import Callable
@@ -7,14 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import numbers_in
+from ..checks import check_sizes, numbers_in
+from ..model.data_checks import MIXED
 from ..model.elimination import Elimination
 from ..model.hierarchy import Hierarchy
 
 
+class MixedDtypes(TypeError, RuntimeError):
+    """A point, its noise or a context is of another precision than the layer's parameters, and torch refuses that."""
+
+
 def checked(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-    """A layer's ``forward`` or ``inverse`` with its arguments' shapes checked."""
-    point = "x" if name == "forward" else "y"
+    """A layer's ``forward`` or ``inverse``, with shapes checked of what it is given and of what it gives."""
+    point, result = ("x", "y") if name == "forward" else ("y", "x")
 
     @functools.wraps(method)
     def wrapped(self: Any, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -31,15 +36,80 @@ def checked(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
             x, noise = _spread(self, name, x, noise)
         if noise is None and noise_dim and name == "inverse":
             noise = torch.randn(*x.shape[:-1], noise_dim, dtype=x.dtype, device=x.device)
-        if noise_dim and (noise is None or noise.shape[-1] != noise_dim):
-            got = "None" if noise is None else tuple(noise.shape)
+        if noise_dim and not (isinstance(noise, Tensor) and noise.shape == (*x.shape[:-1], noise_dim)):
+            expected = ", ".join(map(str, (*x.shape[:-1], noise_dim)))
             raise ValueError(
-                f"{type(self).__name__}.{name}: expected noise of shape (..., {noise_dim}), got {got}; "
+                f"{type(self).__name__}.{name}: expected noise of shape ({expected}), got {_shape(noise)}; "
                 f"pass torch.randn(*{point}.shape[:-1], {noise_dim})"
             )
-        return method(self, x, noise) if noise_dim else method(self, x)
+        try:
+            found = method(self, x, noise) if noise_dim else method(self, x)
+        except RuntimeError as error:
+            reason = _mixed(self, f"{type(self).__name__}.{name}", {point: x, "noise": noise}, str(error))
+            if reason is None or isinstance(error, MixedDtypes):
+                raise
+            raise reason from error
+        if not _is_pair(found, x.shape[:-1], self.output_dim if name == "forward" else self.input_dim):
+            raise _other_result(self, name, result, x.shape[:-1], found)
+        return found
 
     return wrapped
+
+
+def _is_pair(found: Any, batch_shape: torch.Size, dim: int) -> bool:
+    if not isinstance(found, tuple) or len(found) != 2:
+        return False
+    point, log_weight = found
+    if not isinstance(point, Tensor) or not isinstance(log_weight, Tensor):
+        return False
+    return point.shape == (*batch_shape, dim) and log_weight.shape == batch_shape
+
+
+def _other_result(layer: Any, name: str, result: str, batch_shape: torch.Size, found: Any) -> Exception:
+    """What to say of a result that is no point with its log-weight.
+
+    A log-weight of another shape is broadcast, and every density after it is wrong.
+    """
+    dim = layer.output_dim if name == "forward" else layer.input_dim
+    who, weights = f"{type(layer).__name__}.{name}", tuple(batch_shape)
+    pair = f"({result}, log_weight), tensors of shapes {(*batch_shape, dim)} and {weights}"
+    if not isinstance(found, tuple) or len(found) != 2:
+        return TypeError(f"{who}: expected the pair {pair}, got {_shape(found)}; return both, as in layers.Layer")
+    remedy = "log_weight is one number a row: sum over the last dimension, or expand it to the batch"
+    if not isinstance(found[0], Tensor) or found[0].shape != (*batch_shape, dim):
+        remedy = (
+            f"{result} has a coordinate for each of the layer's {'output_dim' if name == 'forward' else 'input_dim'}"
+        )
+    return ValueError(f"{who}: expected the pair {pair}, got {_shape(found[0])} and {_shape(found[1])}; {remedy}")
+
+
+def _shape(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _mixed(layer: nn.Module, who: str, given: dict[str, Tensor | None], error: str) -> Exception | None:
+    """What to say where a layer is given tensors of another precision, or on another device, than its parameters.
+
+    :param error: what torch says, if that is what it says.
+    """
+    like = next((p for p in layer.parameters() if p.is_floating_point()), None)
+    if like is None or not (MIXED.search(error) or "device" in error):
+        return None
+    contexts = {f"a context of {type(p).__name__}": p._buffers.get("context") for p in layer.modules()}
+    for name, tensor in {**given, **contexts}.items():
+        if tensor is None:
+            continue
+        if tensor.device != like.device:
+            return ValueError(
+                f"{who}: expected {name} on the device of the layer's parameters, {like.device}, got {tensor.device}; "
+                f"move it there, .to({str(like.device)!r}), or the layer to it"
+            )
+        if tensor.dtype != like.dtype:
+            return MixedDtypes(
+                f"{who}: expected {name} of the same dtype as the layer's parameters, {like.dtype}, got "
+                f"{tensor.dtype}; give .to({like.dtype}), or move the layer, layer.to({tensor.dtype})"
+            )
+    return None
 
 
 def _spread(layer: Any, name: str, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -76,7 +146,10 @@ def need_layers(who: str, *parts: Any) -> None:
 
 
 def need_transformer(who: str, transformer: Any) -> None:
-    """Raise a TypeError unless this is an element-wise map, such as those of :mod:`pyro_nflows.transformers`.
+    """Raise an error unless this is an element-wise map, such as those of :mod:`pyro_nflows.transformers`.
+
+    :raises TypeError: if it is none, or does not give a pair of tensors.
+    :raises ValueError: if these are of other shapes.
 
     Example::
 
@@ -88,6 +161,26 @@ def need_transformer(who: str, transformer: Any) -> None:
         raise TypeError(
             f"{who}: expected transformer to be an object such as Affine() or RationalQuadratic(), got {transformer!r}"
         )
+    check_sizes(f"{who}: transformer", num_params=transformer.num_params)
+    if not type(transformer).__module__.startswith(__name__.split(".")[0]):
+        _try_transformer(who, transformer)
+
+
+def _try_transformer(who: str, transformer: Any) -> None:
+    """What a user's own map gives for two elements whose parameters are zero."""
+    x, params = torch.zeros(2), torch.zeros(2, transformer.num_params)
+    for method in ("forward", "inverse"):
+        try:
+            found = getattr(transformer, method)(x, params)
+        except Exception:  # it may need what is not here, such as another device; layers say what they are given
+            return
+        if not (isinstance(found, tuple) and len(found) == 2 and all(getattr(f, "shape", ()) == (2,) for f in found)):
+            got = ", ".join(str(_shape(part)) for part in found) if isinstance(found, tuple) else _shape(found)
+            kind = ValueError if isinstance(found, tuple) and len(found) == 2 else TypeError
+            raise kind(
+                f"{who}: expected {type(transformer).__name__}.{method}(x, params) to give a pair, the elements and "
+                f"their log-slopes, both in the shape of x, (2,) where params is {tuple(params.shape)}; got {got}"
+            )
 
 
 def need_hierarchy(who: str, hierarchy: Any) -> Hierarchy:

@@ -53,7 +53,9 @@ def join_context(module: nn.Module, x: Tensor) -> Tensor:
 def bind(module: _M, context: Tensor) -> _M:
     """A view of a module, of the same parameters, in which every part that takes a context has this one.
 
-    :param context: ``(..., context_dim)``; its leading dimensions become the view's ``batch_shape``.
+    :param context: ``(..., context_dim)``; its leading dimensions become the view's ``batch_shape``. Integers, such
+        as labels, become the parameters' dtype.
+    :raises TypeError: if it is no tensor.
     :raises ValueError: if no part takes a context, or one takes a context of another size.
 
     Example::
@@ -63,6 +65,7 @@ def bind(module: _M, context: Tensor) -> _M:
         >>> bind(net, torch.randn(5, 4))(torch.randn(5, 2)).shape
         torch.Size([5, 3])
     """
+    context = _as_numbers(module, context)
     check = functools.partial(_check, context=context)
     view = told(module, "context", context, lambda _: context.shape[:-1], check)
     if view is module:
@@ -71,6 +74,15 @@ def bind(module: _M, context: Tensor) -> _M:
             f"Conditional({type(module).__name__}(...), context_dim)"
         )
     return view
+
+
+def _as_numbers(module: nn.Module, context: Any) -> Tensor:
+    if not isinstance(context, Tensor):
+        name, kind = type(module).__name__, type(context).__name__
+        raise TypeError(f"{name}: expected a context that is a tensor, got {kind}; torch.as_tensor(it)")
+    like = next(module.parameters(), None)
+    is_whole = not (context.is_floating_point() or context.is_complex())
+    return context.to(like.dtype) if is_whole and like is not None else context
 
 
 def _check(module: nn.Module, context: Tensor) -> None:

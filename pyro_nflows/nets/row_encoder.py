@@ -102,7 +102,19 @@ class RowNumbers(nn.Module):
                 / self.get_buffer(f"scale_{i}")
                 for i, part in enumerate(self.inputs)
             }
-        return cast(Tensor, self.encoder(given))
+        features = self.encoder(given)
+        return features if self.is_default else self._features_of_rows(features, len(next(iter(raw.values()))))
+
+    def _features_of_rows(self, features: Any, num_rows: int) -> Tensor:
+        """What a user's encoder gave, if that is in the shape in which it gave it first."""
+        expected = num_rows, self.head.in_features
+        if not isinstance(features, Tensor) or features.shape != expected:
+            got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise ValueError(
+                f"amortize: the encoder must give features of shape {expected} for {num_rows} rows, as many for each "
+                f"row as at first, got {got}"
+            )
+        return features.to(self.head.weight.dtype)
 
     @torch.no_grad()
     def put(self, weight: Tensor, bias: Tensor) -> None:

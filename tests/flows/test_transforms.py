@@ -230,6 +230,23 @@ def test_what_is_no_bijection_is_refused(transform, error, message):
         as_layer(transform, 2)
 
 
+class Unsummed(torch_transforms.ExpTransform):
+    """A user's transform of vectors that forgets to sum over them."""
+
+    domain = codomain = torch.distributions.constraints.real_vector
+
+
+def test_a_transform_of_another_dimension_or_with_slopes_unsummed_is_told():
+    with pytest.raises(
+        ValueError, match=r"TransformLayer: Planar cannot take a point of 3 dimensions \(.*\); give as_l"
+    ):
+        as_layer(pyro_transforms.planar(2), 3)(torch.ones(5, 3))
+    with pytest.raises(
+        ValueError, match=r"TransformLayer.forward: expected .* got \(5, 3\) and \(5, 3\); log_weight is"
+    ):
+        as_layer(Unsummed(), 3)(torch.ones(5, 3))
+
+
 def test_a_composition_is_not_wrapped_whole():
     transform = torch_transforms.ComposeTransform([pyro_transforms.planar(2)])
     with pytest.raises(ValueError, match=r"made of other transforms.*use as_layer\(transform, 2\)"):

@@ -212,6 +212,10 @@ def test_what_cannot_be_is_told():
         AutoFlow(poutine.block(poutine.uncondition(prior), hide=["y"]), amortize=True)(y)
     with pytest.raises(ValueError, match=r"the encoder must give features of shape \(10, F\) for 10 rows"):
         AutoFlow(groups, amortize=nn.Flatten(0))(y)
+    with pytest.raises(
+        ValueError, match=r"fails at the data of rows \(mat1.*of site 'y', a tensor \(10, 3\) of torch.fl"
+    ):
+        AutoFlow(groups, amortize=nn.Linear(EACH + 1, 2))(y)
     guide = AutoFlow(groups, amortize=True)
     guide(y)
     for ask in (guide.get_posterior, lambda: guide.median(y)):
@@ -219,6 +223,30 @@ def test_what_cannot_be_is_told():
             ask()
     with pytest.raises(ValueError, match="this model has none"):
         AutoFlow(lambda y: groups(y, NUM)).for_rows(y)
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda features: features[:, :1], r"\(10, 1\)"),
+        (lambda features: features[:3], r"\(3, 2\)"),
+        (lambda features: features.sum(-1), r"\(10,\)"),
+        (lambda features: (features,), "tuple"),
+    ],
+)
+def test_an_encoder_whose_features_change_is_told(change, got):
+    encoder, y = Mean(), data_of_training()
+    guide = AutoFlow(groups, amortize=encoder)
+    guide(y)
+    encoder.register_forward_hook(lambda module, given, features: change(features))
+    with pytest.raises(ValueError, match=rf"amortize: the encoder must give features of shape \(10, 2\).*got {got}"):
+        guide(y)
+
+
+def test_features_may_be_of_another_precision():
+    encoder = Mean()
+    encoder.register_forward_hook(lambda module, given, features: features.float())
+    AutoFlow(groups, amortize=encoder)(data_of_training())
 
 
 def test_an_encoder_of_ones_own_has_one_name():

@@ -209,6 +209,11 @@ def test_a_joint_guide_has_no_rows():
         AutoFlow(model, rows=IAF, structure="joint")
 
 
+def test_a_flow_of_rows_of_another_dimension_is_told():
+    with pytest.raises(ValueError, match=r"flow of a row was built with \d -> \d dimensions, but a row has \d"):
+        AutoFlow(model, rows=lambda dim: flows.realnvp(dim + 1))(data())
+
+
 def test_a_model_without_plates_has_no_rows():
     with pytest.raises(ValueError, match="plate"):
         AutoFlow(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), rows=IAF)()

@@ -6,6 +6,7 @@ import torch
 from pyro_nflows.layers import (
     Autoregressive,
     Coupling,
+    Elementwise,
     Indexed,
     LocScale,
     Permutation,
@@ -43,9 +44,12 @@ def test_a_dimension_is_a_positive_integer(make, size):
         (lambda: Planar(3)(torch.tensor(1.0)), r"expected x of shape \(..., 3\), got \(\)"),
         (
             lambda: indexed(2)(torch.ones(5, 2)),
-            r"Indexed.forward: expected noise of shape \(..., 1\), got None; pass torch.randn\(\*x.shape\[:-1\], 1\)",
+            r"Indexed.forward: expected noise of shape \(5, 1\), got NoneType; "
+            r"pass torch.randn\(\*x.shape\[:-1\], 1\)",
         ),
-        (lambda: indexed(2)(torch.ones(5, 2), torch.ones(5, 3)), r"expected noise of shape \(..., 1\), got \(5, 3\)"),
+        (lambda: indexed(2)(torch.ones(5, 2), torch.ones(5, 3)), r"expected noise of shape \(5, 1\), got \(5, 3\)"),
+        (lambda: indexed(2)(torch.ones(5, 2), torch.ones(4, 1)), r"expected noise of shape \(5, 1\), got \(4, 1\)"),
+        (lambda: indexed(2)(torch.ones(5, 2), [1.0]), r"expected noise of shape \(5, 1\), got list"),
         (lambda: Indexed(Planar(2), 0), "Indexed: index_dim must be a positive integer, got 0"),
         (lambda: LocScale(2, init_scale=0.0), "LocScale: init_scale must be a positive number, got 0.0"),
         (
@@ -61,6 +65,87 @@ def test_a_dimension_is_a_positive_integer(make, size):
 def test_a_mistake_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+class Own(Layer):
+    """A user's layer that gives whatever it is told to give."""
+
+    def __init__(self, gives):
+        super().__init__(3)
+        self.gives = gives
+
+    def forward(self, x, noise=None):
+        return self.gives(x)
+
+    def inverse(self, y, noise=None):
+        return self.gives(y)
+
+
+@pytest.mark.parametrize("run", [lambda layer, x: layer(x), lambda layer, x: layer.inverse(x)])
+@pytest.mark.parametrize(
+    ("gives", "error", "message"),
+    [
+        (lambda x: 2 * x, TypeError, r"tensors of shapes \(5, 3\) and \(5,\), got \(5, 3\); return both"),
+        (lambda x: None, TypeError, "got NoneType; return both"),
+        (lambda x: (x[:, :2], x.sum(-1)), ValueError, r"got \(5, 2\) and \(5,\); . has a coordinate for each of the"),
+        (lambda x: (x, x.sum(-1, keepdim=True)), ValueError, r"and \(5, 1\); log_weight is one number a row: sum"),
+        (lambda x: (x, 0 * x), ValueError, r"got \(5, 3\) and \(5, 3\); log_weight is one number a row"),
+        (lambda x: (x, torch.tensor(0.0)), ValueError, r"got \(5, 3\) and \(\); log_weight is one number a row"),
+        (lambda x: (x, 0.0), ValueError, r"got \(5, 3\) and float; log_weight is one number a row"),
+    ],
+)
+def test_what_a_layer_of_ones_own_gives_is_compared_with_the_contract(run, gives, error, message):
+    """A log-weight of shape (5, 1) was broadcast to 5 x 5 densities, silently."""
+    for layer in (Own(gives), Chain(Own(gives), Permutation([2, 0, 1]))):
+        with pytest.raises(error, match=rf"^Own\.(forward|inverse): expected the pair .*{message}"):
+            run(layer, torch.ones(5, 3))
+
+
+@pytest.mark.parametrize("make", [Autoregressive, Coupling, Planar, lambda dim: Chain(Coupling(dim), Planar(dim))])
+def test_another_precision_or_device_is_named(make):
+    layer = make(3)
+    message = r"\.forward: expected x of the same dtype as the layer's parameters, torch.float64, got torch.float32"
+    with pytest.raises(TypeError, match=message):
+        layer(torch.ones(5, 3, dtype=torch.float32))
+    with pytest.raises(ValueError, match=r"expected x on the device of the layer's parameters, cpu, got meta"):
+        layer(torch.ones(5, 3, device="meta"))
+
+
+def test_noise_of_another_precision_is_named():
+    """What torch promotes by itself is no mistake."""
+    noise = torch.ones(5, 1)
+    with pytest.raises(TypeError, match=r"expected noise of the same dtype .* torch.float32, got torch.float64"):
+        indexed(2).float()(torch.ones(5, 2, dtype=torch.float32), noise)
+    assert indexed(2)(torch.ones(5, 2), noise.float())[0].dtype is torch.float64
+
+
+class Squares:
+    """A user's element-wise map, with mistakes in it."""
+
+    num_params = 1
+
+    def __init__(self, gives):
+        self.gives = gives
+
+    def forward(self, x, params):
+        return self.gives(x, params)
+
+    def inverse(self, y, params):
+        return y, 0 * y
+
+
+@pytest.mark.parametrize("make", [Autoregressive, Coupling, Elementwise])
+@pytest.mark.parametrize(
+    ("gives", "error", "got"),
+    [
+        (lambda x, params: x, TypeError, r"\(2,\)"),
+        (lambda x, params: (x, params), ValueError, r"\(2,\), \(2, 1\)"),
+        (lambda x, params: (x, params.sum()), ValueError, r"\(2,\), \(\)"),
+    ],
+)
+def test_a_transformer_of_ones_own_is_tried_when_it_is_given(make, gives, error, got):
+    with pytest.raises(error, match=rf"expected Squares.forward\(x, params\) to give a pair.*; got {got}$"):
+        make(3, Squares(gives))
 
 
 def test_a_missing_inverse_names_the_alternative():

@@ -181,6 +181,17 @@ def test_a_mistake_is_named(call, message):
         call()
 
 
+@pytest.mark.parametrize("make", [lambda: Coupling(3, context_dim=2), lambda: Conditional(Planar(3), 2)])
+def test_a_context_is_a_tensor_of_the_layers_precision_or_whole_numbers(make):
+    layer, x = make(), torch.randn(5, 3)
+    with pytest.raises(TypeError, match=r"expected a context that is a tensor, got list; torch.as_tensor"):
+        layer.at([1.0, 2.0])
+    with pytest.raises(TypeError, match=r"expected a context of \w+ of the same dtype .*float32, got torch.float64"):
+        make().float().at(torch.ones(5, 2))(x.float())
+    labels = torch.tensor([[0, 1]]).expand(5, 2)
+    assert torch.equal(layer.at(labels)(x)[0], layer.at(labels.double())(x)[0])
+
+
 def test_a_distribution_has_a_row_for_each_of_the_context():
     layer = perturbed(MAKERS["Chain"])
     contexts = torch.randn(5, 2)

@@ -116,6 +116,10 @@ def test_patches_of_an_image_are_read_one_after_the_other():
         (lambda: SequenceAutoregressive((0, 2)), "num_positions must be a positive integer, got 0"),
         (lambda: CausalTransformer((3, 1), 2, width=6, num_heads=2), "multiple of 2 \\* num_heads = 4, got 6"),
         (lambda: CausalConvNet((3, 1), 2, dilations=(0,)), "sequence of positive integers"),
+        (
+            lambda: SequenceAutoregressive((3, 1), net=lambda *_, **__: lambda x, context: x)(torch.ones(5, 3)),
+            r"expected net to give 2 numbers a coordinate, \(5, 3, 1, 2\) of \(5, 3, 1\), got \(5, 3, 1\)",
+        ),
         (lambda: flows.wavenet((3, 2, 1)), "expected a number of positions, or positions and coordinates"),
         (lambda: flows.tarflow((1, 4, 3), patch=2), "4 x 3 is no whole number of patches of 2 x 2"),
         (lambda: flows.tarflow((5, 1), patch=2), "divides the 5 positions, got 2"),

@@ -414,8 +414,9 @@ def test_every_law_can_fail():
 
 
 def test_an_error_says_what_came_and_what_was_expected():
-    message = "WrongShape breaks check_shapes: the log-weight of a batch of shape (6,): got shape (6, 1), expected (6,)"
-    with pytest.raises(LawError, match=f"^{re.escape(message)}$"):
+    message = "WrongShape breaks check_shapes: ValueError: WrongShape.forward: expected the pair (y, log_weight), "
+    message += "tensors of shapes (6, 2) and (6,), got (6, 2) and (6, 1); log_weight is one number a row"
+    with pytest.raises(LawError, match=f"^{re.escape(message)}"):
         check_layer(lambda: WrongShape(2))
     message = "WrongLogDet breaks check_log_weight_is_slogdet: log-weight, against log |det J|: got "
     with pytest.raises(LawError, match=f"^{re.escape(message)}[-.0-9]+, expected [-.0-9]+$"):
