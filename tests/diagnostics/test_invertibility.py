@@ -61,7 +61,7 @@ def test_what_cannot_come_back_is_refused() -> None:
 
     with pytest.raises(ValueError, match="OneWay has none"):
         round_trip_errors(OneWay(2), torch.zeros(1, 2))
-    with pytest.raises(ValueError, match=r"Indexed.forward: expected noise of shape \(..., 1\), got None"):
+    with pytest.raises(ValueError, match=r"Indexed.forward: expected noise of shape \(1, 1\), got NoneType"):
         round_trip_errors(Indexed(Planar(2)), torch.zeros(1, 2))
     roulette = Residual(2, log_det="roulette")
     with pytest.raises(ValueError, match="Residual has auxiliary variables that are not continuous indices"):
