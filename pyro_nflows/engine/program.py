@@ -20,6 +20,9 @@ from ..objectives.draws import Draws, draw
 
 T = TypeVar("T")
 
+#: A share of draws without a finite log-weight with which a step still goes by the others.
+FEW = 0.125
+
 
 class State(NamedTuple):
     """All that a step changes: parameters, Adam's moments, the step count and the steps skipped."""
@@ -67,8 +70,9 @@ class _Swap(TorchFunctionMode):
 class Program:
     r"""The step that trains a layer, and a model's own parameters, on an objective with Adam [1].
 
-    A step whose loss or gradient is not finite changes nothing and is counted. Gradients are clipped by norm. Weights
-    of many inputs take smaller steps (:mod:`~pyro_nflows.nets.steps`).
+    A draw without a finite log-weight, such as one of overflow far out, does not move the layer. A step of which more
+    than :data:`FEW` are such, or whose gradient is not finite, changes nothing and is counted. Gradients are clipped by
+    norm. Weights of many inputs take smaller steps (:mod:`~pyro_nflows.nets.steps`).
 
     :param log_joint: the model, ``(K, D) -> (K,)``.
     :param layer: the flow.
@@ -160,8 +164,7 @@ class Program:
             return inputs.power * self.log_joint(z)
 
         result = self._call(params, lambda layer: objective.draws(log_p, layer, inputs.noise, self.gradient))
-        value = objective.bound(result.log_weight.detach())
-        return -objective.surrogate(result, self.gradient), -value
+        return -objective.surrogate(result, self.gradient), -bound_of_most(objective, result.log_weight.detach())
 
     def draws(self, params: Tensor, noise: Tensor) -> Draws:
         """Draws with their weights, at given parameters."""
@@ -188,14 +191,13 @@ class Program:
         return torch.where(good, gradient, 0.0) * (self.max_norm / norm.clamp(min=self.max_norm)), loss, good
 
     def part_of_gradient(self, params: Tensor, inputs: Inputs, among: Among) -> Tensor:
-        """What some of the particles add to the gradient, before it is clipped, and to the loss; one vector.
-
-        The loss is that of an objective which is a mean over particles.
+        """What some of the particles add to the gradient, before it is clipped; the sum of finite log-weights, and how
+        many these are. One vector.
 
         :param inputs: with the noise of these particles only.
         :param among: the log-weights of all particles, and which of them these are.
         """
-        objective, num = self.objective.mixed(inputs.share), len(among[0])
+        objective = self.objective.mixed(inputs.share)
 
         def log_p(z: Tensor) -> Tensor:
             return inputs.power * self.log_joint(z)
@@ -205,7 +207,9 @@ class Program:
             draws = self._call(params, lambda layer: objective.draws(log_p, layer, inputs.noise, self.gradient))
             surrogate = -objective.surrogate(draws, self.gradient, among)
             (gradient,) = torch.autograd.grad(surrogate, params)
-        return torch.cat([gradient, -draws.log_weight.detach().sum()[None] / num])
+        log_weight = draws.log_weight.detach()
+        good = log_weight.isfinite()
+        return torch.cat([gradient, torch.stack([torch.where(good, log_weight, 0.0).sum(), good.sum().to(gradient)])])
 
     def log_weights(self, params: Tensor, inputs: Inputs) -> Tensor:
         """The log-weights of particles, as :meth:`loss` has them."""
@@ -227,3 +231,22 @@ class Program:
         moved = State(state.params - step_size * mean / (square.sqrt() + 1e-8), mean, square, steps, state.skipped)
         stayed = state._replace(skipped=state.skipped + 1)
         return State(*(torch.where(good, a, b) for a, b in zip(moved, stayed)))
+
+
+def bound_of_most(objective: Objective, log_weight: Tensor) -> Tensor:
+    """An objective's bound; where it is not finite on account of a few draws, that of the others.
+
+    :param log_weight: one a draw.
+
+    Example::
+
+        >>> bound_of_most(Objective(), torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 9.0, torch.nan]))
+        tensor(2.1429)
+        >>> bound_of_most(Objective(), torch.tensor([1.0, torch.nan]))
+        tensor(nan)
+    """
+    good = log_weight.isfinite()
+    others = torch.where(good, log_weight, 0.0).sum() / good.sum().clamp(min=1)
+    patched = objective.bound(torch.where(good, log_weight, others))
+    value, few = objective.bound(log_weight), good.sum() >= (1 - FEW) * len(log_weight)
+    return torch.where(few & ~value.isfinite(), patched, value)

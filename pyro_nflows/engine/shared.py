@@ -27,7 +27,7 @@ from ..system.randomness import forked
 from ..system.ranks import Ranks
 from ..system.signals import uninterrupted
 from .compiling import Code, Compiling, compile_seconds
-from .program import Inputs, Program, State
+from .program import FEW, Inputs, Program, State, bound_of_most
 from .runners import Engine, Runner
 from .tape import Tape
 
@@ -144,8 +144,12 @@ class PartOfSteps:
             if weighs:
                 everyone = self._everyone(state.params, given)
             vector = self.ranks.sum_(self._vector(state.params, given, everyone))
-            loss = -program.objective.mixed(given.share).bound(everyone) if weighs else vector[-1]
-            self._move(state, vector[:-1], loss, float(given.step_size))
+            *_, total, good = vector
+            if weighs:
+                loss = -bound_of_most(program.objective.mixed(given.share), everyone)
+            else:
+                loss = torch.where(good >= (1 - FEW) * program.num_particles, -total / good, torch.nan)
+            self._move(state, vector[:-2], loss, float(given.step_size))
             losses.append(loss)
         return state, torch.stack(losses)
 
@@ -177,7 +181,7 @@ class PartOfSteps:
     def _vector(self, params: Tensor, given: Inputs, everyone: Tensor) -> Tensor:
         """What this process's particles add to the gradient and the loss."""
         if not self.num:
-            return params.new_zeros(len(params) + 1)
+            return params.new_zeros(len(params) + 2)
         tensors = [params, given.noise, given.power, given.share, everyone]
         if self._memory is not None:
             _, (vector,) = self._memory.run(tensors[:1], [tensor[None] for tensor in tensors[1:]])

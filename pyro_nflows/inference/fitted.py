@@ -13,6 +13,9 @@ from ..diagnostics.worth import is_hopeless
 from ..flows.whitened import Whitened
 from ..objectives.draws import Draws
 
+#: A share of draws with NaN in place of a weight, such as those of overflow far out, that spoils nothing.
+RARE = 0.01
+
 
 class Bounds(TypedDict):
     """Bounds of the log evidence, each with its standard error."""
@@ -47,6 +50,12 @@ class Fit:
     def log_evidence(self) -> diagnostics.Estimate:
         """The importance estimate of the log evidence."""
         return bound_of(self.draws.log_weight, diagnostics.log_evidence)
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether more than a share :data:`RARE` of the draws has NaN in place of a weight; fewer count as of no
+        density, as a Markov chain would have it, and the verdict tells of them."""
+        return bool(self.undefined.double().mean() > RARE)
 
     @property
     def suspects(self) -> Tensor:

@@ -302,7 +302,7 @@ class Fitter:
         hopeless = is_hopeless(draws.log_weight)
         looked = not (history.interrupted or best.failed or hopeless)
         faults = Faults(round_trip=round_trip(best) if looked else 0.0, unobserved=not joint.has_data)
-        if best.failed or best.undefined.any() or hopeless:
+        if best.failed or best.has_gaps or hopeless:
             site, edge = not_finite_at(joint, guide, best.suspects)
             faults = replace(faults, not_finite=site, edge=edge)
         if history.interrupted or hopeless:

@@ -98,6 +98,39 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
     assert after.steps == 0
 
 
+@pytest.mark.parametrize("gradient", ["path", "total"])
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_a_step_goes_by_the_draws_that_are_finite_if_few_are_not(gradient, value):
+    def without(num):
+        def log_joint(z):
+            cut = z[:, 0].sort(descending=True)[0][num - 1]
+            return torch.where(z[:, 0] >= cut, value, log_gaussian(z)) if num else log_gaussian(z)
+
+        return Program(log_joint, Chain(LocScale(2)), ELBO(), Gradient(gradient), 16)
+
+    state, given = without(2).init(), rows(inputs(without(2)))[0]
+    found, loss, good = without(2).gradient_at(state.params, given)
+    others = given._replace(noise=given.noise[given.noise[:, 0].argsort()[:14]])
+    expected, expected_loss, _ = without(0).gradient_at(state.params, others)
+    assert good
+    assert torch.allclose(found, expected * 14 / 16)
+    assert torch.allclose(loss, expected_loss)
+    assert not without(3).gradient_at(state.params, given)[2]
+
+
+@needs_compiler
+def test_a_rare_overflow_skips_no_compiled_step():
+    trainer = Trainer(
+        lambda z: torch.where(z.sum(-1) > 3.0, torch.nan, -0.5 * (z * z).sum(-1)),
+        engine=Engine.COMPILED,
+        progress_bar=False,
+    )
+    layer = Chain(LocScale(1))
+    trainer.run(layer, ELBO(), Gradient.PATH, Round(200, 64, 1e-2), "")
+    assert trainer.history.skipped == 0
+    assert torch.isfinite(torch.cat(list(trainer.history.elbos))).all()
+
+
 def test_gradients_are_clipped_by_norm():
     program = Program(lambda z: 1e8 * z.sum(-1), Chain(LocScale(2)), ELBO(), Gradient.PATH, 4, max_norm=1.0)
     after, _ = program.step(program.init(), rows(inputs(program))[0])

@@ -398,6 +398,21 @@ def test_steps_that_are_not_finite_are_skipped_and_counted() -> None:
     assert all(param.isfinite().all() for param in vi.guide.parameters())
 
 
+@pytest.mark.parametrize(("edge", "outcome"), [(3.1, Outcome.OUTLIERS), (1.5, Outcome.NOT_FINITE)])
+def test_draws_that_overflow_count_for_nothing_if_they_are_rare(edge: float, outcome: Outcome) -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("overflow", torch.where(z > edge, math.nan, 0.0))
+
+    vi = quick(model).run()
+    assert vi.diagnostics()["outcome"] is outcome
+    z = vi.get_samples(1000)["z"]
+    assert z.max() <= edge
+    if outcome.is_trusted:
+        assert abs(z.mean()) < 0.1
+        assert abs(z.std() - 1) < 0.1
+
+
 def test_too_many_of_them_name_the_site() -> None:
     def model() -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
