@@ -228,35 +228,6 @@ def largest(values: Tensor, most: int) -> int:
         return most
 
 
-def scale_tril(log_scale: Tensor, lower: Tensor) -> Tensor:
-    r"""A lower-triangular matrix :math:`L = \mathrm{diag}(\sigma) (I + A)`: rows in the units of the diagonal.
-
-    :param log_scale: :math:`\log\sigma`, ``(..., D)``.
-    :param lower: :math:`A`, ``(..., D, D)``, of which the part below the diagonal counts.
-
-    Example::
-
-        >>> scale_tril(torch.tensor([0.0, 0.0]), torch.tensor([[9.0, 9.0], [3.0, 9.0]]))
-        tensor([[1., 0.],
-                [3., 1.]])
-    """
-    scale = log_scale.exp()
-    return scale[..., None] * lower.tril(-1) + torch.diag_embed(scale)
-
-
-def log_scale_and_lower(scale_tril: Tensor) -> tuple[Tensor, Tensor]:
-    """The arguments of :func:`scale_tril` that give a matrix ``(..., D, D)`` of positive diagonal.
-
-    Example::
-
-        >>> log_scale_and_lower(torch.tensor([[1.0, 0.0], [3.0, 1.0]]))[1]
-        tensor([[0., 0.],
-                [3., 0.]])
-    """
-    scale = scale_tril.diagonal(dim1=-2, dim2=-1)
-    return scale.log(), (scale_tril / scale[..., None]).tril(-1)
-
-
 def reflect(x: Tensor, vectors: Tensor) -> Tensor:
     r"""Rows times a product of Householder reflections: :math:`H_1 \cdots H_K x`.
 

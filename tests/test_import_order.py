@@ -34,6 +34,7 @@ ORDER = [
     "transformers",
     "model",
     "numerics",
+    "triangles",
     "checks",
     "system",
 ]

@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ..triangles import solve_triangular
 from .recorder import Call, Impure, Recorder, TraceError, Value, is_random, is_value, mapped, values_of
 
 __all__ = ["Tape", "TraceError"]
@@ -45,6 +46,8 @@ _SHORT: dict[Any, Callable[..., Any]] = {
     _aten.view.default: Tensor.view,
     _aten.expand.default: Tensor.expand,
 }
+#: Better than torch's own, whatever the arguments.
+_BETTER: dict[Any, Callable[..., Any]] = {_aten.linalg_solve_triangular.default: solve_triangular}
 
 
 class Tape:
@@ -99,7 +102,8 @@ class Tape:
         for i, call in enumerate(self.calls):
             args, kwargs = self._arguments(call, scope, names)
             target = f"f{next(names)}"
-            scope[target] = call.target if call.kwargs else _SHORT.get(call.target, call.target)
+            short = {} if call.kwargs else _SHORT
+            scope[target] = _BETTER.get(call.target) or short.get(call.target, call.target)
             results = "".join(f"v{n}, " for n in call.results) if call.is_list else f"v{call.results[0]}"
             dead = sorted({value.number for value in values_of(call) if last[value.number] == i} - keep)
             drop = "; del " + ", ".join(f"v{n}" for n in dead) if dead else ""

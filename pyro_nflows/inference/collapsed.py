@@ -37,7 +37,8 @@ from ..layers import PlateAffine, TriangularAffine
 from ..model.hierarchy import Hierarchy
 from ..model.row_terms import RowTerms
 from ..model.rows import Rows
-from ..numerics import log_scale_and_lower, quasi_normal
+from ..numerics import quasi_normal
+from ..triangles import log_scale_and_lower
 from .encoded import EncodedRows
 from .row_rules import RowRules
 

@@ -26,8 +26,8 @@ from ..diagnostics.worth import effective, is_hopeless
 from ..engine import Trainer
 from ..flows.whitened import Whitened
 from ..layers import LocScale, TriangularAffine
-from ..numerics import log_scale_and_lower
 from ..objectives.draws import Draws
+from ..triangles import log_scale_and_lower
 from .fitted import sound
 
 #: How often a fit is moved at most.

@@ -1,9 +1,8 @@
 import torch
 from torch import Tensor, nn
-from torch.linalg import solve_triangular
 
 from ..checks import check_positive, check_sizes
-from ..numerics import scale_tril
+from ..triangles import scale_tril, solve_triangular
 from .base import Layer
 from .shapes import expanded
 

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.linalg import solve_triangular
 
 from ..checks import check_sizes
-from ..numerics import pullback, scale_tril, standard_normal_log_prob
+from ..numerics import pullback, standard_normal_log_prob
+from ..triangles import scale_tril
 from .base import Exactness, Layer, Scored
 
 

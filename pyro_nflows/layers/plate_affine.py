@@ -2,14 +2,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.linalg import solve_triangular
 
 from ..checks import check_positive
 from ..model.hierarchy import Hierarchy
 from ..model.rows import Rows
 from ..nets.table import Table
 from ..nets.views import taken_rows
-from ..numerics import scale_tril
+from ..triangles import scale_tril, solve_triangular
 from .base import Layer
 from .shapes import expanded, need_hierarchy
 

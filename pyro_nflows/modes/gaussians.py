@@ -11,7 +11,8 @@ from ..engine.density_gradient import MAX_HESSIAN, DensityGradient
 from ..flows.whitened import Whitened
 from ..layers import LocScale, LowRankAffine, PlateAffine, SparseAffine, TriangularAffine
 from ..model.rows import Rows as ChosenRows
-from ..numerics import LogDensity, log_scale_and_lower
+from ..numerics import LogDensity
+from ..triangles import log_scale_and_lower
 from .layer_gaussian import DiagonalGaussian, LayerGaussian, elbo_of
 from .low_rank_gaussian import LowRankGaussian
 from .plate_curvature import Rows, factors, precision, probes

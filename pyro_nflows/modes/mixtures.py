@@ -14,7 +14,7 @@ from torch.linalg import solve_triangular
 
 from ..flows.whitened import Whitened
 from ..layers import Mixture
-from ..numerics import log_scale_and_lower
+from ..triangles import log_scale_and_lower
 from .gaussians import Gaussian
 from .mixture_em import Clusters, criterion, fit_clusters
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..engine.density_gradient import DensityGradient
 from ..layers import SparseAffine
-from ..numerics import log_scale_and_lower
+from ..triangles import log_scale_and_lower
 from .layer_gaussian import LayerGaussian
 from .sparse_curvature import Nodes, SparseCurvature, moments
 

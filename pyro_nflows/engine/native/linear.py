@@ -185,10 +185,13 @@ def _linalg_solve_triangular(
 ) -> Any:
     if not known(meta[1]):
         return None
-    if left and a.meta.dim() == 2 and b.meta.dim() == 3 and b.meta.shape[2] == 1:  # one triangle, many vectors
-        out = build.plan.solve(a, Ref(b.buffer, b.meta[..., 0].t()), upper, unitriangular)
-        return Ref(out.buffer, out.meta.t().unsqueeze(2))
     batch = torch.broadcast_shapes(a.meta.shape[:-2], b.meta.shape[:-2])
+    if left and a.meta.numel() == a.meta.shape[-1] ** 2 and b.meta.shape[-1] == 1 and batch.numel() > 1:
+        rows = _as_rows(b.meta[..., 0])
+        if rows is not None:  # one triangle, many vectors
+            one = Ref(a.buffer, a.meta[(0,) * (a.meta.dim() - 2)])
+            out = build.plan.solve(one, Ref(b.buffer, rows.t()), upper, unitriangular)
+            return Ref(out.buffer, out.meta.t().unflatten(0, batch).unsqueeze(-1))
     if len(batch) > 1 and a.meta.shape[:-2] != b.meta.shape[:-2]:
         return None
     a, b = (Ref(r.buffer, r.meta.expand(*batch, *r.meta.shape[-2:])) for r in (a, b))
@@ -197,6 +200,14 @@ def _linalg_solve_triangular(
     a, b = (Ref(r.buffer, r.meta.transpose(-1, -2)) for r in (a, b))
     out = build.plan.solve(a, b, not upper, unitriangular)
     return Ref(out.buffer, out.meta.transpose(-1, -2))
+
+
+def _as_rows(x: Tensor) -> Tensor | None:
+    """With one dimension in front of the last, where memory allows that without a copy."""
+    try:
+        return x.view(-1, x.shape[-1])
+    except RuntimeError:
+        return None
 
 
 @rule("cumsum")

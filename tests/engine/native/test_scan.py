@@ -160,6 +160,18 @@ SHAPED = {
         ],
         [LARGE_TRIANGLES],
     ),
+    "a triangle in common": (
+        lambda a: [
+            function(chosen, vectors, upper=upper)
+            for upper, chosen in ((False, a[0]), (True, a[:1].mT), (False, a[None, :1]))
+            for function, vectors in (
+                (torch.linalg.solve_triangular, a[:, 0, :, None]),
+                (torch.linalg.solve_triangular, (a @ a)[None, :, :, 3:4]),
+                (torch.linalg.solve_triangular, a[:, None, :, 5, None]),
+            )
+        ],
+        [LARGE_TRIANGLES],
+    ),
     "factors of large matrices": (
         lambda a: [
             torch.linalg.cholesky_ex(a @ a.mT)[0],
