@@ -71,7 +71,7 @@ class Program:
     r"""The step that trains a layer, and a model's own parameters, on an objective with Adam [1].
 
     A draw without a finite log-weight, such as one of overflow far out, does not move the layer. A step of which more
-    than :data:`FEW` are such, or whose gradient is not finite, changes nothing and is counted. Gradients are clipped by
+    than an eighth are such, or whose gradient is not finite, changes nothing and is counted. Gradients are clipped by
     norm. Weights of many inputs take smaller steps (:mod:`~pyro_nflows.nets.steps`).
 
     :param log_joint: the model, ``(K, D) -> (K,)``.
