@@ -54,7 +54,8 @@ def descended(trainer: Trainer, layer: Whitened, num_steps: int = NUM_STEPS) -> 
     :param trainer: has the model.
     :param layer: is moved.
     :param num_steps: at most.
-    :return: the way; None, and the layer as it was, where fresh draws do not have a higher bound.
+    :return: the way. Where fresh draws do not have a higher bound, the layer is as it was; then None, unless it was at
+        the end of the way already.
     """
     dim = layer.input_dim
     num_points = max(NUM_POINTS, POINTS_A_DIM * min(dim, FEW), POINTS_OF_MANY * dim)
@@ -70,7 +71,7 @@ def descended(trainer: Trainer, layer: Whitened, num_steps: int = NUM_STEPS) -> 
     place(layer, path.end)
     if not path.step_sizes or not _bound(trainer, layer, seed) > bound - LEVEL:
         layer.load_state_dict(before)
-        return None
+        return path if path.arrived and path.elbos[-1] < path.elbos[0] + LEVEL else None
     return path
 
 

@@ -111,6 +111,20 @@ def test_counts_on_a_field_of_many_cells_have_the_best_gaussian() -> None:
     assert float((off / found.diagonal().sqrt()).abs().max()) < 0.05
 
 
+def test_a_gaussian_that_is_the_best_already_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh draws may put the end of its way below it by their noise; it was then trained by Adam, for nothing."""
+    guide, plan = AutoFlow(skewed), Plan.asked("VI", engine="eager", seed=0, progress_bar=False)
+    with Fitter(guide).ready(plan, ((DATA,), {}), lambda _: None) as ready:
+        layer, bounds = guide.plain_layer(), iter([0.0, 1.0, 0.0, -1.0])
+        monkeypatch.setattr("pyro_nflows.inference.descended._bound", lambda *_: next(bounds))
+        assert descended(ready.trainer, layer) is not None
+        before = [parameter.detach().clone() for parameter in layer.parameters()]
+        again = descended(ready.trainer, layer)
+    assert again is not None
+    assert again.arrived
+    assert all(torch.equal(a, b) for a, b in zip(before, layer.parameters(), strict=True))
+
+
 def test_as_many_steps_are_taken_as_are_asked_for() -> None:
     vi = line(AutoWasserstein(skewed), num_steps=2).run(DATA)
     assert vi.history.num_steps == 2
