@@ -38,7 +38,8 @@ NUM_PAIRS = 32
 def best_start(
     log_joint: LogDensity, init: Frame, num_iterations: int = 150, num_candidates: int = 8, until: float = math.inf
 ) -> Frame:
-    """The best Gaussian along an L-BFGS path from ``init.loc``, or ``init`` itself.
+    """The best Gaussian along an L-BFGS path from ``init.loc`` or, where that is far off, along climbs of the ELBO; or
+    ``init`` itself.
 
     :param until: when to make do with what was found, by ``time.perf_counter``.
     """
@@ -47,7 +48,7 @@ def best_start(
     if time.perf_counter() > until or not _is_far_off(density, best, path[-1]):
         return best
     found = best
-    for first in (best, init):
+    for first in (best,) if best is init else (best, init):
         if time.perf_counter() < until:
             path, widths = averaged_path(density, first.loc, first.widths, until=until)
             last = independent(init, path[-1], widths)
@@ -80,8 +81,8 @@ def best_of(
     :param others: are compared too.
     """
     noise = torch.randn(64, len(init.loc), dtype=init.loc.dtype, device=init.loc.device)
-    best = max((init, *others), key=lambda each: float(_elbo(density, each, noise)))
-    best_elbo = _elbo(density, best, noise)
+    known = [(_elbo(density, each, noise), each) for each in (init, *others)]
+    best_elbo, best = max(known, key=lambda pair: float(pair[0]))
     points = _spread(path, num_candidates)
     for number, point in enumerate(points if until == math.inf else points[::-1]):
         if number and time.perf_counter() > until:
