@@ -7,7 +7,7 @@ from ..checks import check_flags
 from ..objectives.draws import Draws
 from . import weights as diagnostics
 from .outliers import outliers
-from .worth import FINE, effective, has_light_tail
+from .worth import FINE, effective, has_light_tail, tail_index
 
 
 def choose(draws: Draws, num_samples: int, resample: bool | None = None) -> Draws:
@@ -32,8 +32,9 @@ def chosen(log_weight: Tensor, num_samples: int, resample: bool | None = None) -
 def is_resampled(log_weight: Tensor) -> bool:
     """Whether draws are resampled by their weights unless something else is asked for.
 
-    They are where k-hat is below its threshold. Where it is not but the ESS is 90%, the draws as they come are the
-    better ones, unless some of them are outliers.
+    They are where k-hat is below its threshold; and where the ESS is 90% also up to a k-hat of 1, since the tail of a
+    latent that the guide has too thin is widened by that, and the others lose a tenth of their draws at most. Above it,
+    where weights have no mean, the draws as they come are the better ones, unless some of them are outliers.
 
     :param log_weight: of the draws, ``(num_samples,)``.
 
@@ -44,4 +45,4 @@ def is_resampled(log_weight: Tensor) -> bool:
     """
     if has_light_tail(log_weight):
         return True
-    return effective(log_weight) >= FINE and bool(outliers(log_weight).any())
+    return effective(log_weight) >= FINE and (tail_index(log_weight) < 1 or bool(outliers(log_weight).any()))

@@ -84,7 +84,9 @@ class Outcome(Sentences):
         "Do not trust these draws: moved by Hamiltonian Monte Carlo they do not stay where they are ({moves}), so the "
         "posterior is not what they and their weights show (ESS {ess:.0%}, k-hat {pareto_k}){remedy}"
     )
-    TOO_FEW = "Do not trust these draws: they are worth only {worth:.0f} independent ones (ESS {ess:.2%}){remedy}"
+    TOO_FEW = (
+        "Do not trust these draws: they are worth only {worth:.0f} independent ones{where} (ESS {ess:.2%}){remedy}"
+    )
     ROWS = "Do not trust the rows of the plate: the weights of their own draws are bad."
     SHARED = (
         "Trust predictions, but not rows by themselves: what {rows} share, such as a constant that may be in either of "
@@ -163,8 +165,8 @@ MISSED = 0.02
 UNSTABLE = 0.05
 #: An ESS at which a heavy tail says all there is to say.
 WORTHLESS = 0.1
-#: Independent draws that means and intervals need.
-ENOUGH = 400
+#: Independent draws that means and intervals need, and that the worst mean or standard deviation of a latent does.
+ENOUGH, WORST = 400, 150
 
 
 def judge(evidence: Evidence, training: Training = Training()) -> Verdict[Outcome]:
@@ -183,9 +185,11 @@ def judge(evidence: Evidence, training: Training = Training()) -> Verdict[Outcom
     pareto_k, threshold = tail_index(evidence.log_weight), k_limit(len(evidence.log_weight), ess)
     values = [float(e.value) for e in evidence.log_evidences] or [math.nan]
     outcome, words, shown = _decide(evidence, ess), evidence.faults.words(), apart(pareto_k, threshold)
+    few = evidence.faults.vague if ess * len(evidence.log_weight) >= ENOUGH else None
     sentence = outcome.value.format(
         ess=ess,
-        worth=ess * len(evidence.log_weight),
+        worth=ess * len(evidence.log_weight) if few is None else few[1],
+        where="" if few is None else f" at site '{few[0]}'",
         pareto_k=shown[0],
         threshold=shown[1],
         lowest=min(values),
@@ -251,7 +255,7 @@ def _decide(evidence: Evidence, ess: float) -> Outcome:
         return Outcome.MODE_MISSED
     if heavy:
         return Outcome.TAILS if ess >= FINE else Outcome.DISTRUST
-    if ess * len(evidence.log_weight) < ENOUGH:
+    if ess * len(evidence.log_weight) < ENOUGH or (faults.vague is not None and faults.vague[1] < WORST):
         return Outcome.TOO_FEW
     if ess < HALF:
         return Outcome.RESAMPLED if faults.drift is None else Outcome.DRIFTS

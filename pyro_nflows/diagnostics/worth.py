@@ -13,6 +13,8 @@ HALF = 0.5
 FINE = 0.9
 #: From this ESS on the weights are so nearly equal that the shape of their tail matters little.
 NEARLY_EQUAL = 0.95
+#: Latents whose moments are taken together, which bounds the memory.
+AT_ONCE = 256
 #: Where no weight exceeds their mean by more than this share, no probability is off by more, as far as was drawn.
 EVEN = 0.1
 
@@ -70,6 +72,41 @@ def is_hopeless(log_weight: Tensor) -> bool:
 def effective(log_weight: Tensor) -> float:
     """ESS as a fraction; 0 where no draw has any weight."""
     return 0.0 if is_hopeless(log_weight) else float(diagnostics.ess(log_weight))
+
+
+def least_worth(log_weight: Tensor, z: Tensor) -> tuple[int, float]:
+    r"""The latent of which weighted draws tell least, and how many independent draws they are worth for it.
+
+    The ESS counts draws by their weights alone. Where those that weigh most are also far out, the mean and the standard
+    deviation of a latent hang on a few of them: by the delta method, with normalised weights :math:`w_i`,
+    the squared standard error of its mean is :math:`\sum_i w_i^2 (z_i - \bar z)^2`, in place of the
+    :math:`\sigma^2 / n` of :math:`n` independent draws; and that of its variance likewise, of :math:`(z - \bar z)^2`
+    (Owen, *Monte Carlo theory, methods and examples*, section 9.2).
+
+    :param log_weight: of the draws, ``(S,)``.
+    :param z: the draws, ``(S, D)``.
+
+    Example::
+
+        >>> z = torch.linspace(-3, 3, 1000)[:, None]
+        >>> heavy = torch.where(z[:, 0].abs() > 2.9, 3.0, 0.0)
+        >>> column, worth = least_worth(heavy, z)
+        >>> round(effective(heavy) * 1000), round(worth)
+        (185, 117)
+    """
+    weight = log_weight.double().softmax(0)[:, None]
+    worths = torch.cat([_worth(weight, part.double()) for part in z.split(AT_ONCE, 1)])
+    column = int(worths.argmin())
+    return column, float(worths[column])
+
+
+def _worth(weight: Tensor, z: Tensor) -> Tensor:
+    """Independent draws that those of each latent are worth, ``(D,)``; infinite where a latent does not vary."""
+    centered = z - (weight * z).sum(0)
+    square = centered.square()
+    squares = square, (square - (weight * square).sum(0)).square()
+    worths = [(weight * part).sum(0) / (weight.square() * part).sum(0) for part in squares]
+    return torch.minimum(*worths).nan_to_num(math.inf)
 
 
 def tail_index(log_weight: Tensor) -> float:

@@ -14,6 +14,7 @@ from pyro.distributions import constraints as pyro_constraints
 from torch import Tensor
 from torch.distributions import constraints
 
+from ..diagnostics.worth import least_worth
 from ..guides import AutoFlow
 from ..model.feasible import first_bad_site
 from ..model.log_joint import LogJoint
@@ -149,6 +150,12 @@ def out_of_scale(hessian: Hessian, guide: AutoFlow, draws: Draws) -> tuple[str, 
         if bool(bad.any()):
             return name, float(widths[bad][0])
     return None
+
+
+def vaguest(guide: AutoFlow, draws: Draws) -> tuple[str, float]:
+    """The site of which weighted draws tell least, and how many independent draws they are worth for it."""
+    column, worth = least_worth(draws.log_weight, draws.z)
+    return next(name for name, at in columns(guide) if at.start <= column < at.stop), worth
 
 
 def columns(guide: AutoFlow) -> Iterator[tuple[str, slice]]:

@@ -31,7 +31,7 @@ from ..system.exclusive import seeded, validation
 from ..system.randomness import forked
 from ..system.signals import before_sigterm, imported
 from .all_rows import over_all_rows
-from .blame import not_finite_at, on_the_edge, out_of_scale, runs_away
+from .blame import not_finite_at, on_the_edge, out_of_scale, runs_away, vaguest
 from .centered import carry, measured_centering
 from .fit import fit_modes
 from .fitted import Fit
@@ -311,4 +311,5 @@ class Fitter:
         if ess >= FINE and not is_heavy(draws.log_weight, ess):
             return faults
         improper = runs_away(trainer.judged, trainer.density.hessian, guide, draws)
-        return replace(faults, improper=improper, scale=out_of_scale(trainer.density.hessian, guide, draws))
+        faults = replace(faults, improper=improper, scale=out_of_scale(trainer.density.hessian, guide, draws))
+        return replace(faults, vague=vaguest(guide, draws))

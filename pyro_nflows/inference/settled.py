@@ -22,8 +22,9 @@ NUM_KEPT, SPACING = 16, 2
 #: How far apart chains with steps of a size and of half of it may be: means, in standard deviations; these, as a ratio;
 #: and both in standard errors.
 APART, NOISE = (0.1, 1.1), 4.5
-#: How often chains that have not settled go on, each time twice as far.
-MAX_TRIES = 3
+#: How often chains that have not settled go on, each time twice as far; and how often more, where R-hat is at most so
+#: many times as far from 1 as that of chains that agree: each time about halves what is left.
+MAX_TRIES, MORE_TRIES, NEARLY = 3, 2, 4.0
 #: Coordinates whose R-hat is computed: those of the largest spread between chains.
 MOST_LATENTS = 100
 
@@ -95,25 +96,29 @@ class Kept(NamedTuple):
         return Draws(self.z.transpose(0, 1).flatten(0, 1), log_p, log_p)
 
 
-def settled(first: Kept, layer: Layer, until: float = math.inf) -> tuple[Draws, Settled] | None:
-    """Draws of chains that have settled; None if they have not.
+def settled(first: Kept, layer: Layer, until: float = math.inf) -> tuple[Kept, Settled | None]:
+    """What chains that go on have left in the end, and how they have settled; None if they have not.
 
     :param first: what the chains have left so far.
     :param layer: in whose coordinates they move.
     :param until: when they have to end, by ``time.process_time``.
-    :raises OutOfTime: if they have not ended by then.
     """
-    spacing, before = SPACING, Spread.of_chains(first.z)
-    chains = replace(first.chains, step_size=first.chains.step_size / 2)
-    for _ in range(MAX_TRIES):
-        kept = Kept.of(chains, layer, spacing, until=until)
-        now = Spread.of_chains(kept.z)
-        if furthest(before, now, *APART) is None:
-            found = Settled(len(kept.z), *_mixing(kept.z), spacing, chains.step_size, chains.widths)
-            if found.r_hat < most_r_hat(*kept.z.shape[:2]) and found.ess >= ENOUGH:
-                return kept.draws(), found
-        before, chains, spacing = now, kept.chains, 2 * spacing
-    return None
+    spacing, last, before = SPACING, first, Spread.of_chains(first.z)
+    chains, most = replace(first.chains, step_size=first.chains.step_size / 2), most_r_hat(*first.z.shape[:2])
+    for tries in range(1, MAX_TRIES + MORE_TRIES + 1):
+        began = time.process_time()
+        try:
+            last = Kept.of(chains, layer, spacing, until=until)
+        except OutOfTime:
+            break
+        now, (r_hat, ess) = Spread.of_chains(last.z), _mixing(last.z)
+        if furthest(before, now, *APART) is None and r_hat < most and ess >= ENOUGH:
+            return last, Settled(len(last.z), r_hat, ess, spacing, chains.step_size, chains.widths)
+        ended = time.process_time()
+        if ended + 2 * (ended - began) > until or (tries >= MAX_TRIES and r_hat - 1 > NEARLY * (most - 1)):
+            break
+        before, chains, spacing = now, last.chains, 2 * spacing
+    return last, None
 
 
 def most_r_hat(num_chains: int, num_samples: int) -> float:

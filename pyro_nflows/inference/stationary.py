@@ -6,8 +6,9 @@ those that begin elsewhere move there. So where a verdict hangs on the weights, 
 of the guide, side by side, and move in the coordinates of its flow, where the posterior is nearly a standard normal.
 
 1. *What drifts.* Where all hangs on the weights, each latent's mean and standard deviation are compared with what they
-   say. A part of the posterior in which the guide has next to no draws, such as the neck of a funnel, is in no weight,
-   and whether :math:`\hat k` shows it is a matter of luck where few weights count.
+   say, after a few moves and where the chains end. A part of the posterior in which the guide has next to no draws,
+   such as the neck of a funnel, is in no weight, and whether :math:`\hat k` shows it is a matter of luck where few
+   weights count.
 2. *What has settled.* The chains go on with half the step size. They have settled if each has forgotten where it began
    (the R-hat of several hundred chains is high where any two stay apart, as in two modes), if means and standard
    deviations are those of the longer step size, which could not follow a narrow part of the posterior, and if they are
@@ -73,19 +74,26 @@ def moves(trainer: Trainer, guide: AutoFlow, fit: Fit, regions: Sequence[Frame],
     :param fit: whose draws are moved.
     :param regions: Gaussians where the fit has too few draws, in which some of the chains begin too.
     :param brief: whether the fit was to be quick.
-    :param settles: whether to go on until the chains have settled.
+    :param settles: whether draws of chains that have settled are wanted.
     """
     layer, draws = coordinates(fit.layer), fit.draws
     until = time.process_time() + min(BRIEF if brief else SECONDS, trainer.budget.left)
     regions, drift = regions if settles else (), None
+
+    def drifted(kept: Kept) -> Drift | None:
+        if not has_light_tail(draws.log_weight):
+            return None
+        return _named(guide, furthest(Spread.of_draws(draws), Spread.of_chains(kept.z[_num_there(regions) :]), *FAR))
+
     try:
         with forked():
             chains = begun(trainer.judged, layer, draws, regions, until)
             first = Kept.of(chains, layer, SPACING, until=until)
-            if has_light_tail(draws.log_weight):
-                from_draws = Spread.of_chains(first.z[_num_there(regions) :])
-                drift = _named(guide, furthest(Spread.of_draws(draws), from_draws, *FAR))
-            return Moves(drift, settled(first, layer, until) if settles else None)
+            drift = drifted(first)
+            if drift is not None and not settles:
+                return Moves(drift)
+            last, how = settled(first, layer, until)
+            return Moves(drift or drifted(last), (last.draws(), how) if settles and how is not None else None)
     except (OutOfTime, ValueError, RuntimeError):  # the model may refuse points that a trajectory meets
         return Moves(drift)
 

@@ -48,6 +48,17 @@ def starts(gap: float = 0.0, shift: float = 0.0) -> dict[str, Any]:
             Outcome.NOT_FINITE,
             "(3 of 9 steps), first at site 'tau'",
         ),
+        (evidence(weights("wide"), faults=Faults(vague=("tau", 151.0))), Outcome.RESAMPLED, "importance-resampled"),
+        (
+            evidence(weights("wide"), faults=Faults(vague=("tau", 92.7))),
+            Outcome.TOO_FEW,
+            "they are worth only 93 independent ones at site 'tau' (ESS 4",
+        ),
+        (
+            evidence(weights("heavy")[:200] * 0.5, faults=Faults(vague=("tau", 20.0))),
+            Outcome.TOO_FEW,
+            "independent ones (ESS",
+        ),
     ],
 )
 def test_every_outcome(given: Evidence, outcome: Outcome, says: str) -> None:

@@ -15,7 +15,7 @@ from pyro_nflows import VI, AutoCIF, AutoFlow, AutoPlanar, compare
 from pyro_nflows.diagnostics.findings import Faults
 from pyro_nflows.diagnostics.moves import Drift
 from pyro_nflows.diagnostics.verdict import Evidence, Outcome, judge
-from pyro_nflows.inference import running
+from pyro_nflows.inference import running, stationary
 from pyro_nflows.inference import settled as settled_chains
 from pyro_nflows.inference.as_it_is import judged_as_it_is
 from pyro_nflows.inference.chains import OutOfTime
@@ -75,7 +75,8 @@ def test_chains_that_have_settled_have_the_posterior_though_the_guide_has_not():
     """Fifty latents, each twice as wide as in the guide and moved by one: no weight is left."""
     layer, draws = drawn(lambda z: normal(z / 2 - 0.5), 50, 1.0)
     kept = chains_of(lambda z: normal(z / 2 - 0.5), layer, draws)
-    found, how = settled(kept, layer)
+    last, how = settled(kept, layer)
+    found = last.draws()
     assert how.r_hat < most_r_hat(NUM_CHAINS, NUM_KEPT)
     assert 3000 < how.ess <= NUM_CHAINS * NUM_KEPT == len(found.z)
     assert torch.equal(found.log_weight, torch.zeros_like(found.log_weight))
@@ -96,7 +97,7 @@ def test_chains_that_stay_in_their_modes_have_not_settled(monkeypatch):
     monkeypatch.setattr(settled_chains, "MAX_TRIES", 1)
     layer, draws = drawn(two_modes, 2, 6.0)
     kept = chains_of(two_modes, layer, draws)
-    assert settled(kept, layer) is None
+    assert settled(kept, layer)[1] is None
 
 
 def funnel(z: Tensor) -> Tensor:
@@ -108,7 +109,34 @@ def test_chains_that_cannot_enter_a_neck_have_not_settled(monkeypatch):
     monkeypatch.setattr(settled_chains, "MAX_TRIES", 2)
     layer, draws = drawn(funnel, 10, 1.0)
     kept = chains_of(funnel, layer, draws)
-    assert settled(kept, layer) is None
+    assert settled(kept, layer)[1] is None
+
+
+def slow(z: Tensor) -> Tensor:
+    """A fortieth as wide in one direction as in the others: chains whose steps fit it take long to cross the others."""
+    return normal(z @ ROTATION * torch.tensor([80.0, 1.0, 1.0], dtype=z.dtype))
+
+
+#: Of coordinates, so that no width of one shows how narrow a direction is.
+ROTATION = torch.linalg.qr(torch.arange(9.0, dtype=torch.float64).reshape(3, 3).sin()).Q
+
+
+@pytest.mark.parametrize(("nearly", "settles"), [(0.0, False), (1e6, True)])
+def test_chains_that_nearly_agree_go_on(nearly, settles, monkeypatch):
+    for name, value in (("MAX_TRIES", 1), ("MORE_TRIES", 4), ("NEARLY", nearly)):
+        monkeypatch.setattr(settled_chains, name, value)
+    layer, draws = drawn(slow, 3, 1.0)
+    _, how = settled(chains_of(slow, layer, draws), layer)
+    assert (how is not None) == settles
+
+
+def test_where_chains_end_is_compared_with_the_weights_too(monkeypatch):
+    found = iter([None, (2, 0.1, 1.5)])
+    monkeypatch.setattr(stationary, "furthest", lambda *_: next(found))
+    monkeypatch.setattr(stationary, "settled", lambda first, *_: (first, None))
+    vi = judged(1.8)
+    assert vi.diagnostics()["outcome"] is Outcome.DRIFTS
+    assert vi.posterior.faults.drift == Drift("z", 0.1, 1.5)
 
 
 def test_draws_that_drift_are_not_trusted():
