@@ -90,6 +90,10 @@ class Kept(NamedTuple):
             log_p.append(chains.points.log_p - log_weight)
         return cls(chains, torch.stack(kept, 1), torch.stack(log_p, 1))
 
+    def all_moved(self) -> bool:
+        """Whether no chain has stayed at one point, as one does where its steps are too long; many others hide it."""
+        return bool((self.z != self.z[:, :1]).flatten(1).any(1).all())
+
     def draws(self) -> Draws:
         """All of them; those that the chains have left at the same time follow each other."""
         log_p = self.log_p.T.flatten().double()
@@ -112,7 +116,8 @@ def settled(first: Kept, layer: Layer, until: float = math.inf) -> tuple[Kept, S
         except OutOfTime:
             break
         now, (r_hat, ess) = Spread.of_chains(last.z), _mixing(last.z)
-        if furthest(before, now, *APART) is None and r_hat < most and ess >= ENOUGH:
+        agree = r_hat < most and furthest(before, now, *APART) is None and last.all_moved()
+        if agree and ess >= ENOUGH:
             return last, Settled(len(last.z), r_hat, ess, spacing, chains.step_size, chains.widths)
         ended = time.process_time()
         if ended + 2 * (ended - began) > until or (tries >= MAX_TRIES and r_hat - 1 > NEARLY * (most - 1)):

@@ -11,8 +11,9 @@ of the guide, side by side, and move in the coordinates of its flow, where the p
    weights count.
 2. *What has settled.* The chains go on with half the step size. They have settled if each has forgotten where it began
    (the R-hat of several hundred chains is high where any two stay apart, as in two modes), if means and standard
-   deviations are those of the longer step size, which could not follow a narrow part of the posterior, and if they are
-   worth enough draws. Their draws then stand for the posterior in the place of the guide's.
+   deviations are those of the longer step size, which could not follow a narrow part of the posterior, if none has
+   stayed at one point, and if they are worth enough draws. Their draws then stand for the posterior in the place of
+   the guide's.
 """
 
 import math

@@ -130,6 +130,17 @@ def test_chains_that_nearly_agree_go_on(nearly, settles, monkeypatch):
     assert (how is not None) == settles
 
 
+def test_a_chain_that_stays_at_a_point_keeps_the_others_from_having_settled():
+    """One of 256, five standard deviations away: R-hat does not show it."""
+    layer, draws = drawn(normal, 3, 1.2)
+    first = chains_of(normal, layer, draws)
+    z = torch.randn_like(first.z)
+    assert first._replace(z=z).all_moved()
+    z[7] = 5.0
+    assert not first._replace(z=z).all_moved()
+    assert settled_chains._mixing(z)[0] < most_r_hat(NUM_CHAINS, NUM_KEPT)
+
+
 def test_where_chains_end_is_compared_with_the_weights_too(monkeypatch):
     found = iter([None, (2, 0.1, 1.5)])
     monkeypatch.setattr(stationary, "furthest", lambda *_: next(found))
