@@ -74,8 +74,8 @@ def effective(log_weight: Tensor) -> float:
     return 0.0 if is_hopeless(log_weight) else float(diagnostics.ess(log_weight))
 
 
-def least_worth(log_weight: Tensor, z: Tensor) -> tuple[int, float]:
-    r"""The latent of which weighted draws tell least, and how many independent draws they are worth for it.
+def worth_of_each(log_weight: Tensor, z: Tensor) -> Tensor:
+    r"""How many independent draws weighted ones are worth for the mean or standard deviation of each latent, ``(D,)``.
 
     The ESS counts draws by their weights alone. Where those that weigh most are also far out, the mean and the standard
     deviation of a latent hang on a few of them: by the delta method, with normalised weights :math:`w_i`,
@@ -90,14 +90,11 @@ def least_worth(log_weight: Tensor, z: Tensor) -> tuple[int, float]:
 
         >>> z = torch.linspace(-3, 3, 1000)[:, None]
         >>> heavy = torch.where(z[:, 0].abs() > 2.9, 3.0, 0.0)
-        >>> column, worth = least_worth(heavy, z)
-        >>> round(effective(heavy) * 1000), round(worth)
-        (185, 117)
+        >>> round(effective(heavy) * 1000), worth_of_each(heavy, z).round()
+        (185, tensor([117.], dtype=torch.float64))
     """
     weight = log_weight.double().softmax(0)[:, None]
-    worths = torch.cat([_worth(weight, part.double()) for part in z.split(AT_ONCE, 1)])
-    column = int(worths.argmin())
-    return column, float(worths[column])
+    return torch.cat([_worth(weight, part.double()) for part in z.split(AT_ONCE, 1)])
 
 
 def _worth(weight: Tensor, z: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from pyro.distributions import constraints as pyro_constraints
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..diagnostics.worth import least_worth
+from ..diagnostics.worth import worth_of_each
 from ..guides import AutoFlow
 from ..model.feasible import first_bad_site
 from ..model.log_joint import LogJoint
@@ -53,6 +53,8 @@ BOUNDED = (
 MAX_WAYS = 2500
 #: Points at once.
 ROWS = 250
+#: A share of the entries of a site that may be little known.
+CHANCE = 0.05
 #: The matrix of second derivatives at a point.
 Hessian = Callable[[Tensor], Tensor]
 
@@ -153,9 +155,14 @@ def out_of_scale(hessian: Hessian, guide: AutoFlow, draws: Draws) -> tuple[str, 
 
 
 def vaguest(guide: AutoFlow, draws: Draws) -> tuple[str, float]:
-    """The site of which weighted draws tell least, and how many independent draws they are worth for it."""
-    column, worth = least_worth(draws.log_weight, draws.z)
-    return next(name for name, at in columns(guide) if at.start <= column < at.stop), worth
+    """The site of which weighted draws tell least, and how many independent draws they are worth for it.
+
+    Of a site of many entries that is what all but a twentieth of these have, some of which are little known by chance.
+    """
+    worths = worth_of_each(draws.log_weight, draws.z)
+    each = [(name, worths[at].sort().values) for name, at in columns(guide)]
+    found = [(name, float(values[int(CHANCE * len(values))])) for name, values in each]
+    return min(found, key=lambda pair: pair[1])
 
 
 def columns(guide: AutoFlow) -> Iterator[tuple[str, slice]]:

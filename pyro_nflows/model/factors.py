@@ -1,5 +1,7 @@
 r"""Matrices that cannot be factored for some draws: the density of these is unknown, and no other's.
 
+And triangles that all draws have in common, as of a prior's covariance matrix, with which is solved for all at once.
+
 A kernel matrix is positive definite on paper. In single precision it is not quite so for some length scales, and torch
 then raises an error for the whole batch of draws, of which one may be to blame.
 """
@@ -10,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from ..triangles import SharedSolve
 
 
 class FailingAlone(TorchFunctionMode):
@@ -58,6 +62,12 @@ def _solution(A: Tensor, B: Tensor, *, left: bool = True, **options: Any) -> Ten
     return _unless(failed, x, x.dim() - failed.dim())
 
 
+def _solve_triangular(A: Tensor, B: Tensor, *, upper: bool, unitriangular: bool = False, **options: Any) -> Tensor:
+    if options:  # from the right, or an `out`
+        return torch.linalg.solve_triangular(A, B, upper=upper, unitriangular=unitriangular, **options)
+    return SharedSolve.apply(A, B, upper, unitriangular)
+
+
 _ALONE: dict[Any, Callable[..., Any]] = {
     torch.linalg.cholesky: _cholesky,
     torch.cholesky: _cholesky,
@@ -66,4 +76,5 @@ _ALONE: dict[Any, Callable[..., Any]] = {
     torch.inverse: lambda input, **options: _inverse(input, **options),
     Tensor.inverse: _inverse,
     torch.linalg.solve: _solution,
+    torch.linalg.solve_triangular: _solve_triangular,
 }

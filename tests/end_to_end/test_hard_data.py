@@ -17,7 +17,7 @@ from pyro_nflows import VI, AutoFlow, flows
 from pyro_nflows.diagnostics.verdict import Outcome
 from pyro_nflows.engine import Engine
 from pyro_nflows.engine.density_gradient import DensityGradient
-from pyro_nflows.inference.blame import not_finite_at, on_the_edge, out_of_scale, runs_away
+from pyro_nflows.inference.blame import not_finite_at, on_the_edge, out_of_scale, runs_away, vaguest
 from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.feasible import named_plates
 from pyro_nflows.model.log_joint import LogJoint
@@ -365,3 +365,19 @@ def test_four_hundred_groups_are_compiled() -> None:
     assert set(vi.history.engines) == {Engine.COMPILED}
     assert vi.history.engine_notes == []
     assert vi.history.num_steps >= 60
+
+
+@pytest.mark.parametrize(("column", "found"), [(0, "tau"), (5, None)])
+def test_the_site_of_which_weights_tell_least_is_named_but_for_a_few_entries(column: int, found: str | None) -> None:
+    """One entry of forty may be little known by chance."""
+
+    def model() -> None:
+        pyro.sample("tau", dist.Normal(0.0, 1.0))
+        pyro.sample("z", dist.Normal(torch.zeros(40), 1.0).to_event(1))
+
+    guide = AutoFlow(model)
+    guide.set_up((), {})
+    z = torch.randn(20_000, 41, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    log_p = torch.where(z[:, column].abs() > 3, 4.0, 0.0)
+    name, worth = vaguest(guide, Draws(z, log_p, torch.zeros_like(log_p)))
+    assert (name, worth < 1000) == (found, True) if found else worth > 1500
