@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import AffineTransform, ComposeTransform, ExpTransform, SigmoidTransform, Transform
 
+from ..triangles import solve_triangular
 from . import supports
 from .noncentered import LOG_SCALE
 
@@ -193,7 +194,7 @@ class Centering(Transform):
         x = y - self.prior.loc
         if self.prior.is_matrix:
             matrix = self._matrix().expand(*x.shape[:-1], -1, -1)
-            x = torch.linalg.solve_triangular(matrix, x[..., None], upper=False)[..., 0]
+            x = solve_triangular(matrix, x[..., None], upper=False)[..., 0]
         else:
             x = x * (-self._log_factor()).exp()
         return (x + self.centering * self.prior.loc).to(y.dtype)

@@ -1,9 +1,9 @@
-r"""Matrices that cannot be factored for some draws: the density of these is unknown, and no other's.
-
-And triangles that all draws have in common, as of a prior's covariance matrix, with which is solved for all at once.
+r"""Linear algebra of a batch of draws: what one draw cannot have, others have; and what all share is done once.
 
 A kernel matrix is positive definite on paper. In single precision it is not quite so for some length scales, and torch
-then raises an error for the whole batch of draws, of which one may be to blame.
+then raises an error for the whole batch of draws, of which one may be to blame: the density of that one is unknown, and
+no other's. And torch copies a triangle that all draws have in common, such as the factor of a covariance matrix that
+does not depend on them, for each of them before it solves.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,8 @@ from ..triangles import SharedSolve
 
 class FailingAlone(TorchFunctionMode):
     """Within it, a matrix that cannot be factored, inverted or solved with gives NaN in place of an error for all.
+
+    A triangle that all have in common is solved with for all at once (:class:`~pyro_nflows.triangles.SharedSolve`).
 
     Example::
 
