@@ -2,7 +2,8 @@
 
 Each process has one thread, and a core of its own where there are so many. Steps of both ways are timed in turns, and
 the least of some repeats is taken: what other programs do on the machine makes steps longer, never shorter. What is
-timed is a round of training, handing out of state and noise included.
+timed is a round of training, handing out of state and noise included. ``--groups 20000`` fits as many groups by
+minibatches, from start to verdict, on one process and then on all.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from pyro_nflows import AutoFlow
+from pyro_nflows import VI, AutoFlow
 from pyro_nflows.engine import Engine, Trainer
 from pyro_nflows.engine.given import inputs_of, schedule_of
 from pyro_nflows.engine.program import Program
@@ -124,6 +125,33 @@ def measure(rank: int, size: int, port: int, name: str, engine: Engine, seconds:
     found.put((best, cpu))
 
 
+def groups(y: Tensor) -> None:
+    """Many groups with a mean of their own each, some of them at a time."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("groups", y.shape[1], subsample_size=500, dim=-1) as i:
+        z = pyro.sample("z", dist.Normal(mu, tau))
+        with pyro.plate("observations", len(y), dim=-2):
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y[:, i])
+
+
+def fit_groups(rank: int, size: int, port: int, num: int, found: Any) -> None:
+    """One process of a whole fit by minibatches."""
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size))
+    if size > 1:
+        torch.distributed.init_process_group("gloo")
+    generator = torch.Generator().manual_seed(0)
+    z = 1 + 0.7 * torch.randn(num, generator=generator)
+    y = z + torch.randn(10, num, generator=generator)
+    began = time.perf_counter()
+    vi = VI(AutoFlow(groups), seed=0, progress_bar=False).run(y)
+    if rank == 0:
+        top = vi.posterior.draws.z[:, :2]
+        moments = [*top.mean(0).tolist(), *top.std(0).tolist()]
+        found.put((time.perf_counter() - began, vi.verdict().outcome.name, moments))
+
+
 def _trainer(guide: AutoFlow, plan: Plan, call: Sequence[Tensor]) -> Trainer:
     return Fitter(guide).alone(plan, (tuple(call), {}), None)[1]
 
@@ -146,25 +174,38 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def row(name: str, engine: Engine, size: int, seconds: float) -> tuple[list[float], list[float]]:
-    """Seconds of a step, alone and together, by the clock and of this process."""
+def first_of(run: Callable[..., None], size: int, given: Sequence[Any]) -> Any:
+    """What the first of some processes finds.
+
+    :param run: what each of them does: given its rank, their number, a port, and what follows.
+    """
     context = multiprocessing.get_context("spawn")
     found, port = context.Queue(), free_port()
-    args = [(rank, size, port, name, engine, seconds, found) for rank in range(size)]
-    processes = [context.Process(target=measure, args=each) for each in args]
+    processes = [context.Process(target=run, args=(rank, size, port, *given, found)) for rank in range(size)]
     for process in processes:
         process.start()
     try:
         while True:
             try:
-                return found.get(timeout=1.0)  # type: ignore[no-any-return]
+                return found.get(timeout=1.0)
             except queue.Empty:
                 if any(process.exitcode for process in processes):
-                    raise RuntimeError(f"{name}: a process has ended") from None
+                    raise RuntimeError(f"{given[0]}: a process has ended") from None
     finally:
         for process in processes:
             process.join(10.0)
             process.kill()
+
+
+def compare_fits(num: int, size: int) -> None:
+    """Print the table of whole fits."""
+    print(f"| {num:,} groups, processes | seconds | verdict | means of mu and log tau | their sds |")
+    print("|---|---|---|---|---|")
+    for processes in (1, size):
+        seconds, verdict, moments = first_of(fit_groups, processes, (num,))
+        text = [f"{value:.4f}" for value in moments]
+        columns = f"{', '.join(text[:2])} | {', '.join(text[2:])}"
+        print(f"| {processes} | {seconds:.0f} | `{verdict}` | {columns} |", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -173,13 +214,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=10.0, help="of timing, for each row")
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--groups", type=int, help="to fit by minibatches, in the place of timing steps")
     options = parser.parse_args(argv)
     size = options.processes
+    if options.groups:
+        return compare_fits(options.groups, size)
     print(f"| model | engine | 1 process | {size} processes | ratio | processor time of rank 0, 1 to {size} |")
     print("|---|---|---|---|---|---|")
     for name in options.models:
         for engine in ENGINES:
-            (one, several), cpu = row(name, engine, size, options.seconds)
+            (one, several), cpu = first_of(measure, size, (name, engine, options.seconds))
             micro = f"{1e6 * one:,.0f} | {1e6 * several:,.0f} | {one / several:.2f}"
             print(f"| {name} | {engine.value} | {micro} | {cpu[0] / cpu[1]:.2f} |", flush=True)
 

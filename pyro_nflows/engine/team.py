@@ -14,9 +14,10 @@ from ..objectives.draws import Draws
 from ..system.ranks import Ranks
 from ..system.signals import uninterrupted
 from .backends import EngineWarning, prepare
+from .part_of_steps import PartOfSteps
 from .program import Inputs, Program
 from .runners import Engine, Runner
-from .shared import Form, PartOfSteps, Shared
+from .shared import Form, Shared
 
 #: Fewer draws than this are not worth telling others of.
 FEWEST = 400

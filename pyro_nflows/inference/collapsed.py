@@ -22,9 +22,9 @@ Sampling/Importance Resampling Alternative.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -38,9 +38,11 @@ from ..model.hierarchy import Hierarchy
 from ..model.row_terms import RowTerms
 from ..model.rows import Rows
 from ..numerics import quasi_normal
+from ..system.randomness import forked
 from ..triangles import log_scale_and_lower
 from .encoded import EncodedRows
 from .row_rules import RowRules
+from .row_team import RowTeam
 
 #: Rules for each row, at first and at most.
 NUM_RULES, MAX_RULES = 3, 24
@@ -75,12 +77,14 @@ class Collapser:
     :param terms: the model on chosen rows.
     :param rows: makes chosen rows of their numbers.
     :param engine: asked for, or None for the fastest.
+    :param team: who goes through the minibatches.
     """
 
     layer: Whitened | EncodedRows
     terms: RowTerms
     rows: Callable[[Tensor], Rows]
     engine: Engine | None = None
+    team: RowTeam = field(default_factory=RowTeam)
 
     @cached_property
     def ratios(self) -> RowRatios:
@@ -106,25 +110,45 @@ class Collapser:
             if not uneven > UNEVEN * max(1.0, float((total / num).std())) or num >= MAX_RULES:
                 return Outside(base, total / num, uneven)
 
+    @cached_property
+    def rules(self) -> RowRules:
+        """By which the rows of a minibatch are integrated out."""
+        return RowRules(self.terms.hierarchy, self.terms.plate)
+
+    def expect(self, num: int) -> None:
+        """Be ready for so many draws times rows, here and where others have a part in them."""
+        self.team.tell(self.layer, num)
+        self.ratios.expect(num)
+
     def _integrated(self, base: Tensor, num: int) -> tuple[Tensor, Tensor]:
         """Collapsed log-weights by each of so many rules for every row, ``(num, S)``, and by all of them."""
+        self.expect(len(base) * (1 + 2 * num * self.rules.num_directions) * self.terms.num_rows)
+        found = self.team.over("collapser", Collapser.integrals, self, self._seeded(base, num))
         single, mean = (torch.zeros(*shape, len(base), dtype=torch.float64) for shape in ((num,), ()))
-        terms = self.terms
-        rules = RowRules(terms.hierarchy, terms.plate)
-        num_points = 1 + 2 * num * rules.num_directions
-        self.ratios.expect(len(base) * num_points * terms.num_rows)
-        size = max(1, AT_ONCE // (num_points * terms.hierarchy.dim))
-        for numbers, counts in self.minibatches():
-            points, stretch = rules.draw(num)
-            for at in torch.arange(len(base)).split(size):
-                given = base[at].repeat(num_points, 1), points.to(base).repeat_interleave(len(at), 0)
-                found = self.ratios(numbers, *given)
-                alone, both = rules.integrals(found.rows.unflatten(0, (num_points, -1)), stretch)
-                single[:, at] += alone @ counts
-                mean[at] += both @ counts
-                if numbers[0] == 0:
-                    single[:, at] += found.outside[: len(at)]
-                    mean[at] += found.outside[: len(at)]
+        for part in found:
+            single, mean = single + part[0], mean + part[1]
+        return single, mean
+
+    @torch.no_grad()
+    def integrals(self, base: Tensor, num: int, numbers: Tensor, counts: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """What the rows of one minibatch add to both; the first one has what is outside of the plate, too.
+
+        :param numbers: of the rows.
+        :param counts: how often each is to be counted.
+        :param seed: of their rules.
+        """
+        single, mean = (torch.zeros(*shape, len(base), dtype=torch.float64) for shape in ((num,), ()))
+        with forked(seed):
+            points, stretch = self.rules.draw(num)
+        size = max(1, AT_ONCE // (len(points) * self.terms.hierarchy.dim))
+        for at in torch.arange(len(base)).split(size):
+            given = base[at].repeat(len(points), 1), points.to(base).repeat_interleave(len(at), 0)
+            found = self.ratios(numbers, *given)
+            alone, both = self.rules.integrals(found.rows.unflatten(0, (len(points), -1)), stretch)
+            single[:, at], mean[at] = alone @ counts, both @ counts
+            if numbers[0] == 0:
+                single[:, at] += found.outside[: len(at)]
+                mean[at] += found.outside[: len(at)]
         return single, mean
 
     @torch.no_grad()
@@ -132,17 +156,31 @@ class Collapser:
         """Whole draws ``(S, D)`` from base points; of each row of the plate, the ESS; and the worst rows' k-hats."""
         z = base.new_zeros(len(base), self.layer.input_dim)
         ess, worst = torch.ones(self.terms.num_rows, dtype=torch.float64), dict[int, float]()
-        generator = torch.Generator().manual_seed(seed + 1)
-        self.ratios.expect(len(base) * self.terms.num_rows)
-        for numbers, _ in self.minibatches():
-            found = self._candidate(numbers, base, generator)
-            weight = (found.rows - found.rows.amax(0)).double().exp()
-            share = (weight.sum(0).square() / (len(weight) * weight.square().sum(0))).nan_to_num(0.0)
-            ess[numbers] = share
-            for row in share.argsort()[:NUM_WORST].tolist():
-                worst[int(numbers[row])] = tail_index(found.rows[:, row].double())
-            z[:, self.rows(numbers).columns] = self._chosen(numbers, base, generator, found, share)
+        self.expect(len(base) * self.terms.num_rows)
+        with forked(seed + 1):
+            given = list(self._seeded(base))
+        for (_, numbers, _, _), found in zip(given, self.team.over("collapser", Collapser.drawn, self, given)):
+            z[:, self.rows(numbers).columns], ess[numbers], tails = found
+            worst.update(tails)
         return z, ess, worst
+
+    @torch.no_grad()
+    def drawn(
+        self, base: Tensor, numbers: Tensor, counts: Tensor, seed: int
+    ) -> tuple[Tensor, Tensor, dict[int, float]]:
+        """Draws of what is outside of the plate and of the rows of one minibatch, these rows' ESS and worst k-hats.
+
+        :param numbers: of the rows.
+        :param counts: how often each is counted elsewhere.
+        :param seed: of the draws.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        found = self._candidate(numbers, base, generator)
+        weight = (found.rows - found.rows.amax(0)).double().exp()
+        ess = (weight.sum(0).square() / (len(weight) * weight.square().sum(0))).nan_to_num(0.0)
+        worst = ess.argsort()[:NUM_WORST].tolist()
+        tails = {int(numbers[row]): tail_index(found.rows[:, row].double()) for row in worst}
+        return self._chosen(numbers, base, generator, found, ess), ess, tails
 
     def _candidate(self, numbers: Tensor, base: Tensor, generator: torch.Generator) -> Ratios:
         """Draws of some rows, one for each base point."""
@@ -151,7 +189,7 @@ class Collapser:
 
     def _chosen(self, numbers: Tensor, base: Tensor, generator: torch.Generator, first: Ratios, ess: Tensor) -> Tensor:
         """Draws whose uneven rows are chosen among candidates, by their weights given what is outside of the plate."""
-        uneven, owner, z, total = ess < EVEN, self.owner(), first.z, first.rows.double()
+        uneven, owner, z, total = ess < EVEN, self.owner, first.z, first.rows.double()
         variance = float((1 / ess[uneven].clamp(min=1e-3) - 1).max()) if uneven.any() else 0.0
         for _ in range(min(MAX_CANDIDATES, math.ceil(variance / LEFT)) - 1):
             other = self._candidate(numbers, base, generator)
@@ -161,6 +199,7 @@ class Collapser:
             z = torch.where((owner >= 0) & taken[:, owner], other.z, z)
         return z
 
+    @cached_property
     def owner(self) -> Tensor:
         """For each coordinate of a minibatch, the row that it is of; -1 for what is outside of the plate."""
         hierarchy, plate = self.terms.hierarchy, self.terms.plate
@@ -182,6 +221,12 @@ class Collapser:
             place = torch.arange(start, start + terms.size)
             yield place % terms.num_rows, (place < terms.num_rows).double()
 
+    def _seeded(self, *given: Any) -> Iterator[tuple[Any, ...]]:
+        """What is given, with each minibatch and a seed of its own."""
+        batches = list(self.minibatches())
+        for batch, seed in zip(batches, torch.randint(2**62, (len(batches),)).tolist()):
+            yield *given, *batch, seed
+
 
 def _uneven(found: Tensor) -> float:
     """The noise of a mean over rules, ``(rules, S)``, that is not the same for all draws: in nats."""
@@ -190,7 +235,11 @@ def _uneven(found: Tensor) -> float:
 
 
 def collapser_of(
-    layer: Whitened | EncodedRows, terms: RowTerms, whole: Hierarchy | None = None, engine: Engine | None = None
+    layer: Whitened | EncodedRows,
+    terms: RowTerms,
+    whole: Hierarchy | None = None,
+    engine: Engine | None = None,
+    team: RowTeam | None = None,
 ) -> Collapser:
     """What weighs draws of a layer over all rows.
 
@@ -198,9 +247,10 @@ def collapser_of(
     :param terms: the model on chosen rows.
     :param whole: the hierarchy of all rows; by default that of the flow's end.
     :param engine: asked for, or None for the fastest.
+    :param team: who goes through the minibatches; by default this process alone.
     """
     known = cast(PlateAffine, layer.end).hierarchy if whole is None else whole
-    return Collapser(layer, terms, lambda numbers: Rows.of(known, {terms.plate: numbers}), engine)
+    return Collapser(layer, terms, lambda numbers: Rows.of(known, {terms.plate: numbers}), engine, team or RowTeam())
 
 
 @torch.no_grad()

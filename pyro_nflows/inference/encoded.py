@@ -23,6 +23,7 @@ from ..nets.steps import step_factor
 from ..nets.table import Table
 from ..nets.views import on_rows
 from .row_starts import row_starts
+from .row_team import RowTeam
 
 #: What the regression by which an encoder starts is held back by, as a share of the features' mean square.
 RIDGE = 1e-4
@@ -87,12 +88,15 @@ class EncodedRows(nn.Module):
     # ---- the start --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def place(self) -> None:
-        """Start at the linear functions of the features that are nearest to where each row would start by itself."""
+    def place(self, team: RowTeam | None = None) -> None:
+        """Start at the linear functions of the features that are nearest to where each row would start by itself.
+
+        :param team: who goes through all rows; by default this process alone.
+        """
         end, terms = self.end, self.terms
         columns = Rows.of(self._typical, {terms.plate: torch.zeros(terms.size, dtype=torch.long)}).columns
         sums: dict[int, tuple[Tensor, Tensor]] = {}
-        for _, found in row_starts(terms, end.top_scale_tril(), lambda _: end.loc[columns]):
+        for _, found in row_starts(terms, end.top_scale_tril(), lambda _: end.loc[columns], team):
             trace = look(terms.joint.bound, self._sites)
             for number, part in self.amortizer.parts():
                 features = part.features(*row_data(self._name, trace, terms.hierarchy.blocks[number], part.inputs))

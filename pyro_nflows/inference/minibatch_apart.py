@@ -33,9 +33,14 @@ class Order(NamedTuple):
     dtype: torch.dtype
 
 
-def is_apart(plan: Plan) -> bool:
-    """Whether there are several starts, and workers for them."""
-    return plan.workers is not None and plan.starts > 1
+def is_apart(starts: Starts) -> bool:
+    """Whether there are several starts, and workers for them.
+
+    The processes of ``torch.distributed`` take them one after the other, all at each, where these train parameters of
+    the model's own.
+    """
+    plan = starts.plan
+    return plan.workers is not None and plan.starts > 1 and not (plan.ranks.has_peers and starts.leaves)
 
 
 def best_apart(starts: Starts, call: Call) -> Start:

@@ -18,6 +18,7 @@ from ..engine import Budget, History, Journal, Progress, Round, Stretch, Watch
 from ..engine.lazy import RowState
 from ..engine.minibatch_steps import MinibatchSteps
 from ..engine.program import Inputs, Program
+from ..engine.shared_minibatches import SharedMinibatchSteps
 from ..flows.whitened import Whitened
 from ..guides import AutoFlow
 from ..model.crossed_terms import CrossedTerms
@@ -31,6 +32,7 @@ from .minibatch_journal import BEGINNING, COMPLETE, END, FLOW, FitInJournal
 from .plan import Plan
 from .posterior import Call
 from .row_posterior import RowPosterior
+from .row_team import RowTeam
 from .tabled import TabledRows
 
 #: Draws a step.
@@ -82,6 +84,7 @@ class MinibatchFit(ABC, Generic[Terms]):
         self.watch = Watch(plan.callback, self.budget)
         self.guide, self.plan, self.history, self.leaves = guide, plan, history, list(leaves)
         self.terms: Terms = terms
+        self.team = RowTeam(plan.ranks, self.leaves)
         if guide.amortize and isinstance(terms, RowTerms):
             self.of_rows: EncodedRows | TabledRows = EncodedRows(guide, terms)
         else:
@@ -177,14 +180,12 @@ class MinibatchFit(ABC, Generic[Terms]):
     def _train(self, stage: int) -> bool:
         """One round of stochastic gradients, of the affine end or of the whole flow; whether all steps are taken."""
         terms, plan = self.terms, self.plan
-        small, state = self.of_rows.steps(bool(stage), self.step_sizes[stage], self.leaves)
+        program, state = self.program(stage)
         num_steps = int(plan.schedule.visits * max(FEWEST[stage], VISITS[stage] * terms.factor))
         if not plan.schedule.is_default:
             num_steps = sum(part.num_steps for part in plan.schedule.rounds)
-        course, most, last = self.kept.course(stage, state), 1e3 * terms.num_rows, None  # gradients are of all rows
-        num = self.num_particles
-        program = Program(terms.log_joint, small, Objective(), Gradient.PATH, num, self.leaves, most)
-        steps, one = MinibatchSteps(program, terms.choose, plan.engine), torch.ones(())
+        course, last, num = self.kept.course(stage, state), None, program.num_particles
+        steps, one = self._steps(stage, program), torch.ones(())
         step_sizes = Round(num_steps, num, self.step_sizes[stage]).step_sizes(one)
         stretch = Stretch(self.budget, SHARES[stage])
         is_last = stage or not self.has_flow
@@ -202,7 +203,7 @@ class MinibatchFit(ABC, Generic[Terms]):
                         index, factors, last = state.index(chosen), state.factors(chosen), chosen
                     before = state.take(index)
                     step_size = stretch.slowed(number / num_steps) * step_sizes[number]
-                    inputs = Inputs(paired_noise(small, num), step_size, one, 0 * one)
+                    inputs = Inputs(paired_noise(program.layer, num), step_size, one, 0 * one)
                     if number == begun:
                         with forked():  # the numbers to come do not depend on what is prepared when
                             other = next(self.batches(1, course.seed + 1))[1]
@@ -222,7 +223,22 @@ class MinibatchFit(ABC, Generic[Terms]):
             self._note(state, steps, course.losses)
         return course.number == num_steps
 
-    def _note(self, state: RowState, steps: MinibatchSteps, losses: list[Tensor]) -> None:
+    def program(self, stage: int) -> tuple[Program, RowState]:
+        """A step on the rows of a minibatch, and the state of all rows.
+
+        :param stage: whether the affine end alone is trained, or the whole flow.
+        """
+        small, state = self.of_rows.steps(bool(stage), self.step_sizes[stage], self.leaves)
+        most = 1e3 * self.terms.num_rows  # gradients are of all rows
+        parts = Objective(), Gradient.PATH, self.num_particles, self.leaves, most
+        return Program(self.terms.log_joint, small, *parts), state
+
+    def _steps(self, stage: int, program: Program) -> MinibatchSteps | SharedMinibatchSteps:
+        if self.team.ranks.has_peers:
+            return SharedMinibatchSteps(self.team.ranks, stage, program, self.terms.choose, self.plan.engine)
+        return MinibatchSteps(program, self.terms.choose, self.plan.engine)
+
+    def _note(self, state: RowState, steps: MinibatchSteps | SharedMinibatchSteps, losses: list[Tensor]) -> None:
         history = self.history
         history.skipped += int(state.skipped)
         history.elbos += [-torch.stack(losses)] if losses else []

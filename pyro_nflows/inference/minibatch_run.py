@@ -46,7 +46,7 @@ def run_minibatches(guide: AutoFlow, plan: Plan, call: Call, keep: Keep, checkpo
         with before_sigterm(journal.write), kept as keeping, contextlib.ExitStack() as at_the_end:
             at_the_end.callback(journal.write)
             fits = Starts(guide, terms, plan, history, leaves, budget, progress, journal)
-            best = best_apart(fits, call) if is_apart(plan) else fits.run()
+            best = best_apart(fits, call) if is_apart(fits) else fits.run()
             history.unsearched |= budget.left <= 0
             with progress.phase("verdict"):
                 posterior = best.fit.posterior(best.found, call, seed)

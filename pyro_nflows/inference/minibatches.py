@@ -72,14 +72,16 @@ class Minibatches(MinibatchFit[RowTerms]):
     @cached_property
     def collapser(self) -> Collapser:
         """What weighs its draws over all rows, once it is trained."""
-        return collapser_of(self.of_rows.weighed, self.terms, self.guide.hierarchy, self.plan.engine)
+        parts = self.of_rows.weighed, self.terms, self.guide.hierarchy, self.plan.engine, self.team
+        return collapser_of(*parts)
 
     def _begun(self) -> int:
         """The stage after the pilot and the rows' starts, which is the same where somebody is waiting."""
         self._pilot()
         if self.history.interrupted:
             return BEGINNING
-        self.of_rows.place()
+        self.team.tell(self.of_rows.weighed)
+        self.of_rows.place(self.team)
         return self.kept.reached(END)
 
     def _pilot(self) -> None:

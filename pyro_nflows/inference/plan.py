@@ -9,6 +9,7 @@ from ..checks import check_flags, check_sizes
 from ..engine import Callback, Choice, Engine, EngineWarning
 from ..guides import AutoFlow
 from ..objectives.base import Gradient
+from ..system.ranks import ALONE, Ranks
 from .elbo import ELBO
 from .schedule import EFFORTS, Schedule
 
@@ -33,7 +34,8 @@ class Plan:
     :param optim: what takes the steps; None for Adam.
     :param seed: of the random numbers; None for some that torch's own decide.
     :param progress_bar: whether to show one.
-    :param workers: an executor by which starts are fitted in other processes; None for this one.
+    :param workers: an executor by which starts are fitted in other processes, or those of ``torch.distributed``; None
+        for this one.
     """
 
     objective: ELBO = field(default_factory=ELBO)
@@ -106,6 +108,11 @@ class Plan:
     def starts(self) -> int:
         """How many independent fits there are."""
         return self.num_starts or (STARTS if self.effort == "thorough" else 1)
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share a fit; by default this one alone."""
+        return self.workers if isinstance(self.workers, Ranks) else ALONE
 
     @property
     def gradient(self) -> Gradient:

@@ -13,6 +13,7 @@ from ..guides import AutoFlow
 from ..layers import PlateAffine
 from ..modes.row_lines import NUM_DRAWS, MissedRow, line_points, missed_along, missed_row, num_lines
 from ..objectives.draws import base_noise
+from ..system.randomness import forked
 from .collapsed import Collapser
 
 #: A share of a row's mass that is too much to miss.
@@ -50,11 +51,31 @@ def missed_by_minibatches(collapser: Collapser) -> MissedRow | None:
 
     :param collapser: has the layer, and the model on chosen rows.
     """
-    owner, hierarchy = collapser.owner(), collapser.terms.hierarchy
     given = collapser.base(NUM_DRAWS, int(torch.randint(2**31, ())))
-    t, row_of = line_points(given), owner[hierarchy.order[len(hierarchy.top) :]]
+    numbers = [numbers for numbers, _ in collapser.minibatches()]
+    seeds = torch.randint(2**62, (len(numbers),)).tolist()
+    collapser.team.tell(collapser.layer)
     best = MissedRow(MISSED_OF_ROW, given, -1)
-    for numbers, _ in collapser.minibatches():
+    pieces = [(given, *piece) for piece in zip(numbers, seeds)]
+    for at, found in zip(numbers, collapser.team.over("collapser", missed_in, collapser, pieces)):
+        if found.share > best.share:
+            z, columns = given.new_zeros(collapser.layer.input_dim), collapser.rows(at).columns
+            z[columns] = found.point
+            best = found._replace(point=z, column=int(columns[found.column]))
+    return best if best.column >= 0 else None
+
+
+@torch.no_grad()
+def missed_in(collapser: Collapser, given: Tensor, numbers: Tensor, seed: int) -> MissedRow:
+    """The row of one minibatch of which most is missed, with the minibatch's place and column.
+
+    :param given: base points of what is outside of the plate.
+    :param numbers: of the rows.
+    :param seed: of the lines.
+    """
+    owner, hierarchy, t = collapser.owner, collapser.terms.hierarchy, line_points(given)
+    row_of, best = owner[hierarchy.order[len(hierarchy.top) :]], MissedRow(0.0, given, -1)
+    with forked(seed):
         for _ in range(num_lines(int(row_of.bincount().max()))):
             u = _directions(row_of, len(numbers)).to(given)
             lines = [collapser.ratios(numbers, point.expand(len(t), -1), t[:, None] * u) for point in given]
@@ -62,11 +83,9 @@ def missed_by_minibatches(collapser: Collapser) -> MissedRow | None:
             share = torch.stack([line.share for line in curves]).mean(0)
             row = int(share.argmax())
             if float(share[row]) > best.share:
-                columns = collapser.rows(numbers).columns
-                z = given.new_zeros(collapser.layer.input_dim)
-                z[columns] = lines[0].z[int(curves[0].place[row])]
-                best = MissedRow(float(share[row]), z, int(columns[(owner == row).nonzero()[0, 0]]))
-    return best if best.column >= 0 else None
+                z = lines[0].z[int(curves[0].place[row])]
+                best = MissedRow(float(share[row]), z, int((owner == row).nonzero()[0, 0]))
+    return best
 
 
 def _directions(row_of: Tensor, num_rows: int) -> Tensor:

@@ -16,6 +16,7 @@ from ..model.row_terms import RowTerms
 from ..model.rows import Rows
 from ..modes.gaussians import put_rows, put_top
 from ..modes.plate_curvature import conditionals, precision, probes, root_of
+from .row_team import RowTeam
 
 #: Steps of Newton's method, and halvings of a row's step.
 NUM_NEWTON, NUM_HALVINGS = 12, 6
@@ -31,33 +32,54 @@ class RowStart(NamedTuple):
 
 
 @torch.no_grad()
-def row_starts(terms: RowTerms, scale_tril: Tensor, loc: Callable[[Tensor], Tensor]) -> Iterator[RowStart]:
-    """Where all rows start, minibatch after minibatch.
+def row_starts(
+    terms: RowTerms, scale_tril: Tensor, loc: Callable[[Tensor], Tensor], team: RowTeam | None = None
+) -> Iterator[RowStart]:
+    """Where all rows start, minibatch after minibatch; the model is then at its rows.
 
     :param terms: the model on chosen rows.
     :param scale_tril: of what is outside of the plate, lower triangular.
     :param loc: where Newton's method begins: the flat latent of chosen rows, by their numbers.
+    :param team: who goes through the minibatches; by default this process alone.
     """
-    for start in range(0, terms.num_rows, terms.size):
-        numbers = torch.arange(start, start + terms.size) % terms.num_rows
-        terms.choose(numbers)
-        z, products = _newton(terms, loc(numbers))
-        _, parts = precision(terms.hierarchy, -products.double())
-        end = PlateAffine(terms.hierarchy, z).to(z)
-        put_top(end, scale_tril)
-        put_rows(end, Rows.of(terms.hierarchy, {}), conditionals(terms.hierarchy, scale_tril.double(), parts))
-        yield RowStart(numbers, end)
+    numbers = [torch.arange(at, at + terms.size) % terms.num_rows for at in range(0, terms.num_rows, terms.size)]
+    given = ((scale_tril, at, loc(at)) for at in numbers)
+    for at, end in zip(numbers, (team or RowTeam()).over("terms", start_of, terms, given)):
+        terms.choose(at)
+        yield RowStart(at, end)
 
 
 @torch.no_grad()
-def place_rows(end: PlateAffine, terms: RowTerms, rows_of: Callable[[Tensor], Rows]) -> None:
+def start_of(terms: RowTerms, scale_tril: Tensor, numbers: Tensor, loc: Tensor) -> PlateAffine:
+    """Where the rows of one minibatch start, as an affine end.
+
+    :param terms: the model on chosen rows.
+    :param scale_tril: of what is outside of the plate, lower triangular.
+    :param numbers: of the rows.
+    :param loc: where Newton's method begins.
+    """
+    terms.choose(numbers)
+    z, products = _newton(terms, loc)
+    _, parts = precision(terms.hierarchy, -products.double())
+    end = PlateAffine(terms.hierarchy, z).to(z)
+    put_top(end, scale_tril)
+    put_rows(end, Rows.of(terms.hierarchy, {}), conditionals(terms.hierarchy, scale_tril.double(), parts))
+    return end
+
+
+@torch.no_grad()
+def place_rows(
+    end: PlateAffine, terms: RowTerms, rows_of: Callable[[Tensor], Rows], team: RowTeam | None = None
+) -> None:
     """Start all rows of a guide's affine end, given where what is outside is.
 
     :param end: over all rows; what it has outside of the plate stays.
     :param terms: the model on chosen rows.
     :param rows_of: makes chosen rows of their numbers.
+    :param team: who goes through the minibatches; by default this process alone.
     """
-    for numbers, found in row_starts(terms, end.top_scale_tril(), lambda numbers: end.loc[rows_of(numbers).columns]):
+    loc, scale_tril = end.loc.detach().clone(), end.top_scale_tril()
+    for numbers, found in row_starts(terms, scale_tril, lambda numbers: loc[rows_of(numbers).columns], team):
         rows = rows_of(numbers)
         end.loc[rows.columns] = found.loc
         end.log_scale[rows.columns] = found.log_scale

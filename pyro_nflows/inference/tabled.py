@@ -14,6 +14,7 @@ from ..model.crossed_terms import CrossedTerms
 from ..model.row_terms import RowTerms
 from ..model.rows import Rows
 from .row_starts import place_rows
+from .row_team import RowTeam
 
 
 class TabledRows:
@@ -40,10 +41,13 @@ class TabledRows:
         """What draws are taken from; :func:`~pyro_nflows.nets.views.on_rows` is for it."""
         return self.layer
 
-    def place(self) -> None:
-        """Start each row at its mode given what is outside of the plate."""
+    def place(self, team: RowTeam | None = None) -> None:
+        """Start each row at its mode given what is outside of the plate.
+
+        :param team: who goes through all rows; by default this process alone.
+        """
         end, terms = self.end, cast(RowTerms, self.terms)
-        place_rows(end, terms, lambda numbers: Rows.of(end.hierarchy, {terms.plate: numbers}))
+        place_rows(end, terms, lambda numbers: Rows.of(end.hierarchy, {terms.plate: numbers}), team)
 
     def steps(self, is_whole: bool, step_size: float, leaves: list[Tensor]) -> tuple[Upweighted, RowState]:
         """The layer of steps on as many rows as a minibatch has, and the state of all rows.

@@ -8,24 +8,31 @@ result.
 import contextlib
 import pickle
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from ..checks import first_line
-from ..engine.shared import Form, PartOfSteps, follow_steps
+from ..engine import Budget, Engine, History, Journal, Progress
+from ..engine.part_of_steps import Chosen, PartOfSteps
+from ..engine.shared import Form, follow_steps
+from ..engine.shared_minibatches import follow_minibatches
 from ..engine.team import joined
 from ..engine.trainer import Trainer
 from ..guides import AutoFlow
 from ..model.log_joint import LogJoint
-from ..system.exclusive import seeded
+from ..system.exclusive import seeded, validation
 from ..system.ranks import RankError, Ranks, deaf_to_interrupts
 from ..system.signals import uninterrupted
 from .mark import put
+from .minibatch_fit import MinibatchFit
+from .minibatch_starts import Starts, terms_of
+from .minibatches import Minibatches
 from .plan import Plan
 from .portable import at_hand, sendable, unpacked
 from .posterior import Call
 from .resume import described
+from .row_team import results
 from .running import Fitter
 from .workers import done
 
@@ -100,6 +107,21 @@ def share(ranks: Ranks, trainer: Trainer, guide: AutoFlow, joint: LogJoint, plan
     trainer.join(ranks)
 
 
+def share_rows(ranks: Ranks, guide: AutoFlow, call: Call, engine: Engine | None) -> None:
+    """Have the other ranks make a fit by minibatches of the same model.
+
+    :param guide: follows the plates.
+    :param engine: asked for, or None for the fastest.
+    """
+    if not ranks.has_peers:
+        return
+    with uninterrupted():
+        ranks.tell("rows_of", pickle.dumps((sendable(guide, call), (guide.build, guide.row_build), engine)))
+        reasons = [reason for reason in ranks.gather(None) if reason]
+    if reasons:
+        raise RuntimeError(f"VI.run: a rank cannot run the model as rank 0 does: {reasons[0]}")
+
+
 def followed(ranks: Ranks, guide: AutoFlow, call: Call) -> Any:
     """Do what rank 0 says, until it has a result.
 
@@ -137,6 +159,7 @@ class Follower:
         self.ranks, self._stack = ranks, stack
         self._trainer: Trainer | None = None
         self._parts: dict[int, PartOfSteps] = {}
+        self._rows: MinibatchFit[Any] | None = None
 
     def model(self, sent: bytes) -> None:
         """Make the model in the coordinates of the run, and a trainer of it."""
@@ -182,6 +205,55 @@ class Follower:
             put(trainer.leaves, leaves)
         joined(self.ranks, trainer.sampler.at(layer, parts[self.ranks.rank - 1]))
 
+    def rows_of(self, sent: bytes) -> None:
+        """Make a fit by minibatches, of which others take the steps."""
+        reason = None
+        try:
+            packed, builds, engine = pickle.loads(sent)
+            guide, call, _ = unpacked(packed)
+            guide.build, guide.row_build = builds
+            self._stack.enter_context(validation(False))
+            plan, terms = Plan(engine=engine, workers=self.ranks), terms_of(guide, call)
+            parts = terms.leaves(), Budget(), Progress(False), Journal()
+            self._rows = Starts(guide, terms, plan, History(), *parts).fresh(0)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+        self.ranks.gather(reason)
+
+    def row_steps(self, stage: int, sent: bytes, engine: Engine | None, num_steps: int) -> None:
+        """Prepare a part of steps by minibatches, and take it until there are no more."""
+        reason, fit = None, self._need_rows()
+        try:
+            layer, rows, other = pickle.loads(sent)
+            program, _ = fit.program(stage)
+            program.layer.load_state_dict(layer)
+            own = PartOfSteps(self.ranks, program, engine, Chosen(fit.terms.choose, rows, other))
+            own.prepare()
+        except Exception as error:
+            reason = first_line(error)
+        if any(self.ranks.gather(reason)):
+            return
+        try:
+            own.expect(num_steps)
+            follow_minibatches(own)
+        finally:
+            own.cancel()
+
+    def rows_are(self, sent: bytes) -> None:
+        """Take over the numbers of all rows, and be ready for draws of them."""
+        layer, leaves, num = pickle.loads(sent)
+        fit = self._need_rows()
+        fit.of_rows.weighed.load_state_dict(layer)
+        with torch.no_grad():
+            put(fit.leaves, leaves)
+        if num:
+            cast(Minibatches, fit).collapser.ratios.expect(num)
+
+    def rows(self, sent: bytes) -> None:
+        """Go through some minibatches of rows."""
+        name, work, shares = pickle.loads(sent)
+        self.ranks.gather(results(work, getattr(self._need_rows(), name), shares[self.ranks.rank]))
+
     def work(self, sent: bytes) -> None:
         """Do some pieces of work."""
         task, shares = pickle.loads(sent)
@@ -191,6 +263,11 @@ class Follower:
         if self._trainer is None:
             raise RankError("rank 0 asks for steps before it has told of the model")
         return self._trainer
+
+    def _need_rows(self) -> MinibatchFit[Any]:
+        if self._rows is None:
+            raise RankError("rank 0 asks for minibatches before it has told of the model")
+        return self._rows
 
     def close(self) -> None:
         """Stop compilers that are still at work."""

@@ -32,7 +32,7 @@ from .resume import Checkpoint, check_file, described
 from .row_posterior import RowPosterior
 from .running import Fitter, RowsAreSubsampled
 from .started import source_of
-from .together import agree, followed, leading, share
+from .together import agree, followed, leading, share, share_rows
 from .workers import check_executor
 
 
@@ -180,9 +180,9 @@ class VI(Results):
                     return self
                 if self._fitter is None or self._fitter.guide is not guide:
                     self._fitter = Fitter(guide)
+                workers = self.executor or (ranks if ranks.has_peers else None)
                 try:
                     source = self._source if self._posterior is None else None
-                    workers = self.executor or (ranks if ranks.has_peers else None)
                     plan = replace(self.plan, goes_on=self._goes_on(call), is_warm=source is not None, workers=workers)
                     with self._fitter.ready(plan, call, self._keep, checkpoint, source=source) as ready:
                         share(ranks, ready.trainer, guide, ready.joint, plan)
@@ -193,7 +193,8 @@ class VI(Results):
                         raise ValueError(
                             "VI: a fit by minibatches has no start= from another fit; leave it out"
                         ) from None
-                    plan = replace(self.plan, goes_on=self._goes_on(call), workers=self.executor)
+                    plan = replace(self.plan, goes_on=self._goes_on(call), workers=workers)
+                    share_rows(plan.ranks, guide, call, plan.engine)
                     run_minibatches(guide, plan, call, self._keep, checkpoint)
         return self
 

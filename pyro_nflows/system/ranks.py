@@ -47,6 +47,7 @@ class Ranks:
 
     def __init__(self, rank: int = 0, size: int = 1, group: Any = None):
         self.rank, self.size, self._group = rank, size, group
+        self._has_left = False
 
     @property
     def has_peers(self) -> bool:
@@ -89,6 +90,12 @@ class Ranks:
             dist.all_reduce(tensor, group=self._group)
         return tensor
 
+    def broadcast(self, *tensors: Tensor) -> None:
+        """Give tensors of rank 0 to all others, which have some of the same shapes that are overwritten."""
+        with self._explained():
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0, group=self._group)
+
     def hand_out(self, common: Tensor, parts: Sequence[Tensor]) -> None:
         """Give all others a tensor, and each a part of its own."""
         with self._explained():
@@ -107,7 +114,7 @@ class Ranks:
 
     def leave(self) -> None:
         """Close the connections, so that the others, if they wait, are told at once."""
-        group, self._group = self._group, None
+        group, self._group, self._has_left = self._group, None, True
         _groups[:] = [each for each in _groups if each[1] is not group]
         with contextlib.suppress(Exception):
             dist.destroy_process_group(group)
@@ -115,6 +122,8 @@ class Ranks:
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         """Within it an error of the connections is told in words."""
+        if self._has_left:
+            raise RankError(f"rank {self.rank} of {self.size}: the connections to the other processes are closed")
         try:
             yield
         except (RuntimeError, ValueError) as error:  # torch's have no type of their own

@@ -25,6 +25,8 @@ TWO = partial(flows.realnvp, num_layers=2, hidden_dims=(4,))
 TINY = Schedule(end=Round(5, 4, 5e-2), rounds=(Round(5, 4, 1e-3),), num_samples=40, max_ends=1)
 Y = torch.tensor([0.3, 1.2, -0.4, 2.0, 0.9, 1.1, 0.2, 0.6], dtype=torch.float64)
 
+COUNTS = torch.tensor([0.0, 2.0, 1.0, 1.0, 3.0, 0.0, 1.0, 2.0, 4.0], dtype=torch.float64)
+
 
 def normal(y: Tensor) -> None:
     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
@@ -45,6 +47,35 @@ def rows(y: Tensor) -> None:
         pyro.sample("y", dist.Normal(loc.sum(), 1.0), obs=y[chosen])
 
 
+def local(y: Tensor) -> None:
+    """A latent in each row, of which a run of the model has some."""
+    where = pyro.param("where", lambda: torch.tensor(0.5))
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("row", len(y), subsample_size=3) as chosen:
+        z = pyro.sample("z", dist.StudentT(4.0, mu, 1.0))
+        pyro.sample("y", dist.Normal(z + where, 1.0), obs=y[chosen])
+
+
+def untuned(y: Tensor) -> None:
+    """The same without parameters of the model's own, so that starts may be fitted apart."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("row", len(y), subsample_size=3) as chosen:
+        z = pyro.sample("z", dist.Normal(mu, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y[chosen])
+
+
+def two_plates(y: Tensor) -> None:
+    """Rows and columns of a table with latents of their own, some of both in a run of the model."""
+    rows = pyro.plate("rows", 4, subsample_size=2, dim=-2)
+    columns = pyro.plate("columns", 6, subsample_size=3, dim=-1)
+    with rows as i:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with columns as j:
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    with rows, columns:
+        pyro.sample("y", dist.Poisson((a + b).exp()), obs=y[i[:, None] + j])
+
+
 def impossible(y: Tensor) -> None:
     pyro.sample("y", dist.Uniform(5.0, 6.0).expand([len(y)]).to_event(1), obs=y)
     pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -53,6 +84,21 @@ def impossible(y: Tensor) -> None:
 def fit(model: Callable[..., Any] = normal, y: Tensor = Y, **options: Any) -> VI:
     given: dict[str, Any] = {"num_steps": 24, "engine": "traced", "seed": 3, "progress_bar": False}
     return VI(AutoFlow(model, TWO), **{**given, **options}).run(y)
+
+
+def by_encoder(**options: Any) -> VI:
+    return VI(
+        AutoFlow(untuned, TWO, amortize=True), num_steps=12, seed=3, progress_bar=False, engine="traced", **options
+    ).run(Y)
+
+
+BY_MINIBATCHES: dict[str, Callable[[], VI]] = {
+    "local": lambda: fit(local),
+    "local, eager": lambda: fit(untuned, num_steps=12, engine="eager"),
+    "local, starts with a parameter": lambda: fit(local, num_steps=12, num_starts=2),
+    "encoder": by_encoder,
+    "two plates": lambda: fit(two_plates, COUNTS, num_steps=12),
+}
 
 
 def calibrated() -> SBC:
@@ -64,7 +110,7 @@ def told(vi: VI) -> dict[str, Any]:
     """What a run left, as tensors and plain values."""
     posterior = vi.posterior
     return {
-        "parameters": torch.cat([p.detach().reshape(-1) for p in vi.guide.parameters()]),
+        "parameters": torch.cat([p.detach().reshape(-1) for _, p in sorted(vi.guide.named_parameters())]),
         "z": posterior.draws.z,
         "log_weight": posterior.draws.log_weight,
         "sentence": vi.verdict().sentence,
@@ -92,12 +138,19 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
     found["iwae"] = told(fit(num_steps=6, objective=IWAE(5)))
     found["starts"] = told(fit(num_starts=3, num_steps=6, engine="eager"))
     found["rows"] = told(fit(rows, num_steps=10))
+    found["local, starts"] = told(fit(untuned, num_steps=12, num_starts=3))
+    for name, run in BY_MINIBATCHES.items():
+        pyro.clear_param_store()
+        found[name] = told(run())
     found["ranks"] = {name: ranks.tolist() for name, ranks in calibrated().ranks.items()}
     found["data"] = refused(lambda: fit(y=Y + rank))
     found["impossible"] = refused(lambda: fit(impossible))
     with each_for_itself():
         found["alone"] = told(fit(y=Y + rank, num_steps=4))
     return found
+
+
+LONG = {"all rows": normal, "minibatches": local}
 
 
 def begin(rank: int, folder: Path, what: str) -> None:
@@ -117,7 +170,8 @@ def begin(rank: int, folder: Path, what: str) -> None:
         time.sleep(0.05)
 
     try:
-        fit(num_steps=4000, checkpoint=folder / "run.pt", checkpoint_seconds=0.0, callback=look)
+        options: dict[str, Any] = {"checkpoint": folder / "run.pt", "checkpoint_seconds": 0.0, "callback": look}
+        fit(LONG[what], num_steps=4000, **options)
     except RankError as error:
         (folder / f"{rank}.txt").write_text(str(error))
 
@@ -146,7 +200,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
-FITS = "fit", "again", "eager", "iwae", "starts", "rows"
+FITS = "fit", "again", "eager", "iwae", "starts", "rows", "local, starts", *BY_MINIBATCHES
 
 
 @pytest.mark.parametrize("name", FITS)
@@ -168,6 +222,22 @@ def test_it_is_the_fit_of_one_process(found: list[dict[str, Any]], name: str) ->
         assert torch.allclose(found[0][name][part], alone[part], rtol=1e-5, atol=1e-6)
     assert found[0][name]["engines"] == alone["engines"]
     assert found[0][name]["num_steps"] == alone["num_steps"]
+
+
+@pytest.mark.parametrize("name", BY_MINIBATCHES)
+def test_minibatches_whose_particles_and_rows_are_divided_give_the_fit_of_one_process(
+    found: list[dict[str, Any]], name: str
+) -> None:
+    pyro.clear_param_store()
+    alone = told(BY_MINIBATCHES[name]())
+    for part in ("parameters", "z", "log_weight"):
+        assert torch.allclose(found[0][name][part], alone[part], rtol=1e-5, atol=1e-6)
+    assert found[0][name]["engines"] == alone["engines"]
+    assert found[0][name]["num_steps"] == alone["num_steps"]
+
+
+def test_starts_by_minibatches_are_divided(found: list[dict[str, Any]]) -> None:
+    assert found[0]["local, starts"]["num_steps"] == 3 * found[0]["local, eager"]["num_steps"]
 
 
 def test_parameters_of_the_model_are_the_same_too(found: list[dict[str, Any]]) -> None:
@@ -196,8 +266,11 @@ def test_an_error_is_the_same_on_all_ranks(found: list[dict[str, Any]]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_is_killed_ends_the_other_and_the_checkpoint_is_whole(tmp_path: Path, victim: int) -> None:
-    with two(tmp_path, "long") as processes:
+@pytest.mark.parametrize("what", LONG)
+def test_a_rank_that_is_killed_ends_the_other_and_the_checkpoint_is_whole(
+    tmp_path: Path, victim: int, what: str
+) -> None:
+    with two(tmp_path, what) as processes:
         began = time.monotonic()
         while not (tmp_path / "training").exists():
             assert time.monotonic() - began < 200
@@ -210,5 +283,6 @@ def test_a_rank_that_is_killed_ends_the_other_and_the_checkpoint_is_whole(tmp_pa
     text = (tmp_path / f"{1 - victim}.txt").read_text()
     assert f"rank {1 - victim} of 2: another process of this fit has ended" in text
     steps = list[int]()
-    fit(num_steps=4000, checkpoint=tmp_path / "run.pt", callback=lambda look: steps.append(look.step) or True)
+    options: dict[str, Any] = {"checkpoint": tmp_path / "run.pt", "callback": lambda at: steps.append(at.step) or True}
+    fit(LONG[what], num_steps=4000, **options)
     assert steps[0] >= 150  # one process goes on from where two were

@@ -1,0 +1,125 @@
+r"""Steps on the rows of a minibatch whose particles are divided among the processes of ``torch.distributed``.
+
+All processes have the same rows in a step, which the one that leads has chosen, and the same noise for what is outside
+of plates and for rows, of which each takes a part of the particles (:mod:`~pyro_nflows.engine.shared`). The numbers of
+all rows, and what Adam remembers of them, are with the one that leads: the others are told those of the step's rows.
+"""
+
+import pickle
+from collections.abc import Callable
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+from ..system.ranks import RankError, Ranks
+from ..system.signals import uninterrupted
+from .part_of_steps import Chosen, PartOfSteps
+from .program import FEW, Inputs, Program, State
+from .runners import Engine
+
+#: What the others are told at each step: that there is one, or that there are no more.
+STEP, END = 1, 0
+
+
+class SharedMinibatchSteps:
+    """One step at a time, of all processes, from the one that leads; see
+    :class:`~pyro_nflows.engine.minibatch_steps.MinibatchSteps`.
+
+    :param ranks: the processes.
+    :param stage: by which the others know the program.
+    :param program: the step with all particles.
+    :param choose: told the rows before each step; the program's log joint reads them.
+    :param engine: asked for, or None for the fastest.
+    """
+
+    def __init__(
+        self, ranks: Ranks, stage: int, program: Program, choose: Callable[[Tensor], None], engine: Engine | None = None
+    ):
+        self.ranks, self.stage, self.program, self.asked = ranks, stage, program, engine
+        self._choose = choose
+        self._own: PartOfSteps | None = None
+        self._are_waiting = False
+
+    @property
+    def engine(self) -> Engine:
+        """What runs this process's part now."""
+        return Engine.EAGER if self._own is None else self._own.engine
+
+    @property
+    def note(self) -> str | None:
+        """Why it is not another one."""
+        return None if self._own is None else self._own.note
+
+    def prepare(
+        self, state: State, inputs: Inputs, factors: Tensor, rows: Tensor, num_steps: int, other: Tensor
+    ) -> None:
+        """Have all processes record their part of a step, and compile it if so many steps are worth that.
+
+        :param state: an example, with the other arguments of :meth:`run`.
+        :param other: rows at which the recording is compared with the model.
+        :raises RuntimeError: if one of them cannot run it.
+        """
+        own = PartOfSteps(self.ranks, self.program, self.asked, Chosen(self._choose, rows, other))
+        layer = self.program.layer.state_dict()
+        with uninterrupted():
+            self.ranks.tell("row_steps", self.stage, pickle.dumps((layer, rows, other)), self.asked, num_steps)
+            own.prepare()
+            reasons = [f"rank {i}: {reason}" for i, reason in enumerate(self.ranks.gather(None)) if reason]
+            if reasons:
+                raise RuntimeError(f"VI.run: a rank cannot take a step by minibatches ({reasons[0]})")
+            self._own, self._are_waiting = own, True
+        own.expect(num_steps)
+
+    def run(self, state: State, inputs: Inputs, factors: Tensor, rows: Tensor) -> tuple[State, Tensor]:
+        """The state after a step on some rows, and its loss.
+
+        :param factors: what each parameter's step size is multiplied by.
+        :param rows: the rows' numbers.
+        """
+        program, own = self.program, self._own
+        if own is None:
+            raise RuntimeError("SharedMinibatchSteps.run: steps have to be prepared first")
+        with uninterrupted():
+            _tell(own, STEP, rows, state.params, inputs.noise)
+            vector = self.ranks.sum_(own.on_rows(rows, state.params, inputs.noise))
+        total, good = vector[-2:]
+        loss = torch.where(good >= (1 - FEW) * program.num_particles, -total / good, torch.nan)
+        gradient, loss, is_good = program.clipped(vector[:-2], loss)
+        program.factors = factors
+        return program.moved(state, gradient, is_good, inputs.step_size), loss
+
+    def close(self) -> None:
+        """Tell the others that there are no more steps, and stop a compiler that is still at work."""
+        own, waiting, self._are_waiting = self._own, self._are_waiting, False
+        if own is None or not waiting:
+            return
+        own.cancel()
+        _, rows, params, noise = _blank(own)
+        with suppress(RankError), uninterrupted():
+            _tell(own, END, rows, params, noise)
+
+
+def follow_minibatches(own: PartOfSteps) -> None:
+    """Take part in steps on minibatches until the process that leads says that there are no more."""
+    while True:
+        what, rows, params, noise = _blank(own)
+        numbers, values = torch.cat([what, rows]), torch.cat([params, noise.reshape(-1)])
+        own.ranks.broadcast(numbers, values)
+        if numbers[0] == END:
+            return
+        own.ranks.sum_(own.on_rows(numbers[1:], values[: len(params)], values[len(params) :].view(noise.shape)))
+
+
+def _tell(own: PartOfSteps, what: int, rows: Tensor, params: Tensor, noise: Tensor) -> None:
+    own.ranks.broadcast(torch.cat([rows.new_tensor([what]), rows]), torch.cat([params, noise.reshape(-1)]))
+
+
+def _blank(own: PartOfSteps) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What a step is told, in zeros: what is to be done, the rows' numbers, the parameters and the noise."""
+    program, chosen = own.program, own.chosen
+    if chosen is None:
+        raise ValueError("follow_minibatches: the program reads no chosen rows")
+    params = torch.zeros_like(program.params())
+    noise = params.new_zeros(program.num_particles, program.noise_width)
+    return chosen.example.new_zeros(1), torch.zeros_like(chosen.example), params, noise
