@@ -30,6 +30,7 @@ from ..model.hierarchy import Hierarchy
 from ..model.latents import Latents
 from ..model.subsample import Chosen, look, subsample_sites
 from ..nets.views import with_parameters
+from ..system.randomness import forked
 from . import row_checks
 
 Plates = dict[str, Any]
@@ -95,11 +96,26 @@ def rows_seen(
 ) -> dict[str, tuple[int, Tensor]]:
     """How many rows each plate has, and which of them the model has in a call."""
     chosen = BoundModel(Chosen(name, given)(bound.model), bound.args, bound.kwargs)
-    trace = look(chosen, {site: latent.site for site, latent in latents.sites.items()})
+    trace = look(chosen, _sites(latents))
     row_checks.check_latent(name, latents.sites, trace)
     found = subsample_sites(trace)
     plates = found.keys() & subsampled(latents)
     return {plate: (found[plate]["fn"].size, torch.as_tensor(found[plate]["value"])) for plate in plates}
+
+
+def _sites(latents: Latents) -> dict[str, Any]:
+    return {site: latent.site for site, latent in latents.sites.items()}
+
+
+def check_drawn(name: str, bound: BoundModel, latents: Latents, plates: Iterable[Any]) -> None:
+    """Refuse a model whose arguments give its rows, where an ``AutoGuideList`` has drawn rows of its own.
+
+    :param plates: the list's.
+    """
+    rows = {plate.name: plate.indices for plate in plates if plate.name in subsampled(latents)}
+    remedy = "the AutoGuideList needs create_plates= to have the same rows as the model"
+    with forked():
+        look(BoundModel(Chosen(name, rows, remedy)(bound.model), bound.args, bound.kwargs), _sites(latents))
 
 
 def subsampled(latents: Latents) -> set[str]:

@@ -146,14 +146,18 @@ class RowGuide(SavedGuide):
         return amortizer
 
     def _create_plates(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        if self.master is not None or not self.subsamples:
+        if not self.subsamples:
             return cast(dict[str, Any], super()._create_plates(*args, **kwargs))
-        made = self.create_plates(*args, **kwargs) if self.create_plates is not None else []
-        created = [made] if isinstance(made, pyro.plate) else list(made)
-        bound, is_fixed = BoundModel(self.bare_model, args, kwargs), self.amortizer is None
-        self.plates = minibatch.plates_of_call(
-            type(self).__name__, bound, self.latents, self._prototype_frames, created, is_fixed
-        )
+        name, bound = type(self).__name__, BoundModel(self.bare_model, args, kwargs)
+        if self.master is not None:
+            created = list(super()._create_plates(*args, **kwargs).values())
+            if self.master().create_plates is None:
+                minibatch.check_drawn(name, bound, self.latents, created)
+        else:
+            made = self.create_plates(*args, **kwargs) if self.create_plates is not None else []
+            created = [made] if isinstance(made, pyro.plate) else list(made)
+        is_fixed = self.amortizer is None
+        self.plates = minibatch.plates_of_call(name, bound, self.latents, self._prototype_frames, created, is_fixed)
         return self.plates
 
     @torch.no_grad()

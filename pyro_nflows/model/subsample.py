@@ -12,6 +12,9 @@ from torch import Tensor
 from ..system.exclusive import validation
 from .bound import BoundModel
 
+#: What to do where a model is to be run on rows that its arguments do not give.
+PASS_ROWS = "pass the rows' numbers, and their data, as its arguments"
+
 
 class Chosen(Messenger):
     """The plates of a model take given rows, in the place of those that they would draw.
@@ -20,6 +23,7 @@ class Chosen(Messenger):
 
     :param owner: who asks; error messages begin with it.
     :param rows: the rows' numbers, by plate; other plates are left alone.
+    :param remedy: what to do where the model's arguments give it other rows.
     :raises ValueError: when run, if a plate takes another number of rows, or is given other rows by the model.
 
     Example::
@@ -32,9 +36,9 @@ class Chosen(Messenger):
         tensor([3, 4])
     """
 
-    def __init__(self, owner: str, rows: Mapping[str, Tensor]):
+    def __init__(self, owner: str, rows: Mapping[str, Tensor], remedy: str = PASS_ROWS):
         super().__init__()
-        self.owner, self.rows = owner, rows
+        self.owner, self.rows, self.remedy = owner, rows, remedy
 
     def _pyro_sample(self, msg: Any) -> None:
         if not site_is_subsample(msg) or msg["name"] not in self.rows:
@@ -43,7 +47,7 @@ class Chosen(Messenger):
         if given is not None and not _same(given, rows):
             raise ValueError(
                 f"{self.owner}: the model gives plate '{msg['name']}' its rows by subsample=, so it cannot be run on "
-                "other rows; pass the rows' numbers, and their data, as its arguments"
+                f"other rows; {self.remedy}"
             )
         if size is not None and size != len(rows):
             raise ValueError(

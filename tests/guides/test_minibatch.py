@@ -367,11 +367,34 @@ def test_it_is_the_same_after_saving_pickling_and_copying():
 
 
 def test_a_part_of_a_list():
-    guide = AutoGuideList(groups)
-    guide.append(AutoFlow(poutine.block(groups, hide=["mu"])))
-    guide.append(AutoNormal(poutine.block(groups, expose=["mu"])))
+    guide = of_a_list()
     svi = SVI(groups, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
     assert all(svi.step(Y) < torch.inf for _ in range(5))
+
+
+def of_a_list(**kwargs):
+    guide = AutoGuideList(groups, **kwargs)
+    guide.append(AutoFlow(poutine.block(groups, hide=["mu"])))
+    guide.append(AutoNormal(poutine.block(groups, expose=["mu"])))
+    return guide
+
+
+def test_a_part_of_a_list_has_the_rows_that_the_list_is_given():
+    """The plate of a list's ``create_plates`` says nothing of its dimension."""
+    guide, first, then = of_a_list(create_plates=by_argument), torch.tensor([0, 1]), torch.tensor([4, 1])
+    svi = SVI(groups, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    svi.step(Y[first], index=first)
+    before = guide.median(Y[first], index=first)["z"]
+    svi.step(Y[then], index=then)
+    has_moved = guide.median(Y[then], index=then)["z"] != before
+    assert has_moved[then].all()
+    assert not has_moved[[2, 3, 5]].any()
+
+
+def test_rows_that_a_list_does_not_know_of_are_refused():
+    guide, index = of_a_list(), torch.tensor([4, 1])
+    with pytest.raises(ValueError, match=r"'groups' its rows by subsample=.* AutoGuideList needs create_plates="):
+        guide(Y[index], index=index)
 
 
 def test_joint_and_annealed_guides_refuse():
