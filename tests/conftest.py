@@ -1,6 +1,7 @@
 """Tests run in double precision; the examples in the package's docstrings in torch's default, as a reader's would."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -40,6 +41,18 @@ def judged_by_few_draws() -> Iterator[None]:
     """For a module that asks for it by ``pytest.mark.usefixtures``."""
     with few_draws():
         yield
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Time that passes only when it is told to."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def passes(seconds: float) -> None:
+        now[0] += seconds
+
+    return passes
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

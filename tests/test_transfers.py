@@ -30,12 +30,15 @@ OWN_OPTIMISER = "the user's own optimiser is Python, step by step"
 PROCESSES = "several processes share a step, on processors"
 REASONS = {
     "engine/backends.py:_is_close": RECORDED,
+    "engine/cost.py:Cost.is_known": PYTHON,
+    "engine/cost.py:Cost.rows_in": PYTHON,
     "engine/course.py:Course._is_astray": BLOCK,
     "engine/course.py:Course.look": BLOCK,
     "engine/course.py:_noise": BLOCK,
     "engine/course.py:look_at": BLOCK,
     "engine/density_gradient.py:DensityGradient._curved": ROUND,
     "engine/given.py:schedule_of": PYTHON,
+    "engine/gradient_times.py:GradientTimes.num_at_once": PYTHON,
     "engine/history.py:History.__repr__": ROUND,
     "engine/history.py:History.add": ROUND,
     "engine/lazy.py:_parts": PYTHON,
@@ -55,7 +58,6 @@ REASONS = {
     "engine/recurrences.py:_difference": RECORDED,
     "engine/replayed.py:_differs": RECORDED,
     "engine/row_ratios.py:RowRatios._example": RECORDED,
-    "engine/sampler.py:Sampler._affordable": PYTHON,
     "engine/settled.py:is_settled": BLOCK,
     "engine/settled.py:tail_of": PYTHON,
     "engine/team.py:Team.draws": PROCESSES,

@@ -73,6 +73,7 @@ class Faults:
     :param round_trip: the error of the flow's inverse, in standard deviations of the base.
     :param unobserved: whether the model had no data, which is meant where the prior itself is wanted.
     :param drift: what does not stay where it is, looked for where all hangs on the weights.
+    :param unexamined: whether there was no time left to see whether the density falls, where the weights leave a doubt.
     :param vague: the site of which the weights tell least, and how many independent draws they are worth for it.
     """
 
@@ -84,6 +85,7 @@ class Faults:
     unobserved: bool = False
     drift: Drift | None = None
     vague: tuple[str, float] | None = None
+    unexamined: bool = False
 
     @classmethod
     def restored(cls, state: Mapping[str, Any]) -> "Faults":

@@ -117,6 +117,10 @@ class Outcome(Sentences):
         "Do not trust these draws: the posterior is improper, as far as can be seen: its log density does not fall "
         "along {improper}, however far one goes; give a prior that does, or data that inform it."
     )
+    UNEXAMINED = (
+        "Do not trust these draws yet: their weights are uneven (ESS {ess:.0%} of the draws, k-hat {pareto_k}), and "
+        "there was no time left to see whether the posterior is proper; give max_seconds more."
+    )
     EDGE = (
         "Do not trust these draws: {edge} lie so close to the edge of its support that numbers of this precision end "
         "there; try float64, or a prior with less mass at the edge."
@@ -185,6 +189,8 @@ def judge(evidence: Evidence, training: Training = Training()) -> Verdict[Outcom
     pareto_k, threshold = tail_index(evidence.log_weight), k_limit(len(evidence.log_weight), ess)
     values = [float(e.value) for e in evidence.log_evidences] or [math.nan]
     outcome, words, shown = _decide(evidence, ess), evidence.faults.words(), apart(pareto_k, threshold)
+    if evidence.faults.unexamined and outcome.is_trusted:
+        outcome = Outcome.UNEXAMINED
     few = evidence.faults.vague if ess * len(evidence.log_weight) >= ENOUGH else None
     sentence = outcome.value.format(
         ess=ess,

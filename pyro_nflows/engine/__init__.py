@@ -2,7 +2,7 @@
 
 from .all_rows import AllRows
 from .backends import EngineWarning, prepare
-from .budget import Budget, Stretch
+from .budget import Budget, OutOfTime, Stretch
 from .density_gradient import ROWS, DensityGradient
 from .history import History
 from .journal import Journal, copied
@@ -37,6 +37,7 @@ __all__ = [
     "Journal",
     "Look",
     "Optim",
+    "OutOfTime",
     "Program",
     "Progress",
     "Round",

@@ -1,5 +1,6 @@
 r"""The fastest way to run a program's steps that gives what its own Python gives."""
 
+import math
 import time
 import warnings
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from .program import Inputs, Program, State
 from .runners import Compiled, Eager, Engine, Runner, Traced
 from .tape import Tape
 
+#: The share of the time for steps that a compiler may take.
+COMPILING = 0.3
 #: Why a step cannot be recorded, and what is mostly the cause.
 NO_MEMORY = "there is not enough memory to record a step"
 BRANCHES = "Python branches on values and Python or NumPy random numbers are the usual cause"
@@ -55,13 +58,13 @@ class Best(Runner):
     def is_random(self) -> bool:
         return self.tape.is_random
 
-    def expect(self, num_steps: int) -> None:
-        """Start compiling if that many steps are worth it."""
+    def expect(self, num_steps: int, seconds: float = math.inf) -> None:
+        """Start compiling if that many steps are worth it, and the compiler will leave time for them."""
         if self.compiling.is_started:
             return
         if self._seconds == float("inf"):
             self._seconds = _seconds(self.runner, self.program.init(), self.inputs)
-        if num_steps * self._seconds > compile_seconds(self.tape):
+        if compile_seconds(self.tape) < min(num_steps * self._seconds, COMPILING * seconds):
             self.compiling.start()
             self.switch(self.program.init())
 
@@ -104,13 +107,16 @@ class Best(Runner):
         self.compiling.cancel()
 
 
-def prepare(program: Program, engine: Engine | None, inputs: Inputs, data: Sequence[Tensor] = ()) -> Runner:
+def prepare(
+    program: Program, engine: Engine | None, inputs: Inputs, data: Sequence[Tensor] = (), waits: bool = True
+) -> Runner:
     """A runner on the engine asked for, or on the fastest that reproduces the eager step.
 
     :param program: the program.
     :param engine: an engine, or None for the fastest.
     :param inputs: example inputs of a block of at least one step, on which engines are checked against the eager one.
     :param data: tensors that :meth:`~.tape.Tape.bound` may replace later.
+    :param waits: whether compiled steps that were asked for are waited for; else steps are traced until there are any.
     """
     eager = Eager(program)
     if engine is Engine.EAGER:
@@ -126,7 +132,7 @@ def prepare(program: Program, engine: Engine | None, inputs: Inputs, data: Seque
     if engine is Engine.TRACED:
         return Traced(tape)
     best = Best(program, tape, inputs)
-    if engine is Engine.COMPILED:
+    if engine is Engine.COMPILED and waits:
         best.wait(program.init())
         if best.compiling.refused is not None:
             _tell("compiled", best.compiling.refused, "traced", "")

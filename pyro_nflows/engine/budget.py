@@ -1,12 +1,22 @@
-"""How long a run may take: training leaves a part of it for judging, and its steps fall to zero as its time ends."""
+"""How long a run may take: training leaves a part of it for judging, and its steps fall to zero as its time ends.
 
+What a run consists of besides (a start, looks at draws, the search for other modes) are pieces that have parts of its
+time. Before each evaluation of the model they ask whether it will end in time, and are given up where it will not.
+"""
+
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 
 #: The share of a run's time that is left for judging.
 JUDGING = 0.25
 #: How much of its steps a round may be behind its time before they are made smaller.
 LATE = 0.02
+
+
+class OutOfTime(Exception):
+    """A piece of work was given up: it would not have ended in its time."""
 
 
 class Budget:
@@ -25,6 +35,10 @@ class Budget:
         self.end = began + seconds
         self._training = self.until = began + (1 - JUDGING) * seconds
         self.is_stopped = False
+        #: When the piece of work under way has to end, by ``time.perf_counter``.
+        self.deadline = math.inf
+        #: How often something was refused because it would not have ended in time.
+        self.num_refused = 0
 
     @staticmethod
     def of_training(seconds: float) -> "Budget":
@@ -56,6 +70,60 @@ class Budget:
         """End training now, whatever time there is; judging has all that is left."""
         self.is_stopped = True
         self._training = self.until = min(self.until, time.perf_counter())
+
+    def give_up(self) -> None:
+        """End training now, since not even its next step would end in time; judging has all that is left."""
+        self._training = self.until = min(self.until, time.perf_counter())
+
+    @contextlib.contextmanager
+    def within(self, until: float) -> Iterator[None]:
+        """A piece of work that has to end by then; what would take longer there is refused by :meth:`need`.
+
+        :param until: by ``time.perf_counter``.
+
+        Example::
+
+            >>> budget = Budget(100.0)
+            >>> with budget.within(budget.end):
+            ...     budget.need(50.0)
+            ...     budget.need(200.0)
+            Traceback (most recent call last):
+            ...
+            pyro_nflows.engine.budget.OutOfTime
+            >>> budget.need(200.0), budget.num_refused  # outside of pieces nothing is refused
+            (None, 1)
+        """
+        before, self.deadline = self.deadline, min(self.deadline, until)
+        try:
+            yield
+        finally:
+            self.deadline = before
+
+    def need(self, seconds: float = 0.0) -> None:
+        """Ask for so many seconds of the piece of work under way.
+
+        :raises OutOfTime: where they are not left.
+        """
+        if time.perf_counter() + seconds > self.deadline:
+            self.refuse()
+
+    def refuse(self) -> None:
+        """Give up the piece of work under way, if there is one.
+
+        :raises OutOfTime: in one.
+        """
+        if self.deadline < math.inf:
+            self.num_refused += 1
+            raise OutOfTime
+
+    def of_all(self, share: float) -> float:
+        """When a share of all the time that is left, judging's included, will be over, by ``time.perf_counter``."""
+        return self.end - (1 - share) * self.left if self.is_limited else math.inf
+
+    @property
+    def time_for_piece(self) -> float:
+        """Seconds that are left to the piece of work under way, or else to the run."""
+        return max(0.0, min(self.deadline, self.end) - time.perf_counter())
 
     def share(self, num_left: int) -> None:
         """Have training end once its part of the time that is left is over.
@@ -90,6 +158,11 @@ class Stretch:
     def is_over(self) -> bool:
         """Whether its time is."""
         return time.perf_counter() >= min(self.until, self.budget.until)
+
+    @property
+    def left(self) -> float:
+        """Seconds to its end; 0 after it."""
+        return max(0.0, min(self.until, self.budget.until) - time.perf_counter())
 
     def slowed(self, done: float) -> float:
         """What steps are to be multiplied by.

@@ -1,5 +1,10 @@
-r"""A log density's gradient and curvature at single points, recorded: an ascent needs hundreds of them."""
+r"""A log density's gradient and curvature at single points, recorded: an ascent needs hundreds of them.
 
+Where time is limited, what would not end in its time is refused before it begins, rows that are dear are evaluated a
+few at a time, and a function that is dear is recorded once its Python has taken as long as a recording will.
+"""
+
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -8,6 +13,9 @@ from torch import Tensor
 
 from ..model.whole import WholeLogJoint
 from ..numerics import LogDensity
+from .budget import Budget
+from .cost import GRADIENT, finish
+from .gradient_times import GradientTimes
 from .replayed import Replayed
 from .tape import Tape
 
@@ -48,12 +56,29 @@ class DensityGradient:
         self.block: int | None = getattr(log_joint, "block", None)
         self._tapes: dict[Any, Replayed | None] = {}
         self._source: DensityGradient | None = None
+        #: What there is time for, in the time of a run.
+        self.times = GradientTimes(self._tried)
 
     def at(self, log_joint: LogDensity, data: Sequence[Tensor]) -> "DensityGradient":
         """That of the same density with other data, by the same recordings."""
         new = DensityGradient(log_joint, data, self.whole, self.compile)
-        new._source = self
+        new._source, new.times.budget = self, self.times.budget
         return new
+
+    def within(self, budget: Budget) -> "DensityGradient":
+        """The same, in the time of a run.
+
+        Example::
+
+            >>> density = DensityGradient(lambda z: -z.square().sum(-1)).within(Budget(60.0))
+            >>> with density.times.budget.within(0.0):
+            ...     density.value_and_grad(torch.zeros(2))
+            Traceback (most recent call last):
+            ...
+            pyro_nflows.engine.budget.OutOfTime
+        """
+        self.times.budget = budget
+        return self
 
     def agrees(self, z: Tensor) -> bool:
         """Whether recordings made with other data are right at a point."""
@@ -61,11 +86,15 @@ class DensityGradient:
             pairs = list(zip(self._run(self._value_and_grad, z), self._value_and_grad(z)))
         except (RuntimeError, ValueError):  # shapes depend on the data
             return False
-        shared = self._tapes[_key("_value_and_grad", z)] is not None
+        shared = self._tapes.get(_key("_value_and_grad", z)) is not None
         return shared and all(torch.allclose(a, b, 1e-3, 1e-3, equal_nan=True) for a, b in pairs)
 
     def __call__(self, z: Tensor) -> Tensor:
-        return self.log_joint(z)
+        times = self.times
+        if not times.budget.is_limited or torch._C._functorch.is_functorch_wrapped_tensor(z):
+            return self.log_joint(z)
+        times.budget.need(times.cost_at(z).of(len(z)) / GRADIENT)
+        return torch.cat([self._value(part) for part in z.split(times.num_at_once(z, max(1, len(z))))])
 
     def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """At one point ``(D,)``: a scalar and ``(D,)``."""
@@ -74,9 +103,11 @@ class DensityGradient:
 
     def values_and_grads(self, z: Tensor, num_rows: int = ROWS) -> tuple[Tensor, Tensor]:
         """Values ``(N,)`` and gradients ``(N, D)`` at points ``(N, D)``, in batches."""
-        num_rows = min(num_rows, self.block or num_rows)
+        num_rows = self.times.num_at_once(z, min(num_rows, self.block or num_rows))
         num = -(-len(z) // num_rows) * num_rows
         rows = torch.cat([z, z[:1].expand(num - len(z), -1)]).split(num_rows)
+        if self.times.budget.is_limited and self.whole is None:
+            self.times.budget.need(len(rows) * self.times.expected(_key("_values_and_grads", rows[0]), rows[0]))
         values, grads = zip(*(self._run(self._values_and_grads, part) for part in rows))
         return torch.cat(values)[: len(z)], torch.cat(grads)[: len(z)]
 
@@ -125,13 +156,52 @@ class DensityGradient:
     def _run(self, function: Callable[..., list[Tensor]], *inputs: Tensor) -> list[Tensor]:
         inputs = tuple(tensor.detach() for tensor in inputs)
         if self.whole is None:
-            return self._replayed(function, inputs, ())
+            return self._in_time(function, inputs, ())
         sums: list[Tensor] = []
         for visit in self.whole.visits():
             given = tuple(tensor.to(inputs[0].device) for tensor in visit.tensors)
-            terms = [term.double() for term in self._replayed(function, inputs, given)]
+            terms = [term.double() for term in self._in_time(function, inputs, given)]
             sums = [total + term for total, term in zip(sums, terms)] if sums else terms
         return [total.to(inputs[0]) for total in sums]
+
+    def ask(self, z: Tensor, num: int) -> None:
+        """Ask for the time that so many gradients at rows will take, where something else computes these.
+
+        :raises OutOfTime: in a piece of work that has less.
+        """
+        if self.times.budget.is_limited:
+            self.times.budget.need(num * self.times.cost_at(z).of(len(z)))
+
+    # ---- where time is limited --------------------------------------------------------------------------------
+
+    def _in_time(
+        self, function: Callable[..., list[Tensor]], inputs: tuple[Tensor, ...], visit: tuple[Tensor, ...]
+    ) -> list[Tensor]:
+        """What a function gives, unless it would not end in time."""
+        times = self.times
+        if not times.budget.is_limited:
+            return self._replayed(function, inputs, visit)
+        name, key = function.__name__, _key(function.__name__, *inputs)
+        expected = times.expected(key, inputs[0], len(inputs[-1]) if name in ("_hessian", "_products") else 0)
+        times.budget.need(expected)
+        is_new, began = key not in self._tapes, time.perf_counter()
+        is_bare = is_new and self._source is None and times.is_too_soon(key, expected)
+        found = function(*inputs, *visit) if is_bare else self._replayed(function, inputs, visit)
+        finish(found[0])
+        if is_bare or not is_new:
+            times.note(key, began, len(inputs[0]) if is_bare and name == "_values_and_grads" else 0)
+        return found
+
+    def _tried(self, z: Tensor) -> Tensor:
+        """Gradients at rows, as a trial; over the rows of one visit, if there are visits."""
+        visits = [] if self.whole is None else next(iter(self.whole.visits())).tensors
+        return self._values_and_grads(z, *(tensor.to(z.device) for tensor in visits))[0]
+
+    def _value(self, z: Tensor) -> Tensor:
+        self.times.budget.need(self.times.cost_at(z).of(len(z)) / GRADIENT)
+        return self.log_joint(z)
+
+    # ---- recordings -------------------------------------------------------------------------------------------
 
     def _replayed(
         self, function: Callable[..., list[Tensor]], inputs: tuple[Tensor, ...], visit: tuple[Tensor, ...]
@@ -161,7 +231,11 @@ class DensityGradient:
             other = [*(tensor + 0.01 for tensor in inputs), *self._last_visit(visit)]
             pairs = zip(tape.run(other), function(*other))
             same = all(torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True) for a, b in pairs)
-            return Replayed(tape, inputs[0].device, self.compile) if same and not tape.is_random else None
+            return (
+                Replayed(tape, inputs[0].device, self.compile, self.times.budget)
+                if same and not tape.is_random
+                else None
+            )
         except Exception:
             return None
 

@@ -1,5 +1,7 @@
 """Steps of a program on the rows of a minibatch, which are inputs: recorded once, and compiled where that pays."""
 
+import math
+import time
 from collections.abc import Callable
 from typing import cast
 
@@ -11,6 +13,7 @@ from .compiling import Code, Compiling, compile_seconds
 from .program import Inputs, Program, State
 from .runners import Engine
 from .tape import Tape
+from .times import RECORDING, SHARE
 
 
 class MinibatchSteps:
@@ -29,14 +32,22 @@ class MinibatchSteps:
         self._memory: Code | None = None
 
     def prepare(
-        self, state: State, inputs: Inputs, factors: Tensor, rows: Tensor, num_steps: int, other: Tensor
+        self,
+        state: State,
+        inputs: Inputs,
+        factors: Tensor,
+        rows: Tensor,
+        num_steps: int,
+        other: Tensor,
+        seconds: float = math.inf,
     ) -> None:
         """Record the step, and begin to compile it if so many steps are worth that.
 
         :param state: an example, with the other arguments of :meth:`run`.
         :param other: rows at which the recording is compared with the model.
+        :param seconds: that there are for the steps; where a recording would take too much of them, there is none.
         """
-        if self.asked is Engine.EAGER:
+        if self.asked is Engine.EAGER or (seconds < math.inf and self._is_long(state, inputs, factors, rows, seconds)):
             return
         try:
             tape = Tape(self._step, [*state, *inputs, factors, rows])
@@ -53,6 +64,12 @@ class MinibatchSteps:
         self._compiling = Compiling(tape, len(State._fields), state.params)
         if self.asked is Engine.COMPILED or num_steps > 20 * compile_seconds(tape):
             self._compiling.start()
+
+    def _is_long(self, state: State, inputs: Inputs, factors: Tensor, rows: Tensor, seconds: float) -> bool:
+        """Whether a recording would take too much of the time, by what a step does."""
+        began = time.perf_counter()
+        self._step(*state, *inputs, factors, rows)
+        return RECORDING * (time.perf_counter() - began) > SHARE * seconds
 
     def _step(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         num = len(State._fields)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .budget import Budget
 from .compiling import Code, Compiling, compile_seconds
 from .graphs import Graph, GraphRun
 from .tape import Tape
@@ -28,6 +29,8 @@ PER_CALL, PER_NUMBER = 1e-5, 1e-9
 PATIENCE = 2
 #: Seconds of a compiler that are too many.
 LONGEST = 60.0
+#: The share of the time left that a compiler may take.
+MOST = 0.3
 #: How far compiled code may be off, as a share of the largest number.
 TOLERANCE = 1e-3
 
@@ -41,6 +44,7 @@ class Replayed:
     :param tape: what is run.
     :param device: where.
     :param compile: whether it may be compiled.
+    :param budget: the time of the run; where that has a limit, compiled code is not waited for.
 
     Example::
 
@@ -49,8 +53,9 @@ class Replayed:
         [tensor(0.8415)]
     """
 
-    def __init__(self, tape: Tape, device: torch.device, compile: bool = True):
+    def __init__(self, tape: Tape, device: torch.device, compile: bool = True, budget: Budget | None = None):
         self.tape, self.device, self.compile, self._num_runs = tape, device, compile, 0
+        self.budget = budget or Budget()
         self._pays, self._lock = runs_that_pay(tape) if compile else None, threading.Lock()
         self._compiling: Compiling | None = None
         self._code: Code | None = None
@@ -70,7 +75,7 @@ class Replayed:
 
     def bound(self, data: Sequence[Tensor]) -> "Replayed":
         """That of the recording with other data."""
-        return Replayed(self.tape.bound(data), self.device, self.compile)
+        return Replayed(self.tape.bound(data), self.device, self.compile, self.budget)
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Replay on other inputs."""
@@ -91,9 +96,13 @@ class Replayed:
                 with contextlib.suppress(RuntimeError, NotImplementedError):
                     self._code = GraphRun(Graph(self.tape, 0, self.device))
         elif self._pays is not None and self._num_runs == self._pays:
+            if compile_seconds(self.tape) > MOST * self.budget.time_for_piece:
+                return
             self._compiling = Compiling(self.tape, 0, inputs[0])
             self._compiling.start()
-        elif self._compiling is not None and self._pays and self._num_runs == PATIENCE * self._pays:
+        elif self._compiling is not None and self._pays and self._num_runs >= PATIENCE * self._pays:
+            if self.budget.is_limited and self._compiling.is_under_way and not self._compiling.is_ready:
+                return
             self._code = self._compiling.take(lambda code: _differs(_given(code, inputs), self.tape.run(inputs)))
             self._compiling = None
 

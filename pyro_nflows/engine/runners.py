@@ -1,6 +1,7 @@
 r"""Ways to run a program's steps: eagerly, recorded and replayed, or recorded and compiled with their loop."""
 
 import enum
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -55,8 +56,8 @@ class Runner(ABC):
         """Whether the steps are known to draw random numbers of their own."""
         return False
 
-    def expect(self, num_steps: int) -> None:
-        """Be told that so many steps are to come."""
+    def expect(self, num_steps: int, seconds: float = math.inf) -> None:
+        """Be told that so many steps are to come, and how much time there is for them."""
         return
 
     def rebound(self, log_joint: LogDensity, data: Sequence[Tensor]) -> "Runner | None":

@@ -1,5 +1,6 @@
 r"""Fresh draws of a flow with their weights: many more than a step takes, and without gradients."""
 
+import functools
 import time
 from collections.abc import Sequence
 from typing import cast
@@ -15,6 +16,7 @@ from ..objectives.draws import Draws, base_noise, concatenate, draw, even_noise
 from ..system.randomness import forked
 from .budget import Budget
 from .compiling import Code, Compiling, compile_seconds, compiles
+from .cost import MOMENT, DrawCosts, finish
 from .program import Program
 from .tape import Tape
 from .team import Team
@@ -25,8 +27,11 @@ CHUNKS = (250, 2000)
 BATCH = 128
 #: Seconds that are long by any clock.
 LONG = 20.0
-#: Where time is limited, draws that are timed, and the share of what is left that all may take.
-TIMED, DRAWS = 400, 0.4
+#: Where time is limited, the share of what is left that draws may take, and those that only compare fits; and how many
+#: there are in any case.
+DRAWS, LOOK, FEWEST = 0.5, 0.1, 20
+#: A recording takes about so many times what it records.
+RECORDING = 10
 #: Draws at once, and seconds for them all, while somebody is waiting.
 FEW, HURRY = 100, 1.0
 
@@ -77,7 +82,7 @@ class Sampler:
         self.note: str | None = None
         self.compiling: Compiling | None = None
         self.deadline: float | None = None
-        self.budget = Budget()
+        self.budget, self.costs = Budget(), DrawCosts(log_joint)
         self.team: Team | None = None
         self._form: object = None
 
@@ -92,6 +97,8 @@ class Sampler:
         if self.team is not None:
             self.team.expect(layer, num_samples)
             num_samples //= self.team.ranks.size
+        if self.budget.is_limited and not self._has_time_to_record(layer):
+            return
         program = self._program(layer)
         if self.compiling is not None or self.note is not None or not (self.compile and compiles(program.params())):
             return
@@ -102,6 +109,10 @@ class Sampler:
         seconds = (time.perf_counter() - began) * num_samples / CHUNKS[0]
         if seconds > (LONG if self.steady else 1.0):
             self._begin(program, noise[:BATCH], seconds)
+
+    def _has_time_to_record(self, layer: Layer) -> bool:
+        seconds = self.budget.seconds
+        return RECORDING * self.costs.at(layer, seconds).of(BATCH) < MOMENT * seconds
 
     def _begin(self, program: Program, noise: Tensor, seconds: float) -> None:
         try:
@@ -120,23 +131,43 @@ class Sampler:
         self.compiling, self.note = None, f"compiled draws: {reason}"
 
     @torch.no_grad()
-    def sample(self, layer: Layer, num_samples: int) -> Draws:
+    def sample(self, layer: Layer, num_samples: int, share: float = DRAWS) -> Draws:
         """Fresh draws with their log densities: from evenly spread points of the base, in random order.
 
         There are fewer than asked for where that are more than ``most``, somebody is waiting, or time is short.
+
+        :param share: of the time that is left, which they may take.
+        :raises OutOfTime: within a piece of work that has no time left for :data:`FEWEST` of them.
         """
         num_samples = num_samples if self.most is None else min(num_samples, self.most)
-        if self.budget.is_limited and num_samples > TIMED and self.deadline is None:
-            num_samples = self._affordable(layer, num_samples)
+        if self.budget.is_limited and self.deadline is None:
+            return self._in_time(layer, num_samples, share)
         return self._sample(layer, num_samples)
 
-    def _affordable(self, layer: Layer, num_samples: int) -> int:
-        """As many draws as there is time for, by how long some take."""
-        began = time.perf_counter()
-        with forked():  # what there is time for gives the same as without a limit
-            self._sample(layer, TIMED)
-        pace = (time.perf_counter() - began) / TIMED
-        return max(TIMED, min(num_samples, int(DRAWS * self.budget.left / max(pace, 1e-9))))
+    def _in_time(self, layer: Layer, num_samples: int, share: float) -> Draws:
+        """As many of the draws as there is time for, a moment's at a time."""
+        budget, cost = self.budget, self.costs.at(layer, self.budget.seconds)
+        moment, until = MOMENT * budget.seconds, min(budget.deadline, time.perf_counter() + share * budget.left)
+        if -(-num_samples // CHUNKS[0]) * cost.of(CHUNKS[0]) <= moment:
+            budget.need()
+            return self._sample(layer, num_samples)
+        noise, parts, num_done = even_noise(layer, num_samples), list[Draws](), 0
+        most = CHUNKS[1]
+        if self.compiling is not None and self.compiling.is_ready:  # faster than the model's own Python
+            most, cost = num_samples, cost.copy()
+        while num_done < num_samples:
+            num = min(cost.rows_in(moment), most, num_samples - num_done)
+            if num_done < FEWEST:
+                budget.need(cost.of(num))
+            elif time.perf_counter() + cost.of(num) > until:
+                break
+            began, at = time.perf_counter(), functools.partial(self.at, sizes=(num,))
+            some = noise[num_done : num_done + num]
+            parts.append(at(layer, some) if self.team is None else self.team.draws(at, layer, some))
+            finish(parts[-1].log_p)
+            cost.note(num, time.perf_counter() - began)
+            num_done += num
+        return concatenate(parts)
 
     def _sample(self, layer: Layer, num_samples: int) -> Draws:
         if self.deadline is not None:
@@ -145,10 +176,13 @@ class Sampler:
         return self.at(layer, noise) if self.team is None else self.team.draws(self.at, layer, noise)
 
     @torch.no_grad()
-    def at(self, layer: Layer, noise: Tensor) -> Draws:
-        """Draws at given points of the base."""
+    def at(self, layer: Layer, noise: Tensor, sizes: Sequence[int] = ()) -> Draws:
+        """Draws at given points of the base.
+
+        :param sizes: of the chunks that the model's own Python evaluates, if not those that are usual.
+        """
         draws = self._compiled(layer, noise)
-        return _in_chunks(self.log_joint, layer, noise, self._sizes) if draws is None else draws
+        return _in_chunks(self.log_joint, layer, noise, sizes or self._sizes) if draws is None else draws
 
     def _some(self, layer: Layer, num_samples: int) -> Draws:
         """As many as there is time for."""
@@ -162,7 +196,7 @@ class Sampler:
         program, compiling = self._program(layer), self.compiling
         if compiling is None or len(noise) < BATCH or program.shapes != self._form:
             return None
-        if not (self.steady or compiling.is_ready):
+        if not (compiling.is_ready or (self.steady and not self.budget.is_limited)):
             return None
         num = -(-len(noise) // BATCH) * BATCH
         rows = torch.cat([noise, noise[: num - len(noise)]]).view(-1, BATCH, noise.shape[1])

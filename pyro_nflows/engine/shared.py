@@ -11,6 +11,7 @@ draws no random numbers of its own. Rank 0 says which steps are taken, and hands
 that is decided, or measured, on one process has to be the same on another, not even how far it has compiled its steps.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -73,7 +74,7 @@ class Shared(Runner):
     def is_compiling(self) -> bool:
         return self.own.is_compiling
 
-    def expect(self, num_steps: int) -> None:
+    def expect(self, num_steps: int, seconds: float = math.inf) -> None:
         with uninterrupted():
             self.ranks.tell("expect", self.number, num_steps)
         self.own.expect(num_steps)

@@ -5,6 +5,7 @@ of plates and for rows, of which each takes a part of the particles (:mod:`~pyro
 all rows, and what Adam remembers of them, are with the one that leads: the others are told those of the step's rows.
 """
 
+import math
 import pickle
 from collections.abc import Callable
 from contextlib import suppress
@@ -52,12 +53,20 @@ class SharedMinibatchSteps:
         return None if self._own is None else self._own.note
 
     def prepare(
-        self, state: State, inputs: Inputs, factors: Tensor, rows: Tensor, num_steps: int, other: Tensor
+        self,
+        state: State,
+        inputs: Inputs,
+        factors: Tensor,
+        rows: Tensor,
+        num_steps: int,
+        other: Tensor,
+        seconds: float = math.inf,
     ) -> None:
         """Have all processes record their part of a step, and compile it if so many steps are worth that.
 
         :param state: an example, with the other arguments of :meth:`run`.
         :param other: rows at which the recording is compared with the model.
+        :param seconds: that there are for the steps; each process records its own part, however long that takes.
         :raises RuntimeError: if one of them cannot run it.
         """
         own = PartOfSteps(self.ranks, self.program, self.asked, Chosen(self._choose, rows, other))

@@ -17,8 +17,8 @@ from ..system.memory import is_out_of_memory
 from ..system.randomness import forked
 from ..system.ranks import Ranks
 from .all_rows import AllRows
-from .backends import prepare
 from .budget import Budget, Stretch
+from .cost import DrawCosts
 from .course import Course, look_at, place
 from .density_gradient import DensityGradient
 from .ensemble import Data, Ensemble, Stream
@@ -26,7 +26,7 @@ from .given import inputs_of, own_inputs, part_of, schedule_of
 from .history import History, histories_of, record
 from .journal import Journal
 from .look import Callback, Watch
-from .optimised import Choice, optimised
+from .optimised import Choice
 from .pace import Pace, unbroken
 from .program import Program
 from .progress import Progress
@@ -34,9 +34,9 @@ from .round import Round
 from .runners import Engine, Runner
 from .sampler import Sampler
 from .settled import BLOCK, settle
-from .shared import Shared
 from .team import Team
-from .threads import fastest_threads, restored_threads
+from .threads import restored_threads
+from .times import Times
 
 #: Seconds between looks at the loss.
 PAUSE = 0.2
@@ -76,6 +76,7 @@ class Trainer:
         self.sampler = self._sampler()
         self.journal = Journal()
         self.budget = Budget()
+        self.times = Times(self.sampler.costs if all_rows is None else DrawCosts(log_joint))
         self.watch = Watch(None, self.budget)
         self.optim, self.team = cast(Choice | None, None), cast(Team | None, None)
 
@@ -131,6 +132,9 @@ class Trainer:
         recalled = self.journal.recall(name, functools.partial(self._recall, layers, objective, gradient, plan))
         if recalled is not None:
             return list(recalled["well"])
+        self.times.ask(layers, plan)
+        if self.is_over():
+            return [True] * len(layers)
         began, courses = time.perf_counter(), list[Course]()
         try:
             with restored_threads(), self.progress.phase(title, plan.num_steps, follows):
@@ -181,7 +185,7 @@ class Trainer:
     def limit(self, budget: Budget, callback: Callback | None = None, progress: Progress | None = None) -> None:
         """Have training, and draws, heed the time of a run, and show where it is."""
         self.progress = progress or self.progress
-        self.budget = self.sampler.budget = budget
+        self.budget = self.sampler.budget = self.times.budget = budget
         self.watch = Watch(callback, budget)
 
     def is_over(self) -> bool:
@@ -239,7 +243,7 @@ class Trainer:
                 self._density = DensityGradient(self.log_joint, self.data, compile=self.engine is None)
             else:
                 self._density = DensityGradient(rows.in_one, self.data, rows.log_joint, self.engine is None)
-        return self._density
+        return self._density.within(self.budget)
 
     def _get(self, layer: Layer, objective: Objective, gradient: Gradient, plan: Round) -> tuple[Program, Runner]:
         """The program of a round and its runner; equal rounds have the same."""
@@ -249,12 +253,7 @@ class Trainer:
             with forked():  # the numbers to come do not depend on what is prepared when
                 schedule = schedule_of(plan, objective.share, program.params())
                 example = inputs_of(program, schedule, 0, min(3, plan.num_steps))
-            if self.optim is None:
-                runner = (prepare if self.team is None else self.team.prepare)(program, self.engine, example, self.data)
-            else:
-                runner = optimised(program, self.optim, self.engine, example, self.data)
-            if runner.engine is not Engine.COMPILED and not isinstance(runner, Shared):
-                runner.num_threads = fastest_threads(lambda: runner.run(program.init(), example))
+            runner = self.times.prepared(program, self.engine, plan, example, self.data, self.optim, self.team)
             self._runners[key] = runner
         return program, self._runners[key]
 
@@ -262,14 +261,15 @@ class Trainer:
         self, members: Sequence["Trainer"], programs: list[Program], runner: Runner, plan: Round, title: str
     ) -> list[Course]:
         """The steps of a round, in blocks, for each fit with its own random numbers and size of steps."""
-        runner.expect(plan.num_steps * max(len(programs), self.num_fits))
+        stretch = Stretch(self.budget, plan.share)
+        runner.expect(plan.num_steps * max(len(programs), self.num_fits), stretch.left)
         streams = [member.stream or _stream(len(members)) for member in members]
         courses = [Course(program, stream) for program, stream in zip(programs, streams)]
         schedule = schedule_of(plan, programs[0].objective.share, courses[0].state.params)
         begun = self._resume(courses)
         self.progress.advance(begun)
         ensemble, pace = Ensemble(runner, programs, [member._bound for member in members]), Pace(2 * PAUSE)
-        stretch, histories = Stretch(self.budget, plan.share), [member.history for member in members]
+        histories = [member.history for member in members]
         before = [history.mark() for history in histories]
         try:
             for start in range(begun, plan.num_steps, BLOCK):

@@ -1,5 +1,7 @@
 """How much work a log density is, counted and not timed: what is chosen by it is the same on every machine."""
 
+import contextlib
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +35,9 @@ SUMS = {
     "_linalg_eigh": 0,
 }
 
+#: What has been counted already: a model that is a long Python loop is not run again for it.
+_known: "weakref.WeakKeyDictionary[LogDensity, int]" = weakref.WeakKeyDictionary()
+
 
 def work_of(log_joint: LogDensity, point: Tensor) -> int:
     """How many numbers one row more takes to compute, each as many times as it is a sum of products.
@@ -49,12 +54,18 @@ def work_of(log_joint: LogDensity, point: Tensor) -> int:
         >>> work_of(lambda z: -(X @ z.T).square().sum(0), torch.zeros(3))  # products, squares, one sum, one sign
         4002
     """
+    with contextlib.suppress(TypeError):  # of some functions there can be no weak reference
+        if log_joint in _known:
+            return _known[log_joint]
     try:
         with forked():
             one, three = (_counted(log_joint, point.detach().expand(num, -1).clone()) for num in (1, 3))
     except Exception:  # whatever it is, the fit will meet it and say so
         return 0
-    return max(0, (three - one) // 2)
+    work = max(0, (three - one) // 2)
+    with contextlib.suppress(TypeError):
+        _known[log_joint] = work
+    return work
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ beside one of trillionths asks too much of step sizes. The weights see that some
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -125,7 +126,9 @@ def on_the_edge(guide: AutoFlow, z: Tensor) -> tuple[str, float] | None:
     return None
 
 
-def not_finite_at(joint: LogJoint, guide: AutoFlow, z: Tensor) -> tuple[str | None, tuple[str, float] | None]:
+def not_finite_at(
+    joint: LogJoint, guide: AutoFlow, z: Tensor, until: float = math.inf
+) -> tuple[str | None, tuple[str, float] | None]:
     """Which site's density is not finite; or, where it is one on the edge of its support, that one and its share.
 
     A density that grows without bound at an edge, such as that of ``Gamma(0.01, 0.01)`` at zero, is infinite where
@@ -134,8 +137,9 @@ def not_finite_at(joint: LogJoint, guide: AutoFlow, z: Tensor) -> tuple[str | No
     :param joint: the model.
     :param guide: knows the sites.
     :param z: draws, some of which have no finite density.
+    :param until: when to look at no further draw, by ``time.perf_counter``.
     """
-    site, edge = first_bad_site(joint, z), on_the_edge(guide, z)
+    site, edge = first_bad_site(joint, z, until), on_the_edge(guide, z)
     return (None, edge) if edge is not None and edge[0] == site else (site, None)
 
 

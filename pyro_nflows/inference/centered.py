@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..engine import Budget, Progress, Round, Trainer
+from ..engine.sampler import LOOK
 from ..guides import AutoFlow
 from ..layers.base import Chain
 from ..model.centering import Prior, prior_of
@@ -76,6 +77,7 @@ def measured_centering(
     :param progress: shows it.
     :param leaves: the model's own parameters.
     :param loc: a point of finite density.
+    :raises OutOfTime: in a piece of work that has no time left for it.
     """
     layer, trainer = guide.plain_layer(), Trainer(joint, leaves, plan.engine, False, joint.bound.tensors)
     names = [name for name in joint.latents.names if name in written or name in joint.latents.centering]
@@ -85,7 +87,8 @@ def measured_centering(
 
     def looked(num: int) -> tuple[dict[str, Tensor], Tensor]:
         with torch.no_grad():
-            z = Coordinates(joint)(trainer.sampler.sample(end, num).z)
+            z = Coordinates(joint)(trainer.sampler.sample(end, num, LOOK).z)
+        trainer.density.ask(z[:NUM_DRAWS], 2 * NUM_PROBES * min(MAX_TURNS, len(names)))
         fractions = prior_fractions(plain, names, z[:NUM_DRAWS])
         found = {name: 1 - fraction.mean(0) for name, fraction in fractions.items()}
         return {name: c for name, c in found.items() if name not in written or _is_better(c, name in own)}, z
@@ -93,7 +96,9 @@ def measured_centering(
     trainer.limit(budget, None, progress)
     with contextlib.closing(trainer):
         init = gaussian_at(layer, loc, guide.init_scale)
-        best_start(trainer.density, init, until=budget.after(FIRST.share)).place(layer)
+        until = budget.after(FIRST.share)
+        with budget.within(until):
+            best_start(trainer.density, init, until=until).place(layer)
         end = Chain(layer.end)
         if not joint.latents.centering:
             try:

@@ -12,7 +12,7 @@ import torch
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from ..engine import DensityGradient
+from ..engine import DensityGradient, OutOfTime
 from ..modes.hamiltonian import Points, move
 from ..numerics import finite
 from ..objectives.draws import Draws, concatenate
@@ -20,10 +20,6 @@ from ..system.exclusive import validation
 
 #: Acceptance that step sizes are adapted to, and the most leapfrog steps of a trajectory of HMC.
 ACCEPTANCE, MAX_LEAPFROGS = 0.8, 64
-
-
-class OutOfTime(Exception):
-    """Chains had to end."""
 
 
 class Advanced(NamedTuple):

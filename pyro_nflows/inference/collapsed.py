@@ -21,6 +21,7 @@ Sampling/Importance Resampling Alternative.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -92,22 +93,26 @@ class Collapser:
         return RowRatios(self.layer, self.terms, self.rows, self.engine)
 
     @torch.no_grad()
-    def weigh(self, num_samples: int, seed: int = 0) -> Outside:
+    def weigh(self, num_samples: int, seed: int = 0, until: float = math.inf) -> Outside:
         """Draws of what is outside of the plate, with their collapsed weights.
 
         The rows have three rules each, and then twice as many, as long as their noise differs between draws of what is
         outside by more than 0.05 nats. The logarithm of a mean over rules is too low, by half of its variance: that is
         told from single rules, and taken off.
+
+        :param until: when no more rules are begun, by ``time.perf_counter``.
         """
         base, found = self.base(num_samples, seed), list[Tensor]()
         total, num = torch.zeros(num_samples, dtype=torch.float64), NUM_RULES
         while True:
+            began = time.perf_counter()
             single, mean = self._integrated(base, num)
             total += num * (mean + (mean - single.mean(0)) / (num - 1))
             found += single
             num = len(found)
             uneven = _uneven(torch.stack(found))
-            if not uneven > UNEVEN * max(1.0, float((total / num).std())) or num >= MAX_RULES:
+            is_late = 3 * time.perf_counter() - 2 * began > until  # the next ones take twice as long
+            if not uneven > UNEVEN * max(1.0, float((total / num).std())) or num >= MAX_RULES or is_late:
                 return Outside(base, total / num, uneven)
 
     @cached_property
@@ -152,27 +157,32 @@ class Collapser:
         return single, mean
 
     @torch.no_grad()
-    def draws(self, base: Tensor, seed: int = 0) -> tuple[Tensor, Tensor, dict[int, float]]:
-        """Whole draws ``(S, D)`` from base points; of each row of the plate, the ESS; and the worst rows' k-hats."""
+    def draws(self, base: Tensor, seed: int = 0, most: int = MAX_CANDIDATES) -> tuple[Tensor, Tensor, dict[int, float]]:
+        """Whole draws ``(S, D)`` from base points; of each row of the plate, the ESS; and the worst rows' k-hats.
+
+        :param most: candidates among which draws of uneven rows are chosen. Where that is fewer than they ask for, the
+            k-hat of the worst of them is infinite, since its draws are not to be relied on.
+        """
         z = base.new_zeros(len(base), self.layer.input_dim)
         ess, worst = torch.ones(self.terms.num_rows, dtype=torch.float64), dict[int, float]()
         self.expect(len(base) * self.terms.num_rows)
         with forked(seed + 1):
-            given = list(self._seeded(base))
-        for (_, numbers, _, _), found in zip(given, self.team.over("collapser", Collapser.drawn, self, given)):
+            given = [(*piece, most) for piece in self._seeded(base)]
+        for (_, numbers, *_), found in zip(given, self.team.over("collapser", Collapser.drawn, self, given)):
             z[:, self.rows(numbers).columns], ess[numbers], tails = found
             worst.update(tails)
         return z, ess, worst
 
     @torch.no_grad()
     def drawn(
-        self, base: Tensor, numbers: Tensor, counts: Tensor, seed: int
+        self, base: Tensor, numbers: Tensor, counts: Tensor, seed: int, most: int
     ) -> tuple[Tensor, Tensor, dict[int, float]]:
         """Draws of what is outside of the plate and of the rows of one minibatch, these rows' ESS and worst k-hats.
 
         :param numbers: of the rows.
         :param counts: how often each is counted elsewhere.
         :param seed: of the draws.
+        :param most: see :meth:`draws`.
         """
         generator = torch.Generator().manual_seed(seed)
         found = self._candidate(numbers, base, generator)
@@ -180,18 +190,21 @@ class Collapser:
         ess = (weight.sum(0).square() / (len(weight) * weight.square().sum(0))).nan_to_num(0.0)
         worst = ess.argsort()[:NUM_WORST].tolist()
         tails = {int(numbers[row]): tail_index(found.rows[:, row].double()) for row in worst}
-        return self._chosen(numbers, base, generator, found, ess), ess, tails
+        if most < min(MAX_CANDIDATES, num_candidates(ess)):
+            tails[int(numbers[ess.argmin()])] = math.inf
+        return self._chosen(numbers, base, generator, found, ess, most), ess, tails
 
     def _candidate(self, numbers: Tensor, base: Tensor, generator: torch.Generator) -> Ratios:
         """Draws of some rows, one for each base point."""
         width = self.terms.hierarchy.dim - len(self.terms.hierarchy.top)
         return self.ratios(numbers, base, torch.randn(len(base), width, generator=generator, device="cpu").to(base))
 
-    def _chosen(self, numbers: Tensor, base: Tensor, generator: torch.Generator, first: Ratios, ess: Tensor) -> Tensor:
+    def _chosen(
+        self, numbers: Tensor, base: Tensor, generator: torch.Generator, first: Ratios, ess: Tensor, most: int
+    ) -> Tensor:
         """Draws whose uneven rows are chosen among candidates, by their weights given what is outside of the plate."""
         uneven, owner, z, total = ess < EVEN, self.owner, first.z, first.rows.double()
-        variance = float((1 / ess[uneven].clamp(min=1e-3) - 1).max()) if uneven.any() else 0.0
-        for _ in range(min(MAX_CANDIDATES, math.ceil(variance / LEFT)) - 1):
+        for _ in range(min(MAX_CANDIDATES, most, num_candidates(ess)) - 1):
             other = self._candidate(numbers, base, generator)
             total = torch.logaddexp(total, other.rows.double())
             chance = torch.rand(total.shape, generator=generator, device="cpu").to(total)
@@ -226,6 +239,18 @@ class Collapser:
         batches = list(self.minibatches())
         for batch, seed in zip(batches, torch.randint(2**62, (len(batches),)).tolist()):
             yield *given, *batch, seed
+
+
+def num_candidates(ess: Tensor) -> int:
+    """Among how many candidates draws of rows are to be chosen, by the ESS of each row; 0 where all are even.
+
+    Example::
+
+        >>> num_candidates(torch.tensor([0.99, 0.96])), num_candidates(torch.tensor([0.99, 0.5]))
+        (0, 20)
+    """
+    uneven = ess[ess < EVEN]
+    return math.ceil(float((1 / uneven.clamp(min=1e-3) - 1).max()) / LEFT) if len(uneven) else 0
 
 
 def _uneven(found: Tensor) -> float:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from ..engine import Trainer
+from ..engine import OutOfTime, Trainer
+from ..engine.sampler import LOOK
 from ..flows.whitened import Whitened
 from ..layers import TriangularAffine
 from ..modes.gaussians import Gaussian
@@ -30,8 +31,8 @@ NUM_POINTS, POINTS_A_DIM = 512, 16
 FEW, POINTS_OF_MANY, STEPS_OF_MANY = 64, 4, 20
 #: Fresh draws by which the end is compared with the start.
 NUM_FRESH = 1000
-#: What time there is for it where that is limited, as a share of training's.
-SHARE = 0.3
+#: What time there is for it where that is limited, as a share of training's, and how much of that for the steps alone.
+SHARE, STEPS = 0.3, 0.2
 
 
 def can_descend(trainer: Trainer, layer: Whitened) -> bool:
@@ -54,6 +55,7 @@ def descended(trainer: Trainer, layer: Whitened, num_steps: int = NUM_STEPS) -> 
     :param trainer: has the model.
     :param layer: is moved.
     :param num_steps: at most.
+    :raises OutOfTime: in a piece of work that has no time left for it; the layer is then as it was.
     :return: the way. Where fresh draws do not have a higher bound, the layer is as it was; then None, unless it was at
         the end of the way already.
     """
@@ -62,14 +64,20 @@ def descended(trainer: Trainer, layer: Whitened, num_steps: int = NUM_STEPS) -> 
     if dim > FEW and not layer.is_gaussian:
         num_steps = min(num_steps, STEPS_OF_MANY)
     noise = even_points(num_points, dim, layer.end.loc.detach())
+    until = trainer.budget.after(STEPS)
     try:
-        path = descend(trainer.density, clusters_of(layer), noise, num_steps, until=trainer.budget.after(SHARE))
+        path = descend(trainer.density, clusters_of(layer), noise, num_steps, until=until)
     except (ValueError, RuntimeError):  # a distribution refused a point on the way
         return None
     before, seed = copy.deepcopy(layer.state_dict()), int(torch.randint(2**62, ()))
-    bound = _bound(trainer, layer, seed)
-    place(layer, path.end)
-    if not path.step_sizes or not _bound(trainer, layer, seed) > bound - LEVEL:
+    try:
+        bound = _bound(trainer, layer, seed)
+        place(layer, path.end)
+        is_better = bool(path.step_sizes) and _bound(trainer, layer, seed) > bound - LEVEL
+    except OutOfTime:
+        layer.load_state_dict(before)
+        raise
+    if not is_better:
         layer.load_state_dict(before)
         return path if path.arrived and path.elbos[-1] < path.elbos[0] + LEVEL else None
     return path
@@ -78,7 +86,7 @@ def descended(trainer: Trainer, layer: Whitened, num_steps: int = NUM_STEPS) -> 
 def _bound(trainer: Trainer, layer: Whitened, seed: int) -> float:
     """The same random numbers give the same points of the base: what differs is the layer."""
     with forked(seed):
-        log_weight = trainer.sampler.sample(layer, NUM_FRESH).log_weight
+        log_weight = trainer.sampler.sample(layer, NUM_FRESH, LOOK).log_weight
     return float(log_weight.nan_to_num(-math.inf).mean())
 
 

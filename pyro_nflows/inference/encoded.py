@@ -1,6 +1,7 @@
 """The rows of a fit by minibatches whose numbers an encoder of their data gives, in place of a table."""
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import cast
 
@@ -88,15 +89,16 @@ class EncodedRows(nn.Module):
     # ---- the start --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def place(self, team: RowTeam | None = None) -> None:
+    def place(self, team: RowTeam | None = None, until: float = math.inf) -> None:
         """Start at the linear functions of the features that are nearest to where each row would start by itself.
 
         :param team: who goes through all rows; by default this process alone.
+        :param until: see :func:`~pyro_nflows.inference.row_starts.row_starts`.
         """
         end, terms = self.end, self.terms
         columns = Rows.of(self._typical, {terms.plate: torch.zeros(terms.size, dtype=torch.long)}).columns
         sums: dict[int, tuple[Tensor, Tensor]] = {}
-        for _, found in row_starts(terms, end.top_scale_tril(), lambda _: end.loc[columns], team):
+        for _, found in row_starts(terms, end.top_scale_tril(), lambda _: end.loc[columns], team, until):
             trace = look(terms.joint.bound, self._sites)
             for number, part in self.amortizer.parts():
                 features = part.features(*row_data(self._name, trace, terms.hierarchy.blocks[number], part.inputs))

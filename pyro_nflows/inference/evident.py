@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 
 from ..diagnostics.worth import effective, k_limit, tail_index
-from ..engine import Trainer
+from ..engine import OutOfTime, Trainer
 from ..flows.whitened import Whitened
 from ..objectives.draws import Draws
 from ..system.randomness import forked
@@ -23,6 +23,8 @@ from .schedule import Schedule
 
 #: Draws that are looked at first, and an ESS at which they speak against it.
 FIRST_LOOK, HOPELESS = 500, 0.01
+#: Where time is limited, the share of training's that these looks may take.
+LOOKING = 0.3
 #: Draws by which it is moved, and an ESS that needs no move.
 MOVED, SETTLED = 2000, 0.995
 #: An ESS of a start that needs no training; of many latents, ``Schedule.for_latents`` has another one.
@@ -42,19 +44,26 @@ def evident(trainer: Trainer, layer: Whitened, schedule: Schedule) -> Draws | No
     if schedule.num_samples < FIRST_LOOK or schedule.good_ess > 1:  # so few show nothing
         return None
     before = {name: value.clone() for name, value in layer.end.state_dict().items()}
-    with _aside(0):
+    some, enough = _looked(trainer, layer, schedule), schedule.evident_ess
+    if some is not None and is_evident(some, schedule.good_ess, tail=False, enough=enough):
+        draws = fresh_draws(trainer, layer, schedule)
+        if is_evident(draws, schedule.good_ess, schedule.light_tails, enough):
+            return draws
+    layer.end.load_state_dict(before)
+    return None
+
+
+def _looked(trainer: Trainer, layer: Whitened, schedule: Schedule) -> Draws | None:
+    """Some draws of the layer, which they may have moved; none where they speak against it, or there is no time."""
+    budget = trainer.budget
+    with contextlib.suppress(OutOfTime), budget.within(budget.after(LOOKING)), _aside(0):
         some = trainer.sampler.sample(layer, FIRST_LOOK)
         ess = effective(sound(some).log_weight)
         if not ess >= HOPELESS or bool(undefined(some).any()):
             return None
         if ess < SETTLED:
             some = moved(trainer, layer, SETTLED, min(MOVED, schedule.num_samples))
-    enough = schedule.evident_ess
-    if is_evident(some, schedule.good_ess, tail=False, enough=enough):
-        draws = fresh_draws(trainer, layer, schedule)
-        if is_evident(draws, schedule.good_ess, schedule.light_tails, enough):
-            return draws
-    layer.end.load_state_dict(before)
+        return some
     return None
 
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..diagnostics.findings import Faults
-from ..engine import History
+from ..engine import Budget, History, OutOfTime
 from ..guides import AutoFlow
-from .collapsed import Collapser, Outside
+from .collapsed import MAX_CANDIDATES, Collapser, Outside
 from .encoded import EncodedRows
 from .posterior import Call
 from .row_modes import described, missed_by_minibatches
@@ -19,17 +19,20 @@ from .tabled import TabledRows
 MOST_NUMBERS, FEWEST, MOST = 2**26, 100, 1000
 #: Draws that are judged at least; after an interrupt, no more than the fewest that are kept.
 JUDGED = 500
+#: Draws that there are even where there is no time.
+LEAST = 10
 
 
 class Sizes(NamedTuple):
-    """How many draws are judged, and how many of them are kept with their rows."""
+    """How many draws are judged, how many of them are kept with their rows, and among how many these are chosen."""
 
     judged: int
     kept: int
+    candidates: int = MAX_CANDIDATES
 
     @staticmethod
     def of(guide: AutoFlow, history: History, time_for: int = MOST) -> "Sizes":
-        """As many as there is time for, but :data:`FEWEST` even if there is none.
+        """As many as there is time for, but :data:`LEAST` even if there is none.
 
         :param guide: says how many numbers a draw has.
         :param history: says whether somebody is waiting.
@@ -37,7 +40,7 @@ class Sizes(NamedTuple):
         """
         kept = FEWEST if history.interrupted else max(FEWEST, min(MOST, MOST_NUMBERS // guide.latents.dim))
         judged = FEWEST if history.interrupted else max(JUDGED, kept)
-        return Sizes(*(max(FEWEST, min(num, time_for)) for num in (judged, kept)))
+        return Sizes(*(max(LEAST, min(num, time_for)) for num in (judged, kept)))
 
 
 def row_posterior(
@@ -50,6 +53,7 @@ def row_posterior(
     seed: int,
     sizes: Sizes | None = None,
     found: Outside | None = None,
+    budget: Budget | None = None,
 ) -> RowPosterior:
     """A flow over all rows, with weighed draws of it, and what it misses.
 
@@ -62,10 +66,17 @@ def row_posterior(
     :param seed: of the draws.
     :param sizes: how many are judged and kept.
     :param found: draws of what is outside of the plate that have been weighed already.
+    :param budget: the time of the run.
     """
     sizes = sizes or Sizes.of(guide, history)
-    draws, worst, judged = weighed_draws(collapser, sizes.judged, sizes.kept, found)
-    missed = None if history.interrupted or history.unsearched else missed_by_minibatches(collapser)
+    budget = budget or Budget()
+    draws, worst, judged = weighed_draws(collapser, sizes.judged, sizes.kept, found, sizes.candidates)
+    missed = None
+    try:
+        if not (history.interrupted or history.unsearched):
+            missed = missed_by_minibatches(collapser, budget.of_all(1.0))
+    except OutOfTime:
+        history.unsearched = True
     return RowPosterior.left(
         guide,
         rows.layer,

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..diagnostics.outliers import trimmed_elbo
 from ..diagnostics.worth import effective, is_hopeless
 from ..engine import Trainer
+from ..engine.sampler import DRAWS, LOOK
 from ..layers.base import Layer
 from ..objectives.base import Objective
 from ..objectives.draws import Draws
@@ -53,18 +54,20 @@ class Mark:
         The random numbers to come do not depend on whether this is asked.
         """
         now = sound(draws).log_weight
-        return effective(now) < FINE and self._is_clearly_better(sound(self.draws(NUM_DRAWS)).log_weight, now)
+        return effective(now) < FINE and self._is_clearly_better(sound(self.draws(NUM_DRAWS, LOOK)).log_weight, now)
 
-    def draws(self, num_samples: int) -> Draws:
+    def draws(self, num_samples: int, share: float = DRAWS) -> Draws:
         """Draws of the layer as it was here; it stays as it is.
 
         The random numbers to come do not depend on whether these are asked for.
+
+        :param share: see :meth:`~pyro_nflows.engine.Sampler.sample`.
         """
         there = self._now()
         try:
             self._put(*self._here)
             with forked():
-                return self.trainer.sampler.sample(self.layer, num_samples)
+                return self.trainer.sampler.sample(self.layer, num_samples, share)
         finally:
             self._put(*there)
 

@@ -6,6 +6,7 @@ end; and the whole flow, by stochastic gradients of the ELBO of all rows, all ro
 their own, and what Adam remembers of it, is only touched by the steps that have the rows.
 """
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -207,7 +208,8 @@ class MinibatchFit(ABC, Generic[Terms]):
                     if number == begun:
                         with forked():  # the numbers to come do not depend on what is prepared when
                             other = next(self.batches(1, course.seed + 1))[1]
-                            steps.prepare(before, inputs, factors, rows, num_steps - number, other)
+                            left = stretch.left if self.budget.is_limited else math.inf
+                            steps.prepare(before, inputs, factors, rows, num_steps - number, other, left)
                     after, loss = steps.run(before, inputs, factors, rows)
                     course.advance(index, after, loss)
                     if number % BLOCK == BLOCK - 1:

@@ -32,7 +32,7 @@ from ..modes.gaussians import gaussian_at, put_top
 from ..modes.pathfinder import best_on_way
 from ..objectives.base import Gradient, Objective
 from ..objectives.draws import Draws
-from .collapsed import Collapser, Outside, collapser_of, move
+from .collapsed import MAX_CANDIDATES, NUM_RULES, Collapser, Outside, collapser_of, move
 from .judged_rows import MOST, Sizes, row_posterior
 from .minibatch_fit import MinibatchFit, minibatches
 from .minibatch_journal import BEGINNING, END
@@ -47,8 +47,11 @@ STEP_SIZES = 5e-2, 3e-3
 NUM_CORRECTING, MAX_CORRECTIONS, GOOD = 200, 4, 0.9
 #: A correction is the last if the time that is left is not so many times as long as it took.
 LATE = 3.0
-#: The share of the time that is left, where it is limited, that weighing draws may take.
-WEIGHED = 0.6
+#: Where time is limited, the share of training's that the rows' starts may take.
+PLACING = 0.3
+#: Where time is limited: draws by which it is seen what draws take, the share of the time left that a correction may
+#: take, that weighing draws may, and what is left for choosing draws of rows among candidates.
+FEW, CORRECTING, WEIGHED, CHOOSING = 4, 0.15, 0.6, 0.2
 
 
 class Minibatches(MinibatchFit[RowTerms]):
@@ -81,7 +84,7 @@ class Minibatches(MinibatchFit[RowTerms]):
         if self.history.interrupted:
             return BEGINNING
         self.team.tell(self.of_rows.weighed)
-        self.of_rows.place(self.team)
+        self.of_rows.place(self.team, self.budget.after(PLACING))
         return self.kept.reached(END)
 
     def _pilot(self) -> None:
@@ -101,7 +104,9 @@ class Minibatches(MinibatchFit[RowTerms]):
         with contextlib.closing(trainer):
             init = gaussian_at(small, small.end.loc.detach(), self.guide.init_scale)
             # A start that is better by one minibatch's ELBO ends in weights with heavier tails.
-            best_on_way(DensityGradient(density), init)[0].place(small)
+            until = self.budget.after(PILOT.share)
+            with self.budget.within(until):
+                best_on_way(DensityGradient(density).within(self.budget), init, until=until)[0].place(small)
             trainer.run(Chain(small.end), Objective(), Gradient.PATH, PILOT, f"{self._prefix}pilot")
         end, found = self.of_rows.end, cast(PlateAffine, small.end)
         with torch.no_grad():
@@ -121,10 +126,14 @@ class Minibatches(MinibatchFit[RowTerms]):
     def _corrected(self, affine: TriangularAffine) -> dict[str, Tensor]:
         """Where the layer that can be moved is in the end."""
         collapser, num = self.collapser, max(NUM_CORRECTING, 20 * affine.input_dim)
+        if self.budget.is_limited:
+            num = self._affordable(num)
+            if num < FEW:
+                return dict(affine.state_dict())
         best, best_ess = copy.deepcopy(affine.state_dict()), -1.0
         for _ in range(MAX_CORRECTIONS):
             began = time.perf_counter()
-            found = collapser.weigh(num, int(torch.randint(2**31, ())))
+            found = collapser.weigh(num, int(torch.randint(2**31, ())), self.budget.of_all(WEIGHED))
             self.pace = (time.perf_counter() - began) / num
             ess = effective(found.log_weight)
             if ess <= best_ess:
@@ -138,13 +147,27 @@ class Minibatches(MinibatchFit[RowTerms]):
 
     def weigh(self) -> Any:
         """Draws of what is outside of the plate, with their weights."""
-        return list(self.collapser.weigh(self.sizes.judged, int(torch.randint(2**31, ()))))
+        if self.budget.is_limited and not self.pace:
+            self._affordable(FEW)
+        until = self.budget.of_all(WEIGHED)
+        return list(self.collapser.weigh(self.sizes.judged, int(torch.randint(2**31, ())), until))
+
+    def _affordable(self, num: int) -> int:
+        """How many of so many draws there is time for, by how long a few take."""
+        began = time.perf_counter()
+        self.collapser.weigh(FEW, until=began)
+        self.pace = (time.perf_counter() - began) / FEW
+        return min(num, int(CORRECTING * self.budget.left / self.pace))
 
     @cached_property
     def sizes(self) -> Sizes:
         """How many these are, as the time is when it is asked first."""
         time_for = int(min(MOST, WEIGHED * self.budget.left / self.pace)) if self.pace else MOST
-        return Sizes.of(self.guide, self.history, time_for)
+        sizes = Sizes.of(self.guide, self.history, time_for)
+        if not (self.pace and self.budget.is_limited):
+            return sizes
+        once = self.pace * max(FEW, sizes.kept / (1 + 2 * NUM_RULES))  # a rule has two points or more a draw
+        return sizes._replace(candidates=max(1, int(min(MAX_CANDIDATES, CHOOSING * self.budget.left / once))))
 
     @torch.no_grad()
     def compared(self, found: Any) -> Draws:
@@ -157,7 +180,7 @@ class Minibatches(MinibatchFit[RowTerms]):
     def posterior(self, found: Any, call: Call, seed: int) -> RowPosterior:
         """A flow over all rows, with weighed draws of it, and what it misses."""
         parts = self.guide, self.of_rows, self.collapser, call, self.history, self.leaves, seed
-        return row_posterior(*parts, self.sizes, Outside(*found))
+        return row_posterior(*parts, self.sizes, Outside(*found), self.budget)
 
 
 def _first_affine(layer: Whitened) -> TriangularAffine | None:

@@ -24,6 +24,7 @@ from torch import Tensor
 from ..diagnostics.outliers import trimmed_elbo
 from ..diagnostics.worth import effective, is_hopeless
 from ..engine import Trainer
+from ..engine.sampler import LOOK
 from ..flows.whitened import Whitened
 from ..layers import LocScale, TriangularAffine
 from ..objectives.draws import Draws
@@ -53,14 +54,14 @@ def moved(trainer: Trainer, layer: Whitened, good_ess: float, most: int) -> Draw
     """
     dim = layer.end.input_dim
     num = min(most, max(FEWEST, int(_noise(dim, 1) / AIMED)))
-    draws = sound(trainer.sampler.sample(layer, num))
+    draws = sound(trainer.sampler.sample(layer, num, LOOK))
     for _ in range(MAX_MOVES):
         if trainer.history.interrupted or not effective(draws.log_weight) < good_ess:
             break
         before = {name: value.clone() for name, value in layer.end.state_dict().items()}
         if not move(layer, draws):
             break
-        fresh = sound(trainer.sampler.sample(layer, num))
+        fresh = sound(trainer.sampler.sample(layer, num, LOOK))
         if not _is_better(fresh.log_weight, draws.log_weight):
             layer.end.load_state_dict(before)
             break

@@ -6,6 +6,7 @@ affine end by itself and those of the whole flow (:mod:`~pyro_nflows.inference.s
 ``fit``.
 """
 
+import contextlib
 import copy
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from ..diagnostics.outliers import trimmed_elbo
 from ..diagnostics.weights import Estimate
-from ..engine import Trainer, work_of
+from ..engine import OutOfTime, Trainer, work_of
+from ..engine.sampler import LOOK
 from ..flows.jko import Blocks
 from ..flows.whitened import Whitened
 from ..layers import PlateAffine
@@ -25,7 +27,7 @@ from ..modes.pathfinder import best_start
 from ..modes.wasserstein import NUM_STEPS
 from ..objectives.draws import Draws, base_noise
 from ..system.randomness import forked
-from .descended import can_descend, descended
+from .descended import SHARE, can_descend, descended
 from .evident import MOVED, SETTLED, evident, fresh_draws
 from .fitted import Fit, bound_of, weighed
 from .mark import put
@@ -137,6 +139,12 @@ class Fitting:
 
     def _descend(self) -> bool:
         """Move the affine end, or the mixture, to the best one; whether that is done."""
+        budget = self.trainer.budget
+        with contextlib.suppress(OutOfTime), budget.within(budget.after(SHARE)):
+            return self._descends()
+        return False
+
+    def _descends(self) -> bool:
         trainer, layer, schedule = self.trainer, self.layer, self.plan.schedule
         if not can_descend(trainer, layer):
             return False
@@ -184,7 +192,9 @@ class Fitting:
         """Put the affine end to the best Gaussian on the way to a mode."""
 
         def begin() -> tuple[Tensor, ...]:
-            best_start(self.trainer.density, init, until=self.trainer.budget.after(STARTING)).place(self.layer)
+            budget, until = self.trainer.budget, self.trainer.budget.after(STARTING)
+            with budget.within(until):
+                best_start(self.trainer.density, init, until=until).place(self.layer)
             return tuple(self.layer.end.parameters())
 
         with torch.no_grad():
@@ -256,7 +266,7 @@ class Fitting:
     def _bound_of(self, layer: Layer) -> Estimate:
         """A layer's ELBO; the random numbers to come do not depend on whether this is asked."""
         with forked():
-            return bound_of(self.trainer.sampler.sample(layer, NUM_COMPARED).log_weight, trimmed_elbo)
+            return bound_of(self.trainer.sampler.sample(layer, NUM_COMPARED, LOOK).log_weight, trimmed_elbo)
 
     def _drift(self, layer: Layer) -> float:
         """By how many nats the model's own parameters have mattered in the round.
@@ -266,7 +276,7 @@ class Fitting:
         """
         trainer, before = self.trainer, self._leaves
         after = [leaf.detach().clone() for leaf in trainer.leaves]
-        draws = trainer.sampler.sample(layer, NUM_COMPARED)
+        draws = trainer.sampler.sample(layer, NUM_COMPARED, LOOK)
         with torch.no_grad():
             put(trainer.leaves, before)
             gain = draws.log_p - trainer.judged(draws.z)
@@ -291,7 +301,7 @@ def suited(schedule: Schedule, trainer: Trainer, layer: Whitened) -> Schedule:
 
 
 def _elbo(trainer: Trainer, layer: Whitened) -> float:
-    log_weight = trainer.sampler.sample(layer, 500).log_weight
+    log_weight = trainer.sampler.sample(layer, NUM_COMPARED, LOOK).log_weight
     return float(bound_of(torch.where(log_weight < torch.inf, log_weight, -torch.inf), trimmed_elbo).value)
 
 

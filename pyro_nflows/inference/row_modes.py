@@ -1,12 +1,13 @@
 """Modes of rows that a guide which follows plates has missed, found along lines through the guide's middle."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..diagnostics.findings import MissedMass
-from ..engine import Trainer
+from ..engine import OutOfTime, Trainer
 from ..engine.density_gradient import DensityGradient
 from ..flows.whitened import Whitened
 from ..guides import AutoFlow
@@ -25,6 +26,7 @@ def missed_of_rows(trainer: Trainer, layer: Whitened) -> MissedRow | None:
 
     :param trainer: has the model, with its gradient.
     :param layer: the flow.
+    :raises OutOfTime: in a piece of work that has no time for it.
     """
     if not isinstance(layer.end, PlateAffine) or layer.noise_dim:
         return None
@@ -33,10 +35,10 @@ def missed_of_rows(trainer: Trainer, layer: Whitened) -> MissedRow | None:
         z, log_weight = layer(x)
         return trainer.density.log_joint(z) + log_weight
 
-    gradient = DensityGradient(density)
+    gradient = DensityGradient(density).within(trainer.budget)
     base = base_noise(layer, NUM_DRAWS)
     try:
-        found = missed_row(density, lambda x: gradient.values_and_grads(x)[1], layer.end.hierarchy, base)
+        found = missed_row(gradient, lambda x: gradient.values_and_grads(x)[1], layer.end.hierarchy, base)
     except (ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
         return None
     if found is None or found.share < MISSED_OF_ROW:
@@ -46,10 +48,12 @@ def missed_of_rows(trainer: Trainer, layer: Whitened) -> MissedRow | None:
 
 
 @torch.no_grad()
-def missed_by_minibatches(collapser: Collapser) -> MissedRow | None:
+def missed_by_minibatches(collapser: Collapser, until: float = math.inf) -> MissedRow | None:
     """The same of a fit by minibatches.
 
     :param collapser: has the layer, and the model on chosen rows.
+    :param until: when to make do with what was found, by ``time.perf_counter``.
+    :raises OutOfTime: where nothing was found by then, and not all rows were looked at.
     """
     given = collapser.base(NUM_DRAWS, int(torch.randint(2**31, ())))
     numbers = [numbers for numbers, _ in collapser.minibatches()]
@@ -57,11 +61,15 @@ def missed_by_minibatches(collapser: Collapser) -> MissedRow | None:
     collapser.team.tell(collapser.layer)
     best = MissedRow(MISSED_OF_ROW, given, -1)
     pieces = [(given, *piece) for piece in zip(numbers, seeds)]
-    for at, found in zip(numbers, collapser.team.over("collapser", missed_in, collapser, pieces)):
+    num_looked = 0
+    for at, found in zip(numbers, collapser.team.over("collapser", missed_in, collapser, pieces, until)):
+        num_looked += 1
         if found.share > best.share:
             z, columns = given.new_zeros(collapser.layer.input_dim), collapser.rows(at).columns
             z[columns] = found.point
             best = found._replace(point=z, column=int(columns[found.column]))
+    if best.column < 0 and num_looked < len(numbers):
+        raise OutOfTime
     return best if best.column >= 0 else None
 
 

@@ -26,7 +26,7 @@ from ..model.row_terms import RowTerms
 from ..objectives.draws import Draws
 from ..system.exclusive import exclusive, seeded
 from ..system.randomness import forked
-from .collapsed import Collapser, Outside, collapser_of
+from .collapsed import MAX_CANDIDATES, Collapser, Outside, collapser_of
 from .encoded import EncodedRows
 from .groups_left_out import Part, row_parts
 from .judged import within
@@ -46,7 +46,11 @@ class Weighed(NamedTuple):
 
 
 def weighed_draws(
-    collapser: Collapser, num_samples: int, num_kept: int | None = None, found: Outside | None = None
+    collapser: Collapser,
+    num_samples: int,
+    num_kept: int | None = None,
+    found: Outside | None = None,
+    most: int = MAX_CANDIDATES,
 ) -> Weighed:
     """Draws of what is outside of the plate with collapsed weights, the first of them with their rows.
 
@@ -54,10 +58,11 @@ def weighed_draws(
     :param num_samples: how many are judged.
     :param num_kept: how many have their rows drawn and are kept; by default all.
     :param found: those of what is outside, where they are weighed already.
+    :param most: see :meth:`~pyro_nflows.inference.collapsed.Collapser.draws`.
     """
     terms = collapser.terms
     found = found or collapser.weigh(num_samples, int(torch.randint(2**31, ())))
-    z, ess, tails = collapser.draws(found.base[:num_kept], int(torch.randint(2**31, ())))
+    z, ess, tails = collapser.draws(found.base[:num_kept], int(torch.randint(2**31, ())), most)
     row, log_weight = int(ess.argmin()), found.log_weight[:num_kept]
     hopeless = [other for other, tail in tails.items() if tail > 1 and float(ess[other]) < NEARLY_EQUAL]
     row = row if row in hopeless or not hopeless else hopeless[0]

@@ -5,6 +5,7 @@ r"""Where the rows of a subsampled plate start: at their modes given what is out
 with :math:`\Lambda_i` and :math:`P_{ig}` minus the second derivatives of the row's part of the log joint.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -33,7 +34,11 @@ class RowStart(NamedTuple):
 
 @torch.no_grad()
 def row_starts(
-    terms: RowTerms, scale_tril: Tensor, loc: Callable[[Tensor], Tensor], team: RowTeam | None = None
+    terms: RowTerms,
+    scale_tril: Tensor,
+    loc: Callable[[Tensor], Tensor],
+    team: RowTeam | None = None,
+    until: float = math.inf,
 ) -> Iterator[RowStart]:
     """Where all rows start, minibatch after minibatch; the model is then at its rows.
 
@@ -41,10 +46,11 @@ def row_starts(
     :param scale_tril: of what is outside of the plate, lower triangular.
     :param loc: where Newton's method begins: the flat latent of chosen rows, by their numbers.
     :param team: who goes through the minibatches; by default this process alone.
+    :param until: when to leave the other rows where they are, by ``time.perf_counter``.
     """
     numbers = [torch.arange(at, at + terms.size) % terms.num_rows for at in range(0, terms.num_rows, terms.size)]
     given = ((scale_tril, at, loc(at)) for at in numbers)
-    for at, end in zip(numbers, (team or RowTeam()).over("terms", start_of, terms, given)):
+    for at, end in zip(numbers, (team or RowTeam()).over("terms", start_of, terms, given, until)):
         terms.choose(at)
         yield RowStart(at, end)
 
@@ -69,7 +75,11 @@ def start_of(terms: RowTerms, scale_tril: Tensor, numbers: Tensor, loc: Tensor) 
 
 @torch.no_grad()
 def place_rows(
-    end: PlateAffine, terms: RowTerms, rows_of: Callable[[Tensor], Rows], team: RowTeam | None = None
+    end: PlateAffine,
+    terms: RowTerms,
+    rows_of: Callable[[Tensor], Rows],
+    team: RowTeam | None = None,
+    until: float = math.inf,
 ) -> None:
     """Start all rows of a guide's affine end, given where what is outside is.
 
@@ -77,9 +87,10 @@ def place_rows(
     :param terms: the model on chosen rows.
     :param rows_of: makes chosen rows of their numbers.
     :param team: who goes through the minibatches; by default this process alone.
+    :param until: see :func:`row_starts`.
     """
     loc, scale_tril = end.loc.detach().clone(), end.top_scale_tril()
-    for numbers, found in row_starts(terms, scale_tril, lambda numbers: loc[rows_of(numbers).columns], team):
+    for numbers, found in row_starts(terms, scale_tril, lambda numbers: loc[rows_of(numbers).columns], team, until):
         rows = rows_of(numbers)
         end.loc[rows.columns] = found.loc
         end.log_scale[rows.columns] = found.log_scale

@@ -1,6 +1,8 @@
 """Minibatches of rows that are gone through by one process, or by all that share a fit."""
 
+import math
 import pickle
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeVar
@@ -46,17 +48,27 @@ class RowTeam:
             with uninterrupted():
                 self.ranks.tell("rows_are", pickle.dumps((layer.state_dict(), leaves, num // self.ranks.size)))
 
-    def over(self, name: str, work: Callable[..., T], here: Any, given: Iterable[tuple[Any, ...]]) -> Iterator[T]:
+    def over(
+        self,
+        name: str,
+        work: Callable[..., T],
+        here: Any,
+        given: Iterable[tuple[Any, ...]],
+        until: float = math.inf,
+    ) -> Iterator[T]:
         """What each piece of work gives, in order.
 
         :param name: under which a fit has what the work is done with.
         :param work: a function of a module or a class, of that and of what it is given.
         :param here: that, on this process.
         :param given: a tuple for each piece.
+        :param until: when no further pieces are begun, by ``time.perf_counter``; some are done in any case.
         :raises RuntimeError: if another process fails.
         """
         if not self.ranks.has_peers:
-            for piece in given:
+            for number, piece in enumerate(given):
+                if number and time.perf_counter() > until:
+                    return
                 with forked():  # what comes after it has the same random numbers, whoever has done it
                     found = work(here, *piece)
                 yield found
@@ -72,6 +84,8 @@ class RowTeam:
                     raise RuntimeError(f"VI.run: rank {rank} cannot go through its rows ({reason})")
             for done, _ in parts:
                 yield from done
+            if time.perf_counter() > until:
+                return
 
 
 def results(work: Callable[..., Any], here: Any, share: Iterable[tuple[Any, ...]]) -> tuple[list[Any], str]:

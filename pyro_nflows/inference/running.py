@@ -13,10 +13,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..diagnostics.findings import Faults, Subsampled
+from ..diagnostics.findings import Subsampled
 from ..diagnostics.verdict import Outcome, starts_disagree
-from ..diagnostics.worth import effective, is_heavy, is_hopeless
-from ..engine import Budget, Journal, Progress, Trainer, threads_for, work_of
+from ..diagnostics.worth import effective, is_hopeless
+from ..engine import Budget, Journal, OutOfTime, Progress, Trainer, threads_for, work_of
 from ..flows.whitened import Whitened
 from ..guides import AutoFlow
 from ..layers import Rescaled
@@ -31,24 +31,26 @@ from ..system.exclusive import seeded, validation
 from ..system.randomness import forked
 from ..system.signals import before_sigterm, imported
 from .all_rows import over_all_rows
-from .blame import not_finite_at, on_the_edge, out_of_scale, runs_away, vaguest
 from .centered import carry, measured_centering
+from .faults import faults_of
 from .fit import fit_modes
 from .fitted import Fit
 from .kept import Keep, Ready, unless_kept
-from .mark import FINE
 from .no_data import warn_of_no_data
 from .plan import Plan
 from .posterior import Call, Posterior
 from .precise import already_double, in_double
 from .resume import Checkpoint, begin
 from .rounds import suited
-from .search import MAX_MATRIX, POOR, Found, round_trip, search
+from .search import MAX_MATRIX, POOR, SEARCHING, Found, search
 from .started import check_same_sites, place, take_coordinates
 from .stationary import UNSURE, moves
 
 #: What a run imports on its way: gradients of torch's, and the start.
 NEEDED = "torch.fx.experimental.symbolic_shapes", "scipy.optimize"
+
+#: Where time is limited, the share of training's that finding coordinates may take.
+CENTERING = 0.5
 
 
 class RowsAreSubsampled(Exception):
@@ -161,7 +163,11 @@ class Fitter:
             return joint, loc
 
         def measured() -> tuple[dict[str, Tensor], Tensor]:
-            return measured_centering(joint, scales, guide, plan, budget, progress, leaves, loc)
+            try:
+                with budget.within(budget.after(CENTERING)):
+                    return measured_centering(joint, scales, guide, plan, budget, progress, leaves, loc)
+            except OutOfTime:  # coordinates then stay as the model is written
+                return {}, loc[None]
 
         centering, z = journal.step("centering", measured)
         if not centering:
@@ -222,7 +228,7 @@ class Fitter:
                 keep(posterior)
             trainer.history.failed = best.failed
             with progress.phase("verdict"):
-                posterior = replace(posterior, faults=self._faults(trainer, joint, best))
+                posterior = replace(posterior, faults=faults_of(trainer, joint, self.guide, best))
             keep(posterior)
             if posterior.verdict().outcome in UNSURE and not self.subsampled.plates:
                 with progress.phase("chains that move the draws"):
@@ -255,7 +261,8 @@ class Fitter:
         refit = functools.partial(fit_modes, trainer, self.guide, plan)
         ours = plan.schedule.is_default and plan.schedule.has_flow and not trainer.leaves and not self.guide.needs_model
         ours = ours and not self.guide.follows_plates and self.guide.latents.dim <= MAX_MATRIX
-        prior = functools.partial(prior_points, joint.bound, joint.latents)
+        until = trainer.budget.of_all(SEARCHING)
+        prior = functools.partial(prior_points, joint.bound, joint.latents, until=until)
         precise = functools.partial(in_double, joint) if trainer.all_rows is None else already_double
         disagree = starts_disagree(posterior.evidence)
         brief = not plan.schedule.has_flow
@@ -295,21 +302,3 @@ class Fitter:
         dear = bool(self.subsampled.plates) and (trainer.all_rows is None or not trainer.all_rows.is_cheap)
         self.subsampled = replace(self.subsampled, unsearched=dear)
         return dear
-
-    def _faults(self, trainer: Trainer, joint: LogJoint, best: Fit) -> Faults:
-        """What keeps a fit from being good, by the names of the sites."""
-        draws, history, guide = best.draws, trainer.history, self.guide
-        hopeless = is_hopeless(draws.log_weight)
-        looked = not (history.interrupted or best.failed or hopeless)
-        faults = Faults(round_trip=round_trip(best) if looked else 0.0, unobserved=not joint.has_data)
-        if best.failed or best.has_gaps or hopeless:
-            site, edge = not_finite_at(joint, guide, best.suspects)
-            faults = replace(faults, not_finite=site, edge=edge)
-        if history.interrupted or hopeless:
-            return faults
-        faults, ess = replace(faults, edge=on_the_edge(guide, draws.z)), effective(draws.log_weight)
-        if ess >= FINE and not is_heavy(draws.log_weight, ess):
-            return faults
-        improper = runs_away(trainer.judged, trainer.density.hessian, guide, draws)
-        faults = replace(faults, improper=improper, scale=out_of_scale(trainer.density.hessian, guide, draws))
-        return replace(faults, vague=vaguest(guide, draws))

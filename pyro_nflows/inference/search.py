@@ -26,7 +26,7 @@ from ..diagnostics.outliers import outliers
 from ..diagnostics.verdict import MISSED, WORTHLESS
 from ..diagnostics.weights import psis_resample
 from ..diagnostics.worth import effective, is_heavy
-from ..engine import ROWS, Trainer
+from ..engine import ROWS, OutOfTime, Trainer
 from ..guides import AutoFlow
 from ..layers import LocScale, PlateAffine, TriangularAffine
 from ..modes.gaussians import Frame, Gaussian, frame_of, gaussian_of
@@ -57,6 +57,8 @@ NUM_COMPARED = 2000
 NUM_PARTICLES, BUDGET = (512, 2048), 30.0
 #: Draws that are taken back to the base.
 NUM_TRIPS = 200
+#: Where time is limited, the share of what is left that the search may take: chains come after it.
+SEARCHING = 0.6
 #: Nats by which the particles' evidence may be below the fit's.
 CREDIBLE = 0.25
 #: Evaluations a particle takes, about.
@@ -105,7 +107,7 @@ def search(
     ess = effective(best.draws.log_weight)
     if refit is None and not hopes and ess < WORTHLESS and is_heavy(best.draws.log_weight, ess):
         return Found(best)  # the weights already show a bad fit, and nothing can be done
-    ascents, found = _Ascents(trainer, guide, prior, precise, brief), Found(best)
+    ascents, found, budget = _Ascents(trainer, guide, prior, precise, brief), Found(best), trainer.budget
     try:
         found = ascents.search(found, disagree)
         for _ in range(MAX_REFITS):
@@ -117,8 +119,13 @@ def search(
             if other is None or not _is_better(other, found):
                 break
             found = other
-        trainer.history.unsearched |= trainer.budget.left <= 0
-        row = None if trainer.history.unsearched else missed_of_rows(trainer, found.fit.layer)
+        trainer.history.unsearched |= ascents.cut_short or budget.left <= 0
+        row = None
+        try:
+            with budget.within(budget.of_all(SEARCHING)):
+                row = None if trainer.history.unsearched else missed_of_rows(trainer, found.fit.layer)
+        except OutOfTime:
+            trainer.history.unsearched = True
         if row is not None and row.share > found.missed.share:
             found = replace(found, missed=described(guide, row))
     except KeyboardInterrupt:  # what was found before is no less true
@@ -199,6 +206,7 @@ class _Ascents:
     prior: Callable[[int], list[Tensor]]
     precise: Callable[[Tensor], Tensor | None] = lambda z: None
     brief: bool = False
+    cut_short: bool = False
 
     def search(self, found: Found, disagree: bool) -> Found:
         """The fit with what it misses.
@@ -220,13 +228,18 @@ class _Ascents:
     def _regions(self, fit: Fit, draws: Tensor, num: int) -> list[Missed]:
         """Missed regions found by ascents from so many points, a quarter of them from the prior."""
         num_prior = num // 4
+        budget = self.trainer.budget
+        until = budget.of_all(SEARCHING)
         points = [*scattered(draws, num - num_prior), *(point.to(draws) for point in self.prior(num_prior))]
         log_evidence = float(fit.log_evidence.value)
         end = fit.layer.end
         has_matrix = isinstance(end, LocScale | TriangularAffine) and end.input_dim <= MAX_MATRIX
         frame = frame_of(draws) if has_matrix else gaussian_of(fit.layer)
-        until = self.trainer.budget.end
-        return missed_regions(self.trainer.density, fit.layer, log_evidence, points, frame, self.precise, until)
+        before, density = budget.num_refused, self.trainer.density
+        with budget.within(until):
+            found = missed_regions(density, fit.layer, log_evidence, points, frame, self.precise, until)
+        self.cut_short |= budget.num_refused > before or time.perf_counter() > until
+        return found
 
 
 def _notable(regions: Sequence[Missed]) -> list[Frame]:
@@ -248,9 +261,11 @@ def _temper(trainer: Trainer, draws: Tensor, regions: list[Missed]) -> Tempered 
 
     def run() -> tuple[Any, ...]:
         try:
-            num = _affordable(trainer, draws)
-            return tuple(temper(trainer.density, hull(draws, modes), num, 2 * BUDGET, trainer.budget.end) or ())
-        except (ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
+            until = trainer.budget.of_all(SEARCHING)
+            with trainer.budget.within(until):
+                num = _affordable(trainer, draws)
+                return tuple(temper(trainer.density, hull(draws, modes), num, 2 * BUDGET, until) or ())
+        except (ValueError, RuntimeError, OutOfTime):  # far out, a model may refuse to be evaluated
             return ()
 
     found = trainer.journal.step("tempered", run)

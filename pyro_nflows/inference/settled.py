@@ -12,9 +12,10 @@ from ..diagnostics.mixing import worst_of
 from ..diagnostics.moves import Settled
 from ..diagnostics.verdict import ENOUGH
 from ..diagnostics.worth import effective
+from ..engine import OutOfTime
 from ..layers.base import Layer
 from ..objectives.draws import Draws
-from .chains import Hamiltonian, OutOfTime
+from .chains import Hamiltonian
 from .refined import MIXED
 
 #: Draws of each chain that are kept, and trajectories between them.

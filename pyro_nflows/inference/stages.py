@@ -8,6 +8,7 @@ from torch import Tensor
 from ..diagnostics.verdict import SETTLED
 from ..diagnostics.worth import NEARLY_EQUAL, effective, is_heavy, k_limit, tail_index
 from ..engine import Round, Trainer
+from ..engine.sampler import LOOK
 from ..flows.whitened import Whitened
 from ..layers.base import Chain, Exactness, Layer
 from ..objectives.base import Gradient, Objective
@@ -135,7 +136,7 @@ class FlowRounds:
         """Draws of the flow; of a model with subsampled plates, after it is moved to where its weighted draws are."""
         trainer, schedule = self.trainer, self.plan.schedule
         if trainer.all_rows is None or trainer.history.interrupted:
-            return trainer.sampler.sample(self.layer, num_samples)
+            return trainer.sampler.sample(self.layer, num_samples, LOOK)
         good_ess = min(schedule.good_ess, Schedule.good_ess)
         return moved(trainer, self.layer, good_ess, schedule.num_samples)
 

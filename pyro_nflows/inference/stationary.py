@@ -29,7 +29,7 @@ from ..diagnostics.moves import Drift, Settled
 from ..diagnostics.verdict import Outcome
 from ..diagnostics.weights import psis_resample
 from ..diagnostics.worth import has_light_tail
-from ..engine import DensityGradient, Trainer
+from ..engine import Budget, DensityGradient, OutOfTime, Trainer
 from ..guides import AutoFlow
 from ..layers.base import Exactness, Layer
 from ..modes.gaussians import Frame
@@ -37,7 +37,7 @@ from ..numerics import LogDensity
 from ..objectives.draws import Draws
 from ..system.randomness import forked
 from .blame import columns
-from .chains import Hamiltonian, OutOfTime
+from .chains import Hamiltonian
 from .fitted import Fit
 from .settled import NUM_KEPT, SPACING, Kept, Spread, furthest, settled
 
@@ -78,7 +78,8 @@ def moves(trainer: Trainer, guide: AutoFlow, fit: Fit, regions: Sequence[Frame],
     :param settles: whether draws of chains that have settled are wanted.
     """
     layer, draws = coordinates(fit.layer), fit.draws
-    until = time.process_time() + min(BRIEF if brief else SECONDS, trainer.budget.left)
+    budget = trainer.budget
+    until = time.process_time() + min(BRIEF if brief else SECONDS, budget.left)
     regions, drift = regions if settles else (), None
 
     def drifted(kept: Kept) -> Drift | None:
@@ -87,8 +88,8 @@ def moves(trainer: Trainer, guide: AutoFlow, fit: Fit, regions: Sequence[Frame],
         return _named(guide, furthest(Spread.of_draws(draws), Spread.of_chains(kept.z[_num_there(regions) :]), *FAR))
 
     try:
-        with forked():
-            chains = begun(trainer.judged, layer, draws, regions, until)
+        with forked(), budget.within(budget.of_all(1.0)):
+            chains = begun(trainer.judged, layer, draws, regions, until, budget)
             first = Kept.of(chains, layer, SPACING, until=until)
             drift = drifted(first)
             if drift is not None and not settles:
@@ -115,7 +116,12 @@ def in_flow(log_joint: LogDensity, layer: Layer, x: Tensor) -> Tensor:
 
 
 def begun(
-    log_joint: LogDensity, layer: Layer, draws: Draws, regions: Sequence[Frame] = (), until: float = math.inf
+    log_joint: LogDensity,
+    layer: Layer,
+    draws: Draws,
+    regions: Sequence[Frame] = (),
+    until: float = math.inf,
+    budget: Budget | None = None,
 ) -> Hamiltonian:
     """Chains that have found their step size.
 
@@ -124,15 +130,17 @@ def begun(
     :param draws: of the guide, where they begin: resampled, if weights allow that.
     :param regions: Gaussians in which some of them begin.
     :param until: when they have to end, by ``time.process_time``.
+    :param budget: the time of the run.
     :raises OutOfTime: if they would not have settled by then.
     """
-    density = DensityGradient(lambda x: in_flow(log_joint, layer, x))
+    density = DensityGradient(lambda x: in_flow(log_joint, layer, x)).within(budget or Budget())
     with torch.no_grad():
         z = draws.z[_starts(draws.log_weight)]
         for number, region in enumerate(regions[: _num_there(regions) // NUM_THERE]):
             places = slice(number * NUM_THERE, (number + 1) * NUM_THERE)
             z[places] = region.points(torch.randn_like(z[places]))
         starts, _ = layer.inverse(z)
+    density.ask(starts, 2)
     density.values_and_grads(starts, NUM_CHAINS)  # which is recorded
     began = time.process_time()
     density.values_and_grads(starts, NUM_CHAINS)

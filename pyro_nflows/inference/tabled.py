@@ -1,5 +1,6 @@
 """The rows of a fit by minibatches that have numbers of their own, in tables."""
 
+import math
 from typing import cast
 
 from torch import Tensor
@@ -41,13 +42,14 @@ class TabledRows:
         """What draws are taken from; :func:`~pyro_nflows.nets.views.on_rows` is for it."""
         return self.layer
 
-    def place(self, team: RowTeam | None = None) -> None:
+    def place(self, team: RowTeam | None = None, until: float = math.inf) -> None:
         """Start each row at its mode given what is outside of the plate.
 
         :param team: who goes through all rows; by default this process alone.
+        :param until: see :func:`~pyro_nflows.inference.row_starts.row_starts`.
         """
         end, terms = self.end, cast(RowTerms, self.terms)
-        place_rows(end, terms, lambda numbers: Rows.of(end.hierarchy, {terms.plate: numbers}), team)
+        place_rows(end, terms, lambda numbers: Rows.of(end.hierarchy, {terms.plate: numbers}), team, until)
 
     def steps(self, is_whole: bool, step_size: float, leaves: list[Tensor]) -> tuple[Upweighted, RowState]:
         """The layer of steps on as many rows as a minibatch has, and the state of all rows.

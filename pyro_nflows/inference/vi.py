@@ -58,7 +58,9 @@ class VI(Results):
     :param effort: ``"quick"`` fits a Gaussian and judges it, without a flow: about a second for a small model, and some
         more where chains move its draws. ``"thorough"`` has three starts, more rounds, and four times as many draws for
         the verdict.
-    :param max_seconds: that a run may take, its judging included; what has been reached by then is judged.
+    :param max_seconds: that a run may take, its judging included; what has been reached by then is judged. A run of the
+        model is never cut short, and it is run 15 to 30 times before training: if one takes more than about a fiftieth
+        of the time, the fit may take longer.
     :param callback: a function of a :class:`~pyro_nflows.engine.Look` (round, step, ELBO, seconds), called about every
         fifty steps: to log to anything, or to end training by returning ``True``. What has been reached is then judged.
         An error that it raises is told in a warning, and the fit goes on. Where a fit takes no steps of training (one

@@ -1,6 +1,8 @@
 r"""Is there a point to start from? And if not, which site is to blame?"""
 
 import contextlib
+import math
+import time
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -72,11 +74,16 @@ def dispersed_start(joint: LogJoint, loc: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def prior_points(bound: BoundModel, latents: Latents, num: int) -> list[Tensor]:
-    """Draws of the latents from their prior, in unconstrained space; as many as can be had."""
+def prior_points(bound: BoundModel, latents: Latents, num: int, until: float = math.inf) -> list[Tensor]:
+    """Draws of the latents from their prior, in unconstrained space; as many as can be had.
+
+    :param until: when to make do with fewer, by ``time.perf_counter``.
+    """
     points, shapes = [], latents.shapes.items()
     with contextlib.suppress(ValueError, RuntimeError), validation(False):
         for _ in range(num):
+            if time.perf_counter() > until:
+                break
             draw = poutine.trace(InitMessenger(FlatPriors(init_to_sample))(bound.model))
             nodes: Any = draw.get_trace(*bound.args, **bound.kwargs).nodes
             parts = [unconstrained_value(nodes[n], nodes[n]["value"], len(s))[0] for n, s in shapes]
@@ -97,10 +104,15 @@ def _finite(joint: LogJoint, point: Tensor) -> bool:
 
 
 @torch.no_grad()
-def first_bad_site(joint: LogJoint, draws: Tensor) -> str | None:
-    """The first site, in the model's order, whose log density is not finite at any of some draws."""
+def first_bad_site(joint: LogJoint, draws: Tensor, until: float = math.inf) -> str | None:
+    """The first site, in the model's order, whose log density is not finite at any of some draws.
+
+    :param until: when to look at no further draw, by ``time.perf_counter``.
+    """
     with validation(False):
-        for row in draws[:100]:
+        for number, row in enumerate(draws[:100]):
+            if number and time.perf_counter() > until:
+                break
             for name, site in joint.run(row).nodes.items():
                 if site["type"] == "sample" and not _is_finite(site):
                     return str(name)

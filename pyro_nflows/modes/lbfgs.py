@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ..engine.budget import OutOfTime
+
 #: Stands for a loss that is not finite: the line search then turns back.
 FAR = 1e30
 
@@ -46,6 +48,6 @@ def climbed(
             raise _Late
 
     options = {"maxiter": num_iterations, "maxcor": 10, "ftol": 1e-9}
-    with contextlib.suppress(_Late):
+    with contextlib.suppress(_Late, OutOfTime):
         minimize(guarded, start, jac=True, method="L-BFGS-B", callback=note, options=options)
     return path

@@ -18,7 +18,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ..engine import DensityGradient
+from ..engine import DensityGradient, OutOfTime
 from ..layers.base import Layer
 from ..numerics import LogDensity, standard_normal_log_prob
 from .ascent import ascend
@@ -79,11 +79,12 @@ def missed_regions(
         return []
     found, density = [], log_joint if isinstance(log_joint, DensityGradient) else DensityGradient(log_joint)
     frame = frame or Gaussian(torch.zeros_like(points[0]), torch.eye(len(points[0])).to(points[0]))
-    for path in _distinct(ascend(density, torch.stack(list(points)), frame, until=until), frame):
-        if time.perf_counter() > until:
-            break
-        with contextlib.suppress(ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
-            found.append(_region_of(density, layer, log_evidence, path, precise, frame))
+    with contextlib.suppress(OutOfTime):
+        for path in _distinct(ascend(density, torch.stack(list(points)), frame, until=until), frame):
+            if time.perf_counter() > until:
+                break
+            with contextlib.suppress(ValueError, RuntimeError):  # far out, a model may refuse to be evaluated
+                found.append(_region_of(density, layer, log_evidence, path, precise, frame))
     return sorted((missed for missed in found if missed), key=lambda missed: -missed.mass)
 
 

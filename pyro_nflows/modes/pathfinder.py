@@ -12,6 +12,7 @@ bound, the second may leap to where a hierarchy's scale is next to none and no s
 [1] L. Zhang, B. Carpenter, A. Gelman, A. Vehtari (2022). Pathfinder: Parallel Quasi-Newton Variational Inference.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine.budget import OutOfTime
 from ..engine.density_gradient import DensityGradient
 from ..objectives.draws import LogDensity
 from ..system.randomness import forked
@@ -31,6 +33,8 @@ from .lbfgs import FAR, climbed
 NEAR = 1.0
 #: Nats, and as many for each latent, by which a Gaussian's ELBO may be below what it would be if the density were one.
 SHORT, SHORT_EACH = 5.0, 0.5
+#: The share of the time for a start that the climb may take; the rest is for choosing a Gaussian on its way.
+CLIMBING = 0.6
 #: Draws by which that is seen, each with its mirror image.
 NUM_PAIRS = 32
 
@@ -45,7 +49,10 @@ def best_start(
     """
     density = log_joint if isinstance(log_joint, DensityGradient) else DensityGradient(log_joint)
     best, path = best_on_way(density, init, num_iterations, num_candidates, until)
-    if time.perf_counter() > until or not _is_far_off(density, best, path[-1]):
+    try:
+        if time.perf_counter() > until or not _is_far_off(density, best, path[-1]):
+            return best
+    except OutOfTime:
         return best
     found = best
     for first in (best,) if best is init else (best, init):
@@ -64,7 +71,8 @@ def best_on_way(
     until: float = math.inf,
 ) -> tuple[Frame, list[Tensor]]:
     """The best Gaussian on the way to a mode, which is all that is looked at, and the points of that way."""
-    path = lbfgs_path(density, init.loc, num_iterations, until)
+    now = time.perf_counter()
+    path = lbfgs_path(density, init.loc, num_iterations, now + CLIMBING * (until - now))
     return best_of(density, path, init, num_candidates, until), path
 
 
@@ -81,8 +89,11 @@ def best_of(
     :param others: are compared too.
     """
     noise = torch.randn(64, len(init.loc), dtype=init.loc.dtype, device=init.loc.device)
-    known = [(_elbo(density, each, noise), each) for each in (init, *others)]
-    best_elbo, best = max(known, key=lambda pair: float(pair[0]))
+    known = list[tuple[Tensor, Frame]]()
+    with contextlib.suppress(OutOfTime):
+        for each in (init, *others):
+            known.append((_elbo(density, each, noise), each))
+    best_elbo, best = max(known, key=lambda pair: float(pair[0]), default=(noise.new_tensor(-math.inf), init))
     points = _spread(path, num_candidates)
     for number, point in enumerate(points if until == math.inf else points[::-1]):
         if number and time.perf_counter() > until:
@@ -92,6 +103,8 @@ def best_of(
             elbo = _elbo(density, candidate, noise)
         except (ValueError, RuntimeError):  # the model cannot be evaluated there, or not differentiated twice
             continue
+        except OutOfTime:
+            break
         if elbo > best_elbo:
             best, best_elbo = candidate, elbo
     return best
@@ -141,7 +154,7 @@ def _units(density: DensityGradient, start: Tensor) -> Tensor:
     """Widths of the density by its curvature at a point, where some are out of all proportion; else ones."""
     try:
         return odd_widths(density.hessian_diagonal(start)).double().cpu()
-    except (ValueError, RuntimeError):  # the model cannot be evaluated there, or not differentiated twice
+    except (ValueError, RuntimeError, OutOfTime):  # the model cannot be evaluated there, or not differentiated twice
         return torch.ones(len(start), dtype=torch.float64)
 
 

@@ -40,6 +40,7 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
+from ..engine.budget import OutOfTime
 from ..engine.density_gradient import DensityGradient
 from ..numerics import quasi_normal
 from .mixture_em import Clusters, log_densities
@@ -136,7 +137,10 @@ def _go(
         units = at.scale_trils if metric is None else metric
         size = share * min(step_size, _largest(now, units))
         ahead = stepped(at, now, size, units, weighs)
-        then = None if ahead is None else slope(density, ahead, noise)
+        try:
+            then = None if ahead is None else slope(density, ahead, noise)
+        except OutOfTime:
+            return
         if ahead is None or then is None or not then.elbo > now.elbo - LEVEL:
             share /= 2
             continue

@@ -27,18 +27,6 @@ TWO = partial(flows.realnvp, num_layers=2, hidden_dims=(4,))
 OVER = "Training ended because max_seconds was over"
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Time that passes only when it is told to."""
-    now = [1000.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-
-    def passes(seconds: float) -> None:
-        now[0] += seconds
-
-    return passes
-
-
 def line(model: Callable[..., Any] = pairs, **options: Any) -> VI:
     return VI(AutoFlow(model, TWO), **{"seed": 0, "engine": "eager", "progress_bar": False, **options})
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_nflows import ELBO, IWAE, SBC, VI, AutoCIF, AutoFlow, flows
 from pyro_nflows.diagnostics.calibration import Calibration, PValues
 from pyro_nflows.diagnostics.calibration_summary import CalibrationSummary
-from pyro_nflows.engine import EngineWarning, Round, trainer
+from pyro_nflows.engine import EngineWarning, Round, times
 from pyro_nflows.inference import replications, sbc
 from pyro_nflows.inference.plan import Plan
 from pyro_nflows.inference.replications import Replications
@@ -184,9 +184,9 @@ def test_all_data_sets_share_one_recording_and_few_are_open_at_a_time(monkeypatc
     alive: weakref.WeakSet[Chain] = weakref.WeakSet()
     most = 0
 
-    def prepare(*args: Any) -> Any:
+    def prepare(*args: Any, **kwargs: Any) -> Any:
         prepared.append(args)
-        return prepare_as_ever(*args)
+        return prepare_as_ever(*args, **kwargs)
 
     def started(*args: Any) -> Any:
         nonlocal most
@@ -196,8 +196,8 @@ def test_all_data_sets_share_one_recording_and_few_are_open_at_a_time(monkeypatc
         most = max(most, len(alive))
         return fitting
 
-    prepare_as_ever, start_as_ever = trainer.prepare, replications.start
-    monkeypatch.setattr(trainer, "prepare", prepare)
+    prepare_as_ever, start_as_ever = times.prepare, replications.start
+    monkeypatch.setattr(times, "prepare", prepare)
     monkeypatch.setattr(replications, "start", started)
     monkeypatch.setattr(replications, "MIN_WIDTH", 3)
     monkeypatch.setattr(replications, "num_cores", lambda: 1)
