@@ -76,6 +76,13 @@ def two_plates(y: Tensor) -> None:
         pyro.sample("y", dist.Poisson((a + b).exp()), obs=y[i[:, None] + j])
 
 
+def overflows(y: Tensor) -> None:
+    """A density that is not finite at a few draws in a hundred."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.factor("rare", torch.where(z > 0.6, torch.nan, 0.0))
+    pyro.sample("y", dist.Normal(z, 1.0).expand([len(y)]).to_event(1), obs=y - 0.8)
+
+
 def impossible(y: Tensor) -> None:
     pyro.sample("y", dist.Uniform(5.0, 6.0).expand([len(y)]).to_event(1), obs=y)
     pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -135,6 +142,7 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
     pyro.clear_param_store()
     found["eager"] = told(fit(own_parameter, engine="eager"))
     found["width"] = float(pyro.param("width").detach())
+    found["overflows"] = told(fit(overflows))
     found["iwae"] = told(fit(num_steps=6, objective=IWAE(5)))
     found["starts"] = told(fit(num_starts=3, num_steps=6, engine="eager"))
     found["rows"] = told(fit(rows, num_steps=10))
@@ -200,7 +208,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
-FITS = "fit", "again", "eager", "iwae", "starts", "rows", "local, starts", *BY_MINIBATCHES
+FITS = "fit", "again", "eager", "overflows", "iwae", "starts", "rows", "local, starts", *BY_MINIBATCHES
 
 
 @pytest.mark.parametrize("name", FITS)
@@ -212,16 +220,22 @@ def test_all_ranks_end_with_the_same_fit(found: list[dict[str, Any]], name: str)
     assert all(torch.equal(a, b) for a, b in zip(first["leaves"], second["leaves"], strict=True))
 
 
-@pytest.mark.parametrize("name", ["fit", "eager", "iwae"])
+@pytest.mark.parametrize("name", ["fit", "eager", "overflows", "iwae"])
 def test_it_is_the_fit_of_one_process(found: list[dict[str, Any]], name: str) -> None:
-    options: dict[str, Any] = {"eager": {"model": own_parameter, "engine": "eager"}}.get(name, {})
+    models: dict[str, Any] = {"eager": {"model": own_parameter, "engine": "eager"}, "overflows": {"model": overflows}}
+    options = models.get(name, {})
     if name == "iwae":
         options = {"num_steps": 6, "objective": IWAE(5)}
     alone = told(fit(**options))
     for part in ("parameters", "z", "log_weight"):
-        assert torch.allclose(found[0][name][part], alone[part], rtol=1e-5, atol=1e-6)
+        assert torch.allclose(found[0][name][part], alone[part], rtol=1e-5, atol=1e-6, equal_nan=name == "overflows")
     assert found[0][name]["engines"] == alone["engines"]
     assert found[0][name]["num_steps"] == alone["num_steps"]
+
+
+def test_some_draws_have_no_finite_density_where_that_is_tried(found: list[dict[str, Any]]) -> None:
+    share = found[0]["overflows"]["log_weight"].isfinite().double().mean()
+    assert 0.8 < share < 1.0
 
 
 @pytest.mark.parametrize("name", BY_MINIBATCHES)
