@@ -186,12 +186,16 @@ def finite_rows(gradient: Tensor) -> Tensor:
 def pullback(function: Callable[..., Any], *points: Tensor) -> tuple[Any, Callable[..., tuple[Tensor, ...]]]:
     """A function's value, and the map from a gradient there to the gradients at ``points``.
 
+    :raises NotImplementedError: in a trace of ``torch.jit``, which would keep the gradients as constants.
+
     Example::
 
         >>> value, pull = pullback(torch.square, torch.tensor(3.0))
         >>> value.item(), pull(torch.tensor(1.0))
         (9.0, (tensor(6.0000),))
     """
+    if torch.jit.is_tracing():
+        raise NotImplementedError("torch.jit cannot trace gradients within what it traces")
     try:
         leaves = [point.detach().requires_grad_() for point in points]
     except RuntimeError:  # inside a torch.func transform, where only torch.func may differentiate

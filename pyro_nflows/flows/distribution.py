@@ -13,6 +13,7 @@ from ..layers.base import Exactness, Layer
 from ..numerics import finite_rows, in_pairs, standard_normal_log_prob
 from ..system.memory import enough_for
 from .padded import inside
+from .stopped import stopped_inverse
 from .transforms import as_transform
 
 
@@ -185,7 +186,7 @@ class FlowDistribution(TorchDistribution):
     def _scored(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """A pass that also carries the path gradient of the log density, where that is wanted and can be had."""
         self._path = None
-        if not (self.path_gradient and torch.is_grad_enabled()) or torch._C._get_tracing_state() is not None:
+        if not (self.path_gradient and torch.is_grad_enabled()):
             return None
         rows, rest = x.reshape(-1, x.shape[-1]), None if noise is None else noise.reshape(-1, noise.shape[-1])
         try:
@@ -196,10 +197,19 @@ class FlowDistribution(TorchDistribution):
         self._path = path.reshape(x.shape[:-1])
         return scored.y.reshape(*x.shape[:-1], -1), scored.log_weight.reshape(x.shape[:-1])
 
+    def _traced_path(self, y: Tensor) -> Tensor | None:
+        """The log density of a draw, with the path gradient, in a trace of ``torch.jit``."""
+        back = stopped_inverse(self.layer, y)
+        return None if back is None else self.base_log_prob(back[0]) - back[1]
+
     def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
         """What Pyro's ELBOs ask for: the log density, and as ``entropy_term`` the same with the path gradient."""
         parts: ScoreParts = super().score_parts(x, *args, **kwargs)
-        if self._path is None or self._remembered(x) is None:
+        if self._remembered(x) is None:
+            return parts
+        if self._path is None and self.path_gradient and torch.jit.is_tracing() and torch.is_grad_enabled():
+            self._path = self._traced_path(x)
+        if self._path is None:
             return parts
         return parts._replace(entropy_term=parts.log_prob.detach() + (self._path - self._path.detach()))
 

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceGraph_ELBO
+from pyro.infer import SVI, JitTrace_ELBO, RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 from pyro.optim import Adam, ClippedAdam
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from benchmarks.svi_models import MODELS
 from pyro_nflows.layers import Coupling, Planar, Rescaled, TriangularAffine
 from pyro_nflows.objectives.base import Gradient
 from pyro_nflows.objectives.draws import Draws, base_noise
-from tests.guide_registry import Case, cases, exact_pairs
+from tests.guide_registry import Case, cases, exact_pairs, moved
 from tests.models import pairs
 
 
@@ -98,6 +98,25 @@ def test_pyros_elbo_gets_the_path_gradient_which_vanishes_where_the_guide_is_exa
         end = [parameter.grad for name, parameter in layer.named_parameters() if ".loc" in name]
         if isinstance(loss, Trace_ELBO):
             assert all(grad is None or grad.abs().max() < 1e-6 for grad in end)
+
+
+@cases(needs_model=False, bijective=True)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_has_the_path_gradient_too(case: Case) -> None:
+    """``torch.jit`` cannot hold gradients within a trace: it is that of the inverse at parameters without one."""
+    if case.guide is nf.AutoResidual:
+        pytest.skip("its inverse is a search, many times as long as the draw")
+    guide = case(MODELS["tree"])
+    guide()
+    moved(guide)
+    gradients = []
+    for loss in (Trace_ELBO(max_plate_nesting=1), JitTrace_ELBO(max_plate_nesting=1, ignore_jit_warnings=True)):
+        for _ in range(2):  # the first call makes the trace
+            guide.zero_grad()
+            pyro.set_rng_seed(3)
+            loss.loss_and_grads(MODELS["tree"], guide)
+        gradients.append([parameter.grad for parameter in guide.parameters()])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-6, atol=1e-8)
 
 
 def test_the_path_gradient_is_right_in_the_mean() -> None:
