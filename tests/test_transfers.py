@@ -47,6 +47,7 @@ REASONS = {
     "engine/optimised.py:Optimised._begin": OWN_OPTIMISER,
     "engine/optimised.py:Optimised.run": OWN_OPTIMISER,
     "engine/pace.py:Pace.parts": PYTHON,
+    "engine/pace.py:portions": PYTHON,
     "engine/part_of_steps.py:PartOfSteps._move": PROCESSES,
     "engine/part_of_steps.py:PartOfSteps.run": PROCESSES,
     "engine/part_of_steps.py:_same": RECORDED,

@@ -259,8 +259,10 @@ def _decide(evidence: Evidence, ess: float) -> Outcome:
         return Outcome.MOVED
     if evidence.missed.share > MISSED and not (heavy and ess < WORTHLESS):
         return Outcome.MODE_MISSED
-    if heavy:
-        return Outcome.TAILS if ess >= FINE else Outcome.DISTRUST
+    if heavy and ess < FINE:
+        return Outcome.DISTRUST
+    if heavy and ess * len(evidence.log_weight) >= ENOUGH:
+        return Outcome.TAILS
     if ess * len(evidence.log_weight) < ENOUGH or (faults.vague is not None and faults.vague[1] < WORST):
         return Outcome.TOO_FEW
     if ess < HALF:

@@ -68,7 +68,13 @@ class Cost:
         return call + row * rows
 
     def rows_in(self, seconds: float) -> int:
-        """How many rows take so many seconds; where the call takes longer, as many as take as long as that."""
+        """How many rows take so many seconds; where the call takes longer, as many as take as long as that.
+
+        Where only one number of rows has been seen, it is at least twice that, which tells the call from its rows.
+        """
+        if len(self._seen) == 1:
+            ((rows, took),) = self._seen.items()
+            return max(2 * rows, min(GROWTH * rows, int(rows * seconds / max(took, 1e-9))))
         call, row = self._line()
         most, left = GROWTH * max(self._seen, default=1), max(seconds - call, call)
         return most if row * most <= left else max(1, int(left / row))

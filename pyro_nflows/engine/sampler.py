@@ -28,8 +28,10 @@ BATCH = 128
 #: Seconds that are long by any clock.
 LONG = 20.0
 #: Where time is limited, the share of what is left that draws may take, and those that only compare fits; and how many
-#: there are in any case.
+#: there are even where there is no time.
 DRAWS, LOOK, FEWEST = 0.5, 0.1, 20
+#: Where so many would take more than the share of a look, there are fewer, but at least so many.
+LEAST = 4
 #: A recording takes about so many times what it records.
 RECORDING = 10
 #: Draws at once, and seconds for them all, while somebody is waiting.
@@ -157,7 +159,7 @@ class Sampler:
             most, cost = num_samples, cost.copy()
         while num_done < num_samples:
             num = min(cost.rows_in(moment), most, num_samples - num_done)
-            if num_done < FEWEST:
+            if num_done < max(LEAST, min(FEWEST, cost.rows_in(LOOK * budget.seconds))):
                 budget.need(cost.of(num))
             elif time.perf_counter() + cost.of(num) > until:
                 break

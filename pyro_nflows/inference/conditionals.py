@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from ..diagnostics.findings import Block as BlockFit
+from ..engine.pace import portions
 from ..engine.tape import Tape
 from ..flows.by_row import ByRow, draw_by_row
 from ..flows.whitened import Whitened
@@ -124,15 +125,16 @@ class Conditionals:
         return concatenate(found)
 
     @torch.no_grad()
-    def judged(self, num_samples: int | None = None) -> tuple[Draws, list[BlockFit]]:
-        """Draws with their log densities, and how each block of them is fitted.
+    def judged(self, num_samples: int | None = None, until: float = math.inf) -> tuple[Draws, list[BlockFit]]:
+        """Draws with their log densities, and how each block of them is fitted; no blocks where time was over before.
 
+        :param until: when that is, by ``time.perf_counter``; some draws there are in any case.
         :raises SeveralRowsError: if a term of the log joint reads several rows of a block.
         """
         num_samples = num_samples or self.num_samples
         found, sums = list[Draws](), [BlockSums(part, *self._known(part)) for part in self.parts]
         several = self._of_several()
-        for x in self._base(num_samples).split(self._size):
+        for x in portions(self._base(num_samples), self._size, until):
             draws, x = self._first(x)
             found.append(draws)
             for curvature in several.values():
@@ -140,14 +142,16 @@ class Conditionals:
                     curvature.add(x)
             for part, known in zip(self.parts, sums):
                 x = self._again(x, part, known)
-        blocks = list[BlockFit]()
+        drawn, blocks = concatenate(found), list[BlockFit]()
+        if len(drawn.z) < num_samples:
+            return drawn, blocks
         for number in sorted({part.number for part in self.parts}):
             own = [known for known in sums if known.part.number == number]
             fits = [known.fit(self._is_undetermined(known.part)) for known in own]
             blocks.append(
                 joined([known.part for known in own], fits, several[number].ratio if number in several else 1.0)
             )
-        return concatenate(found), blocks
+        return drawn, blocks
 
     def _of_several(self) -> dict[int, SharedCurvature]:
         """For blocks of several colours, what all rows share."""

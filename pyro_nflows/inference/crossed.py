@@ -10,6 +10,7 @@ r"""A fit by minibatches of a model whose latents are in several plates, such as
 """
 
 import itertools
+import time
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -39,6 +40,9 @@ MOVED, DISPERSED, NUM_HALVINGS = 0.5, 2.0, 10
 STEP_SIZES = 1e-2, 1e-3
 #: How much of what a verdict allows a Gaussian may be off, if it is not to be trained.
 GOOD = 0.6
+#: Where time is limited, the shares of training's that the start and a look at it may take, and of what is left that
+#: judging may.
+STARTING, LOOKING, JUDGING = 0.4, 0.3, 0.8
 #: Latents of a step up to which the whole flow is trained.
 MAX_FLOW = 2**14
 
@@ -92,7 +96,8 @@ class CrossedMinibatches(MinibatchFit[CrossedTerms]):
         start, schedule = self._crossed, self.plan.schedule
         with self.progress.phase(f"{self._prefix}start", follows="the Gaussian"):
             self._begin()
-            start.run(self.of_rows.end, lambda: self.budget.is_over, lambda: self.kept.mark(start.where()))
+            until = self.budget.after(STARTING)
+            start.run(self.of_rows.end, lambda: self._is_late(until), lambda: self.kept.mark(start.where()))
         with self.progress.phase(f"{self._prefix}what rows share", follows="the Gaussian"):
             take_shared(self.layer, start.model.product)
             trained = self.plan.goes_on or not schedule.is_default or self.leaves or self._is_over()
@@ -101,22 +106,26 @@ class CrossedMinibatches(MinibatchFit[CrossedTerms]):
                 return self.kept.done()
         return self.kept.reached(END)
 
+    def _is_late(self, until: float) -> bool:
+        """Whether the start has to make do with where it is."""
+        return self.budget.is_over or time.perf_counter() > until
+
     def _finish(self) -> None:
         take_shared(self.layer, self._crossed.model.product)
 
     def _is_right(self) -> bool:
         """Whether a few draws of each block given the rest show nothing wrong."""
         try:
-            blocks = Conditionals(self.layer, self.terms).judged(FEWEST)[1]
+            blocks = Conditionals(self.layer, self.terms).judged(FEWEST, self.budget.after(LOOKING))[1]
         except SeveralRowsError:
             return False
-        return all(wrong(block) < GOOD for block in blocks)
+        return bool(blocks) and all(wrong(block) < GOOD for block in blocks)
 
     # ---- what it has come to ----------------------------------------------------------------------------------
 
     def weigh(self) -> Any:
         """Draws with their weights, and how each block is fitted given the others."""
-        return judged(self.layer, self.terms, self.history).state()
+        return judged(self.layer, self.terms, self.history, self.budget.of_all(JUDGING)).state()
 
     @torch.no_grad()
     def compared(self, found: Any) -> Draws:

@@ -1,5 +1,6 @@
 """What a fit of rows of several plates leaves: draws of all rows, and how each block is fitted given the others."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, cast
@@ -35,6 +36,9 @@ from .row_posterior import RowPosterior
 NOISE_A_LATENT = 1e-3
 #: By how many standard deviations their means may differ, beside the noise of few draws.
 SHIFT = 0.3
+
+#: Why rows are not judged where time was over.
+NO_TIME = "there was no time to draw rows again given all else"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -158,21 +162,22 @@ class Judged(NamedTuple):
         return Judged(Draws(*state["draws"]), blocks_of(state["blocks"]), state["obstacle"])
 
 
-def judged(layer: Whitened, terms: CrossedTerms, history: History) -> Judged:
+def judged(layer: Whitened, terms: CrossedTerms, history: History, until: float = math.inf) -> Judged:
     """Draws of a flow over all rows that are judged; fewer where somebody is waiting.
 
     :param layer: the flow.
     :param terms: the model.
     :param history: what training has seen.
+    :param until: when there are no further draws, by ``time.perf_counter``.
     """
     evidence = Conditionals(layer, terms)
     hurries = history.interrupted or history.out_of_time
     try:
-        draws, blocks = evidence.judged(FEWEST if hurries else None)
+        draws, blocks = evidence.judged(FEWEST if hurries else None, until)
     except SeveralRowsError as error:
         num = FEWEST if hurries else evidence.affordable(1 + len(terms.whole.blocks))
         return Judged(evidence.weighed(10 * num), (), f"{error}, so that rows cannot be judged one by one")
-    return Judged(draws, tuple(blocks))
+    return Judged(draws, tuple(blocks), "" if blocks else NO_TIME)
 
 
 def crossed_posterior(

@@ -11,8 +11,10 @@ from ..diagnostics import weights as diagnostics
 from ..diagnostics.outliers import outliers, trimmed_elbo
 from ..diagnostics.worth import is_hopeless
 from ..flows.whitened import Whitened
-from ..objectives.draws import Draws
+from ..objectives.draws import Draws, base_noise
 
+#: Points at which it is seen whether a flow is trained.
+NUM_FRESH = 16
 #: A share of draws with NaN in place of a weight, such as those of overflow far out, that spoils nothing.
 RARE = 0.01
 
@@ -99,3 +101,13 @@ def sound(draws: Draws) -> Draws:
     """The draws, of which those without a defined weight count for nothing."""
     which = undefined(draws)
     return Draws(draws.z, torch.where(which, -torch.inf, draws.log_p), torch.where(which, 0.0, draws.log_q))
+
+
+@torch.no_grad()
+def is_fresh(layer: Whitened, num: int = NUM_FRESH) -> bool:
+    """Whether the flow in front of the affine end is still the identity, at so many points."""
+    noise = base_noise(layer, num)
+    y, log_weight = layer.flow(noise[:, : layer.input_dim], noise[:, layer.input_dim :])
+    tolerance = 1e3 * torch.finfo(y.dtype).eps
+    moved = torch.maximum((y - noise[:, : layer.input_dim]).abs().max(), log_weight.abs().max())
+    return bool(moved < tolerance)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..diagnostics.outliers import trimmed_elbo
 from ..diagnostics.weights import Estimate
 from ..engine import OutOfTime, Trainer, work_of
+from ..engine.cost import MOMENT
 from ..engine.sampler import LOOK
 from ..flows.jko import Blocks
 from ..flows.whitened import Whitened
@@ -25,11 +26,11 @@ from ..layers.base import Layer
 from ..modes.gaussians import Frame
 from ..modes.pathfinder import best_start
 from ..modes.wasserstein import NUM_STEPS
-from ..objectives.draws import Draws, base_noise
+from ..objectives.draws import Draws
 from ..system.randomness import forked
 from .descended import SHARE, can_descend, descended
 from .evident import MOVED, SETTLED, evident, fresh_draws
-from .fitted import Fit, bound_of, weighed
+from .fitted import NUM_FRESH, Fit, bound_of, is_fresh, weighed
 from .mark import put
 from .moments import moved
 from .moved import can_move, move
@@ -42,6 +43,8 @@ from .stages import FlowRounds, GaussianRounds, Stage, Task, objective_of
 NARROW = 1e-3
 #: Draws by which two states of a fit are compared.
 NUM_COMPARED = 500
+#: Points at which it is seen whether a flow is trained, where each is dear.
+FEW_FRESH = 2
 #: Where time is limited, the share of training's that finding a start may take.
 STARTING = 0.3
 
@@ -102,7 +105,7 @@ class Fitting:
         trainer.history.quick = not (schedule.has_flow or self.layer.is_gaussian)
         if schedule.has_flow:  # few draws are not worth compiling for
             trainer.sampler.expect(self.layer, schedule.num_samples)
-        if self.init is None or plan.goes_on or not is_fresh(self.layer):
+        if self.init is None or plan.goes_on or not self._is_fresh():
             return self._go_on()
         starts_here = schedule.has_flow and isinstance(self.layer.flow, Blocks) and not self.layer.flow.whitened
         if starts_here or any(part.annealing for part in schedule.rounds):
@@ -249,7 +252,7 @@ class Fitting:
     def _move(self, failed: bool) -> None:
         """A Gaussian that no flow follows is moved to the moments of its weighed draws, if that does any good."""
         trainer, schedule = self.trainer, self.plan.schedule
-        if schedule.has_flow or failed or trainer.is_over() or trainer.leaves or not is_fresh(self.layer):
+        if schedule.has_flow or failed or trainer.is_over() or trainer.leaves or not self._is_fresh():
             return
         self._move_end()
 
@@ -262,6 +265,12 @@ class Fitting:
     def _moved_end(self) -> tuple[Tensor, ...]:
         moved(self.trainer, self.layer, SETTLED, min(MOVED, self.plan.schedule.num_samples))
         return tuple(parameter.detach().clone() for parameter in self.layer.end.parameters())
+
+    def _is_fresh(self) -> bool:
+        """Whether nothing has been trained yet; by fewer points where the flow needs a model that is slow."""
+        budget, costs = self.trainer.budget, self.trainer.sampler.costs
+        is_slow = budget.is_limited and costs.at(self.layer, budget.seconds).of(NUM_FRESH) > MOMENT * budget.seconds
+        return is_fresh(self.layer, FEW_FRESH if is_slow else NUM_FRESH)
 
     def _bound_of(self, layer: Layer) -> Estimate:
         """A layer's ELBO; the random numbers to come do not depend on whether this is asked."""
@@ -303,13 +312,3 @@ def suited(schedule: Schedule, trainer: Trainer, layer: Whitened) -> Schedule:
 def _elbo(trainer: Trainer, layer: Whitened) -> float:
     log_weight = trainer.sampler.sample(layer, NUM_COMPARED, LOOK).log_weight
     return float(bound_of(torch.where(log_weight < torch.inf, log_weight, -torch.inf), trimmed_elbo).value)
-
-
-@torch.no_grad()
-def is_fresh(layer: Whitened) -> bool:
-    """Whether the flow in front of the affine end is still the identity."""
-    noise = base_noise(layer, 16)
-    y, log_weight = layer.flow(noise[:, : layer.input_dim], noise[:, layer.input_dim :])
-    tolerance = 1e3 * torch.finfo(y.dtype).eps
-    moved = torch.maximum((y - noise[:, : layer.input_dim]).abs().max(), log_weight.abs().max())
-    return bool(moved < tolerance)

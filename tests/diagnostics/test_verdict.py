@@ -55,6 +55,12 @@ def starts(gap: float = 0.0, shift: float = 0.0) -> dict[str, Any]:
             "they are worth only 93 independent ones at site 'tau' (ESS 4",
         ),
         (
+            evidence(torch.tensor([0.0, 0.0, 0.0, 0.1, 0.2] * 4)),  # a tail cannot be told from so few
+            Outcome.TOO_FEW,
+            "they are worth only 20 independent ones",
+        ),
+        (evidence(weights("heavy").mul(0.3).clamp(max=2.0)[:300]), Outcome.TOO_FEW, "independent ones"),
+        (
             evidence(weights("heavy")[:200] * 0.5, faults=Faults(vague=("tau", 20.0))),
             Outcome.TOO_FEW,
             "independent ones (ESS",

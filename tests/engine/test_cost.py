@@ -11,6 +11,7 @@ from pyro_nflows import flows
 from pyro_nflows.engine import Budget, DensityGradient, Engine, OutOfTime, Round, Trainer, sampler
 from pyro_nflows.engine.cost import DrawCosts, tried
 from pyro_nflows.engine.gradient_times import RECORDING
+from pyro_nflows.engine.pace import portions
 from pyro_nflows.engine.times import Times
 from pyro_nflows.layers import LocScale
 from pyro_nflows.objectives.base import Gradient, Objective
@@ -160,3 +161,14 @@ def test_a_piece_of_work_without_time_for_steps_is_given_up_and_training_goes_on
         times.ask([LocScale(2)], Round(10, 8, 1e-2))
     times.ask([LocScale(2)], Round(10, 8, 1e-2))
     assert not budget.is_over
+
+
+def test_portions_grow_with_the_time_that_is_left_and_end_with_it(clock: Clock) -> None:
+    sizes = list[int]()
+    for part in portions(torch.zeros(1000), 64, time.perf_counter() + 100.0):
+        sizes.append(len(part))
+        clock(0.5 * len(part))
+    assert sizes[0] == 4
+    assert max(sizes) > 20
+    assert 150 < sum(sizes) < 250
+    assert [len(part) for part in portions(torch.zeros(1000), 64)] == [64] * 15 + [40]

@@ -98,6 +98,27 @@ def test_a_fit_by_minibatches_of_a_slow_model_ends_in_its_time(
     assert "max_seconds was over" in str(vi.verdict())
 
 
+def crossed(y: Tensor) -> None:
+    users = pyro.plate("users", len(y), subsample_size=5, dim=-2)
+    items = pyro.plate("items", y.shape[1], subsample_size=5, dim=-1)
+    with users as i:
+        a = pyro.sample("a", dist.StudentT(y.new_tensor(4.0), 0.0, 1.0))
+    with items as j:
+        b = pyro.sample("b", dist.StudentT(y.new_tensor(4.0), 0.0, 1.0))
+    with users, items:
+        pyro.sample("y", dist.Normal(a + b, 1.0), obs=y[i][:, j])
+
+
+def test_rows_that_there_is_no_time_to_judge_are_not_trusted(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    y = torch.linspace(-1.0, 1.0, 20)[:, None] + torch.linspace(-1.0, 1.0, 20)
+    vi = VI(AutoFlow(crossed), max_seconds=SECONDS, effort="quick", seed=0, engine="eager", progress_bar=False)
+    assert vi.run(y).diagnostics()["outcome"].is_trusted
+    monkeypatch.setattr("pyro_nflows.inference.crossed.JUDGING", -1.0)
+    vi = VI(AutoFlow(crossed), max_seconds=SECONDS, effort="quick", seed=0, engine="eager", progress_bar=False)
+    assert not vi.run(y).diagnostics()["outcome"].is_trusted
+    assert "there was no time to draw rows again" in str(vi.verdict())
+
+
 # ---- pieces of a run ------------------------------------------------------------------------------------------------
 
 
