@@ -139,7 +139,7 @@ class Sampler:
         There are fewer than asked for where that are more than ``most``, somebody is waiting, or time is short.
 
         :param share: of the time that is left, which they may take.
-        :raises OutOfTime: within a piece of work that has no time left for :data:`FEWEST` of them.
+        :raises OutOfTime: within a piece of work that has no time left for a few of them.
         """
         num_samples = num_samples if self.most is None else min(num_samples, self.most)
         if self.budget.is_limited and self.deadline is None:
