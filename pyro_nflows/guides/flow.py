@@ -32,6 +32,7 @@ from ..system.exclusive import validation
 from . import checks, row_checks, sites
 from .centers import Centers, Scales, check_asked
 from .ends import End, Ends, end_in
+from .informed import InformedPosterior
 from .printed import printed, shown
 from .structure import Structure, chosen, coupled_rows, described, whitened
 from .trained import TrainedGuide
@@ -254,7 +255,10 @@ class AutoFlow(TrainedGuide):
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
         """A fresh :class:`~pyro_nflows.FlowDistribution` over the flat unconstrained latent."""
         row_checks.need_rows(type(self).__name__, self.amortizer)
-        return FlowDistribution(self._current_layer(), path_gradient=True)
+        layer = self._current_layer()
+        if not self.latents.centering:
+            return FlowDistribution(layer, path_gradient=True)
+        return InformedPosterior(layer, functools.partial(self.get_transform, *args, **kwargs), path_gradient=True)
 
     def layer_on(self, joint: LogJoint) -> Layer:
         """The flow, with its own parameters, for draws by the model at the arguments of a log joint.

@@ -295,6 +295,27 @@ def test_neutra_transports_the_log_joint(case: Case, model: Callable[..., None])
     torch.testing.assert_close(transported(start), potential(unconstrained) - log_det)
 
 
+def funnel(dim: int) -> None:
+    y = pyro.sample("y", dist.Normal(0.0, 3.0))
+    with pyro.plate("row", dim):
+        pyro.sample("x", dist.Normal(0.0, torch.exp(y / 2)))
+
+
+@cases(bijective=True)
+def test_transforms_of_the_posterior_are_the_whole_way_to_the_sites(case: Case) -> None:
+    """In coordinates that the prior informs, too: what is sampled in the base's coordinates needs its Jacobian."""
+    guide = case(funnel)
+    guide(3)
+    moved(guide, 0.1)
+    neutra = NeuTraReparam(guide)
+    _, potential, _, _ = initialize_model(funnel, model_kwargs={"dim": 3})
+    start, transported, _, _ = initialize_model(neutra.reparam(funnel), model_kwargs={"dim": 3})
+    (latent,) = start.values()
+    (transform,) = guide.get_posterior(3).transforms
+    log_det = transform.log_abs_det_jacobian(latent, transform(latent))
+    torch.testing.assert_close(transported(start), potential(neutra.transform_sample(latent)) - log_det)
+
+
 @cases(bijective=True)
 def test_neutra_runs_under_nuts(case: Case) -> None:
     guide = case(two_parts)
