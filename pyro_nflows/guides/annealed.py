@@ -103,7 +103,7 @@ class AutoDAIS(AutoFlow):
         checks.refuse_tracing(type(self).__name__)
         self.set_up(args, kwargs)
         if self._bound is None or not self._lacks_data(self._bound, args, kwargs):
-            self._bound = BoundModel(self.bare_model, args, kwargs)
+            self._bound = self._fitting(BoundModel(self.bare_model, args, kwargs))
         if self._joint is None:
             self._joint = self._prepared(self._bound, start)
 

@@ -16,7 +16,7 @@ from ..model.latents import Latent, Latents
 from ..model.log_joint import LogJoint
 from ..model.placed import Lifted
 from ..model.rows import Rows
-from ..model.subsample import Chosen, look, subsample_sites
+from ..model.subsample import Chosen, is_given, look, subsample_sites
 from ..model.values import constrained, mapped
 from ..system.randomness import forked
 from . import row_checks
@@ -73,7 +73,7 @@ def _sizes(bound: BoundModel, latents: Latents) -> dict[str, tuple[int, int]]:
     for plate, site in subsample_sites(trace).items():
         if any(plate in latent.subsampled for latent in latents.sites.values()):
             size = len(site["value"])
-            if site["fn"].subsample_size is None and size < sizes[plate]:
+            if is_given(site) and size < sizes[plate]:
                 raise row_checks.rows_given(latents.owner, plate, sorted(latents.moving)[0])
             found[plate] = size, sizes[plate]
     return found

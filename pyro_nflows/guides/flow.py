@@ -256,7 +256,7 @@ class AutoFlow(TrainedGuide):
         """A fresh :class:`~pyro_nflows.FlowDistribution` over the flat unconstrained latent."""
         row_checks.need_rows(type(self).__name__, self.amortizer)
         layer = self._current_layer()
-        if not self.latents.centering:
+        if self._latents is None or not self._latents.centering:
             return FlowDistribution(layer, path_gradient=True)
         return InformedPosterior(layer, functools.partial(self.get_transform, *args, **kwargs), path_gradient=True)
 

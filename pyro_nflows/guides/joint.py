@@ -20,7 +20,7 @@ from ..model.call_checks import told
 from ..model.initialization import FlatPriors
 from ..model.latents import Latents
 from ..model.log_joint import LogJoint
-from ..model.subsample import look
+from ..model.subsample import InCreatedPlates, look
 from ..model.subsampled_plates import plates_of
 from ..model.values import constrained, unconstrained
 from ..system.memory import enough
@@ -57,12 +57,15 @@ class JointGuide(LearnsCentering, AutoContinuous):
     @property
     def model(self) -> Callable[..., Any]:
         """The model, started at the guide's initial values."""
-        return checks.need_model(type(self).__name__, self._model)
+        return self._in_plates(checks.need_model(type(self).__name__, self._model))
 
     @property
     def bare_model(self) -> Callable[..., Any]:
-        """The model as it was given."""
-        return checks.need_model(type(self).__name__, self._bare_model)
+        """The model as it was given; a plate of all rows has those of ``create_plates``, where there is one."""
+        return self._in_plates(checks.need_model(type(self).__name__, self._bare_model))
+
+    def _in_plates(self, model: Callable[..., Any]) -> Callable[..., Any]:
+        return model if self.create_plates is None else InCreatedPlates(model, self.create_plates)
 
     @property
     def has_model(self) -> bool:
@@ -130,7 +133,7 @@ class JointGuide(LearnsCentering, AutoContinuous):
             latents = looked(LogJoint(with_rows, latents)).latents
         latents = all_rows(latents)
         self._latents = latents = latents.centered(centering) if centering else latents
-        self._bound = bound if latents.moving else None
+        self._bound = bound if latents.moving or latents.one_run is not None else None
         self.latent_dim, self._unconstrained_shapes = latents.dim, latents.shapes  # Pyro reads these
         self._cond_indep_stacks = {site: latent.plates for site, latent in latents.sites.items()}
         if self.centering == "learned":
@@ -198,7 +201,17 @@ class JointGuide(LearnsCentering, AutoContinuous):
         :param start: a point of finite density, where one is known.
         """
         self.set_up(args, kwargs)
-        self._bound = BoundModel(self.bare_model, args, kwargs) if self.latents.moving else None
+        is_run = self.latents.moving or self.latents.one_run is not None
+        self._bound = self._fitting(BoundModel(self.bare_model, args, kwargs)) if is_run else None
+
+    def _fitting(self, bound: BoundModel) -> BoundModel:
+        """The model at these arguments, or at the latest ones where its plates have the guide's rows.
+
+        Forecasts run it with more rows than it was trained with, whose first ones the guide draws.
+        """
+        if self._bound is None or bound.form == self._bound.form or minibatch.has_rows(bound, self.latents):
+            return bound
+        return bound.with_call(*self._bound.call)
 
     @property
     def latent_names(self) -> list[str]:
@@ -249,7 +262,7 @@ class JointGuide(LearnsCentering, AutoContinuous):
 
     def _latest(self, args: Any, kwargs: Any) -> BoundModel:
         if args or kwargs:
-            return BoundModel(self.bare_model, args, kwargs)
+            return self._fitting(BoundModel(self.bare_model, args, kwargs))
         if self._bound is None:
             raise checks.need_call(type(self).__name__, self.latents.moving)
         return self._bound
@@ -266,7 +279,11 @@ class JointGuide(LearnsCentering, AutoContinuous):
         with self._learning():
             latent, plates = self.sample_latent(*args, **kwargs), self._create_plates(*args, **kwargs)
             model = self.bare_model if self.latents.moving or self.latents.filled else None
-            return self._draw(sites.points(self.latents, model, latent, args, kwargs), plates)
+            return self._draw(sites.points(self.latents, model, latent, *self._run_at(args, kwargs)), plates)
+
+    def _run_at(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The arguments at which the model is run for the values of a draw."""
+        return (args, kwargs) if self._bound is None else self._bound.call
 
     def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
         """Draw the flat latent; particles that share a minibatch in pairs (:mod:`pyro_nflows.guides.minibatch`)."""

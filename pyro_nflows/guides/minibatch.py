@@ -18,6 +18,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import get_plates
 from torch import Tensor
 
@@ -101,6 +102,37 @@ def rows_seen(
     found = subsample_sites(trace)
     plates = found.keys() & subsampled(latents)
     return {plate: (found[plate]["fn"].size, torch.as_tensor(found[plate]["value"])) for plate in plates}
+
+
+def has_rows(bound: BoundModel, latents: Latents) -> bool:
+    """Whether a model's plates have as many rows in a run as the latents, but for those that are subsampled.
+
+    The run ends at the first latent that has others: what comes after it may not be made for it.
+    """
+    try:
+        with forked():
+            look(BoundModel(_SameRows(latents)(bound.model), bound.args, bound.kwargs), _sites(latents))
+    except _OtherRowsError:
+        return False
+    return True
+
+
+class _OtherRowsError(Exception):
+    """A latent has other rows than it had."""
+
+
+class _SameRows(Messenger):
+    def __init__(self, latents: Latents):
+        super().__init__()
+        self.sizes = {
+            name: {frame.name: frame.size for frame in latent.plates if frame.name not in latent.subsampled}
+            for name, latent in latents.sites.items()
+        }
+
+    def _pyro_sample(self, msg: Any) -> None:
+        sizes = self.sizes.get(msg["name"], {})
+        if any(sizes.get(frame.name, frame.size) != frame.size for frame in msg["cond_indep_stack"]):
+            raise _OtherRowsError
 
 
 def _sites(latents: Latents) -> dict[str, Any]:

@@ -103,7 +103,7 @@ class RowGuide(SavedGuide):
         self.receive(args, kwargs)
         plates = self._create_plates(*args, **kwargs)
         latents, model, latent = self._sample_rows(plates, args, kwargs)
-        return self._draw(sites.points(latents, model, latent, args, kwargs), plates)
+        return self._draw(sites.points(latents, model, latent, *self._run_at(args, kwargs)), plates)
 
     def _sample_rows(
         self, plates: minibatch.Plates, args: Any, kwargs: Any, outer: AbstractContextManager[Any] | None = None
@@ -148,7 +148,7 @@ class RowGuide(SavedGuide):
     def _create_plates(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if not self.subsamples:
             return cast(dict[str, Any], super()._create_plates(*args, **kwargs))
-        name, bound = type(self).__name__, BoundModel(self.bare_model, args, kwargs)
+        name, bound = type(self).__name__, self._fitting(BoundModel(self.bare_model, args, kwargs))
         if self.master is not None:
             created = list(super()._create_plates(*args, **kwargs).values())
             if self.master().create_plates is None:

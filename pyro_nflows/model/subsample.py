@@ -1,6 +1,8 @@
 """Subsampled plates of a model: the rows that a run has, and runs with given rows."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,8 +12,11 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..system.exclusive import validation
+from ..system.randomness import forked
 from .bound import BoundModel
 
+#: A mark of plates whose rows another handler may choose.
+CREATED = "_created"
 #: What to do where a model is to be run on rows that its arguments do not give.
 PASS_ROWS = "pass the rows' numbers, and their data, as its arguments"
 
@@ -43,7 +48,8 @@ class Chosen(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if not site_is_subsample(msg) or msg["name"] not in self.rows:
             return
-        rows, size, given = self.rows[msg["name"]], msg["fn"].subsample_size, msg["value"]
+        rows, size = self.rows[msg["name"]], msg["fn"].subsample_size
+        given = None if msg["infer"].get(CREATED) else msg["value"]
         if given is not None and not _same(given, rows):
             raise ValueError(
                 f"{self.owner}: the model gives plate '{msg['name']}' its rows by subsample=, so it cannot be run on "
@@ -57,6 +63,70 @@ class Chosen(Messenger):
         msg["value"], msg["done"] = rows, True
 
 
+@dataclass(frozen=True)
+class InCreatedPlates:
+    """A model in which a plate of all rows has those of the plates that a function makes.
+
+    So Pyro's autoguides are told of minibatches that the model does not know of; under ``SVI`` it has the guide's rows.
+
+    :param model: the Pyro model.
+    :param create_plates: of the model's arguments, a plate or several.
+
+    Example::
+
+        >>> import pyro
+        >>> def model():
+        ...     return pyro.plate("groups", 10).indices
+        ...
+        >>> def create_plates():
+        ...     return pyro.plate("groups", 10, subsample=torch.tensor([3, 4]))
+        ...
+        >>> InCreatedPlates(model, create_plates)()
+        tensor([3, 4])
+    """
+
+    model: Callable[..., Any]
+    create_plates: Callable[..., Any]
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        return self.model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model."""
+        return _Created(functools.partial(self.create_plates, *args, **kwargs))(self.model)(*args, **kwargs)
+
+
+class _Created(Messenger):
+    def __init__(self, create_plates: Callable[[], Any]):
+        super().__init__()
+        self.create_plates, self.made = create_plates, dict[str, Any]()
+        self.is_made = False
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not site_is_subsample(msg) or msg["value"] is not None or _is_part(msg["fn"]):
+            return
+        if not self.is_made:
+            self.is_made, self.made = True, self._sites_made()
+        site = self.made.get(msg["name"])
+        if site is None:
+            return
+        if _is_part(site["fn"]):  # as if the model had its subsample_size
+            msg["fn"] = site["fn"]
+        elif len(site["value"]) < site["fn"].size:
+            msg["value"], msg["infer"] = torch.as_tensor(site["value"]), {**msg["infer"], CREATED: True}
+
+    def _sites_made(self) -> dict[str, Any]:
+        with poutine.block(), forked(), poutine.trace() as made:
+            self.create_plates()
+        return subsample_sites(made.trace)
+
+
+def _is_part(fn: Any) -> bool:
+    """Whether a plate draws some of its rows."""
+    return fn.subsample_size not in (None, fn.size)
+
+
 def _same(given: Any, rows: Tensor) -> bool:
     given = torch.as_tensor(given)
     return given.shape == rows.shape and bool((given.to(rows.device) == rows).all())
@@ -65,6 +135,11 @@ def _same(given: Any, rows: Tensor) -> bool:
 def subsample_sites(trace: Any) -> dict[str, Any]:
     """The sites of a trace at which plates have their rows, by plate."""
     return {n: site for n, site in trace.nodes.items() if site["type"] == "sample" and site_is_subsample(site)}
+
+
+def is_given(site: Mapping[str, Any]) -> bool:
+    """Whether the model, by its arguments, says which rows a plate has; or it has all."""
+    return site["fn"].subsample_size is None and not site["infer"].get(CREATED)
 
 
 def rows_of(trace: Any) -> dict[str, Tensor]:

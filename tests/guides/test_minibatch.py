@@ -451,3 +451,50 @@ def test_data_that_come_after_the_first_call_are_told():
     guide()
     with pytest.raises(ValueError, match="site 'y' is observed at these arguments, but was not in"):
         guide(torch.zeros(6))
+
+
+def unaware(y):
+    """The same model of all rows: it does not know of minibatches."""
+    mu = pyro.sample("mu", dist.Normal(torch.zeros_like(y[0]), 2.0))
+    with pyro.plate("groups", 6):
+        z = pyro.sample("z", dist.Normal(mu, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=pyro.subsample(y, event_dim=0))
+
+
+def two_of_six(y):
+    return pyro.plate("groups", 6, subsample_size=2)
+
+
+@pytest.mark.parametrize("centering", [None, 0.0])
+def test_create_plates_makes_minibatches_of_a_model_that_does_not_know_of_them(centering):
+    guide = AutoFlow(unaware, create_plates=two_of_six, centering=centering)
+    values = guide(Y)
+    assert (values["z"].shape, guide.median(Y)["z"].shape) == ((2,), (6,))
+    moved(guide, Y)
+    losses = {}
+    for name, plates in (("two", two_of_six), ("all", None)):
+        guide.create_plates = plates
+        torch.manual_seed(1)
+        losses[name] = torch.tensor([Trace_ELBO().loss(unaware, guide, Y) for _ in range(100)])
+    guide.create_plates = two_of_six
+    error = (sum(loss.var() for loss in losses.values()) / 100) ** 0.5
+    assert (losses["two"].mean() - losses["all"].mean()).abs() < 5 * error
+    aware = moved(AutoFlow(groups, centering=centering), Y)
+    assert repr(aware) == repr(guide)
+
+
+def forecast(y, steps):
+    """Jumps of all steps, of which the first are seen."""
+    scale = pyro.sample("scale", dist.LogNormal(torch.zeros_like(y[0]), 0.3))
+    with pyro.plate("time", steps):
+        jumps = pyro.sample("jumps", dist.Normal(0.0, scale))
+    assert jumps.shape[-1] == len(y), "more steps than data"
+    pyro.sample("y", dist.Normal(jumps.cumsum(-1), 1.0).to_event(1), obs=y)
+
+
+def test_a_run_with_more_rows_draws_those_of_the_guide():
+    """As in ``pyro.contrib.forecast``, whose models cannot even be run there but with draws of the guide."""
+    guide = AutoFlow(forecast)
+    guide(Y, 6)
+    assert guide.latents.moving
+    assert guide(Y, 9)["jumps"].shape == guide.median(Y, 9)["jumps"].shape == (6,)
