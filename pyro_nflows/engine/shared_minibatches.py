@@ -3,10 +3,14 @@ r"""Steps on the rows of a minibatch whose particles are divided among the proce
 All processes have the same rows in a step, which the one that leads has chosen, and the same noise for what is outside
 of plates and for rows, of which each takes a part of the particles (:mod:`~pyro_nflows.engine.shared`). The numbers of
 all rows, and what Adam remembers of them, are with the one that leads: the others are told those of the step's rows.
+
+Telling them, and adding up, takes about a millisecond. So steps that are not much longer are taken by the process that
+leads alone.
 """
 
 import math
 import pickle
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -15,12 +19,15 @@ from torch import Tensor
 
 from ..system.ranks import RankError, Ranks
 from ..system.signals import uninterrupted
+from .minibatch_steps import MinibatchSteps
 from .part_of_steps import Chosen, PartOfSteps
 from .program import FEW, Inputs, Program, State
 from .runners import Engine
 
 #: What the others are told at each step: that there is one, or that there are no more.
 STEP, END = 1, 0
+#: Seconds of a step from which on it is shared: of one that stays as it is, and of one that compiling makes shorter.
+LEAST, LEAST_COMPILED = 4e-3, 2e-2
 
 
 class SharedMinibatchSteps:
@@ -38,19 +45,19 @@ class SharedMinibatchSteps:
         self, ranks: Ranks, stage: int, program: Program, choose: Callable[[Tensor], None], engine: Engine | None = None
     ):
         self.ranks, self.stage, self.program, self.asked = ranks, stage, program, engine
-        self._choose = choose
+        self._choose, self._alone = choose, MinibatchSteps(program, choose, engine)
         self._own: PartOfSteps | None = None
         self._are_waiting = False
 
     @property
     def engine(self) -> Engine:
         """What runs this process's part now."""
-        return Engine.EAGER if self._own is None else self._own.engine
+        return (self._own or self._alone).engine
 
     @property
     def note(self) -> str | None:
         """Why it is not another one."""
-        return None if self._own is None else self._own.note
+        return (self._own or self._alone).note
 
     def prepare(
         self,
@@ -62,13 +69,17 @@ class SharedMinibatchSteps:
         other: Tensor,
         seconds: float = math.inf,
     ) -> None:
-        """Have all processes record their part of a step, and compile it if so many steps are worth that.
+        """Have all processes record their part of a step that is long, and compile it if so many steps are worth that.
 
         :param state: an example, with the other arguments of :meth:`run`.
         :param other: rows at which the recording is compared with the model.
-        :param seconds: that there are for the steps; each process records its own part, however long that takes.
+        :param seconds: that there are for the steps.
         :raises RuntimeError: if one of them cannot run it.
         """
+        self._alone.prepare(state, inputs, factors, rows, num_steps, other, seconds)
+        if self._is_short(state, inputs, factors, rows):
+            return
+        self._alone.close()
         own = PartOfSteps(self.ranks, self.program, self.asked, Chosen(self._choose, rows, other))
         layer = self.program.layer.state_dict()
         with uninterrupted():
@@ -88,7 +99,7 @@ class SharedMinibatchSteps:
         """
         program, own = self.program, self._own
         if own is None:
-            raise RuntimeError("SharedMinibatchSteps.run: steps have to be prepared first")
+            return self._alone.run(state, inputs, factors, rows)
         with uninterrupted():
             _tell(own, STEP, rows, state.params, inputs.noise)
             vector = self.ranks.sum_(own.on_rows(rows, state.params, inputs.noise))
@@ -98,8 +109,18 @@ class SharedMinibatchSteps:
         program.factors = factors
         return program.moved(state, gradient, is_good, inputs.step_size), loss
 
+    def _is_short(self, state: State, inputs: Inputs, factors: Tensor, rows: Tensor) -> bool:
+        """Whether one process takes a step in less time than it takes to share it."""
+        took = list[float]()
+        for _ in range(2):  # the first one gets things ready
+            began = time.perf_counter()
+            self._alone.run(state, inputs, factors, rows)
+            took.append(time.perf_counter() - began)
+        return min(took) < (LEAST_COMPILED if self._alone.is_compiling else LEAST)
+
     def close(self) -> None:
         """Tell the others that there are no more steps, and stop a compiler that is still at work."""
+        self._alone.close()
         own, waiting, self._are_waiting = self._own, self._are_waiting, False
         if own is None or not waiting:
             return
