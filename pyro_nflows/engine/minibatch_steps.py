@@ -115,11 +115,6 @@ class MinibatchSteps:
         else:
             self.note = f"compiled: {compiling.refused}"
 
-    @property
-    def is_compiling(self) -> bool:
-        """Whether a compiler is at work."""
-        return self._compiling is not None and self._compiling.is_under_way
-
     def close(self) -> None:
         """Stop a compiler that is still at work."""
         if self._compiling is not None:

@@ -10,7 +10,6 @@ leads alone.
 
 import math
 import pickle
-import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -26,8 +25,6 @@ from .runners import Engine
 
 #: What the others are told at each step: that there is one, or that there are no more.
 STEP, END = 1, 0
-#: Seconds of a step from which on it is shared: of one that stays as it is, and of one that compiling makes shorter.
-LEAST, LEAST_COMPILED = 4e-3, 2e-2
 
 
 class SharedMinibatchSteps:
@@ -76,15 +73,14 @@ class SharedMinibatchSteps:
         :param seconds: that there are for the steps.
         :raises RuntimeError: if one of them cannot run it.
         """
-        self._alone.prepare(state, inputs, factors, rows, num_steps, other, seconds)
-        if self._is_short(state, inputs, factors, rows):
-            return
-        self._alone.close()
         own = PartOfSteps(self.ranks, self.program, self.asked, Chosen(self._choose, rows, other))
+        own.prepare()
+        if own.is_short():
+            own.cancel()
+            return self._alone.prepare(state, inputs, factors, rows, num_steps, other, seconds)
         layer = self.program.layer.state_dict()
         with uninterrupted():
             self.ranks.tell("row_steps", self.stage, pickle.dumps((layer, rows, other)), self.asked, num_steps)
-            own.prepare()
             reasons = [f"rank {i}: {reason}" for i, reason in enumerate(self.ranks.gather(None)) if reason]
             if reasons:
                 raise RuntimeError(f"VI.run: a rank cannot take a step by minibatches ({reasons[0]})")
@@ -108,15 +104,6 @@ class SharedMinibatchSteps:
         gradient, loss, is_good = program.clipped(vector[:-2], loss)
         program.factors = factors
         return program.moved(state, gradient, is_good, inputs.step_size), loss
-
-    def _is_short(self, state: State, inputs: Inputs, factors: Tensor, rows: Tensor) -> bool:
-        """Whether one process takes a step in less time than it takes to share it."""
-        took = list[float]()
-        for _ in range(2):  # the first one gets things ready
-            began = time.perf_counter()
-            self._alone.run(state, inputs, factors, rows)
-            took.append(time.perf_counter() - began)
-        return min(took) < (LEAST_COMPILED if self._alone.is_compiling else LEAST)
 
     def close(self) -> None:
         """Tell the others that there are no more steps, and stop a compiler that is still at work."""

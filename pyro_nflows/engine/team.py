@@ -13,10 +13,10 @@ from ..layers.base import Layer
 from ..objectives.draws import Draws
 from ..system.ranks import Ranks
 from ..system.signals import uninterrupted
-from .backends import EngineWarning, prepare
+from .backends import EngineWarning
 from .part_of_steps import PartOfSteps
-from .program import Inputs, Program
-from .runners import Engine, Runner
+from .program import Program
+from .runners import Engine
 from .shared import Form, Shared
 
 #: Fewer draws than this are not worth telling others of.
@@ -34,29 +34,31 @@ class Team:
         self.ranks, self.leaves = ranks, leaves
         self._num = 0
 
-    def prepare(self, program: Program, engine: Engine | None, inputs: Inputs, data: Sequence[Tensor]) -> Runner:
-        """A runner whose steps all processes take; where one of them cannot, one of this process alone."""
-        self._num += 1
+    def prepare(self, program: Program, engine: Engine | None) -> Shared | None:
+        """A runner whose steps all processes take; None where a step is short, or one of them cannot take it."""
         form = Form(program.layer, program.objective, program.gradient, program.num_particles, program.max_norm, engine)
         own = PartOfSteps(self.ranks, program, engine)
         try:
             sent = pickle.dumps(form)
         except Exception as error:
-            return self._alone(f"its layer cannot be sent: {first_line(error)}", program, engine, inputs, data)
+            self._warn(f"its layer cannot be sent: {first_line(error)}")
+            return None
+        own.prepare()
+        if own.is_short():
+            own.cancel()
+            return None
+        self._num += 1
         with uninterrupted():
             self.ranks.tell("program", self._num, sent)
-            own.prepare()
             reasons = [f"rank {i}: {reason}" for i, reason in enumerate(self.ranks.gather(None)) if reason]
         if reasons:
-            return self._alone(reasons[0], program, engine, inputs, data)
+            self._warn(reasons[0])
+            return None
         return Shared(self._num, own)
 
-    def _alone(
-        self, reason: str, program: Program, engine: Engine | None, inputs: Inputs, data: Sequence[Tensor]
-    ) -> Runner:
+    def _warn(self, reason: str) -> None:
         text = f"particles cannot be shared among {self.ranks.size} processes ({reason}); rank 0 trains this alone"
         warnings.warn(text, EngineWarning, stacklevel=4)
-        return prepare(program, engine, inputs, data)
 
     def expect(self, layer: Layer, num_samples: int) -> None:
         """Tell the others that so many draws are to come."""

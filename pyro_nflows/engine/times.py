@@ -92,10 +92,11 @@ class Times:
             left = min(self.budget.after(plan.share), self.budget.deadline) - time.perf_counter()
             if RECORDING * step > SHARE * left:
                 engine = Engine.EAGER
-        if optim is not None:
-            runner: Runner = optimised(program, optim, engine, example, data)
-        elif team is not None:
-            runner = team.prepare(program, engine, example, data)
+        shared = None if team is None or optim is not None else team.prepare(program, engine)
+        if shared is not None:
+            runner: Runner = shared
+        elif optim is not None:
+            runner = optimised(program, optim, engine, example, data)
         else:
             runner = prepare(program, engine, example, data, waits=not self.budget.is_limited)
         has_time = TRIALS * step <= SHARE_OF_TRIALS * left

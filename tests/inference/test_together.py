@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_nflows import IWAE, SBC, VI, AutoFlow, flows
-from pyro_nflows.engine import Round, shared_minibatches
+from pyro_nflows.engine import Round, part_of_steps
 from pyro_nflows.inference.schedule import Schedule
 from pyro_nflows.system.ranks import RankError, each_for_itself
 
@@ -167,7 +167,7 @@ def begin(rank: int, folder: Path, what: str) -> None:
 
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
-    shared_minibatches.LEAST = 0.0  # else steps of so small models are not shared
+    part_of_steps.LEAST = part_of_steps.LEAST_COMPILED = 0.0  # else steps of so small models are not shared
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     if what == "scenarios":
         torch.save(scenarios(rank, folder), folder / f"{rank}.pt")
