@@ -28,7 +28,7 @@ from torch import Tensor
 from benchmarks.structure import Case, case, errors, grid
 from pyro_nflows import VI, AutoFlow
 from pyro_nflows.engine import Engine
-from pyro_nflows.engine.minibatch_steps import MinibatchSteps
+from pyro_nflows.engine.minibatch_steps import Example, MinibatchSteps
 from pyro_nflows.engine.program import Inputs, Program
 from pyro_nflows.inference.minibatch_fit import minibatches
 from pyro_nflows.inference.tabled import TabledRows
@@ -187,7 +187,7 @@ def _our_step(chosen: Case) -> Callable[[], Any]:
         before = state.take(index)
         inputs = Inputs(base_noise(small, NUM_PARTICLES), 1e-4 * one, one, 0 * one)
         if first:
-            steps.prepare(before, inputs, factors, numbers, TIMED, numbers.flip(0))
+            steps.prepare(Example(before, inputs, factors, numbers), TIMED, numbers.flip(0))
         state.put(index, steps.run(before, inputs, factors, numbers)[0])
 
     step(True)

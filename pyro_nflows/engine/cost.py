@@ -20,6 +20,8 @@ from ..system.randomness import forked
 MOMENT = 0.02
 #: A gradient takes about so many times what a value takes.
 GRADIENT = 3.0
+#: A recording takes about so many times what it records.
+RECORDING = 10
 #: Rows of the second trial, and the shares of a run's time that so many may take: fewer are tried where these are dear.
 FEW = {8: 0.04, 4: 0.05, 2: 0.1}
 #: Rows of a third trial, where so many times the second one takes no more than that may.

@@ -8,10 +8,10 @@ from collections.abc import Callable, Hashable
 from torch import Tensor
 
 from .budget import Budget
-from .cost import MOMENT, Cost, tried
+from .cost import MOMENT, RECORDING, Cost, tried
 
-#: A recording takes about so many times what the function takes, and products with a Hessian so many times gradients.
-RECORDING, TWICE = 10, 5.0
+#: Products with a Hessian take about so many times what gradients do.
+TWICE = 5.0
 #: The share of a run's time within which nobody minds a recording that is used once.
 CHEAP = 0.01
 #: The share of the time left that a recording may take.

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,15 @@ from .program import Inputs, Program, State
 from .runners import Engine
 from .tape import Tape
 from .times import RECORDING, SHARE
+
+
+class Example(NamedTuple):
+    """What a step on a minibatch is given: see :meth:`MinibatchSteps.run`."""
+
+    state: State
+    inputs: Inputs
+    factors: Tensor
+    rows: Tensor
 
 
 class MinibatchSteps:
@@ -31,24 +40,16 @@ class MinibatchSteps:
         self._compiling: Compiling | None = None
         self._memory: Code | None = None
 
-    def prepare(
-        self,
-        state: State,
-        inputs: Inputs,
-        factors: Tensor,
-        rows: Tensor,
-        num_steps: int,
-        other: Tensor,
-        seconds: float = math.inf,
-    ) -> None:
+    def prepare(self, example: Example, num_steps: int, other: Tensor, seconds: float = math.inf) -> None:
         """Record the step, and begin to compile it if so many steps are worth that.
 
-        :param state: an example, with the other arguments of :meth:`run`.
+        :param example: of what a step is given.
         :param other: rows at which the recording is compared with the model.
         :param seconds: that there are for the steps; where a recording would take too much of them, there is none.
         """
-        if self.asked is Engine.EAGER or (seconds < math.inf and self._is_long(state, inputs, factors, rows, seconds)):
+        if self.asked is Engine.EAGER or (seconds < math.inf and self._is_long(example, seconds)):
             return
+        state, inputs, factors, rows = example
         try:
             tape = Tape(self._step, [*state, *inputs, factors, rows])
             fresh = inputs._replace(noise=0.5 * inputs.noise.flip(0))
@@ -65,9 +66,10 @@ class MinibatchSteps:
         if self.asked is Engine.COMPILED or num_steps > 20 * compile_seconds(tape):
             self._compiling.start()
 
-    def _is_long(self, state: State, inputs: Inputs, factors: Tensor, rows: Tensor, seconds: float) -> bool:
+    def _is_long(self, example: Example, seconds: float) -> bool:
         """Whether a recording would take too much of the time, by what a step does."""
         began = time.perf_counter()
+        state, inputs, factors, rows = example
         self._step(*state, *inputs, factors, rows)
         return RECORDING * (time.perf_counter() - began) > SHARE * seconds
 

@@ -139,14 +139,17 @@ class PartOfSteps:
             if weighs:
                 everyone = self._everyone(state.params, given)
             vector = self.ranks.sum_(self._vector(state.params, given, everyone))
-            total, good = vector[-2:]
             if weighs:
                 loss = -bound_of_most(program.objective.mixed(given.share), everyone)
             else:
-                loss = torch.where(good >= (1 - FEW) * program.num_particles, -total / good, torch.nan)
+                loss = self.loss_of(*vector[-2:])
             self._move(state, vector[:-2], loss, float(given.step_size))
             losses.append(loss)
         return state, torch.stack(losses)
+
+    def loss_of(self, total: Tensor, good: Tensor) -> Tensor:
+        """The loss of a step, from the sum of the finite log-weights and their number; NaN where these are too few."""
+        return torch.where(good >= (1 - FEW) * self.program.num_particles, -total / good, torch.nan)
 
     def _move(self, state: State, gradient: Tensor, loss: Tensor, step_size: float) -> None:
         """A step of :meth:`Program.step`, in place, as it takes longer the more parameters there are."""

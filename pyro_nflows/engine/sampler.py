@@ -16,7 +16,7 @@ from ..objectives.draws import Draws, base_noise, concatenate, draw, even_noise
 from ..system.randomness import forked
 from .budget import Budget
 from .compiling import Code, Compiling, compile_seconds, compiles
-from .cost import MOMENT, DrawCosts, finish
+from .cost import MOMENT, RECORDING, DrawCosts, finish
 from .program import Program
 from .tape import Tape
 from .team import Team
@@ -32,8 +32,6 @@ LONG = 20.0
 DRAWS, LOOK, FEWEST = 0.5, 0.1, 20
 #: Where so many would take more than the share of a look, there are fewer, but at least so many.
 LEAST = 4
-#: A recording takes about so many times what it records.
-RECORDING = 10
 #: Draws at once, and seconds for them all, while somebody is waiting.
 FEW, HURRY = 100, 1.0
 

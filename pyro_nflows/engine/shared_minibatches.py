@@ -18,18 +18,17 @@ from torch import Tensor
 
 from ..system.ranks import RankError, Ranks
 from ..system.signals import uninterrupted
-from .minibatch_steps import MinibatchSteps
+from .minibatch_steps import Example, MinibatchSteps
 from .part_of_steps import Chosen, PartOfSteps
-from .program import FEW, Inputs, Program, State
+from .program import Inputs, Program, State
 from .runners import Engine
 
 #: What the others are told at each step: that there is one, or that there are no more.
 STEP, END = 1, 0
 
 
-class SharedMinibatchSteps:
-    """One step at a time, of all processes, from the one that leads; see
-    :class:`~pyro_nflows.engine.minibatch_steps.MinibatchSteps`.
+class SharedMinibatchSteps(MinibatchSteps):
+    """One step at a time, of all processes, from the one that leads; where steps are short, of that one alone.
 
     :param ranks: the processes.
     :param stage: by which the others know the program.
@@ -41,75 +40,46 @@ class SharedMinibatchSteps:
     def __init__(
         self, ranks: Ranks, stage: int, program: Program, choose: Callable[[Tensor], None], engine: Engine | None = None
     ):
-        self.ranks, self.stage, self.program, self.asked = ranks, stage, program, engine
-        self._choose, self._alone = choose, MinibatchSteps(program, choose, engine)
+        super().__init__(program, choose, engine)
+        self.ranks, self.stage = ranks, stage
         self._own: PartOfSteps | None = None
-        self._are_waiting = False
 
-    @property
-    def engine(self) -> Engine:
-        """What runs this process's part now."""
-        return (self._own or self._alone).engine
+    def prepare(self, example: Example, num_steps: int, other: Tensor, seconds: float = math.inf) -> None:
+        """As for one process, or have all of them record their part of a step, and compile it if that pays.
 
-    @property
-    def note(self) -> str | None:
-        """Why it is not another one."""
-        return (self._own or self._alone).note
-
-    def prepare(
-        self,
-        state: State,
-        inputs: Inputs,
-        factors: Tensor,
-        rows: Tensor,
-        num_steps: int,
-        other: Tensor,
-        seconds: float = math.inf,
-    ) -> None:
-        """Have all processes record their part of a step that is long, and compile it if so many steps are worth that.
-
-        :param state: an example, with the other arguments of :meth:`run`.
-        :param other: rows at which the recording is compared with the model.
-        :param seconds: that there are for the steps.
         :raises RuntimeError: if one of them cannot run it.
         """
-        own = PartOfSteps(self.ranks, self.program, self.asked, Chosen(self._choose, rows, other))
+        own = PartOfSteps(self.ranks, self.program, self.asked, Chosen(self.choose, example.rows, other))
         own.prepare()
         if own.is_short():
             own.cancel()
-            return self._alone.prepare(state, inputs, factors, rows, num_steps, other, seconds)
-        layer = self.program.layer.state_dict()
+            return super().prepare(example, num_steps, other, seconds)
+        sent = pickle.dumps((self.program.layer.state_dict(), example.rows, other))
         with uninterrupted():
-            self.ranks.tell("row_steps", self.stage, pickle.dumps((layer, rows, other)), self.asked, num_steps)
+            self.ranks.tell("row_steps", self.stage, sent, self.asked, num_steps)
             reasons = [f"rank {i}: {reason}" for i, reason in enumerate(self.ranks.gather(None)) if reason]
             if reasons:
                 raise RuntimeError(f"VI.run: a rank cannot take a step by minibatches ({reasons[0]})")
-            self._own, self._are_waiting = own, True
+            self._own = own
         own.expect(num_steps)
 
     def run(self, state: State, inputs: Inputs, factors: Tensor, rows: Tensor) -> tuple[State, Tensor]:
-        """The state after a step on some rows, and its loss.
-
-        :param factors: what each parameter's step size is multiplied by.
-        :param rows: the rows' numbers.
-        """
+        """The state after a step on some rows, and its loss; see the same of one process."""
         program, own = self.program, self._own
         if own is None:
-            return self._alone.run(state, inputs, factors, rows)
+            return super().run(state, inputs, factors, rows)
         with uninterrupted():
             _tell(own, STEP, rows, state.params, inputs.noise)
             vector = self.ranks.sum_(own.on_rows(rows, state.params, inputs.noise))
-        total, good = vector[-2:]
-        loss = torch.where(good >= (1 - FEW) * program.num_particles, -total / good, torch.nan)
-        gradient, loss, is_good = program.clipped(vector[:-2], loss)
-        program.factors = factors
+        self.engine, self.note, program.factors = own.engine, own.note, factors
+        gradient, loss, is_good = program.clipped(vector[:-2], own.loss_of(*vector[-2:]))
         return program.moved(state, gradient, is_good, inputs.step_size), loss
 
     def close(self) -> None:
         """Tell the others that there are no more steps, and stop a compiler that is still at work."""
-        self._alone.close()
-        own, waiting, self._are_waiting = self._own, self._are_waiting, False
-        if own is None or not waiting:
+        super().close()
+        own, self._own = self._own, None
+        if own is None:
             return
         own.cancel()
         _, rows, params, noise = _blank(own)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..engine import Budget, History, Journal, Progress, Round, Stretch, Watch
 from ..engine.lazy import RowState
-from ..engine.minibatch_steps import MinibatchSteps
+from ..engine.minibatch_steps import Example, MinibatchSteps
 from ..engine.program import Inputs, Program
 from ..engine.shared_minibatches import SharedMinibatchSteps
 from ..flows.whitened import Whitened
@@ -209,7 +209,8 @@ class MinibatchFit(ABC, Generic[Terms]):
                         with forked():  # the numbers to come do not depend on what is prepared when
                             other = next(self.batches(1, course.seed + 1))[1]
                             left = stretch.left if self.budget.is_limited else math.inf
-                            steps.prepare(before, inputs, factors, rows, num_steps - number, other, left)
+                            example = Example(before, inputs, factors, rows)
+                            steps.prepare(example, num_steps - number, other, left)
                     after, loss = steps.run(before, inputs, factors, rows)
                     course.advance(index, after, loss)
                     if number % BLOCK == BLOCK - 1:
@@ -235,12 +236,12 @@ class MinibatchFit(ABC, Generic[Terms]):
         parts = Objective(), Gradient.PATH, self.num_particles, self.leaves, most
         return Program(self.terms.log_joint, small, *parts), state
 
-    def _steps(self, stage: int, program: Program) -> MinibatchSteps | SharedMinibatchSteps:
+    def _steps(self, stage: int, program: Program) -> MinibatchSteps:
         if self.team.ranks.has_peers:
             return SharedMinibatchSteps(self.team.ranks, stage, program, self.terms.choose, self.plan.engine)
         return MinibatchSteps(program, self.terms.choose, self.plan.engine)
 
-    def _note(self, state: RowState, steps: MinibatchSteps | SharedMinibatchSteps, losses: list[Tensor]) -> None:
+    def _note(self, state: RowState, steps: MinibatchSteps, losses: list[Tensor]) -> None:
         history = self.history
         history.skipped += int(state.skipped)
         history.elbos += [-torch.stack(losses)] if losses else []

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from pyro_nflows import flows
 from pyro_nflows.engine import Budget, DensityGradient, Engine, OutOfTime, Round, Trainer, sampler
-from pyro_nflows.engine.cost import DrawCosts, tried
-from pyro_nflows.engine.gradient_times import RECORDING
+from pyro_nflows.engine.cost import RECORDING, DrawCosts, tried
 from pyro_nflows.engine.pace import portions
 from pyro_nflows.engine.times import Times
 from pyro_nflows.layers import LocScale
