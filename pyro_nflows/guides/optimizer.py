@@ -1,7 +1,8 @@
 r"""An optimiser for a loop of one's own that ends at the optimum: steps that decay, and the mean of the last ones."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Adam
+from torch.optim.adam import adam
 
 #: What parameters of a loop belong to.
 PARTS = ("end", "flow", "encoder", "model")
@@ -60,7 +62,7 @@ class DecayingAdam(Adam):
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, num_steps: int | None = None, average: bool = True):
-        super().__init__(params, lr=lr, betas=BETAS)
+        super().__init__(params, lr=lr, betas=BETAS, foreach=True)
         own = {"first_lr": lr, "num_steps": num_steps, "average": average, "number": 0}
         self.defaults.update(own)
         for group in self.param_groups:
@@ -74,8 +76,7 @@ class DecayingAdam(Adam):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            group["number"] += 1
-            group["lr"] = group["first_lr"] * decay(group["number"], group["num_steps"])
+            _next_step(group)
             for param in group["params"]:
                 if param.grad is not None and not param.grad.isfinite().all():
                     param.grad = None  # Adam leaves such a parameter, and its moments, as they are
@@ -86,16 +87,106 @@ class DecayingAdam(Adam):
         return loss
 
     def _average(self, group: Mapping[str, Any]) -> None:
-        """Keep the mean of the last quarter, and take it at the end."""
-        tail = max(1, round(TAIL * group["num_steps"]))
-        number = group["number"] - (group["num_steps"] - tail)
-        if not 1 <= number <= tail:
-            return
-        for param in group["params"]:
-            if state := self.state.get(param):  # it has been moved
-                state.setdefault("average", param.clone()).lerp_(param, 1 / number)
-                if number == tail:
-                    param.copy_(state.pop("average"))
+        moved = [param for param in group["params"] if self.state.get(param)]
+        _average(group, moved, [self.state[param] for param in moved])
+
+
+class GuideOptim(PyroOptim):
+    """Pyro's optimiser of many :class:`DecayingAdam`, one a parameter, which take their steps together.
+
+    A flow has a hundred parameters, and of a step of each by itself nearly all is the call. States are those of Pyro's
+    optimiser, by the parameter's name.
+    """
+
+    def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
+        """One step of each parameter."""
+        params = list(params)
+        together = [] if args or kwargs else [p for p in params if self._has_moved(p) and p.grad is not None]
+        chosen = set(together)
+        super().__call__([p for p in params if p not in chosen], *args, **kwargs)
+        _step_together(together, [self.optim_objs[p] for p in together])
+
+    def _has_moved(self, param: Tensor) -> bool:
+        """Whether it has the state that its first step makes."""
+        return param in self.optim_objs and bool(self.optim_objs[param].state.get(param))
+
+
+@torch.no_grad()
+def _step_together(params: Sequence[Tensor], optimisers: Sequence[DecayingAdam]) -> None:
+    """One step of each parameter by its optimiser, in which it has taken a step before."""
+    finite = _are_finite([param.grad for param in params if param.grad is not None])
+    alike: dict[tuple[Any, ...], list[tuple[Tensor, DecayingAdam, bool]]] = defaultdict(list)
+    for param, optimiser, is_finite in zip(params, optimisers, finite):
+        (group,) = optimiser.param_groups
+        _next_step(group)
+        if not is_finite:
+            param.grad = None
+        key = tuple(group[name] for name in ("lr", "number", "num_steps", "average"))
+        alike[key].append((param, optimiser, is_finite))
+    for members in alike.values():
+        group = members[0][1].param_groups[0]
+        moved = [(param, optimiser.state[param]) for param, optimiser, is_finite in members if is_finite]
+        _adam(group, [param for param, _ in moved], [state for _, state in moved])
+        if group["num_steps"] is not None and group["average"]:
+            _average(group, [param for param, *_ in members], [each.state[param] for param, each, _ in members])
+
+
+def _adam(group: Mapping[str, Any], params: Sequence[Tensor], states: Sequence[dict[str, Any]]) -> None:
+    """A step of Adam of all of these parameters in one call, each with its own state."""
+    if not params:
+        return
+    adam(
+        list(params),
+        [param.grad for param in params if param.grad is not None],
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [],
+        [state["step"] for state in states],
+        foreach=True,
+        amsgrad=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=group["lr"],
+        weight_decay=0.0,
+        eps=group["eps"],
+        maximize=False,
+    )
+
+
+def _are_finite(grads: Sequence[Tensor]) -> list[bool]:
+    """Whether all numbers of a gradient are, of each of them."""
+    if not grads:
+        return []
+    largest = torch._foreach_norm([grad for grad in grads if grad.numel()], math.inf)
+    if all(bool(torch.stack(list(same)).isfinite().all()) for same in _by_kind(largest)):
+        return [True] * len(grads)
+    return [bool(grad.isfinite().all()) for grad in grads]
+
+
+def _by_kind(tensors: Sequence[Tensor]) -> Iterable[Sequence[Tensor]]:
+    """Tensors of one dtype and device at a time."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        kinds[tensor.dtype, tensor.device].append(tensor)
+    return kinds.values()
+
+
+def _next_step(group: dict[str, Any]) -> None:
+    """Count a step, and set its size."""
+    group["number"] += 1
+    group["lr"] = group["first_lr"] * decay(group["number"], group["num_steps"])
+
+
+def _average(group: Mapping[str, Any], params: Sequence[Tensor], states: Sequence[dict[str, Any]]) -> None:
+    """Keep the mean of the last quarter, and take it at the end."""
+    tail = max(1, round(TAIL * group["num_steps"]))
+    number = group["number"] - (group["num_steps"] - tail)
+    if not 1 <= number <= tail or not params:
+        return
+    averages = [state.setdefault("average", param.clone()) for param, state in zip(params, states)]
+    torch._foreach_lerp_(averages, list(params), 1 / number)
+    if number == tail:
+        torch._foreach_copy_(list(params), [state.pop("average") for state in states])
 
 
 def decay(step: int, num_steps: int | None) -> float:
@@ -124,7 +215,7 @@ def guide_optimizer(
     def arguments(param_name: str) -> dict[str, Any]:
         return {"lr": sizes[part_of(param_name)], "num_steps": num_steps, "average": average}
 
-    return PyroOptim(DecayingAdam, arguments)
+    return GuideOptim(DecayingAdam, arguments)
 
 
 def _checked(name: str, lr: Any, num_steps: Any, average: Any) -> dict[str, float]:

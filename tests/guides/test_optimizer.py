@@ -10,10 +10,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import PyroOptim
 from torch import Tensor
 
 from pyro_nflows import AutoFlow, AutoPlanar
-from pyro_nflows.guides.optimizer import DecayingAdam, decay
+from pyro_nflows.guides.optimizer import DecayingAdam, GuideOptim, decay
 from tests.guides.test_amortized import EACH, Mean, groups
 
 Y = torch.tensor([0.4, 1.2, -0.3], dtype=torch.float64)
@@ -112,6 +113,44 @@ def test_each_part_has_a_step_size_of_its_own(still: str) -> None:
     }
     for name, value in before.items():
         assert torch.equal(value, after[name]) == (part[name] == still)
+
+
+def test_steps_taken_together_are_those_of_each_parameter_by_itself() -> None:
+    arguments = {"lr": 0.1, "num_steps": 12}
+    found = []
+    for optimizer in (GuideOptim(DecayingAdam, arguments), PyroOptim(DecayingAdam, arguments)):
+        pyro.clear_param_store()
+        values = [torch.tensor([3.0, -2.0]), torch.tensor([[1.0]], dtype=torch.float64), torch.zeros(0), torch.ones(2)]
+        params = [pyro.param(f"p{i}", value).unconstrained() for i, value in enumerate(values)]
+        for step in range(14):
+            for i, param in enumerate(params):
+                param.grad = 2 * param.detach() * (step + 1 + i)
+            if step in (0, 5):  # one that is not finite moves nothing, the first time too
+                params[3].grad = torch.tensor([1.0, float("nan")])
+            if step == 7:
+                params[0].grad = None
+            optimizer(params)
+        found.append(([param.detach().clone() for param in params], optimizer.get_state()))
+    (ours, our_state), (right, right_state) = found
+    assert all(torch.equal(a, b) for a, b in zip(ours, right))
+    assert our_state.keys() == right_state.keys()
+    for name, state in right_state.items():
+        kept, other = our_state[name]["state"][0], state["state"][0]
+        assert kept.keys() == other.keys()
+        assert all(torch.equal(kept[key], other[key]) for key in kept)
+        assert our_state[name]["param_groups"] == state["param_groups"]
+
+
+def test_one_call_moves_all_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = AutoPlanar(pair, num_layers=2)
+    optimizer = guide.optimizer()
+    train(guide, optimizer, 1)  # its first step makes the state of each parameter
+    calls = []
+    monkeypatch.setattr(DecayingAdam, "step", lambda self: calls.append(self))
+    before = {name: value.detach().clone() for name, value in pyro.get_param_store().named_parameters()}
+    after = train(guide, optimizer, 1)
+    assert not calls
+    assert not any(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_an_encoder_is_a_part() -> None:
