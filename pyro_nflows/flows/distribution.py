@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..checks import as_shape, check_sizes
 from ..layers.base import Exactness, Layer
+from ..nets.views import parameters_in
 from ..numerics import finite_rows, in_pairs, standard_normal_log_prob
 from ..system.memory import enough_for
 from .padded import inside
@@ -219,7 +220,8 @@ class FlowDistribution(TorchDistribution):
 
     def _parameters(self) -> list[tuple[Tensor, int]]:
         """The layer's parameters, each with a number that changes with its values."""
-        return [(p, 0 if p.is_inference() else p._version) for p in self.layer.parameters()]
+        found = [held.parameter for held in parameters_in(self.layer).values()]
+        return [(p, 0 if p.is_inference() else p._version) for p in found]
 
     def _remembered(self, value: Tensor) -> Tensor | None:
         """Log density of a value drawn from this object: unless outdated, or without the gradients it should have."""

@@ -199,18 +199,6 @@ def check_build(name: str, flow: Any, latent_dim: int) -> None:
         )
 
 
-def check_param_store(name: str, prefix: str, layer: nn.Module) -> None:
-    """The param store may hold another guide's parameters of the same name: fine only if their shapes fit."""
-    store = pyro.get_param_store()
-    for key, param in layer.named_parameters():
-        stored = store._params.get(f"{prefix}$$${key}")
-        if stored is not None and stored.shape != param.shape:
-            raise ValueError(
-                f"{name}: the param store holds '{prefix}$$${key}' of shape {tuple(stored.shape)} from another guide, "
-                f"expected {tuple(param.shape)}; call pyro.clear_param_store() before making a new guide"
-            )
-
-
 def forget_params(prefix: str, layer: nn.Module) -> None:
     """Drop what the param store holds under a layer's names."""
     store = pyro.get_param_store()

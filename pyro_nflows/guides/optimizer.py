@@ -154,21 +154,13 @@ def _adam(group: Mapping[str, Any], params: Sequence[Tensor], states: Sequence[d
 
 
 def _are_finite(grads: Sequence[Tensor]) -> list[bool]:
-    """Whether all numbers of a gradient are, of each of them."""
-    if not grads:
-        return []
-    largest = torch._foreach_norm([grad for grad in grads if grad.numel()], math.inf)
-    if all(bool(torch.stack(list(same)).isfinite().all()) for same in _by_kind(largest)):
+    """Whether all numbers of a gradient are, of each of them; that all are is seen at once."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
+    for grad in grads:
+        kinds[grad.dtype, grad.device].append(grad.reshape(-1))
+    if all(bool(torch.cat(flat).isfinite().all()) for flat in kinds.values()):
         return [True] * len(grads)
     return [bool(grad.isfinite().all()) for grad in grads]
-
-
-def _by_kind(tensors: Sequence[Tensor]) -> Iterable[Sequence[Tensor]]:
-    """Tensors of one dtype and device at a time."""
-    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
-    for tensor in tensors:
-        kinds[tensor.dtype, tensor.device].append(tensor)
-    return kinds.values()
 
 
 def _next_step(group: dict[str, Any]) -> None:
@@ -181,12 +173,12 @@ def _average(group: Mapping[str, Any], params: Sequence[Tensor], states: Sequenc
     """Keep the mean of the last quarter, and take it at the end."""
     tail = max(1, round(TAIL * group["num_steps"]))
     number = group["number"] - (group["num_steps"] - tail)
-    if not 1 <= number <= tail or not params:
+    if not 1 <= number <= tail:
         return
-    averages = [state.setdefault("average", param.clone()) for param, state in zip(params, states)]
-    torch._foreach_lerp_(averages, list(params), 1 / number)
-    if number == tail:
-        torch._foreach_copy_(list(params), [state.pop("average") for state in states])
+    for param, state in zip(params, states):
+        state.setdefault("average", param.clone()).lerp_(param, 1 / number)
+        if number == tail:
+            param.copy_(state.pop("average"))
 
 
 def decay(step: int, num_steps: int | None) -> float:

@@ -21,10 +21,11 @@ from ..model.log_joint import LogJoint
 from ..model.rows import Rows
 from ..model.subsample import Chosen, look
 from ..model.values import constrained
-from ..nets.views import on_rows, ties_in
+from ..nets.views import on_rows
 from ..system.memory import enough
 from . import checks, minibatch, row_checks, sites
 from .amortized import Amortizer, typical
+from .announced import announce
 from .joint import looked
 from .saved import SavedGuide
 
@@ -51,12 +52,7 @@ class RowGuide(SavedGuide):
             if self._claims_store:
                 self._claims_store = False
                 checks.forget_params(name, layer)
-            checks.check_param_store(type(self).__name__, name, layer)
-            ties = ties_in(layer)
-            pyro.module(name, layer, update_module_params=True)
-            for (first, key), *others in ties:  # Pyro puts what the store holds into the first place only
-                for part, own in others:
-                    part._parameters[own] = first._parameters[key]
+            announce(type(self).__name__, name, layer)
         return layer
 
     @property
@@ -141,8 +137,7 @@ class RowGuide(SavedGuide):
             name = self._pyro_get_fullname("amortizer")
             if self._claims_store:
                 checks.forget_params(name, amortizer)
-            checks.check_param_store(type(self).__name__, name, amortizer)
-            pyro.module(name, amortizer, update_module_params=True)
+            announce(type(self).__name__, name, amortizer)
         return amortizer
 
     def _create_plates(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 from ..model.rows import Rows
 from ..nets.context import Methods
 from ..nets.steps import step_factor
-from ..nets.views import in_every_place, on_rows, with_parameters
+from ..nets.views import on_rows, parameters_in, with_parameters
 from .base import Layer, Scored
 from .shapes import need_layers
 
@@ -127,18 +127,21 @@ class Rescaled(Layer):
         """A method of the layer, at its parameters in their own units."""
         if self.methods.layer is not self.layer:  # in a view that is bound to a context
             self._know_methods()
-        now = in_every_place(self.methods, self._parameters_now())
+        now = self._parameters_now()
         if torch.jit.is_tracing():  # which functional_call refuses
             with _reparametrize_module(self.methods, now):
                 return self.methods.forward(method, *args)
         return functional_call(self.methods, now, (method, *args), tie_weights=False)
 
     def _parameters_now(self) -> dict[str, Tensor]:
-        named = dict(self.layer.named_parameters())
-        if not named:
+        """The parameters in their own units, by all of their places."""
+        held = parameters_in(self.methods)
+        if not held:
             return {}
-        flat = torch.cat([tensor.reshape(-1) for tensor in named.values()]) * self.steps
-        return {f"layer.{name}": part for name, part in _split(flat, named).items()}
+        named = {name: parameter for name, (parameter, _) in held.items()}
+        flat = torch.cat([parameter.reshape(-1) for parameter in named.values()]) * self.steps
+        parts = _split(flat, named)
+        return {place.name: parts[name] for name, (_, places) in held.items() for place in places}
 
 
 def _split(flat: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,31 +66,53 @@ def in_every_place(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str
         >>> list(in_every_place(nn.Sequential(linear, other), {"0.bias": torch.zeros(2)}))
         ['0.bias', '1.bias']
     """
-    known = {id(parameter): tensors[name] for name, parameter in module.named_parameters() if name in tensors}
-    found = {}
-    for prefix, part in module.named_modules():
-        for key, parameter in part._parameters.items():
-            if id(parameter) in known:
-                found[f"{prefix}.{key}" if prefix else key] = known[id(parameter)]
+    found: dict[str, Tensor] = {}
+    for name, held in parameters_in(module).items():
+        if name in tensors:
+            found |= {place.name: tensors[name] for place in held.places}
     return found
 
 
-def ties_in(module: nn.Module) -> list[list[tuple[nn.Module, str]]]:
-    """The parameters that several parts of a module hold, each with those parts and its names there.
+class Place(NamedTuple):
+    """Where a parameter is: its whole name, the part that holds it, and its name there."""
+
+    name: str
+    part: nn.Module
+    key: str
+
+
+class Held(NamedTuple):
+    """A parameter, and all of its places."""
+
+    parameter: nn.Parameter
+    places: list[Place]
+
+
+def parameters_in(module: nn.Module) -> dict[str, Held]:
+    """The parameters with their places, by the names and in the order of ``named_parameters``.
+
+    A step of a loop asks several times, and ``named_parameters`` goes through generators within generators.
 
     Example::
 
         >>> a, b = nn.Linear(2, 2), nn.Linear(2, 2)
         >>> b.bias = a.bias
-        >>> ties_in(nn.Sequential(a, b)) == [[(a, "bias"), (b, "bias")]]
-        True
+        >>> {name: [place.name for place in held.places] for name, held in parameters_in(nn.Sequential(a, b)).items()}
+        {'0.weight': ['0.weight'], '0.bias': ['0.bias', '1.bias'], '1.weight': ['1.weight']}
     """
-    holders: dict[int, list[tuple[nn.Module, str]]] = {}
-    for part in module.modules():
-        for key, parameter in part._parameters.items():
-            if parameter is not None:
-                holders.setdefault(id(parameter), []).append((part, key))
-    return [places for places in holders.values() if len(places) > 1]
+    found: dict[int, Held] = {}
+    _visit(module, "", found, set())
+    return {held.places[0].name: held for held in found.values()}
+
+
+def _visit(part: nn.Module, prefix: str, found: dict[int, Held], seen: set[int]) -> None:
+    seen.add(id(part))
+    for key, parameter in part._parameters.items():
+        if parameter is not None:
+            found.setdefault(id(parameter), Held(parameter, [])).places.append(Place(prefix + key, part, key))
+    for key, inner in part._modules.items():
+        if inner is not None and id(inner) not in seen:
+            _visit(inner, f"{prefix}{key}.", found, seen)
 
 
 def told(
