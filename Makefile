@@ -75,6 +75,8 @@ test-matrix-default: export MKL_CBWR = COMPATIBLE
 test-matrix-default: export PYRO_NFLOWS_CFLAGS = $(if $(filter x86_64,$(shell uname -m)),-march=x86-64)
 test-matrix-avx2: export ATEN_CPU_CAPABILITY = avx2
 test-matrix-avx2: THREADS = 2
+# Threads that wait must not keep the cores from those of another worker
+test-matrix-avx2 test-matrix-elsewhere: export OMP_WAIT_POLICY = PASSIVE
 # As this machine is, but for what its user has set: an empty home, another language and time zone
 test-matrix-elsewhere: THREADS = 2
 test-matrix-elsewhere: export HOME = $(abspath build/home)

@@ -1,13 +1,14 @@
 r"""Do guides survive ordinary learning rates in a plain ``SVI`` loop, and what ELBO do they reach?
 
     python -m benchmarks.plain_svi [--guides AutoFlow,AutoIAF] [--models cars] [--rates 0.05,0.01,0.001] [--losses all]
-                                   [--optimiser Adam] [--steps 2000] [--seeds 1] [--workers 2] [--cells FILE]
+                                   [--optimiser Adam] [--steps 2000] [--seeds 1] [--quick] [--workers 2] [--cells FILE]
 
 Every cell is the ELBO of the last guide less that of the best full-rank Gaussian, in nats (above zero: better than any
 Gaussian), with the worst of the seeds; ``NaN@k``: a parameter was not finite, or the loop raised an error, at step k.
 Optimiser and loss change from cell to cell, so that each guide meets all of them at each rate; ``--losses all`` runs
-every loss in every cell. Pyro's own guides are in the same table. The whole table takes hours: with ``--cells``, each
-cell is written to a file as it is done, and those that are there already are not run again.
+every loss in every cell. With ``--quick`` each loop begins where ``VI(guide, effort="quick")`` has put the guide.
+Pyro's own guides are in the same table. The whole table takes hours: with ``--cells``, each cell is written to a file
+as it is done, and those that are there already are not run again.
 """
 
 import argparse
@@ -75,8 +76,8 @@ LOSSES: dict[str, Callable[[], Any]] = {
 PYROS = [name for name in LOSSES if name not in ("ELBO(16)", "IWAE(16)")]
 
 
-#: Guide, model, rate, optimiser, loss, number of steps, seed
-Task = tuple[str, str, float, str, str, int, int]
+#: Guide, model, rate, optimiser, loss, number of steps, seed; and "quick" where the loop begins at a quick fit
+Task = tuple[Any, ...]
 #: The ELBO reached, and the step at which training broke
 Reached = tuple[float, int | None]
 
@@ -111,7 +112,14 @@ def elbo(model: Callable[[], None], guide: Any, num_samples: int = 4000) -> floa
 
 
 def cell(
-    guide_name: str, model_name: str, rate: float, optimiser: str, loss_name: str, num_steps: int, seed: int
+    guide_name: str,
+    model_name: str,
+    rate: float,
+    optimiser: str,
+    loss_name: str,
+    num_steps: int,
+    seed: int,
+    begin: str = "",
 ) -> Reached:
     """Train; the ELBO reached, or the step at which training broke."""
     warnings.simplefilter("ignore")
@@ -120,6 +128,8 @@ def cell(
     pyro.set_rng_seed(seed)
     model = MODELS[model_name]
     guide = GUIDES[guide_name](model)
+    if begin == "quick":
+        nf.VI(guide, effort="quick", progress_bar=False).run()
     svi = SVI(model, guide, OPTIMISERS[optimiser](guide, rate, num_steps), LOSSES[loss_name]())
     for step in range(num_steps):
         try:
@@ -145,8 +155,9 @@ def tasks(options: argparse.Namespace) -> list[Task]:
     return found
 
 
-def _rest(losses: Sequence[str], options: argparse.Namespace) -> list[tuple[str, int, int]]:
-    return [(loss, options.steps, seed) for loss, seed in itertools.product(losses, range(options.seeds))]
+def _rest(losses: Sequence[str], options: argparse.Namespace) -> list[tuple[Any, ...]]:
+    begin = ("quick",) if options.quick else ()
+    return [(loss, options.steps, seed, *begin) for loss, seed in itertools.product(losses, range(options.seeds))]
 
 
 def _written(best: dict[str, float], cells: Sequence[tuple[Task, Reached]]) -> str:
@@ -203,12 +214,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--optimiser", choices=list(OPTIMISERS), help="of all cells; without it, Pyro's two in turn")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="begin at a quick fit of VI; for guides of this package")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--cells", type=Path, help="a file of one line of JSON for each cell")
     parser.add_argument("--print-only", action="store_true", help="run nothing: print the cells of the file")
     options = parser.parse_args(arguments)
     if options.optimiser == "guide.optimizer" and any(guide.startswith("Pyro") for guide in options.guides):
         parser.error("--optimiser guide.optimizer is for guides of this package; name them with --guides")
+    if options.quick and any(guide.startswith("Pyro") for guide in options.guides):
+        parser.error("--quick is for guides of this package; name them with --guides")
     done = read_cells(options.cells)
     best = {name: _best(name, options.cells, done) for name in options.models}
     print("Best Gaussian's ELBO: " + ", ".join(f"{name} {value:.2f}" for name, value in best.items()), flush=True)
