@@ -170,6 +170,18 @@ def _written(best: dict[str, float], cells: Sequence[tuple[Task, Reached]]) -> s
     return f"{min(value - best[task[1]] for task, (value, _) in cells):+.2f}"
 
 
+def by_loss(best: dict[str, float], cells: Sequence[tuple[Task, Reached]]) -> str:
+    """By the loss, how many cells of our guides come near the best Gaussian or pass it."""
+    lines = [f"{'loss':20}{'cells':>7}{'broken':>8}{'>= -0.05':>10}{'>= -1':>7}{'worst':>12}"]
+    for loss in LOSSES:
+        found = [(task, reached) for task, reached in cells if task[4] == loss and not task[0].startswith("Pyro")]
+        above = [value - best[task[1]] for task, (value, broken) in found if broken is None]
+        near = [sum(value >= -least for value in above) for least in (0.05, 1.0)]
+        worst = f"{min(above):12.4g}" if above else ""
+        lines.append(f"{loss:20}{len(found):7}{len(found) - len(above):8}{near[0]:10}{near[1]:7}{worst}")
+    return "\n".join(lines)
+
+
 def read_cells(path: Path | None) -> dict[Task, Reached]:
     """The cells that an earlier run wrote."""
     if path is None or not path.exists():
@@ -239,6 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 found = [[t for t in rows if t in done and t[1:3] == (name, rate)] for name in options.models]
                 values = [_written(best, [(task, done[task]) for task in cells]) for cells in found]
                 print(f"{guide:28}{rate:>7}  " + "".join(f"{value:>12}" for value in values), flush=True)
+    print("\n" + by_loss(best, [(task, done[task]) for task in todo if task in done]))
 
 
 if __name__ == "__main__":
