@@ -4,8 +4,8 @@ from torch import Tensor
 
 from .course import Course
 from .program import Inputs, Program
+from .resting import BLOCK, cooled
 from .round import Round
-from .settled import BLOCK, cooled
 
 #: Of every step of a round: the step size, the power of ``log p``, and the objective's share.
 Schedule = tuple[Tensor, Tensor, Tensor]

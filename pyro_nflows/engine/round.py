@@ -15,7 +15,7 @@ class Round:
     ``balanced`` is for several modes (:class:`~pyro_nflows.objectives.covering.Balanced`); ``covering`` gives draws of
     large weight more say (:class:`~pyro_nflows.objectives.covering.Covering`). Where the time of a run is limited, the
     round ends, and its step size is zero, when ``share`` of what is left for training is over. With ``settles``, it
-    ends early once its bound has settled (:mod:`~pyro_nflows.engine.settled`).
+    ends early once its bound has settled (:mod:`~pyro_nflows.engine.resting`).
     """
 
     num_steps: int

@@ -30,10 +30,10 @@ from .optimised import Choice
 from .pace import Pace, unbroken
 from .program import Program
 from .progress import Progress
+from .resting import BLOCK, settle
 from .round import Round
 from .runners import Engine, Runner
 from .sampler import Sampler
-from .settled import BLOCK, settle
 from .team import Team
 from .threads import restored_threads
 from .times import Times

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_nflows.engine import Engine, Round, Trainer
 from pyro_nflows.engine.course import Course
 from pyro_nflows.engine.program import Program
-from pyro_nflows.engine.settled import BLOCK, LEFT, cooled, is_settled, tail_of
+from pyro_nflows.engine.resting import BLOCK, LEFT, cooled, is_settled, tail_of
 from pyro_nflows.inference.schedule import EFFORTS, Schedule
 from pyro_nflows.layers import Chain, LocScale
 from pyro_nflows.objectives.base import Gradient, Objective
