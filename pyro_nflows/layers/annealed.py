@@ -8,6 +8,9 @@ from ..checks import check_functions, check_sizes, is_number
 from ..numerics import LogDensity, pullback, standard_normal_log_prob
 from .base import Exactness, Layer, Scored
 
+#: By how much a half step pushes a coordinate of the momentum at most, in its standard deviations.
+MOST_PUSHED = 5.0
+
 
 class Hamiltonian(Layer):
     r"""Leapfrog steps from a standard normal to a target, along densities between them: uncorrected annealing [1, 2].
@@ -32,6 +35,10 @@ class Hamiltonian(Layer):
     weights are right whatever the target is: a target far from the posterior costs accuracy, not correctness. Betas
     (increasing, the last is 1), step sizes :math:`\eta`, scales :math:`s` (the inverse square root of a diagonal mass)
     and :math:`\gamma` are trained. With more steps the bound comes nearer to the log evidence.
+
+    A push :math:`\tfrac{\eta_k}2 s\, \nabla\log\pi_k` is at most 5 in each coordinate, and 0 where it is not a number:
+    where the curvature is too high for the step, a trajectory would end in infinity. Volume is kept, and weights are
+    right, whatever the push, as long as it depends on :math:`x` alone.
 
     It starts at the identity, with :math:`\eta = 0`. The bound is even in :math:`\eta`: noise takes it away from there.
 
@@ -112,10 +119,10 @@ class Hamiltonian(Layer):
     def _leap(self, x: Tensor, v: Tensor, grad: Tensor, step: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A leapfrog trajectory, and the grad at its end; minus the step takes it back."""
         for _ in range(self.num_leapfrog):
-            v = v + 0.5 * step * (beta * grad - (1 - beta) * x)
+            v = v + _push(x, grad, step, beta)
             x = x + step * v
             grad = self._gradient(x)
-            v = v + 0.5 * step * (beta * grad - (1 - beta) * x)
+            v = v + _push(x, grad, step, beta)
         return x, v, grad
 
     def _turn(self, v: Tensor, eps: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -177,6 +184,12 @@ class Hamiltonian(Layer):
         return f"{self.input_dim}, num_steps={self.num_steps}"
 
 
+def _push(x: Tensor, grad: Tensor, step: Tensor, beta: Tensor) -> Tensor:
+    """What half a step adds to the momentum."""
+    push = 0.5 * step * (beta * grad - (1 - beta) * x)
+    return torch.where(push.isnan(), 0.0, push).clamp(-MOST_PUSHED, MOST_PUSHED)
+
+
 class Langevin(Layer):
     r"""Unadjusted Langevin steps from a standard normal to a target, along densities between them [1, 2].
 
@@ -184,7 +197,8 @@ class Langevin(Layer):
         \log w = \sum_k \log r(x_k | x_{k+1}) - \log q(x_{k+1} | x_k)
 
     Each step is undone by the same kernel: :class:`Hamiltonian` with one leapfrog step and a new momentum each time;
-    see there. Momenta that last, as there, usually take fewer steps.
+    see there, also for the bound of :math:`\tfrac{\eta_k}2 s\, \nabla\log\pi_k`. Momenta that last, as
+    there, usually take fewer steps.
 
     :param input_dim: dimension :math:`D`; ``x`` and ``y`` have shape ``(..., D)``.
     :param log_density: :math:`\log p`, up to a constant: ``(N, D) -> (N,)``, differentiable twice.
