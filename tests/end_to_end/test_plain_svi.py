@@ -58,6 +58,16 @@ def test_no_step_size_breaks_any_guide_on_any_model(case: Case, model: str, rate
     assert all(parameter.isfinite().all() for parameter in made.parameters())
 
 
+def test_a_loop_may_begin_where_a_quick_fit_has_put_the_guide() -> None:
+    """This posterior is eighty of its standard deviations from where a guide begins."""
+    model, log_evidence = MODELS["trend"], -45.285  # by importance weights; the bound of the best Gaussian is -45.30
+    guide = nf.AutoFlow(model)
+    nf.VI(guide, effort="quick", seed=0, progress_bar=False).run()
+    torch.manual_seed(0)
+    train(model, guide, guide.optimizer(0.01, 200), nf.ELBO(16), 200)
+    assert nf.ELBO(2000).loss(model, guide) == pytest.approx(-log_evidence, abs=0.05)
+
+
 @pytest.mark.parametrize(
     "guide",
     [
