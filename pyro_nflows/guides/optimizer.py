@@ -82,13 +82,9 @@ class DecayingAdam(Adam):
                     param.grad = None  # Adam leaves such a parameter, and its moments, as they are
         super().step()
         for group in self.param_groups:
-            if group["num_steps"] is not None and group["average"]:
-                self._average(group)
+            moved = [param for param in group["params"] if self.state.get(param)]
+            _average(group, moved, [self.state[param] for param in moved])
         return loss
-
-    def _average(self, group: Mapping[str, Any]) -> None:
-        moved = [param for param in group["params"] if self.state.get(param)]
-        _average(group, moved, [self.state[param] for param in moved])
 
 
 class GuideOptim(PyroOptim):
@@ -127,8 +123,7 @@ def _step_together(params: Sequence[Tensor], optimisers: Sequence[DecayingAdam])
         group = members[0][1].param_groups[0]
         moved = [(param, optimiser.state[param]) for param, optimiser, is_finite in members if is_finite]
         _adam(group, [param for param, _ in moved], [state for _, state in moved])
-        if group["num_steps"] is not None and group["average"]:
-            _average(group, [param for param, *_ in members], [each.state[param] for param, each, _ in members])
+        _average(group, [param for param, *_ in members], [each.state[param] for param, each, _ in members])
 
 
 def _adam(group: Mapping[str, Any], params: Sequence[Tensor], states: Sequence[dict[str, Any]]) -> None:
@@ -170,7 +165,9 @@ def _next_step(group: dict[str, Any]) -> None:
 
 
 def _average(group: Mapping[str, Any], params: Sequence[Tensor], states: Sequence[dict[str, Any]]) -> None:
-    """Keep the mean of the last quarter, and take it at the end."""
+    """Keep the mean of the last quarter, and take it at the end, where that is wanted."""
+    if group["num_steps"] is None or not group["average"]:
+        return
     tail = max(1, round(TAIL * group["num_steps"]))
     number = group["number"] - (group["num_steps"] - tail)
     if not 1 <= number <= tail:
