@@ -51,7 +51,7 @@ class Emitter:
         self.externs: list[Extern] = []
         self.segments: list[Segment] | None = None
         self.blocks: Blocks | None = None
-        found = segments(self.plan)
+        found = segments(self.plan, self.inputs[num_carried:])
         if found is not None:
             self.segments, size = found
             self.blocks = Blocks(self.plan, self.segments, size, length_of(size))

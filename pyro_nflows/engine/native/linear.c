@@ -16,6 +16,19 @@
 #define FEW 12
 #define MANY 64
 #define SPREAD 32768
+/* The transposed product packs the rows of A instead, which are fewer, and stores numbers that lie apart: repaid where
+   those are not more than what is summed up, and where A needs no packing for so many COLUMNS of B or more. */
+#define COLUMNS 128
+
+/* The transposed product: B' A' is (A B)'. */
+#define TURN                                                                                                           \
+  {                                                                                                                    \
+    const void *t = a; a = b; b = t;                                                                                   \
+    i64 s = ai; ai = bj; bj = s;                                                                                       \
+    s = ak; ak = bk; bk = s;                                                                                           \
+    s = ci; ci = cj; cj = s;                                                                                           \
+    s = m; m = n; n = s;                                                                                               \
+  }
 
 /* C (m x n) = A (m x k) B (k x n), or C + A B if there is `more`, whatever the strides; `pack` holds k x (n rounded up)
    numbers. */
@@ -23,7 +36,8 @@
   typedef T P##vector __attribute__((vector_size(VECTOR), aligned(sizeof(T)), may_alias));                             \
   enum { P##wide = 2 * VECTOR / sizeof(T) };                                                                           \
   static inline __attribute__((always_inline)) void P##rows(int rows, i64 k, const T *a, i64 ai, i64 ak,               \
-                                                            const T *b, i64 bk, T *c, i64 ci, i64 width, int more) {   \
+                                                            const T *b, i64 bk, T *c, i64 ci, i64 cj, i64 width,       \
+                                                            int more) {                                                \
     P##vector sum[6][2];                                                                                               \
     memset(sum, 0, sizeof(P##vector) * 2 * rows);                                                                      \
     for (i64 l = 0; l < k; l++, a += ak, b += bk) {                                                                    \
@@ -33,6 +47,14 @@
         sum[r][0] += x * b0;                                                                                           \
         sum[r][1] += x * b1;                                                                                           \
       }                                                                                                                \
+    }                                                                                                                  \
+    if (cj != 1) { /* columns lie apart, and so rows together */                                                       \
+      T kept[6][P##wide];                                                                                              \
+      memcpy(kept, sum, sizeof(P##vector) * 2 * rows);                                                                 \
+      for (i64 j = 0; j < width; j++)                                                                                  \
+        _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++)                                                         \
+          c[r * ci + j * cj] = more ? c[r * ci + j * cj] + kept[r][j] : kept[r][j];                                    \
+      return;                                                                                                          \
     }                                                                                                                  \
     _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++) {                                                           \
       if (more) {                                                                                                      \
@@ -48,16 +70,16 @@
     }                                                                                                                  \
   }                                                                                                                    \
   static __attribute__((noinline)) void P##panel(i64 m, i64 k, const T *a, i64 ai, i64 ak, const T *b, i64 bk,         \
-                                                 T *c, i64 ci, i64 width, int more) {                                  \
+                                                 T *c, i64 ci, i64 cj, i64 width, int more) {                          \
     i64 i = 0;                                                                                                         \
-    for (; i + 6 <= m; i += 6) P##rows(6, k, a + i * ai, ai, ak, b, bk, c + i * ci, ci, width, more);                  \
+    for (; i + 6 <= m; i += 6) P##rows(6, k, a + i * ai, ai, ak, b, bk, c + i * ci, ci, cj, width, more);              \
     a += i * ai, c += i * ci;                                                                                          \
     switch (m - i) {                                                                                                   \
-      case 5: P##rows(5, k, a, ai, ak, b, bk, c, ci, width, more); break;                                              \
-      case 4: P##rows(4, k, a, ai, ak, b, bk, c, ci, width, more); break;                                              \
-      case 3: P##rows(3, k, a, ai, ak, b, bk, c, ci, width, more); break;                                              \
-      case 2: P##rows(2, k, a, ai, ak, b, bk, c, ci, width, more); break;                                              \
-      case 1: P##rows(1, k, a, ai, ak, b, bk, c, ci, width, more); break;                                              \
+      case 5: P##rows(5, k, a, ai, ak, b, bk, c, ci, cj, width, more); break;                                          \
+      case 4: P##rows(4, k, a, ai, ak, b, bk, c, ci, cj, width, more); break;                                          \
+      case 3: P##rows(3, k, a, ai, ak, b, bk, c, ci, cj, width, more); break;                                          \
+      case 2: P##rows(2, k, a, ai, ak, b, bk, c, ci, cj, width, more); break;                                          \
+      case 1: P##rows(1, k, a, ai, ak, b, bk, c, ci, cj, width, more); break;                                          \
     }                                                                                                                  \
   }                                                                                                                    \
   static inline __attribute__((always_inline)) void P##block(int rows, int cols, i64 k, const T *a, i64 ai,            \
@@ -97,13 +119,7 @@
   }                                                                                                                    \
   void P##product(i64 m, i64 n, i64 k, const T *a, i64 ai, i64 ak, const T *b,                                         \
                                                    i64 bk, i64 bj, T *c, i64 ci, i64 cj, T *pack, int more) {          \
-    if (cj != 1 || (n == 1 && m > 1)) { /* the transposed product */                                                   \
-      const T *t = a; a = b; b = t;                                                                                    \
-      i64 s = ai; ai = bj; bj = s;                                                                                     \
-      s = ak; ak = bk; bk = s;                                                                                         \
-      s = ci; ci = cj; cj = s;                                                                                         \
-      s = m; m = n; n = s;                                                                                             \
-    }                                                                                                                  \
+    if (cj != 1 || (n == 1 && m > 1)) TURN                                                                             \
     if (m < FEW && ak == 1 && bk == 1 && bj != 1 && k >= P##wide)                                                      \
       return P##inner(m, n, k, a, ai, b, bj, c, ci, cj, more);                                                         \
     if (m < 4 && bk == 1 && bj != 1) { /* inner products: packing would cost more than it saves */                     \
@@ -115,6 +131,7 @@
         }                                                                                                              \
       return;                                                                                                          \
     }                                                                                                                  \
+    if (n > m && m >= FEW && k >= m && (bj != 1 || (ai == 1 && n >= COLUMNS))) TURN                                    \
     for (i64 j = 0; j < n; j += P##wide) {                                                                             \
       i64 width = MIN(P##wide, n - j);                                                                                 \
       const T *p = b + j * bj;                                                                                         \
@@ -127,7 +144,7 @@
         }                                                                                                              \
         p = pack, step = P##wide;                                                                                      \
       }                                                                                                                \
-      P##panel(m, k, a, ai, ak, p, step, c + j, ci, width, more);                                                      \
+      P##panel(m, k, a, ai, ak, p, step, c + j * cj, ci, cj, width, more);                                             \
     }                                                                                                                  \
   }
 
@@ -165,7 +182,7 @@
     T sums[6 * P##wide];                                                                                               \
     for (i64 i = first; i < n; i += 6) {                                                                               \
       i64 rows = MIN(6, n - i);                                                                                        \
-      P##panel(rows, i - first, a + i * ai + first * aj, ai, aj, x + first * P##wide, P##wide, sums, P##wide,          \
+      P##panel(rows, i - first, a + i * ai + first * aj, ai, aj, x + first * P##wide, P##wide, sums, P##wide, 1,       \
                P##wide, 0);                                                                                            \
       for (i64 r = 0; r < rows; r++) {                                                                                 \
         T *to = x + (i + r) * P##wide;                                                                                 \
@@ -248,7 +265,7 @@
       i64 width = MIN(P##wide, n - j), rows = n - j;                                                                   \
       for (i64 k = 0; k < j; k++)                                                                                      \
         for (i64 c = 0; c < P##wide; c++) before[k * P##wide + c] = c < width ? l[(j + c) * li + k * lj] : 0;          \
-      P##panel(rows, j, l + j * li, li, lj, before, P##wide, held, P##wide, P##wide, 0);                               \
+      P##panel(rows, j, l + j * li, li, lj, before, P##wide, held, P##wide, 1, P##wide, 0);                            \
       for (i64 i = 0; i < rows; i++) {                                                                                 \
         T *row = held + i * P##wide;                                                                                   \
         for (i64 c = 0; c < width; c++) row[c] = i >= c ? a[(i + j) * ai + (c + j) * aj] - row[c] : 0;                 \

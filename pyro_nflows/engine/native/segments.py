@@ -10,10 +10,10 @@ How the work is divided depends on the program and on the number of threads, and
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from .plan import Access, Buffer, Extern, Loop, Loops, Statement, Step, accesses, refs_of
+from .plan import Access, Buffer, Extern, Loop, Loops, Ref, Statement, Step, accesses, refs_of
 from .shares import UNIT, Cut, Share, Touch, cuts, length_of, touches
 from .turns import SECONDS, seconds
 
@@ -94,14 +94,16 @@ class Segment:
                 self.touched[touch.buffer].append(entry)
 
 
-def segments(plan: Loops) -> tuple[list[Segment], int] | None:
+def segments(plan: Loops, given: Sequence[Ref] = ()) -> tuple[list[Segment], int] | None:
     """A plan's steps in segments, in a new order, and the number of particles; None where threads are not worth it.
 
     The plan's own steps, and where its buffers are read and written, are changed to that order.
+
+    :param given: what each step is given anew: particles are the rows of a matrix among these, such as noise.
     """
     if sum(map(seconds, plan.steps)) < WORTH:
         return None
-    size = _particles(plan.steps)
+    size = _particles(plan.steps, {ref.meta.shape[0] for ref in given if ref.meta.dim() > 1})
     plan.steps = [made for step in plan.steps for made in _apart(step, size)]
     _renumber(plan)
     made = list(_arranged(plan, size))
@@ -112,14 +114,15 @@ def segments(plan: Loops) -> tuple[list[Segment], int] | None:
     return made, size
 
 
-def _particles(steps: Sequence[Step]) -> int:
-    """The number of indices along which most of the steps can be cut."""
-    votes: Counter[int] = Counter()
-    for step in steps:
-        sizes = _sizes(step)
-        for size in {n for n in sizes if n >= 2 * UNIT and length_of(n)}:
-            votes[size] += 1
-    return votes.most_common(1)[0][0] if votes else 0
+def _particles(steps: Sequence[Step], rows: Collection[int]) -> int:
+    """The number of indices along which most of the steps can be cut.
+
+    :param rows: numbers that it is one of, if steps can be cut along any of these: layers as wide as there are latents
+        have more dimensions of that size than of the other.
+    """
+    votes = Counter(n for step in steps for n in set(_sizes(step)) if n >= 2 * UNIT and length_of(n))
+    likely = Counter({n: num for n, num in votes.items() if n in rows}) or votes
+    return likely.most_common(1)[0][0] if likely else 0
 
 
 def _sizes(step: Step) -> Sequence[int]:

@@ -12,7 +12,7 @@ from pyro_nflows import ELBO, flows
 from pyro_nflows.engine import Inputs, Program
 from pyro_nflows.engine.backends import record
 from pyro_nflows.engine.ensemble import Ensemble
-from pyro_nflows.engine.native import Run, Scan, build, segments
+from pyro_nflows.engine.native import Run, Scan, build, emit, segments
 from pyro_nflows.engine.native.team import TEAMS, Chosen
 from pyro_nflows.engine.runners import Compiled
 from pyro_nflows.engine.tape import Tape
@@ -78,6 +78,20 @@ def test_one_two_and_three_threads_give_the_same_numbers(num_particles):
             assert torch.equal(one, same)
     *_, loss = tape.run([*program.init(), *(part[0] for part in given)])
     assert torch.allclose(losses[0][0], loss)
+
+
+def test_particles_are_found_where_layers_are_as_wide_as_there_are_latents(monkeypatch):
+    """There are more dimensions of that size than of the other."""
+    found, divide = [], emit.segments
+    monkeypatch.setattr(emit, "segments", lambda *given: found.append(divide(*given)) or found[-1])
+    precision = torch.eye(96) + torch.full((96, 96), 0.1)
+    layer = flows.iaf(96, 3, (96, 96))
+    program = Program(lambda z: -0.5 * (z @ precision * z).sum(-1), layer, ELBO(), Gradient.TOTAL, 128)
+    given = Inputs(torch.randn(2, 128, program.noise_width), *(torch.full((2,), value) for value in (1e-2, 1.0, 0.0)))
+    scan = Scan(record(program, given), len(program.init()))
+    assert [size for _, size in found] == [128]
+    (state, _), (other, _) = (shared_by(scan, num).run(program.init(), given) for num in (1, 2))
+    assert torch.equal(state[0], other[0])
 
 
 OPERATIONS = {
