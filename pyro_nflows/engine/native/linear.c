@@ -17,7 +17,8 @@
 #define MANY 64
 #define SPREAD 32768
 /* The transposed product packs the rows of A instead, which are fewer, and stores numbers that lie apart: repaid where
-   those are not more than what is summed up, and where A needs no packing for so many COLUMNS of B or more. */
+   those are not more than what is summed up; if columns of B lie side by side, for so many COLUMNS or more where A needs
+   no packing, or where B is SPREAD. */
 #define COLUMNS 128
 
 /* The transposed product: B' A' is (A B)'. */
@@ -30,14 +31,22 @@
     s = m; m = n; n = s;                                                                                               \
   }
 
+/* Numbers at `places` of two vectors of `num`. */
+#if defined(__GNUC__) && !defined(__clang__)
+#define SHUFFLE(out, x, y, places, num) out = __builtin_shuffle(x, y, places)
+#else
+#define SHUFFLE(out, x, y, places, num)                                                                                \
+  for (int to = 0; to < num; to++) (out)[to] = places[to] < num ? x[places[to]] : y[places[to] - num]
+#endif
+
 /* C (m x n) = A (m x k) B (k x n), or C + A B if there is `more`, whatever the strides; `pack` holds k x (n rounded up)
    numbers. */
 #define PRODUCT(T, P)                                                                                                  \
   typedef T P##vector __attribute__((vector_size(VECTOR), aligned(sizeof(T)), may_alias));                             \
+  typedef __typeof__((P##vector){0} < (P##vector){0}) P##places;                                                       \
   enum { P##wide = 2 * VECTOR / sizeof(T) };                                                                           \
   static inline __attribute__((always_inline)) void P##rows(int rows, i64 k, const T *a, i64 ai, i64 ak,               \
-                                                            const T *b, i64 bk, T *c, i64 ci, i64 cj, i64 width,       \
-                                                            int more) {                                                \
+                                                            const T *b, i64 bk, T *c, i64 ci, i64 width, int more) {   \
     P##vector sum[6][2];                                                                                               \
     memset(sum, 0, sizeof(P##vector) * 2 * rows);                                                                      \
     for (i64 l = 0; l < k; l++, a += ak, b += bk) {                                                                    \
@@ -47,14 +56,6 @@
         sum[r][0] += x * b0;                                                                                           \
         sum[r][1] += x * b1;                                                                                           \
       }                                                                                                                \
-    }                                                                                                                  \
-    if (cj != 1) { /* columns lie apart, and so rows together */                                                       \
-      T kept[6][P##wide];                                                                                              \
-      memcpy(kept, sum, sizeof(P##vector) * 2 * rows);                                                                 \
-      for (i64 j = 0; j < width; j++)                                                                                  \
-        _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++)                                                         \
-          c[r * ci + j * cj] = more ? c[r * ci + j * cj] + kept[r][j] : kept[r][j];                                    \
-      return;                                                                                                          \
     }                                                                                                                  \
     _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++) {                                                           \
       if (more) {                                                                                                      \
@@ -70,16 +71,79 @@
     }                                                                                                                  \
   }                                                                                                                    \
   static __attribute__((noinline)) void P##panel(i64 m, i64 k, const T *a, i64 ai, i64 ak, const T *b, i64 bk,         \
-                                                 T *c, i64 ci, i64 cj, i64 width, int more) {                          \
+                                                 T *c, i64 ci, i64 width, int more) {                                  \
     i64 i = 0;                                                                                                         \
-    for (; i + 6 <= m; i += 6) P##rows(6, k, a + i * ai, ai, ak, b, bk, c + i * ci, ci, cj, width, more);              \
+    for (; i + 6 <= m; i += 6) P##rows(6, k, a + i * ai, ai, ak, b, bk, c + i * ci, ci, width, more);                  \
     a += i * ai, c += i * ci;                                                                                          \
     switch (m - i) {                                                                                                   \
-      case 5: P##rows(5, k, a, ai, ak, b, bk, c, ci, cj, width, more); break;                                          \
-      case 4: P##rows(4, k, a, ai, ak, b, bk, c, ci, cj, width, more); break;                                          \
-      case 3: P##rows(3, k, a, ai, ak, b, bk, c, ci, cj, width, more); break;                                          \
-      case 2: P##rows(2, k, a, ai, ak, b, bk, c, ci, cj, width, more); break;                                          \
-      case 1: P##rows(1, k, a, ai, ak, b, bk, c, ci, cj, width, more); break;                                          \
+      case 5: P##rows(5, k, a, ai, ak, b, bk, c, ci, width, more); break;                                              \
+      case 4: P##rows(4, k, a, ai, ak, b, bk, c, ci, width, more); break;                                              \
+      case 3: P##rows(3, k, a, ai, ak, b, bk, c, ci, width, more); break;                                              \
+      case 2: P##rows(2, k, a, ai, ak, b, bk, c, ci, width, more); break;                                              \
+      case 1: P##rows(1, k, a, ai, ak, b, bk, c, ci, width, more); break;                                              \
+    }                                                                                                                  \
+  }                                                                                                                    \
+  /* Vectors are the rows of a square: to columns. Halves are exchanged, then quarters, and so on. */                  \
+  static inline __attribute__((always_inline)) void P##square(P##vector *row) {                                        \
+    _Pragma("GCC unroll 4") for (int d = P##wide / 4; d > 0; d /= 2) {                                                 \
+      P##places low, high;                                                                                             \
+      for (int j = 0; j < P##wide / 2; j++) {                                                                          \
+        low[j] = j & d ? P##wide / 2 + j - d : j;                                                                      \
+        high[j] = j & d ? P##wide / 2 + j : j + d;                                                                     \
+      }                                                                                                                \
+      _Pragma("GCC unroll 16") for (int i = 0; i < P##wide / 2; i++) {                                                 \
+        if (i & d) continue;                                                                                           \
+        P##vector x = row[i], y = row[i + d];                                                                          \
+        SHUFFLE(row[i], x, y, low, P##wide / 2);                                                                       \
+        SHUFFLE(row[i + d], x, y, high, P##wide / 2);                                                                  \
+      }                                                                                                                \
+    }                                                                                                                  \
+  }                                                                                                                    \
+  /* k rows of `wide` numbers: columns of B, and zeros. */                                                             \
+  static void P##pack(i64 width, i64 k, const T *b, i64 bk, i64 bj, T *to) {                                           \
+    enum { num = P##wide / 2 };                                                                                        \
+    if (bj == 1 && width == P##wide) {                                                                                 \
+      for (i64 l = 0; l < k; l++) memcpy(to + l * P##wide, b + l * bk, sizeof(T) * P##wide);                           \
+      return;                                                                                                          \
+    }                                                                                                                  \
+    for (i64 q = 0; q < P##wide; q += num) {                                                                           \
+      i64 l = 0;                                                                                                       \
+      for (; bk == 1 && q + num <= width && l + num <= k; l += num) {                                                  \
+        P##vector row[num];                                                                                            \
+        for (int i = 0; i < num; i++) row[i] = *(const P##vector *)(b + (q + i) * bj + l);                             \
+        P##square(row);                                                                                                \
+        for (int i = 0; i < num; i++) *(P##vector *)(to + (l + i) * P##wide + q) = row[i];                             \
+      }                                                                                                                \
+      for (; l < k; l++)                                                                                               \
+        for (i64 r = q; r < q + num; r++) to[l * P##wide + r] = r < width ? b[l * bk + r * bj] : 0;                    \
+    }                                                                                                                  \
+  }                                                                                                                    \
+  /* A panel whose columns lie apart: put together in `kept`, and then to where they are. */                           \
+  static void P##apart(i64 m, i64 k, const T *a, i64 ai, i64 ak, const T *b, i64 bk, T *c, i64 ci, i64 cj,             \
+                       i64 width, int more) {                                                                          \
+    enum { num = P##wide / 2, most = 48 };                                                                             \
+    T kept[most * P##wide];                                                                                            \
+    for (i64 i = 0; i < m; i += most, c += most * ci) {                                                                \
+      i64 rows = MIN(most, m - i);                                                                                     \
+      P##panel(rows, k, a + i * ai, ai, ak, b, bk, kept, P##wide, P##wide, 0);                                         \
+      for (i64 q = 0; q < width; q += num) {                                                                           \
+        i64 r = 0;                                                                                                     \
+        for (; ci == 1 && q + num <= width && r + num <= rows; r += num) {                                             \
+          P##vector row[num];                                                                                          \
+          for (int j = 0; j < num; j++) row[j] = *(const P##vector *)(kept + (r + j) * P##wide + q);                   \
+          P##square(row);                                                                                              \
+          for (int j = 0; j < num; j++) {                                                                              \
+            P##vector *to = (P##vector *)(c + (q + j) * cj + r);                                                       \
+            if (more) row[j] += *to;                                                                                   \
+            *to = row[j];                                                                                              \
+          }                                                                                                            \
+        }                                                                                                              \
+        for (; r < rows; r++)                                                                                          \
+          for (i64 j = q; j < MIN(q + num, width); j++) {                                                              \
+            T s = kept[r * P##wide + j];                                                                               \
+            c[r * ci + j * cj] = more ? c[r * ci + j * cj] + s : s;                                                    \
+          }                                                                                                            \
+      }                                                                                                                \
     }                                                                                                                  \
   }                                                                                                                    \
   static inline __attribute__((always_inline)) void P##block(int rows, int cols, i64 k, const T *a, i64 ai,            \
@@ -131,20 +195,20 @@
         }                                                                                                              \
       return;                                                                                                          \
     }                                                                                                                  \
-    if (n > m && m >= FEW && k >= m && (bj != 1 || (ai == 1 && n >= COLUMNS))) TURN                                    \
+    int apart = bj != 1 || (n >= COLUMNS && (ai == 1 || (m < MANY && k * bk >= SPREAD)));                              \
+    if (n > m && m >= FEW && k >= m && apart) TURN                                                                     \
     for (i64 j = 0; j < n; j += P##wide) {                                                                             \
       i64 width = MIN(P##wide, n - j);                                                                                 \
       const T *p = b + j * bj;                                                                                         \
       i64 step = bk;                                                                                                   \
       if (bj != 1 || width < P##wide || (m >= MANY && k * bk >= SPREAD)) {                                             \
-        for (i64 l = 0; l < k; l++) {                                                                                  \
-          i64 q = 0;                                                                                                   \
-          for (; q < width; q++) pack[l * P##wide + q] = p[l * bk + q * bj];                                           \
-          for (; q < P##wide; q++) pack[l * P##wide + q] = 0;                                                          \
-        }                                                                                                              \
+        P##pack(width, k, p, bk, bj, pack);                                                                            \
         p = pack, step = P##wide;                                                                                      \
       }                                                                                                                \
-      P##panel(m, k, a, ai, ak, p, step, c + j * cj, ci, cj, width, more);                                             \
+      if (cj == 1)                                                                                                     \
+        P##panel(m, k, a, ai, ak, p, step, c + j, ci, width, more);                                                    \
+      else                                                                                                             \
+        P##apart(m, k, a, ai, ak, p, step, c + j * cj, ci, cj, width, more);                                           \
     }                                                                                                                  \
   }
 
@@ -182,7 +246,7 @@
     T sums[6 * P##wide];                                                                                               \
     for (i64 i = first; i < n; i += 6) {                                                                               \
       i64 rows = MIN(6, n - i);                                                                                        \
-      P##panel(rows, i - first, a + i * ai + first * aj, ai, aj, x + first * P##wide, P##wide, sums, P##wide, 1,       \
+      P##panel(rows, i - first, a + i * ai + first * aj, ai, aj, x + first * P##wide, P##wide, sums, P##wide,          \
                P##wide, 0);                                                                                            \
       for (i64 r = 0; r < rows; r++) {                                                                                 \
         T *to = x + (i + r) * P##wide;                                                                                 \
@@ -265,7 +329,7 @@
       i64 width = MIN(P##wide, n - j), rows = n - j;                                                                   \
       for (i64 k = 0; k < j; k++)                                                                                      \
         for (i64 c = 0; c < P##wide; c++) before[k * P##wide + c] = c < width ? l[(j + c) * li + k * lj] : 0;          \
-      P##panel(rows, j, l + j * li, li, lj, before, P##wide, held, P##wide, 1, P##wide, 0);                            \
+      P##panel(rows, j, l + j * li, li, lj, before, P##wide, held, P##wide, P##wide, 0);                               \
       for (i64 i = 0; i < rows; i++) {                                                                                 \
         T *row = held + i * P##wide;                                                                                   \
         for (i64 c = 0; c < width; c++) row[c] = i >= c ? a[(i + j) * ai + (c + j) * aj] - row[c] : 0;                 \
