@@ -18,7 +18,7 @@ MATRIX = test-matrix-default test-matrix-avx2 test-matrix-elsewhere
 
 .PHONY: help demo test test-all test-gpu test-compiler test-matrix $(MATRIX) coverage bench posteriordb-given \
 	bench-speed bench-posteriors bench-densities bench-lattices \
-	bench-calibration bench-synthetic bench-verdicts bench-ablations bench-costs bench-digits bench-autoencoders bench-tabular bench-peers bench-divergence bench-plain_svi bench-centering bench-structure bench-structure_mcmc bench-minibatches bench-svi_minibatches bench-svi_steps bench-fooled bench-ratings bench-jko bench-fashion bench-moving bench-sequences bench-paths bench-scale bench-gpu \
+	bench-calibration bench-synthetic bench-verdicts bench-ablations bench-costs bench-digits bench-autoencoders bench-tabular bench-peers bench-divergence bench-plain_svi bench-centering bench-structure bench-structure_mcmc bench-minibatches bench-svi_minibatches bench-svi_steps bench-loops bench-fooled bench-ratings bench-jko bench-fashion bench-moving bench-sequences bench-paths bench-scale bench-gpu \
 	docs check-pages notebooks lint format wheel-test clean
 .DELETE_ON_ERROR:
 
@@ -93,7 +93,7 @@ coverage: $(VENV)/.test $(VENV)/.dev
 	$(PYTEST) --cov
 
 bench: bench-posteriors bench-synthetic bench-verdicts bench-ablations bench-densities bench-lattices bench-speed bench-calibration \
-	bench-costs bench-digits bench-autoencoders bench-tabular bench-peers bench-divergence bench-plain_svi bench-centering bench-structure bench-structure_mcmc bench-minibatches bench-svi_minibatches bench-svi_steps bench-fooled bench-ratings bench-jko bench-moving bench-sequences bench-paths bench-scale
+	bench-costs bench-digits bench-autoencoders bench-tabular bench-peers bench-divergence bench-plain_svi bench-centering bench-structure bench-structure_mcmc bench-minibatches bench-svi_minibatches bench-svi_steps bench-loops bench-fooled bench-ratings bench-jko bench-moving bench-sequences bench-paths bench-scale
 
 posteriordb-given:
 	@test -d "$(POSTERIORDB)" || { echo "Say where posteriordb's posterior_database is: make bench POSTERIORDB=..."; exit 1; }
@@ -101,7 +101,7 @@ posteriordb-given:
 bench-posteriors bench-verdicts bench-ablations: bench-%: posteriordb-given $(VENV)/.bench
 	$(BIN) -m benchmarks.$*
 
-bench-speed bench-densities bench-lattices bench-calibration bench-synthetic bench-costs bench-digits bench-autoencoders bench-tabular bench-peers bench-divergence bench-plain_svi bench-centering bench-structure bench-structure_mcmc bench-minibatches bench-svi_minibatches bench-svi_steps bench-fooled bench-ratings bench-jko bench-fashion bench-moving bench-sequences bench-paths bench-scale bench-gpu: bench-%: $(VENV)/.bench
+bench-speed bench-densities bench-lattices bench-calibration bench-synthetic bench-costs bench-digits bench-autoencoders bench-tabular bench-peers bench-divergence bench-plain_svi bench-centering bench-structure bench-structure_mcmc bench-minibatches bench-svi_minibatches bench-svi_steps bench-loops bench-fooled bench-ratings bench-jko bench-fashion bench-moving bench-sequences bench-paths bench-scale bench-gpu: bench-%: $(VENV)/.bench
 	$(BIN) -m benchmarks.$*
 
 docs: $(VENV)/.docs

@@ -17,8 +17,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ..system.recorder import Call, Impure, Recorder, TraceError, Value, is_random, is_value, mapped, values_of
 from ..triangles import solve_triangular
-from .recorder import Call, Impure, Recorder, TraceError, Value, is_random, is_value, mapped, values_of
 
 __all__ = ["Tape", "TraceError"]
 

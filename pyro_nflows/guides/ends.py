@@ -89,11 +89,11 @@ def end_in(name: str, asked: Ends, latents: Latents, is_free: bool, bound: Bound
 
     may_differ = is_free and bool(latents.centering) and asked in ("auto", "sparse") and latents.dim > MAX_DENSE
     end = chosen_end(name, "auto" if may_differ else asked, latents.dim, on(latents))
-    if end.kind == "sparse" or not may_differ:
+    if not may_differ:
         return end, latents
     plain = latents.centered({})
-    other = chosen_end(name, asked, latents.dim, on(plain))
-    return (other, plain) if other.kind == "sparse" else (end, latents)
+    other = chosen_end(name, asked if end.kind != "sparse" else "auto", latents.dim, on(plain))
+    return (other, plain) if _has_fewer(other, end) else (end, latents)
 
 
 def chosen_end(name: str, asked: Ends, dim: int, joint: Callable[[], LogJoint]) -> End:
@@ -121,11 +121,20 @@ def chosen_end(name: str, asked: Ends, dim: int, joint: Callable[[], LogJoint]) 
     return End("full", None, why) if dim <= MAX_FULL_RANK else End("low_rank", None, f"rank {RANK}: {why}")
 
 
+def _has_fewer(other: End, end: End) -> bool:
+    """Whether another end is sparse, with fewer numbers: near where an autoregression has no memory all look sparse."""
+    if other.elimination is None:
+        return False
+    return end.elimination is None or other.elimination.size < end.elimination.size
+
+
 def _elimination(joint: Callable[[], LogJoint]) -> Elimination | None:
     with poutine.block(), forked(), validation(False):
         density = joint()
+        near = density.latents.init_loc()
         try:
-            pattern = pattern_of(lambda z: density.single(z[0])[None], density.latents.init_loc())
+            density.gather(near)
+            pattern = pattern_of(lambda z: density.row(z[0])[None], near)
         except (RuntimeError, ValueError):  # the model cannot be evaluated there, or not differentiated twice
             return None
     return None if pattern is None else Elimination.of(pattern)

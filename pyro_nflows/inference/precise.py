@@ -14,9 +14,8 @@ def already_double(z: Tensor) -> Tensor | None:
 
 def in_double(joint: LogJoint, z: Tensor) -> Tensor | None:
     """The log density at rows in double precision, with the arguments' data; None where the model cannot."""
-    data = [value.double() if value.is_floating_point() else value for value in joint.bound.tensors]
     try:
         with with_dtype(torch.float64), validation(False):
-            return joint.on(joint.bound.with_data(data))(z.double())
+            return joint.double(z.double())
     except (RuntimeError, TypeError, ValueError):  # the model's own constants may be of another precision
         return None

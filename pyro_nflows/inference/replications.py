@@ -61,6 +61,7 @@ class Refits:
     def __init__(self, guide: AutoFlow, num: int, args: tuple[Any, ...], kwargs: dict[str, Any]):
         self.guide, self.num, self.args, self.kwargs = guide, num, args, kwargs
         self.bound, self.how = BoundModel(at_data(guide.bare_model)), cast(Vectorization | None, None)
+        self.gathers = False
         self.failed: dict[int, str] = {}
         self.shared: Trainer | None = None
         self._told = False
@@ -74,7 +75,12 @@ class Refits:
         joint = LogJoint(self.bound.with_call((one.data, *self.args), self.kwargs), self.guide.latents)
         with seeded(one.seed):  # what it takes to find a start does not depend on the other data sets
             loc = check_start(joint)
-        joint.how = self.how = self.how or joint.prepare()
+        if self.how is None:
+            self.how = joint.prepare()
+            self.gathers = joint.at_once is not None
+        elif self.gathers:
+            joint.gather(loc)
+        joint.how = self.how
         return Replication(joint, [*one.data.values()], loc, one.truth)
 
     def fits_of(

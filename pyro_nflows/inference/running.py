@@ -16,7 +16,7 @@ from torch import Tensor
 from ..diagnostics.findings import Subsampled
 from ..diagnostics.verdict import Outcome, starts_disagree
 from ..diagnostics.worth import effective, is_hopeless
-from ..engine import Budget, Journal, OutOfTime, Progress, Trainer, threads_for, work_of
+from ..engine import Budget, Engine, Journal, OutOfTime, Progress, Trainer, threads_for, work_of
 from ..flows.whitened import Whitened
 from ..guides import AutoFlow
 from ..layers import Rescaled
@@ -68,6 +68,7 @@ class Fitter:
         self.trainer: Trainer | None = None
         self.subsampled = Subsampled()
         self._form: Any = None
+        self._is_eager = False
 
     @contextlib.contextmanager
     def ready(
@@ -89,7 +90,7 @@ class Fitter:
         :param source: a fit whose place the guide takes first.
         :raises ValueError: if the model cannot be started.
         """
-        budget = Budget(plan.max_seconds)
+        budget, self._is_eager = Budget(plan.max_seconds), plan.engine is Engine.EAGER
         imported(*NEEDED)
         seed = checkpoint.seed if checkpoint is not None and checkpoint.seed is not None else plan.seed
         seed = int(torch.randint(2**31, ())) if seed is None else seed
@@ -127,7 +128,7 @@ class Fitter:
         if guide.subsamples or guide.crosses_minibatches(args, kwargs):
             raise RowsAreSubsampled
         joint = LogJoint(BoundModel(guide.bare_model, args, kwargs), guide.latents)
-        loc = check_start(joint)
+        loc, joint.gathers = check_start(joint), not self._is_eager
         joint.prepare()
         guide.follow(joint)
         guide.receive(args, kwargs, loc)
@@ -199,6 +200,7 @@ class Fitter:
         :param call: the arguments.
         :param begins: where the run has found the model to be.
         """
+        self._is_eager = plan.engine is Engine.EAGER
         joint, loc = self._joint_at(call)
         joint.start = loc if begins is None else begins.to(loc)
         return joint, self._trainer_at(plan, joint, joint.leaves(loc), Journal())

@@ -7,11 +7,8 @@ no demands on how the model broadcasts; where it cannot run, by Pyro's particle 
 
 import contextlib
 import copy
-import enum
-import functools
-import warnings
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -20,31 +17,22 @@ from pyro.infer.util import is_validation_enabled
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from ..checks import first_line
 from ..system.exclusive import validation
 from ..system.randomness import forked
 from . import checks, data_checks, enumeration_checks
+from .at_once import AtOnce, at_once
 from .blocks import block_size, in_blocks
 from .bound import BoundModel
 from .factors import FailingAlone
 from .following import filled_sites, moving_sites
-from .handlers import BRANCHES, Enumerate, as_validated, cause, restored_dims, summed_out, total
+from .handlers import Enumerate, as_validated, restored_dims, summed_out, total
 from .latents import Latents, is_enumerated, latent_sites
 from .observed import has_data
 from .placed import Lifted, Placed
 from .transformable import transformable
+from .vectorization import Vectorization, VectorizationWarning, chosen
 
-
-class Vectorization(enum.Enum):
-    """How several latent values are sent through the model at once, the best first."""
-
-    VMAP = "torch.vmap"
-    PLATE = "Pyro's particle plate"
-    LOOP = "a loop over particles"
-
-
-class VectorizationWarning(UserWarning):
-    """The model could not be vectorised by ``torch.vmap``; results are right, but slower."""
+__all__ = ["LogJoint", "Vectorization", "VectorizationWarning"]
 
 
 class LogJoint:
@@ -79,27 +67,57 @@ class LogJoint:
         #: How many latent values go through the model at once; None for any number.
         self.block: int | None = None
         self._has_parameters: bool | None = None
+        #: Whether a long model's like operations may be done at once, and the model so.
+        self.gathers, self.at_once = True, cast(AtOnce | None, None)
+        self._double: LogJoint | None = None
         #: Whether shapes are checked: where Pyro's own objectives do, unless the user turned that off.
         self.checks_shapes = is_validation_enabled()
 
     def __call__(self, z: Tensor) -> Tensor:
         """``z (num_particles, latent_dim)`` to ``(num_particles,)``, in blocks where they would take much memory."""
-        rows = self._rows(self.how or self.prepare())
+        rows = self._ways[self.how or self.prepare()]
         return in_blocks(rows, z, self.block, self.has_parameters)
 
     def on(self, bound: BoundModel) -> "LogJoint":
         """The log joint of a model with other arguments, or of one with handlers around it; what is known is kept."""
         new = copy.copy(self)
-        new.bound = bound
+        new.bound, new.at_once, new._double = bound, None, None
         return new
+
+    @property
+    def double(self) -> "LogJoint":
+        """The log joint of the arguments' data in double precision; made where that is torch's default."""
+        if self._double is None:
+            data = [value.double() if value.is_floating_point() else value for value in self.bound.tensors]
+            self._double = self.on(self.bound.with_data(data))
+            if self.at_once is not None:
+                self._double.gather(self.latents.init_loc().double())
+        return self._double
 
     @torch.no_grad()
     def prepare(self) -> Vectorization:
         """Run the model near ``start`` (by default the latents' own), and choose how to vectorise it."""
         near = self.look()
-        self.how = self._choose(near)
-        self.block = block_size(self._rows(self.how), near)
+        self.how = chosen(self._ways, near, may_plate=not self.enumerates)
+        if self.how is Vectorization.VMAP:
+            self.gather(near[0])
+        self.block = block_size(self._ways[self.how], near)
         return self.how
+
+    def gather(self, near: Tensor) -> None:
+        """Have like operations of a long model done at once, if they can be.
+
+        :param near: a point at which it is recorded.
+        """
+        self.at_once = None
+        if self.gathers and not self.has_parameters():
+            with validation(False):
+                self.at_once = at_once(self.single, near, self.bound.tensors)
+
+    def row(self, z: Tensor) -> Tensor:
+        """One flat latent ``(latent_dim,)`` to a scalar, like operations at once if they are gathered."""
+        gathered = self.at_once is not None and z.dtype == self.at_once.dtype
+        return cast(AtOnce, self.at_once)(z) if gathered else self.single(z)
 
     @torch.no_grad()
     def look(self) -> Tensor:
@@ -174,52 +192,13 @@ class LogJoint:
         shapes = latents.value_shapes
         return Placed(latents.owner, latents.unpack(z), shapes, filled, self.enumerates, latents.centers)
 
-    def _rows(self, how: Vectorization) -> Callable[..., Tensor]:
+    @property
+    def _ways(self) -> dict[Vectorization, Callable[[Tensor], Tensor]]:
         return {
             Vectorization.VMAP: self._by_vmap,
             Vectorization.PLATE: self._by_plate,
             Vectorization.LOOP: self._by_loop,
-        }[how]
-
-    def _choose(self, rows: Tensor) -> Vectorization:
-        """The best way that runs and agrees with the loop, with a warning unless it is vmap."""
-        loop = self._by_loop(rows)  # the user's own mistakes surface here
-        reason = self._objection(Vectorization.VMAP, loop, rows)
-        if reason is None:
-            return Vectorization.VMAP
-        how = Vectorization.PLATE if self._takes_plate(loop, rows) else Vectorization.LOOP
-        warnings.warn(
-            f"torch.vmap cannot run this model ({reason[0]}); particles go through {how.value}. Results are right, "
-            f"but slower; {reason[1]}",
-            VectorizationWarning,
-            stacklevel=4,
-        )
-        return how
-
-    def _objection(self, how: Vectorization, loop: Tensor, rows: Tensor) -> tuple[str, str] | None:
-        """Why a way is not to be taken and whose code that comes from, if there is a reason."""
-        try:
-            values = self._rows(how)(rows)
-        except Exception as error:
-            return first_line(error), cause(error)
-        close = functools.partial(torch.allclose, rtol=1e-4, atol=1e-4, equal_nan=True)
-        # A model that subsamples differs from run to run, and cannot be compared.
-        if close(values, loop) or not all(close(self._by_loop(rows), loop) for _ in range(4)):
-            return None
-        apart = float((values - loop).abs().max())
-        return f"its values there differ from those of single runs by up to {apart:.2g}", BRANCHES
-
-    def _takes_plate(self, loop: Tensor, rows: Tensor) -> bool:
-        """Whether a plate gives what the loop gives, and mixes no particles, which shows little where they are near."""
-        if self.enumerates or self._objection(Vectorization.PLATE, loop, rows) is not None:
-            return False
-        try:
-            with torch.enable_grad():
-                z = rows.clone().requires_grad_()
-                (gradient,) = torch.autograd.grad(self._by_plate(z)[0], z)
-            return not bool(gradient[1:].any())
-        except RuntimeError:
-            return False
+        }
 
     def leaves(self, z: Tensor) -> list[Tensor]:
         """The model's trainable leaf tensors: unconstrained ``pyro.param`` values and module parameters."""
@@ -242,7 +221,7 @@ class LogJoint:
     def _by_vmap(self, z: Tensor) -> Tensor:
         # Validation branches on values, which vmap refuses; the first, looped evaluation was validated.
         with validation(False):
-            return torch.vmap(self.single, randomness="same")(z)
+            return torch.vmap(self.row, randomness="same")(z)
 
     def _by_loop(self, z: Tensor) -> Tensor:
         return torch.stack([self.single(row) for row in z])

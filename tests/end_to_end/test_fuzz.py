@@ -22,9 +22,13 @@ from pyro_nflows.engine import DensityGradient, Engine, Inputs, Program, prepare
 from pyro_nflows.engine.native import build
 from pyro_nflows.inference.elbo import Gradient
 from pyro_nflows.layers import LocScale
+from pyro_nflows.model.at_once import AtOnce
 from pyro_nflows.model.bound import BoundModel
 from pyro_nflows.model.coordinates import Coordinates
+from pyro_nflows.model.like_calls import groups_of, recorded
 from pyro_nflows.model.log_joint import LogJoint, Vectorization
+from pyro_nflows.model.vectorization import takes_plate
+from pyro_nflows.system.exclusive import validation
 from tests.random_models import BIJECTIONS, FLAWS, Description, Latent, Observed, descriptions
 
 #: The same models in any process and order, without a file, and none of them too slow.
@@ -119,16 +123,27 @@ def by_pyro(description: Description, guide: Any, z: Tensor) -> tuple[Tensor, Te
 
 
 def check_by_loop(guide: AutoFlow, joint: LogJoint, z: Tensor, description: Description) -> None:
-    same(joint._rows(Vectorization.LOOP)(z), joint(z))
+    same(joint._ways[Vectorization.LOOP](z), joint(z))
 
 
 def check_by_plate(guide: AutoFlow, joint: LogJoint, z: Tensor, description: Description) -> None:
     """Where the model can broadcast along a plate outside of it."""
     with torch.no_grad():
         values = joint(z)
-        takes_plate = joint._takes_plate(values, z)
-    if takes_plate:
-        same(joint._rows(Vectorization.PLATE)(z).detach(), values)
+        is_taken = not joint.enumerates and takes_plate(joint._ways, values, z)
+    if is_taken:
+        same(joint._ways[Vectorization.PLATE](z).detach(), values)
+
+
+def check_at_once(guide: AutoFlow, joint: LogJoint, z: Tensor, description: Description) -> None:
+    """Like operations at once, however few there are."""
+    if joint.has_parameters():
+        return
+    with validation(False):
+        recording = recorded(joint.single, z[0], joint.bound.tensors)
+    assert recording is not None
+    gathered = DensityGradient(torch.vmap(AtOnce(recording, groups_of(recording))))
+    same(gathered._values_and_grads(z), DensityGradient(joint)._values_and_grads(z))
 
 
 def check_values(guide: AutoFlow, joint: LogJoint, z: Tensor, description: Description) -> None:
@@ -181,7 +196,7 @@ def check_in_coordinates(guide: AutoFlow, joint: LogJoint, z: Tensor, descriptio
         way(own_guide, own, z, description)
 
 
-WAYS = [check_by_loop, check_by_plate, check_values, check_loss, check_step, check_in_coordinates]
+WAYS = [check_by_loop, check_by_plate, check_at_once, check_values, check_loss, check_step, check_in_coordinates]
 
 
 def start_of(guide: Any) -> dict[str, Tensor]:

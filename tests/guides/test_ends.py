@@ -35,6 +35,15 @@ def non_centered(y=torch.zeros(T)):
     pyro.sample("y", dist.Normal(scale[..., None] * e.cumsum(-1), 1.0).to_event(1), obs=y)
 
 
+def autoregression(y=torch.zeros(200)):
+    """A chain that has no memory where a guide begins: there its steps are tied to as few others as its states."""
+    a, scale = pyro.sample("a", dist.Normal(0.0, 0.5)), pyro.sample("scale", dist.LogNormal(0.0, 0.3))
+    z = torch.tensor(0.0)
+    for t, value in enumerate(y):
+        z = pyro.sample(f"z_{t}", dist.Normal(a * z, scale))
+        pyro.sample(f"y_{t}", dist.Normal(z, 1.0), obs=value)
+
+
 def end_of(model, **options):
     pyro.clear_param_store()
     guide = AutoFlow(model, Trivial, **options)
@@ -42,11 +51,11 @@ def end_of(model, **options):
     return guide.plain_layer().end, guide
 
 
-@pytest.mark.parametrize("model", [walk, chain])
+@pytest.mark.parametrize("model", [walk, chain, autoregression])
 def test_a_random_walk_has_a_sparse_end_however_it_is_written(model):
     end, guide = end_of(model)
     assert isinstance(end, SparseAffine)
-    assert end.elimination.pattern.hubs.tolist() == [0]
+    assert end.elimination.pattern.hubs.tolist() == ([0, 1] if model is autoregression else [0])
     assert "end sparse" in repr(guide)
     assert not guide.latents.centering
 

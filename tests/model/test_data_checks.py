@@ -166,7 +166,7 @@ def test_a_log_joint_has_the_latents_precision_and_the_datas_values(
         z = torch.linspace(-1, 1, 3 * guide.latent_dim).reshape(3, -1).requires_grad_()
         for how in Vectorization:
             if not (joint.enumerates and how is Vectorization.PLATE):
-                value = joint._rows(how)(z)
+                value = joint._ways[how](z)
                 joints.append((value, torch.autograd.grad(value.sum(), z)[0]))
     close = {"rtol": 1e-5, "atol": 1e-4} if dtype.itemsize > 2 else {"rtol": 0.03, "atol": 0.03}
     for value, gradient in joints:

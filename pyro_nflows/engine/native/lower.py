@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from ..recorder import Call, Value, is_value
+from ...system.recorder import Call, Value, is_value
 from ..tape import Tape
 from . import copies, linear  # noqa: F401  (their rules register themselves)
 from .builder import RULES, Builder, known
