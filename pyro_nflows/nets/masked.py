@@ -9,6 +9,7 @@ from torch.nn.functional import linear
 
 from ..checks import check_widths
 from .context import context_of, join_context, take_context
+from .tiles import Cell, grid, masked_linear
 
 
 class MaskedMLP(nn.Module):
@@ -64,17 +65,20 @@ class MaskedMLP(nn.Module):
             self.register_buffer("head", head)
         self.skip = nn.Parameter(torch.zeros(len(last), len(first))) if hidden_dims else None
         self.bias = nn.Parameter(torch.zeros(len(last)))
+        #: How each mask is cut where it is large.
+        self.grids = dict[str, Cell]()
         for i, (a, b) in enumerate(zip(degrees, degrees[1:])):
-            self._mask(f"mask_{i}", b[:, None] >= a)
-        self._mask("mask_head", last[:, None] > degrees[-1])
-        self._mask("mask_skip", last[:, None] > first)
+            self._mask(f"mask_{i}", b[:, None] >= a, b, a)
+        self._mask("mask_head", last[:, None] > degrees[-1], last, degrees[-1])
+        self._mask("mask_skip", last[:, None] > first, last, first)
         self.reverse = reverse
         #: For each layer, how many of its units read at most the first 0, 1, ... D coordinates.
         self.ends = [[int((degree <= i).sum()) for i in range(input_dim + 1)] for degree in degrees]
         for i, degree in enumerate(degrees):
             self.register_buffer(f"order_{i}", degree.argsort(stable=True), persistent=False)
 
-    def _mask(self, name: str, mask: Tensor) -> None:
+    def _mask(self, name: str, mask: Tensor, rows: Tensor, columns: Tensor) -> None:
+        self.grids[name] = grid(mask, rows, columns)
         self.register_buffer(name, mask.to(torch.get_default_dtype()), persistent=False)
 
     def _weights(self) -> list[Tensor]:
@@ -84,15 +88,18 @@ class MaskedMLP(nn.Module):
     def _hidden(self, x: Tensor) -> list[Tensor]:
         """Values of the hidden layers; first those of the input, context included."""
         values = [x]
-        for layer, weight in zip(self.hidden, self._weights()):
-            values.append(torch.tanh(linear(values[-1], weight, cast(nn.Linear, layer).bias)))
+        for i, layer in enumerate(cast(list[nn.Linear], self.hidden)):
+            values.append(torch.tanh(self._masked(values[-1], layer.weight, f"mask_{i}", layer.bias)))
         return values
+
+    def _masked(self, x: Tensor, weight: Tensor, name: str, bias: Tensor | None = None) -> Tensor:
+        return masked_linear(x, weight, getattr(self, name), self.grids[name], bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = join_context(self, x)
-        y = linear(self._hidden(x)[-1], self.head * self.mask_head, self.bias)
+        y = self._masked(self._hidden(x)[-1], self.head, "mask_head", self.bias)
         if self.skip is not None:
-            y = y + linear(x, self.skip * self.mask_skip)
+            y = y + self._masked(x, self.skip, "mask_skip")
         return y.unflatten(-1, self.shape)
 
     def solve(self, y: Tensor, invert: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
