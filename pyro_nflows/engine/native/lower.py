@@ -11,6 +11,7 @@ from ..tape import Tape
 from . import copies, linear  # noqa: F401  (their rules register themselves)
 from .builder import RULES, Builder, known
 from .ops import NEED_FLOAT, expression
+from .parts import put_together
 from .plan import Ref
 
 _aten = torch.ops.aten
@@ -45,6 +46,7 @@ class Lowering(Builder):
         self.results = [self._whole(self.refs[number]) for number in tape.results]
         for ref in self.results:
             ref.buffer.pinned = True
+        put_together(self.plan)
 
     def _call(self, call: Call, tape: Tape) -> None:
         args, kwargs = tree_map(

@@ -151,6 +151,7 @@ class Loops:
         self.steps: list[Step] = []
         self.buffers: list[Buffer] = []
         self.factors: dict[Any, Ref] = {}  # constant right factors, as products read them
+        self.joined: set[Buffer] = set()  # what is put together of parts, each of which is written once
 
     def buffer(self, dtype: torch.dtype, numel: int, **kwargs: Any) -> Buffer:
         """New memory."""

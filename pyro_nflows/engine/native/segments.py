@@ -13,7 +13,8 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from .plan import Access, Buffer, Extern, Loop, Loops, Ref, Statement, Step, accesses, refs_of
+from .parts import renumber
+from .plan import Buffer, Extern, Loop, Loops, Ref, Step, refs_of
 from .shares import UNIT, Cut, Share, Touch, cuts, length_of, touches
 from .turns import SECONDS, seconds
 
@@ -105,10 +106,10 @@ def segments(plan: Loops, given: Sequence[Ref] = ()) -> tuple[list[Segment], int
         return None
     size = _particles(plan.steps, {ref.meta.shape[0] for ref in given if ref.meta.dim() > 1})
     plan.steps = [made for step in plan.steps for made in _apart(step, size)]
-    _renumber(plan)
+    renumber(plan)
     made = list(_arranged(plan, size))
     plan.steps = [part.step for segment in made for part in segment.parts]
-    _renumber(plan)
+    renumber(plan)
     for segment in made:
         _place(segment)
     return made, size
@@ -145,28 +146,6 @@ def _apart(step: Step, size: int) -> Iterator[Step]:
     step.statements = rest
     yield step
     yield Loop(step.shape, sums)
-
-
-def _renumber(plan: Loops) -> None:
-    """Note anew which steps read and write each buffer."""
-    for buffer in plan.buffers:
-        buffer.reads, buffer.writes = [], []
-    for i, step in enumerate(plan.steps):
-        if isinstance(step, Loop):
-            for statement in step.statements:
-                for access in _read(statement):
-                    access.buffer.reads.append(i)
-                statement.out.buffer.writes.append(i)
-        else:
-            reads, writes = refs_of(step)
-            for ref in reads:
-                ref.buffer.reads.append(i)
-            for ref in writes:
-                ref.buffer.writes.append(i)
-
-
-def _read(statement: Statement) -> list[Access]:
-    return accesses(statement.operands) + [index for index, _, _ in statement.out.indices]
 
 
 def _dependencies(plan: Loops) -> list[set[int]]:

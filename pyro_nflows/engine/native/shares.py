@@ -151,7 +151,9 @@ def _share(offset: int, dims: list[tuple[int, int]], along: int) -> Share | None
         if stride < 0:
             return None
         reach += stride * (num - 1)
-    return Share(period, size, (offset - within) % (period * size)) if within + reach < period else None
+    if reach >= period:
+        return None
+    return Share(period, size, (offset - (within if within + reach < period else 0)) % (period * size))
 
 
 def length_of(size: int) -> int:
