@@ -18,6 +18,8 @@ import numpy as np
 
 from . import scale_models
 
+#: Steps of a repeat, at the fewest: training runs fifty at once, and what is done once for them is not a step's.
+FEWEST = 20
 #: Particles of a step.
 PARTICLES = 128
 #: Draws of a NumPyro guide, and steps of its training; warm-up and draws of each of NUTS' chains.
@@ -68,7 +70,7 @@ def timed(run: Callable[[int], Any], job: Row) -> Row:
     run(2)
     began = time.process_time()
     run(2)
-    num = max(1, min(500, int(0.03 / max(1e-6, (time.process_time() - began) / 2))))
+    num = max(FEWEST, min(500, int(0.03 / max(1e-6, (time.process_time() - began) / 2))))
     run(num)
     threads = workers(lambda: run(num)) if job["alone"] else None
     wall, processor = [], []

@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-#: No side of a rectangle is shorter, but where degrees begin anew.
-SHORTEST = 64
+#: Matrices whose sides are no shorter are cut, and no side of a rectangle is shorter, but where degrees begin anew.
+CUT, SHORTEST = 256, 64
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,13 @@ def grid(mask: Tensor, rows: Tensor, columns: Tensor) -> Cell:
 
     Example::
 
-        >>> degrees = torch.arange(128)
-        >>> grid(degrees[:, None] >= degrees, degrees, degrees)
-        Grid(rows=(64, 64), columns=(64, 64), cells=(('masked', None), ('whole', 'masked')))
+        >>> degrees = torch.arange(256)
+        >>> cut = grid(degrees[:, None] >= degrees, degrees, degrees)
+        >>> cut.rows, cut.columns, cut.cells[0][1], cut.cells[1][0]
+        ((128, 128), (128, 128), None, 'whole')
     """
+    if min(mask.shape) < CUT:
+        return "masked"
     sizes = [_runs(degrees) for degrees in (rows, columns)]
     return _cut(mask, *sizes) if min(map(len, sizes)) and max(map(len, sizes)) > 1 else _cell(mask)
 

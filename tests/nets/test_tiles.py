@@ -33,11 +33,11 @@ def rectangles(cell, size):
 
 
 WIDE = {
-    "as wide as its input": {"input_dim": 140, "num_params": 2, "hidden_dims": (140, 140)},
-    "reversed": {"input_dim": 131, "num_params": 1, "hidden_dims": (131, 131), "reverse": True},
-    "wider": {"input_dim": 130, "num_params": 2, "hidden_dims": (300, 130)},
-    "narrower": {"input_dim": 150, "num_params": 2, "hidden_dims": (128, 40)},
-    "with a context": {"input_dim": 130, "num_params": 2, "hidden_dims": (131, 270), "reverse": True, "context_dim": 3},
+    "as wide as its input": {"input_dim": 270, "num_params": 2, "hidden_dims": (270, 270)},
+    "reversed": {"input_dim": 257, "num_params": 1, "hidden_dims": (257, 257), "reverse": True},
+    "wider": {"input_dim": 260, "num_params": 1, "hidden_dims": (300, 259)},
+    "narrower": {"input_dim": 256, "num_params": 1, "hidden_dims": (256, 40)},
+    "with a context": {"input_dim": 260, "num_params": 1, "hidden_dims": (261, 270), "reverse": True, "context_dim": 3},
 }
 
 
@@ -57,8 +57,8 @@ def test_a_wide_network_and_its_gradients_are_those_of_masked_weights(name):
 
 
 def test_second_derivatives_of_a_wide_network_are_those_of_masked_weights():
-    net = shaken(130, 1, (130,))
-    x, way = torch.randn(2, 130), torch.randn(2, 130)
+    net = shaken(256, 1, (256,))
+    x, way = torch.randn(2, 256), torch.randn(2, 256)
 
     def curvature(one):
         slope = torch.func.grad(lambda z: one(z).sin().sum())
@@ -78,14 +78,14 @@ def test_little_more_than_half_of_a_wide_network_is_multiplied(reverse):
 
 
 def test_a_narrow_network_is_not_cut():
-    assert not any(isinstance(cell, Grid) for cell in MaskedMLP(100, 2, (127, 64)).grids.values())
+    assert not any(isinstance(cell, Grid) for cell in MaskedMLP(200, 2, (255, 64)).grids.values())
     assert not any(isinstance(cell, Grid) for cell in MaskedMLP(20, 2, (1000, 1000)).grids.values())
 
 
 def test_a_mask_of_any_shape_leaves_out_zeros_only():
     """Degrees in no order, too."""
-    degrees = torch.randperm(200), torch.arange(300).flip(0) % 150
+    degrees = torch.randperm(260), torch.arange(300).flip(0) % 150
     mask = degrees[0][:, None] >= degrees[1]
-    weight, x = torch.randn(200, 300), torch.randn(4, 300)
+    weight, x = torch.randn(260, 300), torch.randn(4, 300)
     cell = grid(mask, *degrees)
     assert torch.allclose(masked_linear(x, weight, mask.double(), cell), x @ (weight * mask).T)
