@@ -32,7 +32,7 @@ def _cat(build: Builder, meta: Meta, parts: list[Ref], dim: int = 0) -> Ref | No
     out, start = build.plan.room(*meta), 0
     if not known(meta[1]) or not known(*(p.meta.dtype for p in parts)):
         return None
-    build.plan.joined.add(out.buffer)
+    out.buffer.apart = True
     for part in parts:
         size = part.meta.shape[dim]
         view = Ref(out.buffer, out.meta.narrow(dim, start, size))

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from .builder import Builder, Meta, known, rule
 from .constants import whole
-from .plan import Ref
+from .plan import LARGE, Ref
 
 #: Multiplications from which a call of torch's own product is worth its way.
 MAX_PRODUCT = 4e9
+#: A long vector's norm is that of so many pieces, whatever the number of threads.
+PIECES = 64
 
 
 @rule("sum")
@@ -68,7 +70,20 @@ def _linalg_vector_norm(
 ) -> Any:
     if order != 2 or not known(meta[1]) or x.meta.dtype != meta[1]:
         return None
+    if x.meta.numel() >= LARGE and x.meta.dim() == 1 and x.meta.is_contiguous() and x.buffer.home is None:
+        return build.like("({T}){sqrt}({0})", _in_pieces(build, x, keepdim))
     return build.like("({T}){sqrt}({0})", build.reduced("sum", x, dims, keepdim, "{0} * {0}"))
+
+
+def _in_pieces(build: Builder, x: Ref, keepdim: bool) -> Ref:
+    """The sum of squares of a long vector that lies in memory: pieces, of which threads may have some each."""
+    length = x.meta.numel() // PIECES
+    whole = Ref(x.buffer, x.meta[: PIECES * length].view(PIECES, length))
+    total = build.reduced("sum", build.reduced("sum", whole, [1], False, "{0} * {0}"), None, keepdim)
+    if x.meta.numel() == PIECES * length:
+        return total
+    rest = build.reduced("sum", Ref(x.buffer, x.meta[PIECES * length :]), None, keepdim, "{0} * {0}")
+    return build.like("{0} + {1}", total, rest)
 
 
 @rule("logsumexp")

@@ -22,7 +22,7 @@ def put_together(plan: Loops) -> None:
     writers, num = _writers(plan), _num_reads(plan)
     for step in plan.steps:
         if isinstance(step, Loop):
-            step.statements = [s for s in step.statements if not _moved(plan, step.shape, s, writers, num)]
+            step.statements = [s for s in step.statements if not _moved(step.shape, s, writers, num)]
     plan.steps = [step for step in plan.steps if not (isinstance(step, Loop) and not step.statements)]
     renumber(plan)
 
@@ -69,16 +69,14 @@ def _writers(plan: Loops) -> dict[Buffer, list[Writer | None]]:
     return found
 
 
-def _moved(
-    plan: Loops, shape: Shape, copy: Statement, writers: dict[Buffer, list[Writer | None]], num: dict[Buffer, int]
-) -> bool:
+def _moved(shape: Shape, copy: Statement, writers: dict[Buffer, list[Writer | None]], num: dict[Buffer, int]) -> bool:
     """Have all that writes a part write to where a copy puts it, if nothing else reads the part."""
     out, given = copy.out, copy.operands[0]
     if copy.kind != "store" or copy.template != "{0}" or not isinstance(given, Access) or given.indices:
         return False
     part = given.buffer
     alone = num[part] == 1 and part.constant is None and not part.pinned and part.dtype == out.buffer.dtype
-    if out.buffer not in plan.joined or not alone or not _is_all(given, shape):
+    if not out.buffer.apart or not alone or not _is_all(given, shape):
         return False
     made = [writer and _elsewhere(writer, given, out, shape) for writer in writers[part]]
     if not made or None in made:

@@ -34,13 +34,14 @@ LARGE = 2**18
 
 @dataclass(eq=False)
 class Buffer:
-    """A piece of memory: an input, a constant, or what some steps write."""
+    """A piece of memory: an input, a constant, or what some steps write; ``apart`` if each of these another part."""
 
     dtype: torch.dtype
     numel: int
     constant: Tensor | None = None
     origin: Origin | None = None
     pinned: bool = False
+    apart: bool = False
     home: "Loop | None" = None
     writes: list[int] = field(default_factory=list)
     reads: list[int] = field(default_factory=list)
@@ -151,7 +152,6 @@ class Loops:
         self.steps: list[Step] = []
         self.buffers: list[Buffer] = []
         self.factors: dict[Any, Ref] = {}  # constant right factors, as products read them
-        self.joined: set[Buffer] = set()  # what is put together of parts, each of which is written once
 
     def buffer(self, dtype: torch.dtype, numel: int, **kwargs: Any) -> Buffer:
         """New memory."""

@@ -71,7 +71,8 @@ class Segment:
         for other, owner in self.touched.get(touch.buffer, ()):
             apart = touch.first >= other.last or other.first >= touch.last
             alike = owner is None and touch.share is not None and touch.share == other.share
-            if not (apart or alike) and (touch.writes or other.writes):
+            both = touch.writes and other.writes
+            if not (apart or alike or (both and touch.buffer.apart)) and (touch.writes or other.writes):
                 yield owner
 
     def local(self) -> dict[Buffer, Share]:
@@ -157,7 +158,7 @@ def _dependencies(plan: Loops) -> list[set[int]]:
         events = sorted([*((i, False) for i in buffer.reads), *((i, True) for i in buffer.writes)])
         written, read = list[int](), list[int]()
         for i, writes in events:
-            needed[i].update(j for j in written if j != i)
+            needed[i].update(j for j in written if j != i and not (writes and buffer.apart))
             if writes:
                 needed[i].update(j for j in read if j != i)
             (written if writes else read).append(i)

@@ -12,7 +12,7 @@ from pyro_nflows import ELBO, flows
 from pyro_nflows.engine import Inputs, Program
 from pyro_nflows.engine.backends import record
 from pyro_nflows.engine.ensemble import Ensemble
-from pyro_nflows.engine.native import Run, Scan, build, emit, segments
+from pyro_nflows.engine.native import Run, Scan, build, emit, linear, segments
 from pyro_nflows.engine.native.team import TEAMS, Chosen
 from pyro_nflows.engine.runners import Compiled
 from pyro_nflows.engine.tape import Tape
@@ -133,6 +133,21 @@ def test_shared_operations_are_torchs(name, dtype):
         assert torch.equal(one, five)
         size = float(expected.double().abs().max())  # terms of a sum may be that large where they cancel
         assert torch.allclose(one[0], expected, rtol=tolerance, atol=tolerance * max(size, 1.0))
+
+
+@pytest.mark.parametrize("size", [2**18, 2**18 + 7, 300_001])
+def test_a_long_norm_is_shared_in_pieces(size, monkeypatch):
+    x, y = torch.randn(size), torch.randn(128)
+    found, divide = [], emit.segments
+    monkeypatch.setattr(emit, "segments", lambda *given: found.append(divide(*given)) or found[-1])
+    scan = Scan(Tape(lambda x, y: [x.norm(), y.sum()], [x, y]), 0)
+    (made, _), pieces = found[0], linear.PIECES
+    assert any(
+        part.cut == (0, pieces) and part.step.shape == (pieces, size // pieces) for s in made for part in s.parts
+    )
+    one, two = (shared_by(scan, num).run([], [x[None], y[None]])[1][0] for num in (1, 2))
+    assert torch.equal(one, two)
+    assert torch.allclose(one[0], x.norm())
 
 
 def test_a_short_step_is_left_to_one_thread(monkeypatch):
