@@ -28,7 +28,7 @@ Ends = Literal["auto", "full", "sparse", "low_rank", "diagonal"]
 #: Up to so many latents, a full matrix costs too little to look for anything else.
 MAX_DENSE = 64
 #: Above this many dimensions the end is full only where that is asked for.
-MAX_FULL_RANK = 512
+MAX_FULL_RANK = 2048
 #: A sparse end pays with at most this share of a full one's numbers.
 WORTH = 0.5
 #: Directions of an end of low rank.

@@ -24,7 +24,7 @@ from ..numerics import quasi_normal
 from ..system.randomness import forked
 
 #: More dimensions than that would need too many points for a covariance.
-MAX_DIM = 512
+MAX_DIM = 2048
 #: Points of each component, and at least so many a dimension.
 NUM_POINTS, POINTS_A_DIM = 512, 16
 #: Of more dimensions than these, fewer points a dimension, and steps: even points are exact for what is Gaussian.

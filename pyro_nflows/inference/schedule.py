@@ -8,6 +8,8 @@ from ..engine import Round
 
 #: A joint flow of more latents than these is trained no further from this ESS on, and neither is one of a dear model.
 MANY, MANY_ESS = 64, 0.6
+#: And one with a full matrix of more latents than these, of which a step moves hundreds of thousands of numbers.
+LARGE, LARGE_ESS = 512, 0.3
 #: Draws that a verdict needs, however dear they are.
 FEWEST = 2000
 #: How much work a fit may be.
@@ -113,24 +115,30 @@ class Schedule:
         made = replace(self, num_samples=most)
         return made.where_most_is_enough() if self.has_flow else made
 
-    def for_latents(self, num: int) -> "Schedule":
+    def for_latents(self, num: int, is_full: bool = False) -> "Schedule":
         """For a joint flow of so many latents: of many, weights that are worth most of the draws are enough.
 
         A mean over draws has then all the precision that anybody reads, and the rest of the ESS would cost most of the
-        time.
+        time. With a full matrix of hundreds of latents or more, what a chain's draws are worth at best is enough.
+
+        :param is_full: whether its affine end is a full matrix.
 
         Example::
 
             >>> Schedule().for_latents(10).good_ess, Schedule().for_latents(100).good_ess
             (0.95, 0.6)
+            >>> Schedule().for_latents(1600, is_full=True).good_ess
+            0.3
         """
-        return self if num <= MANY else self.where_most_is_enough()
-
-    def where_most_is_enough(self) -> "Schedule":
-        """Where another ESS was not asked for: training ends at one at which weights are worth most of the draws."""
-        if self.good_ess != Schedule.good_ess:
+        if num <= MANY:
             return self
-        return replace(self, good_ess=MANY_ESS, evident_ess=MANY_ESS)
+        return self.where_most_is_enough(LARGE_ESS if is_full and num > LARGE else MANY_ESS)
+
+    def where_most_is_enough(self, ess: float = MANY_ESS) -> "Schedule":
+        """With an ESS at which training ends, where another one was not asked for."""
+        if self.good_ess not in (Schedule.good_ess, MANY_ESS):
+            return self
+        return replace(self, good_ess=ess, evident_ess=ess)
 
     def after_rounds(self, number: int) -> str:
         """What comes after so many rounds of the flow, in words.

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pyro_nflows import AutoFlow, AutoRealNVP
+from pyro_nflows.guides import ends
 from pyro_nflows.layers import LocScale, LowRankAffine, SparseAffine, TriangularAffine
 from pyro_nflows.layers import LocScale as Trivial
 
@@ -66,6 +67,11 @@ def test_steps_of_a_walk_are_tied_to_all_before_them():
     assert "ties most latents to most others" in repr(guide)
     with pytest.raises(ValueError, match='end="low_rank" or "full"'):
         end_of(non_centered, end="sparse")
+
+
+def test_above_a_number_of_latents_a_matrix_is_too_much(monkeypatch):
+    monkeypatch.setattr(ends, "MAX_FULL_RANK", T)
+    assert isinstance(end_of(non_centered)[0], LowRankAffine)
 
 
 @pytest.mark.parametrize(

@@ -196,3 +196,23 @@ def test_a_run_that_is_killed_and_run_again_comes_to_the_same(tmp_path: Any, mon
     again = line(AutoWasserstein(skewed), checkpoint=tmp_path / "fit.pt").run(DATA)
     assert torch.equal(again.log_weight, expected.log_weight)
     assert torch.equal(again.history.trace(), expected.history.trace())
+
+
+def test_six_hundred_latents_that_are_all_tied_need_no_training() -> None:
+    dim, generator = 600, torch.Generator().manual_seed(0)
+    factors = torch.randn(200, dim, generator=generator, dtype=torch.float64) / 20
+    y = factors @ torch.randn(dim, generator=generator, dtype=torch.float64)
+
+    def model(factors: Tensor, y: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(y.new_zeros(dim), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(factors @ z, 1.0).to_event(1), obs=y)
+
+    vi = VI(AutoFlow(model), seed=0, progress_bar=False).run(factors, y)
+    assert isinstance(vi.guide.plain_layer().end, TriangularAffine)
+    found = vi.diagnostics()
+    assert found["outcome"] is Outcome.TRUST
+    assert found["num_steps"] == 0
+    covariance = torch.linalg.inv(torch.eye(dim, dtype=torch.float64) + factors.T @ factors)
+    z, sd = vi.get_samples(4000)["z"], covariance.diagonal().sqrt()
+    assert float(((z.mean(0) - covariance @ factors.T @ y) / sd).abs().max()) < 5 / 4000**0.5
+    assert float((z.std(0) / sd - 1).abs().max()) < 5 / 8000**0.5
