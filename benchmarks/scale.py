@@ -179,13 +179,16 @@ def plot(found: dict[str, list[Row]], file: str) -> None:
             sizes, times, memory = zip(*some)
             style = {"marker": "o", "markersize": 3, "linestyle": "--" if key[1] == 1 else "-"}
             color = f"C{[*OURS, *THEIRS].index(key[0])}"
-            column[0].loglog(sizes, times, color=color, label=f"{key[0]}, {key[1]}", **style)
+            threads = "one thread" if key[1] == 1 else f"{key[1]} threads"
+            column[0].loglog(sizes, times, color=color, label=f"{key[0]}, {threads}", **style)
             if key[1] > 1 or len({row["threads"] for row in rows}) == 1:
                 column[1].loglog(sizes, [max(1, mb) for mb in memory], color=color, **style)
         column[1].set_xlabel("latent dimension" if part == "dims" else "rows")
     axes[0, 0].set_ylabel("microseconds a step")
     axes[1, 0].set_ylabel("megabytes")
-    axes[0, 0].legend(frameon=False, fontsize=6)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=7
+    )
     figure.savefig(file, dpi=150)
 
 

@@ -27,6 +27,8 @@ C_TYPES = {
 }
 #: Statements after which a loop is full: longer ones only spill registers.
 MAX_STATEMENTS = 80
+#: Rows of data, for each particle, from which on what a model makes of them lies particle by particle.
+MANY_ROWS = 4
 #: Points from which on a statement only joins a loop that makes what it reads, or the last one: of what is computed in
 #: blocks, one block would otherwise wait in memory for the next.
 LARGE = 2**18
@@ -247,7 +249,8 @@ class Loops:
     def product(self, a: Ref, b: Ref) -> Ref:
         """``(batch, m, k)`` times ``(batch, k, n)``, or without the batch."""
         *batch, m, n = (*a.meta.shape[:-1], b.meta.shape[-1])
-        turned = m > n and n < LONG
+        is_given = a.buffer.constant is not None or a.buffer.pinned  # rows of data, over which loops will run
+        turned = m > n and (n < LONG or (is_given and m >= MANY_ROWS * n))
         out = self.ref((*batch, n, m) if turned else (*batch, m, n), a.meta.dtype)
         if turned:
             out = Ref(out.buffer, out.meta.transpose(-1, -2))
