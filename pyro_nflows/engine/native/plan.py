@@ -226,7 +226,8 @@ class Loops:
             position, step = len(self.steps), Loop(shape)
             self.steps.append(step)
         step.statements.append(statement)
-        self._note(position, [a.buffer for a in reads + within])
+        for access in reads + within:
+            access.buffer.reads.append(position)
         statement.out.buffer.writes.append(position)
         return step
 
@@ -239,10 +240,6 @@ class Loops:
         home = buffer.home
         same = home is not None and home.shape == shape and access.offset == 0 and access.strides == packed(shape)
         return last if same and not access.indices and len(buffer.writes) == 1 else last + 1
-
-    def _note(self, position: int, buffers: Sequence[Buffer]) -> None:
-        for buffer in buffers:
-            buffer.reads.append(position)
 
     # ---- steps that stand alone -----------------------------------------------------------------------------
 
@@ -292,7 +289,8 @@ class Loops:
 
     def _append(self, step: Step, inputs: list[Ref], outs: list[Ref]) -> None:
         self.steps.append(step)
-        self._note(len(self.steps) - 1, [ref.buffer for ref in inputs])
+        for ref in inputs:
+            ref.buffer.reads.append(len(self.steps) - 1)
         for ref in outs:
             ref.buffer.writes.append(len(self.steps) - 1)
 
