@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..system.recorder import Call, Impure, Recorder, TraceError, Value, is_random, is_value, mapped, values_of
+from ..system.recorder import Call, Impure, Recorder, TraceError, Value, is_random, is_value, mapped, needed, values_of
 from ..triangles import solve_triangular
 
 __all__ = ["Tape", "TraceError"]
@@ -83,12 +83,12 @@ class Tape:
         with torch.autograd.set_multithreading_enabled(False), Recorder(inputs, data, self.pure) as recorder:
             results = function(*inputs)
         self.results = [recorder.number(tensor) for tensor in results]
-        self.calls = _needed(recorder.calls, self.results) if self.pure else recorder.calls
+        self.calls = needed(recorder.calls, self.results) if self.pure else recorder.calls
         used = {v.number for call in self.calls for v in values_of(call)} | set(self.results)
         self.constants = {n: t.detach() for n, t in recorder.constants.items() if n in used}
         self.metas, self.strides = recorder.metas, recorder.strides
         self.data = [recorder.number(tensor) for tensor in data]
-        self.prologue = _needed(recorder.prologue, list(used))
+        self.prologue = needed(recorder.prologue, used)
         self._sources = {v.number: recorder.constants[v.number] for call in self.prologue for v in values_of(call)}
 
     def _generate(self) -> Callable[[Sequence[Tensor]], list[Tensor]]:
@@ -173,13 +173,3 @@ def _no_collection() -> Iterator[None]:
     finally:
         if is_enabled:
             gc.enable()
-
-
-def _needed(calls: list[Call], results: list[int]) -> list[Call]:
-    """Without what the results do not depend on."""
-    needed, kept = set(results), []
-    for call in reversed(calls):
-        if needed & set(call.results):
-            kept.append(call)
-            needed |= {value.number for value in values_of(call)}
-    return kept[::-1]

@@ -113,7 +113,7 @@ class Schedule:
         if most >= self.num_samples:
             return self
         made = replace(self, num_samples=most)
-        return made.where_most_is_enough() if self.has_flow else made
+        return made.ending_at() if self.has_flow else made
 
     def for_latents(self, num: int, is_full: bool = False) -> "Schedule":
         """For a joint flow of so many latents: of many, weights that are worth most of the draws are enough.
@@ -132,9 +132,9 @@ class Schedule:
         """
         if num <= MANY:
             return self
-        return self.where_most_is_enough(LARGE_ESS if is_full and num > LARGE else MANY_ESS)
+        return self.ending_at(LARGE_ESS if is_full and num > LARGE else MANY_ESS)
 
-    def where_most_is_enough(self, ess: float = MANY_ESS) -> "Schedule":
+    def ending_at(self, ess: float = MANY_ESS) -> "Schedule":
         """With an ESS at which training ends, where another one was not asked for."""
         if self.good_ess not in (Schedule.good_ess, MANY_ESS):
             return self

@@ -114,22 +114,16 @@ class AtOnce:
         whole, dim, length = self._places.one(value.number), parts[0].dim, parts[0].length
         dim %= max(1, len(self._metas[value.number][0]))
         starts, width = [part.start for part in parts], max(1, length)
-        if starts == list(range(starts[0], starts[0] + len(parts) * width, width)):
+        index = (torch.tensor(starts)[:, None] + torch.arange(width)).flatten()
+        follow = starts == list(range(starts[0], starts[0] + len(parts) * width, width))
 
-            def following(made: Made) -> Tensor:
-                rows = whole(made).narrow(dim, starts[0], len(parts) * width).unflatten(dim, (len(parts), width))
-                rows = rows.movedim(dim, 0)
-                return rows.select(dim + 1, 0) if not length else rows
-
-            return following
-        index = torch.tensor(starts)[:, None] + torch.arange(width)
-
-        def scattered(made: Made) -> Tensor:
+        def source(made: Made) -> Tensor:
             x = whole(made)
-            rows = x.index_select(dim, index.flatten().to(x.device)).unflatten(dim, index.shape).movedim(dim, 0)
-            return rows.select(dim + 1, 0) if not length else rows
+            x = x.narrow(dim, starts[0], len(index)) if follow else x.index_select(dim, index.to(x.device))
+            rows = x.unflatten(dim, (len(parts), width)).movedim(dim, 0)
+            return rows if length else rows.select(dim + 1, 0)
 
-        return scattered
+        return source
 
     def _alone(self, call: Call) -> None:
         """One operation; on a list of tensors of one shape, with these as the rows of one."""

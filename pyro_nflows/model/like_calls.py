@@ -20,7 +20,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Size, Tensor
 
-from ..system.recorder import Call, Recorder, TraceError, Value, is_random, is_value, mapped, values_of
+from ..system.recorder import (
+    Call,
+    Recorder,
+    TraceError,
+    Value,
+    hashable,
+    is_random,
+    is_value,
+    mapped,
+    needed,
+    values_of,
+)
 
 _aten = torch.ops.aten
 #: Operations that take a part out of a tensor: which part may differ among operations that are alike.
@@ -88,15 +99,12 @@ def recorded(function: Callable[[Tensor], Tensor], z: Tensor, data: Sequence[Ten
             raise
         return recorded(function, z)
     number = recorder.number(result)
-    needed, calls = {number}, []
-    for call in reversed(recorder.calls):
-        if needed & set(call.results):
-            calls.append(call)
-            needed |= {value.number for value in values_of(call)}
+    calls = needed(recorder.calls, [number])
     if any(is_random(call.target) or call.target in UNFIT or not call.results for call in calls):
         return None
-    constants = {n: tensor.detach() for n, tensor in recorder.constants.items() if n in needed}
-    parts = list(_taken_out(calls[::-1], recorder.metas))
+    used = {number, *(value.number for call in calls for value in values_of(call))}
+    constants = {n: tensor.detach() for n, tensor in recorder.constants.items() if n in used}
+    parts = list(_taken_out(calls, recorder.metas))
     return Recording(list(_with_sums(parts, number, recorder.metas)), number, data, constants, recorder.metas)
 
 
@@ -274,15 +282,5 @@ def _kind(call: Call, metas: dict[int, Meta], several: set[Any]) -> Kind:
     key = None if part is None else (call.args[0].number, part.dim, part.length)
     if key in several:
         return "parts", key
-    shapes = mapped(lambda leaf: metas[leaf.number] if is_value(leaf) else (type(leaf), leaf), (call.args, call.kwargs))
-    return "calls", call.target, _hashable(shapes), len(call.results)
-
-
-def _hashable(tree: Any) -> Any:
-    if isinstance(tree, list):
-        return "list", *map(_hashable, tree)
-    if isinstance(tree, tuple):
-        return "tuple", *map(_hashable, tree)
-    if isinstance(tree, dict):
-        return "dict", *((key, _hashable(value)) for key, value in tree.items())
-    return tree
+    shapes = mapped(lambda leaf: metas[leaf.number] if is_value(leaf) else leaf, (call.args, call.kwargs))
+    return "calls", call.target, hashable(shapes), len(call.results)

@@ -4,7 +4,7 @@ import functools
 import itertools
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -176,7 +176,7 @@ class Recorder(TorchDispatchMode):
         reuse = self.pure and not is_random(func)
         if func is _aten._local_scalar_dense.default:  # a number that is part of the recording
             return
-        key = (func, _hashable(self._shaped(func, named))) if reuse else None
+        key = (func, hashable(self._shaped(func, named))) if reuse else None
         if reuse and key in self._known:
             for number, tensor in zip(self._known[key].results, tensors):
                 if isinstance(tensor, Tensor):
@@ -282,14 +282,24 @@ def _collect(kind: type, tree: Any, found: list[Any]) -> list[Any]:
     return found
 
 
-def _hashable(tree: Any) -> Any:
+def hashable(tree: Any) -> Any:
     """What is equal for equal trees only: with types, since 1 and 1.0 and True are equal."""
     kind = type(tree)
     if kind is tuple or kind is list:
-        return kind, *[_hashable(part) if type(part) in _TREES else (type(part), part) for part in tree]
+        return kind, *[hashable(part) if type(part) in _TREES else (type(part), part) for part in tree]
     if kind is dict:
-        return kind, *[(key, _hashable(part)) for key, part in tree.items()]
+        return kind, *[(key, hashable(part)) for key, part in tree.items()]
     return kind, tree
+
+
+def needed(calls: Sequence[Call], results: Iterable[int]) -> list[Call]:
+    """Without what the results do not depend on."""
+    wanted, kept = set(results), list[Call]()
+    for call in reversed(calls):
+        if wanted & set(call.results):
+            kept.append(call)
+            wanted |= {value.number for value in values_of(call)}
+    return kept[::-1]
 
 
 def is_value(leaf: Any) -> bool:
