@@ -3,6 +3,7 @@ r"""A recording on its way to compiled code: compiled in the background, and use
 On a CUDA device, a CUDA graph takes the place of compiled code.
 """
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..checks import first_line
 from ..system.cores import num_cores
 from .graphs import Graph, GraphRun, scan_of
-from .native import CompilerError, Run, Scan
+from .native import CompilerError, Run, Scan, linear_library
 from .tape import Tape
 
 #: What :class:`~.native.Scan` raises where there can be no compiled code.
@@ -101,6 +102,18 @@ class Compiling:
 def compiles(like: Tensor) -> bool:
     """Whether compiled code could run at all: on the CPU or a CUDA device, in single or double precision."""
     return like.device.type in ("cpu", "cuda") and like.dtype in (torch.float32, torch.float64)
+
+
+def foresee() -> None:
+    """Begin to compile, in the background, what compiled code of any model needs; what fails is told when it is used.
+
+    Example::
+
+        >>> foresee()
+    """
+    with contextlib.suppress(*FAILURES):
+        if compiles(torch.empty(0)):
+            linear_library("d" if torch.get_default_dtype() is torch.float64 else "f")
 
 
 def memory_of(scan: Scan | Graph, tape: Tape | None = None) -> Code:

@@ -10,16 +10,16 @@ from ..engine import History, work_of
 from ..guides import AutoFlow
 from ..model.crossed_terms import CrossedTerms
 from ..system.exclusive import seeded, validation
-from ..system.signals import imported
 from .collapsed import collapser_of
 from .crossed_posterior import crossed_posterior, judged
 from .encoded import EncodedRows
 from .fitted import weighed
+from .foreseen import foreseen
 from .judged_rows import row_posterior
 from .minibatch_starts import terms_of
 from .plan import Plan
 from .posterior import Call, Posterior
-from .running import NEEDED, Fitter, RowsAreSubsampled
+from .running import Fitter, RowsAreSubsampled
 from .tabled import TabledRows
 
 
@@ -49,7 +49,7 @@ def judged_as_it_is(guide: AutoFlow, plan: Plan, call: Call, settles: bool = Fal
 
 def _of_rows(guide: AutoFlow, plan: Plan, call: Call) -> Posterior:
     """The same by minibatches of a subsampled plate's rows."""
-    imported(*NEEDED)
+    foreseen(plan.engine)
     began, history = time.perf_counter(), History()
     seed = int(torch.randint(2**31, ())) if plan.seed is None else plan.seed
     with seeded(seed), validation(False):

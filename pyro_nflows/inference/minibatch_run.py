@@ -9,9 +9,10 @@ import torch
 from ..engine import Budget, History, Journal, Progress
 from ..guides import AutoFlow
 from ..system.exclusive import seeded, validation
-from ..system.signals import before_sigterm, imported
+from ..system.signals import before_sigterm
 from .crossed_posterior import is_crossed
 from .elbo import ELBO
+from .foreseen import foreseen
 from .kept import Keep, unless_kept
 from .minibatch_apart import best_apart, is_apart
 from .minibatch_starts import Starts, terms_of
@@ -19,7 +20,6 @@ from .no_data import warn_of_no_data
 from .plan import Plan
 from .posterior import Call
 from .resume import Checkpoint
-from .running import NEEDED
 
 
 def run_minibatches(guide: AutoFlow, plan: Plan, call: Call, keep: Keep, checkpoint: Checkpoint | None = None) -> None:
@@ -34,7 +34,7 @@ def run_minibatches(guide: AutoFlow, plan: Plan, call: Call, keep: Keep, checkpo
     """
     _refuse(guide, plan)
     budget = Budget(plan.max_seconds)
-    imported(*NEEDED)
+    foreseen(plan.engine)
     began, seed = time.perf_counter(), plan.seed if checkpoint is None or checkpoint.seed is None else checkpoint.seed
     seed = int(torch.randint(2**31, ())) if seed is None else seed
     journal = Journal() if checkpoint is None else checkpoint.journal(seed)

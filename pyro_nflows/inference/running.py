@@ -29,12 +29,13 @@ from ..modes.gaussians import Frame
 from ..objectives.draws import Draws
 from ..system.exclusive import seeded, validation
 from ..system.randomness import forked
-from ..system.signals import before_sigterm, imported
+from ..system.signals import before_sigterm
 from .all_rows import over_all_rows
 from .centered import carry, measured_centering
 from .faults import faults_of
 from .fit import fit_modes
 from .fitted import Fit
+from .foreseen import foreseen
 from .kept import Keep, Ready, unless_kept
 from .no_data import warn_of_no_data
 from .plan import Plan
@@ -45,9 +46,6 @@ from .rounds import suited
 from .search import MAX_MATRIX, POOR, SEARCHING, Found, search
 from .started import check_same_sites, place, take_coordinates
 from .stationary import UNSURE, moves
-
-#: What a run imports on its way: gradients of torch's, and the start.
-NEEDED = "torch.fx.experimental.symbolic_shapes", "scipy.optimize"
 
 #: Where time is limited, the share of training's that finding coordinates may take.
 CENTERING = 0.5
@@ -91,7 +89,7 @@ class Fitter:
         :raises ValueError: if the model cannot be started.
         """
         budget, self._is_eager = Budget(plan.max_seconds), plan.engine is Engine.EAGER
-        imported(*NEEDED)
+        foreseen(plan.engine)
         seed = checkpoint.seed if checkpoint is not None and checkpoint.seed is not None else plan.seed
         seed = int(torch.randint(2**31, ())) if seed is None else seed
         journal, began = Journal() if checkpoint is None else checkpoint.journal(seed), time.perf_counter()

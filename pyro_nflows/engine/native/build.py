@@ -7,6 +7,7 @@ takes longer than ``$PYRO_NFLOWS_COMPILE_SECONDS`` (300) is stopped.
 import contextlib
 import ctypes
 import hashlib
+import math
 import os
 import shutil
 import signal
@@ -14,17 +15,25 @@ import subprocess
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .compilers import LINEAR, CompilerError, command, compiler, identity, positive
+from .compilers import LINEAR, LINEAR_FLAGS, CompilerError, command, compiler, identity, positive
 from .store import store
 
 #: Seconds that a compiler may take.
 LIMIT = 300.0
+#: Of compilers that nobody waits for any more, so many may end by themselves, of sources of so many characters, and
+#: within so many seconds: a fit that was done before its code was may be followed by one like it.
+MOST_LEFT, SHORT, SECONDS_LEFT = 2, 500_000, 10.0
 #: What this process has loaded, by folder and key: it is not loaded again.
 _LOADED: dict[tuple[Path, str], ctypes.CDLL] = {}
-_SHARED: list["Build"] = []
+#: Those that were left to end by themselves, by the same.
+_LEFT: dict[tuple[Path, str], "Build"] = {}
+#: Code that programs share, by the type of its numbers.
+_SHARED: dict[str, "Build"] = {}
+#: Those types, by the prefix of their functions.
+TYPES = {"f": "float", "d": "double"}
 _LOCK = threading.RLock()
 
 
@@ -32,14 +41,15 @@ class Build:
     """A compilation under way, or found in the cache.
 
     :param source: C that includes ``support.h``.
+    :param flags: more arguments of the compiler.
     :raises CompilerError: if there is no compiler, or it cannot be started.
     """
 
-    def __init__(self, source: str):
+    def __init__(self, source: str, flags: Sequence[str] = ()):
         path = compiler()
         if path is None:
             raise CompilerError("no C compiler was found (cc, gcc or clang; set CC to name another)")
-        self._source, self._command, self._store = source, command(path), store()
+        self._source, self._command, self._store = source, command(path, flags), store()
         self._limit = positive("PYRO_NFLOWS_COMPILE_SECONDS", LIMIT)
         positive("PYRO_NFLOWS_CACHE_MB", 1.0)
         self.key = hashlib.sha256((source + identity(self._command)).encode()).hexdigest()[:32]
@@ -47,12 +57,13 @@ class Build:
         self._end: Callable[[], object] = _nothing
         self._failure: str | None = None
         self._lock, self._owner = threading.RLock(), os.getpid()
-        self._library = _LOADED.get((self._store.folder, self.key))
+        self._place = self._store.folder, self.key
+        self._library = _LOADED.get(self._place)
         self._code = None if self._library else self._store.read(self.key)
         self.cached = self._library is not None or self._code is not None
         if self.cached:
             self._store.touch(self.key)
-        else:
+        elif not self._goes_on():
             self._start()
 
     def _start(self) -> None:
@@ -68,6 +79,20 @@ class Build:
             shutil.rmtree(self._work, ignore_errors=True)
             raise CompilerError(f"nothing can be compiled in {self._store.folder}: {error}") from error
         self._end = weakref.finalize(self, _stop, self._process, self._work, self._owner)
+
+    def _goes_on(self) -> bool:
+        """Whether a compiler was left at work on the same, which is now this one's."""
+        with _LOCK:
+            left = _LEFT.get(self._place)
+            if left is None or left._owner != self._owner or left._process is None:
+                return False
+            del _LEFT[self._place]
+            self._began, self._work, self._process = left._began, left._work, left._process
+            left._end, left._process, detached = _nothing, None, left._end
+        if isinstance(detached, weakref.finalize):
+            detached.detach()
+        self._end = weakref.finalize(self, _stop, self._process, self._work, self._owner)
+        return True
 
     def _run(self) -> "subprocess.Popen[bytes]":
         """The compiler, in a session of its own: a Ctrl-C is for us, and all of its children can be stopped."""
@@ -110,7 +135,7 @@ class Build:
                 self._code = None
             if self._library is None:
                 self._library = self._compiled()
-            return _LOADED.setdefault((self._store.folder, self.key), self._library)
+            return _LOADED.setdefault(self._place, self._library)
 
     def _own(self) -> None:
         """In a forked process, leave the compiler to the process that started it, and start one."""
@@ -186,17 +211,52 @@ class Build:
             self._failure = self._failure or "compiling was given up"
         self._stop_compiler()
 
+    def leave(self) -> None:
+        """Nobody waits any more: a short compilation ends by itself, for whoever needs the same next, or is stopped."""
+        with _LOCK:
+            left = self._process is not None and self._owner == os.getpid() and len(self._source) <= SHORT
+            if left := left and len(_LEFT) < MOST_LEFT and self._place not in _LEFT:
+                _LEFT[self._place] = self
+        if left:
+            self.see_to(SECONDS_LEFT)
+        else:
+            self.cancel()
+
+    def see_to(self, seconds: float = math.inf) -> None:
+        """On a thread, keep what is compiled as soon as it is there, or stop the compiler when so many are over."""
+        if self._process is not None:
+            given = self._process, min(seconds, self._remaining())
+            threading.Thread(target=self._kept, args=given, daemon=True, name="compiling").start()
+
+    def _kept(self, process: "subprocess.Popen[bytes]", seconds: float) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        with _LOCK:
+            if _LEFT.get(self._place) is self:
+                del _LEFT[self._place]
+        with self._lock:
+            if self._process is process and process.poll() is None:
+                self.cancel()
+            elif self._process is process:
+                with contextlib.suppress(CompilerError):
+                    self.load()
+
     def _stop_compiler(self) -> None:
         self._end()
         self._end, self._process = _nothing, None
 
 
-def linear_library() -> Build:
-    """``linear.c``, which all programs share; one that failed is tried again."""
+def linear_library(prefix: str) -> Build:
+    """``linear.c`` for one type of numbers, which all programs share; one that failed is tried again.
+
+    :param prefix: of its functions: ``"f"`` for single precision, ``"d"`` for double.
+    """
     with _LOCK:
-        if not _SHARED or _SHARED[0].has_failed:
-            _SHARED[:] = [Build(LINEAR.read_text())]
-        return _SHARED[0]
+        if prefix not in _SHARED or _SHARED[prefix].has_failed:
+            source = f"#define REAL {TYPES[prefix]}\n#define PREFIX {prefix}\n" + LINEAR.read_text()
+            _SHARED[prefix] = Build(source, LINEAR_FLAGS)
+            _SHARED[prefix].see_to()
+        return _SHARED[prefix]
 
 
 def _opened(path: Path) -> ctypes.CDLL:

@@ -11,11 +11,14 @@ import platform
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
 SUPPORT, LINEAR = FOLDER / "support.h", FOLDER / "linear.c"
 _FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -fno-signed-zeros -fopenmp-simd -fPIC -shared -w"
+#: For ``linear.c``, whose loops are written as vectors: as fast as by ``-O3``, and compiled in half the time.
+LINEAR_FLAGS = "-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic"
 
 
 class CompilerError(RuntimeError):
@@ -60,8 +63,10 @@ def compiler() -> str | None:
     return next((path for path in map(shutil.which, names) if path), None)
 
 
-def command(path: str) -> list[str]:
+def command(path: str, flags: Sequence[str] = ()) -> list[str]:
     """A compiler and its arguments but for the files.
+
+    :param flags: more of them, before the environment's.
 
     :raises CompilerError: if ``$PYRO_NFLOWS_CFLAGS`` is no list of arguments.
     """
@@ -69,7 +74,7 @@ def command(path: str) -> list[str]:
         more = shlex.split(os.environ.get("PYRO_NFLOWS_CFLAGS", ""))
     except ValueError as error:
         raise CompilerError(f"PYRO_NFLOWS_CFLAGS cannot be split into arguments: {error}") from error
-    return [path, *_named()[1:], *_FLAGS.split(), *more, f"-I{FOLDER}"]
+    return [path, *_named()[1:], *_FLAGS.split(), *flags, *more, f"-I{FOLDER}"]
 
 
 def identity(words: list[str]) -> str:

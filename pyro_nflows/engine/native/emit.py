@@ -14,7 +14,7 @@ from .shares import divided, length_of
 from .turns import SECONDS, SKELETON, pauses
 
 #: Functions of ``linear.c``, in the order in which a program is handed their addresses.
-LINEAR = [prefix + name for prefix in PREFIX.values() for name in ("product", "solve", "cholesky")]
+LINEAR = "product", "solve", "cholesky"
 #: At most so many columns does ``product`` pack at once.
 MAX_WIDE = 32
 #: Bytes between what threads pack.
@@ -25,7 +25,8 @@ APART = 4096
 class Emitted:
     """C source and what it needs at run time: offsets into one piece of memory, constants, and calls of torch.
 
-    ``own`` are the bytes that each thread has for itself; ``is_shared`` says whether threads can share the work.
+    ``own`` are the bytes that each thread has for itself; ``is_shared`` says whether threads can share the work;
+    ``linear`` are the prefixes of the functions of ``linear.c`` that it calls.
     """
 
     source: str
@@ -34,6 +35,7 @@ class Emitted:
     externs: list[Extern]
     own: int
     is_shared: bool
+    linear: Sequence[str]
 
 
 class Emitter:
@@ -49,6 +51,7 @@ class Emitter:
         self.functions: dict[tuple[str, str], str] = {}  # parameters and body to name
         self.constants: dict[Buffer, int] = {}  # those that are read, numbered as they turn up
         self.externs: list[Extern] = []
+        self.linear = set[str]()
         self.segments: list[Segment] | None = None
         self.blocks: Blocks | None = None
         found = segments(self.plan, self.inputs[num_carried:])
@@ -72,15 +75,17 @@ class Emitter:
             f"static __attribute__((noinline)) void {name}({params}) {{\n{body}\n}}"
             for (params, body), name in self.functions.items()
         ]
+        linear = sorted(self.linear)
+        names = [prefix + name for prefix in linear for name in LINEAR]
         source = SKELETON.format(
-            pointers="\n".join(f"static {name}_t *{name};" for name in LINEAR),
-            addresses="\n".join(f"{name} = linear[{i}];" for i, name in enumerate(LINEAR)),
+            pointers="\n".join(f"static {name}_t *{name};" for name in names),
+            addresses="\n".join(f"{name} = linear[{i}];" for i, name in enumerate(names)),
             functions="\n".join([*functions, f"#define OWN {own + self.pack}", *shared]),
             calls="\n".join(calls),
             inputs=self._inputs(),
             results=self._results(),
         )
-        return Emitted(source, size, list(self.constants), self.externs, own + self.pack, bool(shared))
+        return Emitted(source, size, list(self.constants), self.externs, own + self.pack, bool(shared), linear)
 
     def _pointer(self, buffer: Buffer, offset: int, jump: int = 0) -> str:
         """Into a buffer, of the block that is being done if blocks are ``jump`` apart."""
@@ -159,6 +164,7 @@ class Emitter:
         blocks, step = self.blocks, part.step
         places = plain(part) if blocks is None else blocks.matrices(part)
         prefix = PREFIX[C_TYPES[places[1].buffer.dtype]]
+        self.linear.add(prefix)
         sums, inside = blocks is not None and blocks.sums(part), blocks is not None and blocks.cuts(part)
         sizes = self._sizes(part, blocks.length if blocks is not None and (sums or inside) else 0, sums)
         if isinstance(step, Product):

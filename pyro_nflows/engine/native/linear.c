@@ -353,7 +353,8 @@
     if (held != few) free(held);                                                                                       \
   }
 
-PRODUCT(float, f)
-PRODUCT(double, d)
-TRIANGLE(float, f)
-TRIANGLE(double, d)
+/* For one type of numbers, which whoever compiles this names, with the prefix of its functions. */
+#define ALL(T, P)                                                                                                      \
+  PRODUCT(T, P)                                                                                                        \
+  TRIANGLE(T, P)
+ALL(REAL, PREFIX)

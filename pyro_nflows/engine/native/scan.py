@@ -53,21 +53,22 @@ class Scan:
         self.program = Emitter(lowering, num_carried).program()
         if self.program.is_shared:
             TEAMS.start()
-        self._linear, self._build = linear_library(), Build(self.program.source)
+        self._linear = [linear_library(prefix) for prefix in self.program.linear]
+        self._build = Build(self.program.source)
         self._library: Any = None
 
     @property
     def is_ready(self) -> bool:
         """Whether :meth:`run` would start at once."""
-        return self._library is not None or (self._linear.is_ready and self._build.is_ready)
+        return self._library is not None or all(build.is_ready for build in (*self._linear, self._build))
 
     def finish(self) -> bool:
-        """Load what is compiled, or stop compiling; whether it is there."""
+        """Load what is compiled; whether it is there. Else a short compilation ends by itself, others are stopped."""
         if self.is_ready:
             with contextlib.suppress(CompilerError, OSError):
                 self.load()
                 return True
-        self._build.cancel()
+        self._build.leave()
         return False
 
     def run(self, state: Sequence[Tensor], streams: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -84,9 +85,9 @@ class Scan:
         :raises CompilerError: if it failed.
         """
         if self._library is None:
-            linear, library = self._linear.load(), self._build.load()
-            pointers = [ctypes.cast(getattr(linear, name), ctypes.c_void_p) for name in LINEAR]
-            self.addresses = (ctypes.c_void_p * len(LINEAR))(*pointers)
+            linear, library = [build.load() for build in self._linear], self._build.load()
+            found = [getattr(of, p + name) for p, of in zip(self.program.linear, linear) for name in LINEAR]
+            self.addresses = (ctypes.c_void_p * len(found))(*(ctypes.cast(f, ctypes.c_void_p) for f in found))
             self._library = library
 
 

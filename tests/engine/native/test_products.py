@@ -32,7 +32,8 @@ def laid(rows, columns, turned, dtype, generator):
 
 def product(a, b, c, more):
     """``a b`` into ``c``, or added to it."""
-    function = getattr(build.linear_library().load(), "dproduct" if a.dtype is torch.float64 else "fproduct")
+    prefix = "d" if a.dtype is torch.float64 else "f"
+    function = getattr(build.linear_library(prefix).load(), prefix + "product")
     pack = torch.full((32 * a.shape[1] + 64,), torch.nan, dtype=a.dtype)
     size, place = ctypes.c_int64, ctypes.c_void_p
     sizes = [size(n) for n in (c.shape[0], c.shape[1], a.shape[1])]

@@ -362,10 +362,13 @@ def test_changes_in_place_are_not_compiled():
         Scan(Tape(function, [torch.ones(3)]), 0)
 
 
-def test_support_compiles_without_warnings(tmp_path):
+@pytest.mark.parametrize(("prefix", "real"), build.TYPES.items())
+def test_support_compiles_without_warnings(tmp_path, prefix, real):
     command = [
         build.compiler(),
         "-O2",
+        f"-DREAL={real}",
+        f"-DPREFIX={prefix}",
         "-Wall",
         "-fopenmp-simd",
         "-c",

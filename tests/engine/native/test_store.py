@@ -44,7 +44,8 @@ def folder(tmp_path, monkeypatch):
     """An empty cache that nothing has been loaded from."""
     monkeypatch.setenv("PYRO_NFLOWS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(build, "_LOADED", {})
-    monkeypatch.setattr(build, "_SHARED", [])
+    monkeypatch.setattr(build, "_SHARED", {})
+    monkeypatch.setattr(build, "_LEFT", {})
     store._tell.cache_clear()
     store._temporary.cache_clear()
     return tmp_path / "cache"
@@ -84,6 +85,12 @@ def num_processes(marker):
     if shutil.which("ps") is None:
         pytest.skip("no ps")
     return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.count(marker)
+
+
+def stop_all():
+    """Compilers that nobody waits for."""
+    for made in (*build._SHARED.values(), *build._LEFT.values()):
+        made.cancel()
 
 
 # ---- found again, and bounded -------------------------------------------------------------------------------------
@@ -556,8 +563,8 @@ def test_a_fit_does_not_wait_for_a_compiler_that_hangs(folder, compiler_is, comp
     began = time.monotonic()
     assert trained() == []  # it was still hoping
     assert time.monotonic() - began < 60
-    assert num_processes("sleep 87654") <= 1  # the code that all programs share
-    build._SHARED[0].cancel()
+    assert num_processes("sleep 87654") <= 2  # the code that all programs share, and what may soon be done
+    stop_all()
     assert num_processes("sleep 87654") == 0
     monkeypatch.setenv("PYRO_NFLOWS_COMPILE_SECONDS", "0.05")
     (note,) = trained()
@@ -586,7 +593,7 @@ def test_an_interrupt_while_waiting_for_the_compiler_ends_the_round_and_the_comp
         signal.signal(signal.SIGALRM, before)
     assert time.monotonic() - began < 10
     assert trainer.history.interrupted
-    build._SHARED[0].cancel()
+    stop_all()
     assert num_processes("sleep 65432") == 0
 
 
@@ -598,13 +605,62 @@ def test_a_build_can_be_given_up(folder):
         made.load()
 
 
+def test_a_compiler_that_was_left_ends_by_itself_and_its_code_is_kept(folder, another_process):
+    Build(SOURCE.format(9)).leave()
+    for _ in range(1000):
+        if code(folder):
+            break
+        time.sleep(0.01)
+    another_process()
+    assert Build(SOURCE.format(9)).cached
+    assert build._LEFT == {}
+    assert leftovers(folder) == []
+
+
+def test_the_next_one_goes_on_with_a_compiler_that_was_left(folder, compiler_is):
+    real = build.compiler()
+    compiler_is(f"sleep 0.5\necho once >> {folder.parent}/calls\nexec {real} $*")
+    Build(SOURCE.format(10)).leave()
+    second = Build(SOURCE.format(10))
+    assert not second.cached
+    assert build._LEFT == {}
+    assert second.load().answer() == 10
+    assert (folder.parent / "calls").read_text() == "once\n"
+    assert leftovers(folder) == []
+
+
+def test_a_compiler_that_was_left_and_hangs_is_stopped(folder, compiler_is, monkeypatch):
+    compiler_is("sleep 54321")
+    monkeypatch.setattr(build, "SECONDS_LEFT", 0.3)
+    made = Build(SOURCE.format(11))
+    made.leave()
+    for _ in range(1000):
+        if not num_processes("sleep 54321"):
+            break
+        time.sleep(0.01)
+    assert num_processes("sleep 54321") == 0
+    assert build._LEFT == {}
+    assert list(folder.iterdir()) == []
+
+
+def test_few_and_short_compilations_are_left_to_themselves(folder, compiler_is):
+    compiler_is("sleep 43210")
+    long = Build(SOURCE.format(1) + "/*" + "x" * build.SHORT + "*/")
+    several = [Build(SOURCE.format(n)) for n in range(build.MOST_LEFT + 1)]
+    for each in (long, *several):
+        each.leave()
+    assert num_processes("sleep 43210") == build.MOST_LEFT
+    stop_all()
+    assert num_processes("sleep 43210") == 0
+
+
 def test_code_that_all_programs_share_is_tried_again_after_a_failure(folder, compiler_is, monkeypatch):
     compiler_is("exit 1")
     with pytest.raises(CompilerError):
-        build.linear_library().load()
+        build.linear_library("d").load()
     monkeypatch.delenv("CC")
     build.compiler.cache_clear()
-    assert build.linear_library().load().dproduct
+    assert build.linear_library("d").load().dproduct
 
 
 def test_without_a_compiler_there_is_an_error(monkeypatch, folder):
