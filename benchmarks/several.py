@@ -1,6 +1,6 @@
 """Throughput of one fit on one process and on several of ``torch.distributed``: ``python -m benchmarks.several``.
 
-Each process has one thread, and a core of its own where there are so many. Steps of both ways are timed in turns, and
+Each process computes on one thread. Steps of both ways are timed in turns, and
 the least of some repeats is taken: what other programs do on the machine makes steps longer, never shorter. What is
 timed is a round of training, handing out of state and noise included. ``--groups 20000`` fits as many groups by
 minibatches, from start to verdict, on one process and then on all.
@@ -95,8 +95,6 @@ ROUND = Round(BLOCK, NUM_PARTICLES, 1e-3)
 def measure(rank: int, size: int, port: int, name: str, engine: Engine, seconds: float, found: Any) -> None:
     """One process: times one model's steps, alone and with the others."""
     torch.set_num_threads(1)
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[rank % len(cores)]})
     store = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ.update(store)
     torch.distributed.init_process_group("gloo")
