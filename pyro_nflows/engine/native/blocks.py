@@ -1,5 +1,7 @@
 r"""Blocks of particles: one after the other, each goes through all steps of a segment in a thread's own memory.
 
+Where matrices are large, a thread's blocks go through each step together instead: each matrix comes from memory once.
+
 The particles are the innermost dimension of most buffers, ``(D, K)``: such a buffer lies in memory block after block,
 ``(K / B, D, B)``. A loop, or a product, that is cut along the particles then runs over one block as if there were no
 others. What sums over all particles goes through the blocks in their order.
@@ -15,6 +17,8 @@ from .plan import Access, Buffer, Loop, Loops, Operand, Product, Ref, Statement,
 from .segments import Part, Segment
 from .shares import divided
 
+#: Bytes of matrices that all particles meet from which on blocks take each step together: each is fetched once then.
+MANY_BYTES = 2**24
 Dims = Sequence[tuple[int, int]]
 Move = Callable[[Access], Access]
 
@@ -44,15 +48,24 @@ class Blocks:
         parts = [part for segment in segments for part in segment.parts]
         while bad := {buffer for part in parts for buffer in self._unfit(part)} & self.within:
             self.within -= bad
-        #: Buffers that hold one block only, in the memory of the thread that is at it.
+        #: Buffers of which each thread has the blocks that it is at in memory of its own.
         num = Counter(buffer for segment in segments for buffer in segment.touched)
         self.own = {buffer for segment in segments for buffer in self._own(segment) if num[buffer] == 1}
+        #: Whether a thread takes all of its blocks through a step before the next step, and has memory for all of them.
+        self.together = sum(map(self._common, parts)) >= MANY_BYTES
 
     def _own(self, segment: Segment) -> Iterator[Buffer]:
         for buffer, share in segment.local().items():
             whole = share.period * share.size == buffer.numel * buffer.dtype.itemsize
             if share.size == self.size and not buffer.pinned and (buffer in self.within or whole):
                 yield buffer
+
+    def _common(self, part: Part) -> int:
+        """Bytes of matrices that each block of a product's particles is multiplied with."""
+        if not isinstance(part.step, Product) or not self.cuts(part):
+            return 0
+        found = zip(_refs(part), self._dimensions(part))
+        return sum(ref.meta.numel() * ref.buffer.dtype.itemsize for ref, along in found if along is None)
 
     def cuts(self, part: Part) -> bool:
         """Whether a step is done block by block."""
@@ -145,7 +158,7 @@ class Blocks:
         if buffer in self.within:
             strides = [1 if d == along else s // self.size * self.length for d, s in enumerate(strides)]
             offset, jump = offset // self.size * self.length, buffer.numel // self.num
-        return offset, tuple(strides), 0 if buffer in self.own else jump
+        return offset, tuple(strides), 0 if self._is_alone(buffer) else jump
 
     def matrices(self, part: Part) -> list[Place]:
         """A step's matrices, of one block where they are divided."""
@@ -167,9 +180,13 @@ class Blocks:
             along is not None and ref.buffer in self.within for ref, along in zip(refs, self._dimensions(part))
         )
 
+    def _is_alone(self, buffer: Buffer) -> bool:
+        """Whether there is memory for one block, and not for all."""
+        return buffer in self.own and not self.together
+
     def bytes_of(self, buffer: Buffer) -> int:
         """What a buffer takes."""
-        return buffer.numel * buffer.dtype.itemsize // (self.num if buffer in self.own else 1)
+        return buffer.numel * buffer.dtype.itemsize // (self.num if self._is_alone(buffer) else 1)
 
 
 def _flat(meta: Tensor) -> Tensor:

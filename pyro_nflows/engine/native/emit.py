@@ -122,7 +122,7 @@ class Emitter:
         return calls
 
     def _segment(self, blocks: Blocks, segment: Segment) -> str:
-        """All blocks of a part, each through all steps; and then what is cut in other ways, or is whole."""
+        """All blocks of a part, each through all steps or together; and then what is cut otherwise, or is whole."""
         inside = [part for part in segment.parts if blocks.cuts(part)]
         others = [part for part in segment.parts if not blocks.cuts(part)]
         sizes = sorted({part.cut.size for part in others if part.cut is not None})
@@ -131,8 +131,8 @@ class Emitter:
         lines += [f"const i64 a{n} = CUT({n}, part, parts), b{n} = CUT({n}, part + 1, parts);" for n in sizes]
         if inside:
             first, last = f"{blocks.num} * part / parts", f"{blocks.num} * (part + 1) / parts"
-            lines.append(f"for (i64 block = {first}; block < {last}; block++) {{")
-            lines += [*map(self._step, inside), "}"]
+            loop, steps = f"for (i64 block = {first}; block < {last}; block++)", list(map(self._step, inside))
+            lines += [f"{loop} {{ {step} }}" for step in steps] if blocks.together else [f"{loop} {{", *steps, "}"]
         return "\n".join([*lines, *map(self._other, others)])
 
     def _other(self, part: Part) -> str:

@@ -19,6 +19,7 @@ from .emit import LINEAR, Emitter
 from .lower import Lowering
 from .memory import ALIGNMENT
 from .plan import Buffer, Extern, Ref
+from .room import copied, room
 from .team import MOST, TEAMS, Chosen
 
 #: Seconds between looks at signals.
@@ -121,7 +122,7 @@ class Run:
         collected = [ref.meta.new_empty((steps, *ref.meta.shape), device="cpu") for ref in self.results[carried:]]
         with torch.inference_mode():
             self._go(steps, _pointers(streams), _pointers(collected))
-        return [self._tensor(ref).clone() for ref in self.inputs[:carried]], collected
+        return [copied(self._tensor(ref)) for ref in self.inputs[:carried]], collected
 
     def _go(self, steps: int, streams: Any, collected: Any) -> None:
         """Run the code from stop to stop; between them, Python hears signals, and torch does what C does not.
@@ -192,7 +193,7 @@ class Run:
 
 
 def _aligned(size: int) -> Tensor:
-    memory = torch.zeros(size + ALIGNMENT, dtype=torch.uint8)
+    memory = room((size + ALIGNMENT,), torch.uint8)
     start = -memory.data_ptr() % ALIGNMENT
     return memory[start : start + size]
 

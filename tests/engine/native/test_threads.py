@@ -12,7 +12,7 @@ from pyro_nflows import ELBO, flows
 from pyro_nflows.engine import Inputs, Program
 from pyro_nflows.engine.backends import record
 from pyro_nflows.engine.ensemble import Ensemble
-from pyro_nflows.engine.native import Run, Scan, build, emit, linear, segments
+from pyro_nflows.engine.native import Run, Scan, blocks, build, emit, linear, segments
 from pyro_nflows.engine.native.team import TEAMS, Chosen
 from pyro_nflows.engine.runners import Compiled
 from pyro_nflows.engine.tape import Tape
@@ -94,6 +94,23 @@ def test_particles_are_found_where_layers_are_as_wide_as_there_are_latents(monke
     assert torch.equal(state[0], other[0])
 
 
+def test_a_large_matrix_is_fetched_once_for_all_blocks(monkeypatch):
+    """What is computed is the same."""
+    program, given = training_step(128)
+    tape, found = record(program, given), []
+    for many in (2**24, 1000):
+        monkeypatch.setattr(blocks, "MANY_BYTES", many)
+        scan = Scan(tape, len(program.init()))
+        (state, losses), other = (shared_by(scan, num).run(program.init(), given) for num in (1, 3))
+        assert torch.equal(state[0], other[0][0])
+        found.append((scan.program.source.count("for (i64 block"), scan.program.own, state[0], losses[0]))
+    (loops, own, params, losses), (more, larger, *same) = found
+    assert more > loops
+    assert larger > own
+    assert torch.allclose(params, same[0])
+    assert torch.allclose(losses, same[1])
+
+
 OPERATIONS = {
     "running sums": lambda x: [x.cumsum(1), x.cumsum(0).sum(1)],
     "picking": lambda x: [x[:, torch.arange(0, 300, 3)] * 2, x.index_select(0, torch.tensor([5, 1])).exp()],
@@ -113,10 +130,13 @@ OPERATIONS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("dtype", "many"), [(torch.float32, 2**24), (torch.float64, 2**24), pytest.param(torch.float64, 0, id="together")]
+)
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_shared_operations_are_torchs(name, dtype):
-    """By themselves, and of what was just computed."""
+def test_shared_operations_are_torchs(name, dtype, many, monkeypatch):
+    """By themselves, and of what was just computed; blocks one after the other, or through each step together."""
+    monkeypatch.setattr(blocks, "MANY_BYTES", many)
     function = OPERATIONS[name]
 
     def twice(x):
