@@ -74,6 +74,23 @@ def effective(log_weight: Tensor) -> float:
     return 0.0 if is_hopeless(log_weight) else float(diagnostics.ess(log_weight))
 
 
+def smoothed_worth(log_weight: Tensor) -> float:
+    r"""The ESS of Pareto-smoothed weights, as a fraction: about what more draws would have.
+
+    Of a few thousand weights with a tail, the largest may be many times what is expected of it, and the ESS a half or a
+    tenth of what it mostly is. It says whether a look at more draws is worth it, and no more: verdicts are about the
+    weights as they are.
+
+    Example::
+
+        >>> log_weight = torch.linspace(-1.0, 1.0, 1999).pow(3)
+        >>> one_more = torch.cat([log_weight, torch.tensor([6.0])])
+        >>> round(effective(log_weight), 2), round(effective(one_more), 2), round(smoothed_worth(one_more), 2)
+        (0.86, 0.02, 0.82)
+    """
+    return 0.0 if is_hopeless(log_weight) else float(diagnostics.ess(diagnostics.psis(log_weight)[0]))
+
+
 def worth_of_each(log_weight: Tensor, z: Tensor) -> Tensor:
     r"""How many independent draws weighted ones are worth for the mean or standard deviation of each latent, ``(D,)``.
 

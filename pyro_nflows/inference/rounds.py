@@ -21,7 +21,7 @@ from ..engine.cost import MOMENT
 from ..engine.sampler import LOOK
 from ..flows.jko import Blocks
 from ..flows.whitened import Whitened
-from ..layers import PlateAffine, TriangularAffine
+from ..layers import PlateAffine, SparseAffine, TriangularAffine
 from ..layers.base import Layer
 from ..modes.gaussians import Frame
 from ..modes.pathfinder import best_start
@@ -306,8 +306,10 @@ def suited(schedule: Schedule, trainer: Trainer, layer: Whitened) -> Schedule:
     """
     size = sum(parameter.numel() for parameter in layer.parameters())
     schedule = schedule.for_work(size + work_of(trainer.log_joint, layer.end.loc))
-    is_full = isinstance(layer.end, TriangularAffine)
-    return schedule if isinstance(layer.end, PlateAffine) else schedule.for_latents(layer.input_dim, is_full)
+    if isinstance(layer.end, PlateAffine):
+        return schedule
+    is_full, is_sparse = isinstance(layer.end, TriangularAffine), isinstance(layer.end, SparseAffine)
+    return schedule.for_latents(layer.input_dim, is_full, is_sparse)
 
 
 def _elbo(trainer: Trainer, layer: Whitened) -> float:

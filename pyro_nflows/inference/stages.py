@@ -6,7 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ..diagnostics.verdict import SETTLED
-from ..diagnostics.worth import NEARLY_EQUAL, effective, is_heavy, k_limit, tail_index
+from ..diagnostics.worth import NEARLY_EQUAL, effective, is_heavy, k_limit, smoothed_worth, tail_index
 from ..engine import Round, Trainer
 from ..engine.sampler import LOOK
 from ..flows.whitened import Whitened
@@ -25,6 +25,10 @@ from .schedule import Schedule
 COVERING_ESS = 0.3
 #: Where less than this ESS is asked for, k-hat has to be below its threshold by its standard error.
 NEARLY = 0.8
+#: There, the share of that ESS which the first draws have to show for a look at all: weights with a tail are noisy.
+HOPEFUL = 0.75
+#: And what a round has to multiply the ESS by for the next one, of twice as many steps, to be worth its time.
+GAIN = 1.25
 #: What the step sizes are multiplied by where a round ended below the Gaussian that it began from.
 CAREFUL = 0.25
 
@@ -120,17 +124,30 @@ class FlowRounds:
         self._is_complete = not well or self._num_done == len(schedule.rounds) or trainer.is_over()
         if self._is_complete:
             return
-        draws = self._draws(min(2000, schedule.num_samples))
-        self._ess = effective(sound(draws).log_weight)
+        draws, before = self._draws(min(2000, schedule.num_samples)), self._ess
+        self._ess = smoothed_worth(sound(draws).log_weight)
         if self._begun.was_better(draws):
             self._begun.go_back()
             self._ess, self._pace = 0.0, CAREFUL * self._pace
             return
-        if self._ess > schedule.good_ess and trainer.history.drift < SETTLED:
-            self._look_closer(draws)
+        share = 1.0 if schedule.good_ess > NEARLY else HOPEFUL
+        if self._ess > share * schedule.good_ess and trainer.history.drift < SETTLED:
+            draws = self._look_closer(draws)
+        self._is_complete |= self._gains_little(before, sound(draws).log_weight)
         if self._ess > self._best_ess and not (self._is_complete or trainer.leaves) and schedule.is_default:
             self._best = Mark(trainer, self.layer, self.plan.objective, schedule.rounds[0].num_particles)
             self._best_ess = self._ess
+
+    def _gains_little(self, before: float, log_weight: Tensor) -> bool:
+        """Whether a round has hardly done any good, and there is no heavy tail that another could mend.
+
+        :param before: the ESS that it began from.
+        :param log_weight: of draws after it.
+        """
+        plan, is_moving = self.plan, not self.trainer.history.drift < SETTLED
+        if plan.schedule.good_ess > NEARLY or not before > COVERING_ESS / 2 or is_moving:
+            return False
+        return self._ess < GAIN * before and tail_index(log_weight) < k_limit(len(log_weight), 0.0)
 
     def _draws(self, num_samples: int) -> Draws:
         """Draws of the flow; of a model with subsampled plates, after it is moved to where its weighted draws are."""
@@ -140,17 +157,18 @@ class FlowRounds:
         good_ess = min(schedule.good_ess, Schedule.good_ess)
         return moved(trainer, self.layer, good_ess, schedule.num_samples)
 
-    def _look_closer(self, draws: Draws) -> None:
-        """Whether all the draws that a verdict needs are as good as the first ones."""
+    def _look_closer(self, draws: Draws) -> Draws:
+        """All the draws that a verdict needs; the fit is complete if they are as good as the first ones."""
         schedule = self.plan.schedule
         if len(draws.z) < schedule.num_samples:
             draws = self.trainer.sampler.sample(self.layer, schedule.num_samples)
         log_weight = sound(draws).log_weight
-        self._ess = effective(log_weight)
+        self._ess = (effective if schedule.good_ess > NEARLY else smoothed_worth)(log_weight)
         limit = k_limit(len(log_weight), 1.0 if schedule.good_ess > NEARLY else 0.0)
         light = tail_index(log_weight) < limit or _is_nearly_equal(log_weight, self._ess)
         if self._ess > schedule.good_ess and (light or not schedule.light_tails):
             self._good, self._is_complete = draws, True
+        return draws
 
     def result(self) -> Fit:
         """The fit: a flow worse than an earlier round's, or than the Gaussian it began from, gives way to that."""

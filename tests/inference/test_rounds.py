@@ -15,8 +15,10 @@ from pyro_nflows.inference.mark import Mark
 from pyro_nflows.inference.plan import Plan
 from pyro_nflows.inference.rounds import Fitting
 from pyro_nflows.inference.schedule import Schedule
+from pyro_nflows.inference.stages import FlowRounds
 from pyro_nflows.objectives.base import Gradient
 from pyro_nflows.objectives.covering import Covering
+from pyro_nflows.objectives.draws import Draws
 from tests.models import PAIRS, pairs
 
 ROUNDS = (Round(5, 8, 5e-3), Round(5, 8, 3e-3), Round(5, 8, 2e-3, covering=True))
@@ -94,6 +96,54 @@ def test_a_last_round_that_spoils_the_tail_gives_way_to_the_one_before(
     torch.manual_seed(0)
     fresh = one.trainer.sampler.sample(one.fit.layer, 500)
     assert (effective(fresh.log_weight) > 0.99) is is_right
+
+
+def trained(schedule: Schedule, log_scale: float) -> Fitting:
+    """A fit that goes on from a trained flow, whose Gaussian is wider than the posterior."""
+    one = fitting(replace(PLAN, schedule=schedule))
+    with torch.no_grad():
+        one.layer.end.loc.fill_(1.0)
+        one.layer.end.log_scale.fill_(log_scale)
+        for parameter in one.layer.flow.parameters():
+            parameter.add_(1e-3)
+    return one
+
+
+@pytest.mark.parametrize(("good_ess", "rounds"), [(0.6, 2), (0.9, 3)])
+def test_a_round_that_gains_little_is_the_last_where_much_is_not_asked_for(good_ess: float, rounds: int) -> None:
+    """Weights of draws that are wider than the posterior have no tail."""
+    schedule = replace(PLAN.schedule, num_samples=2000, good_ess=good_ess)
+    one = trained(schedule, 0.4)
+    assert len(titles(one)) == rounds
+    assert one.fit is not None
+    assert 0.2 < effective(one.fit.draws.log_weight) < 0.6
+
+
+def test_one_large_weight_among_the_first_draws_asks_for_a_look_at_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which then decide: here the flow is nearly the posterior."""
+    look = FlowRounds._draws
+
+    def with_one(rounds: FlowRounds, num_samples: int) -> Draws:
+        draws = look(rounds, num_samples)
+        draws.log_p[0] += 6.0
+        return draws
+
+    monkeypatch.setattr(FlowRounds, "_draws", with_one)
+    one = trained(replace(PLAN.schedule, num_samples=4000, good_ess=0.6), 0.1)
+    few = with_one(FlowRounds(one.trainer, one.plan, one.layer), 2000).log_weight
+    assert effective(few) < 0.3
+    assert titles(one) == ["flow"]
+    assert one.fit is not None
+    assert effective(one.fit.draws.log_weight) > 0.9
+
+
+def test_with_a_sparse_end_of_many_latents_steps_have_few_particles_unless_they_are_asked_for() -> None:
+    chosen = Schedule().for_latents(1000, is_sparse=True)
+    assert {part.num_particles for part in chosen.rounds} == {32}
+    assert chosen.good_ess == Schedule().for_latents(1000, is_full=True).good_ess < Schedule().for_latents(500).good_ess
+    assert {part.num_particles for part in Schedule().for_latents(1000, is_full=True).rounds} == {128}
+    for asked in (Schedule.of(300, 64, 0.0), Schedule.of_effort("thorough")):
+        assert asked.for_latents(1000, is_sparse=True) == asked
 
 
 @pytest.mark.usefixtures("by_adam")
