@@ -155,6 +155,23 @@ class Tape:
         return new
 
     @property
+    def of_data(self) -> set[int]:
+        """The numbers of tensors that are data, or made of data alone; all other constants are the same for any data.
+
+        Example::
+
+            >>> x, y = torch.ones(2), torch.ones(2)
+            >>> tape = Tape(lambda z: (z * x.exp() + y.new_zeros(2),), [torch.ones(2)], [x])
+            >>> len(tape.constants), len(tape.of_data & set(tape.constants))
+            (2, 1)
+        """
+        found = set(self.data)
+        for call in self.prologue:
+            if any(value.number in found for value in values_of(call)):
+                found.update(call.results)
+        return found
+
+    @property
     def is_random(self) -> bool:
         """Whether replay draws random numbers of its own."""
         return any(is_random(call.target) for call in self.calls)

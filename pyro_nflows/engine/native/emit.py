@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .blocks import Blocks, Place, plain
+from .idle import Idle, idle_of
 from .kernels import PREFIX, kernel
 from .lower import Lowering
 from .memory import place, place_shared, share
@@ -51,6 +52,8 @@ class Emitter:
         self.functions: dict[tuple[str, str], str] = {}  # parameters and body to name
         self.constants: dict[Buffer, int] = {}  # those that are read, numbered as they turn up
         self.externs: list[Extern] = []
+        self.looks: list[str] = []  # what is looked up before the first step
+        self.size = 0
         self.linear = set[str]()
         self.segments: list[Segment] | None = None
         self.blocks: Blocks | None = None
@@ -67,9 +70,9 @@ class Emitter:
             share(self.plan, new, old, self.segments)
         own, shared = 0, list[str]()
         if self.segments is None or self.blocks is None:
-            size, calls = place(self.plan), self._calls(self.plan.steps)
+            self.size, calls = place(self.plan), self._calls(self.plan.steps)
         else:
-            size, own = place_shared(self.plan, self.segments, self.blocks)
+            self.size, own = place_shared(self.plan, self.segments, self.blocks)
             calls = self._shared(self.blocks, self.segments, shared)
         functions = [
             f"static __attribute__((noinline)) void {name}({params}) {{\n{body}\n}}"
@@ -81,11 +84,20 @@ class Emitter:
             pointers="\n".join(f"static {name}_t *{name};" for name in names),
             addresses="\n".join(f"{name} = linear[{i}];" for i, name in enumerate(names)),
             functions="\n".join([*functions, f"#define OWN {own + self.pack}", *shared]),
+            before=f"if (!stop && !*step) {{ {' '.join(self.looks)} }}",
             calls="\n".join(calls),
             inputs=self._inputs(),
             results=self._results(),
         )
-        return Emitted(source, size, list(self.constants), self.externs, own + self.pack, bool(shared), linear)
+        return Emitted(
+            source,
+            self.size + len(self.looks),
+            list(self.constants),
+            self.externs,
+            own + self.pack,
+            bool(shared),
+            linear,
+        )
 
     def _pointer(self, buffer: Buffer, offset: int, jump: int = 0) -> str:
         """Into a buffer, of the block that is being done if blocks are ``jump`` apart."""
@@ -157,7 +169,18 @@ class Emitter:
         if cut is not None and part.cut is not None:
             declared, given = f"{declared}, i64 lo, i64 hi", f"{given}, a{part.cut.size}, b{part.cut.size}"
         name = self.functions.setdefault((declared, body), f"k{len(self.functions)}")
-        return f"{name}({given});"
+        found = idle_of(loop) if cut is not None else None
+        return f"{name}({given});" if found is None else self._busy(found, name, given, loop.shape[0])
+
+    def _busy(self, idle: Idle, name: str, given: str, size: int) -> str:
+        """A call for each run of numbers that take part, or for all numbers where others than these are not zero."""
+        table, num = self._pointer(self.plan.constant(idle.runs).buffer, 0), len(idle.runs)
+        flag = f"memory[{self.size + len(self.looks)}]"
+        given_zeros = ((PREFIX[C_TYPES[b.dtype]], self._pointer(b, 0)) for b in idle.zeros)
+        found = " | ".join(f"{prefix}beside({x}, {size}, {table}, {num})" for prefix, x in given_zeros)
+        self.looks.append(f"{flag} = {found or 0};")
+        call = f"{name}({given.rsplit(', ', 2)[0]}, lo, hi)"
+        return f"if ({flag}) {name}({given}); else RUNS(({table}), {num}, part, parts, {call})"
 
     def _linear(self, part: Part) -> str:
         """A product, a system or a factor: for each matrix of a batch, and each block of a sum over particles."""

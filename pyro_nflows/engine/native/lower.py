@@ -10,6 +10,7 @@ from ...system.recorder import Call, Value, is_value
 from ..tape import Tape
 from . import copies, linear  # noqa: F401  (their rules register themselves)
 from .builder import RULES, Builder, known
+from .idle import write_once
 from .ops import NEED_FLOAT, expression
 from .parts import put_together
 from .plan import Ref
@@ -39,14 +40,16 @@ class Lowering(Builder):
         for number, (shape, dtype) in enumerate(tape.inputs):
             self.refs[number] = self.plan.ref(shape, dtype, pinned=True)
         self.inputs = [self.refs[i] for i in range(tape.num_inputs)]
+        of_data = tape.of_data
         for number, tensor in tape.constants.items():
-            self.refs[number] = self.plan.constant(tensor, itemgetter(number))
+            self.refs[number] = self.plan.constant(tensor, itemgetter(number) if number in of_data else None)
         for call in tape.calls:
             self._call(call, tape)
         self.results = [self._whole(self.refs[number]) for number in tape.results]
         for ref in self.results:
             ref.buffer.pinned = True
         put_together(self.plan)
+        write_once(self.plan)
 
     def _call(self, call: Call, tape: Tape) -> None:
         args, kwargs = tree_map(

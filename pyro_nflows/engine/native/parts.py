@@ -76,7 +76,8 @@ def _moved(shape: Shape, copy: Statement, writers: dict[Buffer, list[Writer | No
         return False
     part = given.buffer
     alone = num[part] == 1 and part.constant is None and not part.pinned and part.dtype == out.buffer.dtype
-    if not out.buffer.apart or not alone or not _is_all(given, shape):
+    several = len(writers[part]) > 1 and not part.apart  # of which one writes over what another one did
+    if not out.buffer.apart or not alone or several or not _is_all(given, shape):
         return False
     made = [writer and _elsewhere(writer, given, out, shape) for writer in writers[part]]
     if not made or None in made:

@@ -44,6 +44,7 @@ class Buffer:
     origin: Origin | None = None
     pinned: bool = False
     apart: bool = False
+    idle: Tensor | None = None  # where nothing writes, and zeros are
     home: "Loop | None" = None
     writes: list[int] = field(default_factory=list)
     reads: list[int] = field(default_factory=list)

@@ -183,3 +183,21 @@ typedef void share_t(team_t *team, part_t *work, const given_t *given);
 #define SHARE(work) do { if (team) share(team, work, &given); else work(&given, 0, 1); } while (0)
 /* Where part i of n begins: at a multiple of 16, so that no part is short. */
 #define CUT(size, i, n) ((i) == (n) ? (size) : (size) / 16 * (i) / (n) * 16)
+
+/* Runs of numbers are rows of a beginning, an end, and how many come before. Part i of n of what is in them: */
+#define RUNS(runs, num, i, n, call)                                                                               \
+  for (i64 r = 0, all = runs[3 * num - 1] + runs[3 * num - 2] - runs[3 * num - 3]; r < num; r++) {                \
+    const i64 *run = runs + 3 * r, lo = MAX(run[0], run[0] + CUT(all, i, n) - run[2]),                            \
+              hi = MIN(run[1], run[0] + CUT(all, i + 1, n) - run[2]);                                             \
+    if (lo < hi) call;                                                                                            \
+  }
+/* Whether there is anything but zeros beside them. */
+#define BESIDE(T, P)                                                                                              \
+  static inline int P##beside(const T *x, i64 size, const i64 *runs, i64 num) {                                   \
+    int found = 0;                                                                                                \
+    for (i64 r = 0; r <= num; r++)                                                                                \
+      for (i64 i = r ? runs[3 * r - 2] : 0, end = r < num ? runs[3 * r] : size; i < end; i++) found |= x[i] != 0; \
+    return found;                                                                                                 \
+  }
+BESIDE(float, f)
+BESIDE(double, d)

@@ -18,6 +18,7 @@ int run(u8 *memory, u8 **constants, u8 **streams, u8 **collected, void **linear,
         int stop, team_t *team, share_t *share) {{
 const given_t given = {{memory, constants, pack}};
 {addresses}
+{before}
 switch (stop) {{
 case 0:
 for (; *step < end; ++*step) {{
