@@ -6,12 +6,10 @@ Everything here is elementwise or acts on the last dimension, broadcasts over th
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
-from torch.utils._pytree import tree_leaves
 
 #: A log density of many points at once, ``(K, D) -> (K,)``.
 LogDensity = Callable[[Tensor], Tensor]
@@ -181,37 +179,6 @@ def finite_rows(gradient: Tensor) -> Tensor:
                 [0., 0.]])
     """
     return torch.where(gradient.isfinite().all(-1, keepdim=True), gradient, 0.0)
-
-
-def pullback(function: Callable[..., Any], *points: Tensor) -> tuple[Any, Callable[..., tuple[Tensor, ...]]]:
-    """A function's value, and the map from a gradient there to the gradients at ``points``.
-
-    :raises NotImplementedError: in a trace of ``torch.jit``, which would keep the gradients as constants.
-
-    Example::
-
-        >>> value, pull = pullback(torch.square, torch.tensor(3.0))
-        >>> value.item(), pull(torch.tensor(1.0))
-        (9.0, (tensor(6.0000),))
-    """
-    if torch.jit.is_tracing():
-        raise NotImplementedError("torch.jit cannot trace gradients within what it traces")
-    try:
-        leaves = [point.detach().requires_grad_() for point in points]
-    except RuntimeError:  # inside a torch.func transform, where only torch.func may differentiate
-        value, pull, *_ = torch.func.vjp(function, *points)
-        return value, pull
-    with torch.enable_grad():
-        value = function(*leaves)
-
-    def pull_plainly(cotangent: Any) -> tuple[Tensor, ...]:
-        pairs = [(v, c) for v, c in zip(tree_leaves(value), tree_leaves(cotangent)) if v.requires_grad]
-        if not pairs:
-            return tuple(torch.zeros_like(leaf) for leaf in leaves)
-        outputs, costs = zip(*pairs)
-        return torch.autograd.grad(outputs, leaves, costs, retain_graph=True, allow_unused=True, materialize_grads=True)
-
-    return value, pull_plainly
 
 
 def largest(values: Tensor, most: int) -> int:

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .system.shapes import broadcast_shapes
+
 
 def scale_tril(log_scale: Tensor, lower: Tensor) -> Tensor:
     r"""A lower-triangular matrix :math:`L = \mathrm{diag}(\sigma) (I + A)`: rows in the units of the diagonal.
@@ -53,7 +55,7 @@ def solve_triangular(
         tensor([[1., 2.],
                 [2., 0.]])
     """
-    batch, shape = triangle.shape[:-2], torch.broadcast_shapes(triangle.shape[:-2], b.shape[:-2])
+    batch, shape = triangle.shape[:-2], broadcast_shapes(triangle.shape[:-2], b.shape[:-2])
     shared = all(size == 1 or step == 0 for size, step in zip(batch, triangle.stride()))
     if not (left and shared and 1 < shape.numel() == b.shape[:-2].numel()):
         return torch.linalg.solve_triangular(triangle, b, upper=upper, left=left, unitriangular=unitriangular)

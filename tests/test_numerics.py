@@ -10,10 +10,10 @@ from pyro_nflows.numerics import (
     monotone_root,
     normal_log_prob,
     positive,
-    pullback,
     soft_bound,
     standard_normal_log_prob,
 )
+from pyro_nflows.system.gradients import pullback, pulled
 
 pytestmark = pytest.mark.on_devices
 
@@ -114,3 +114,11 @@ def test_roots_run_under_vmap_and_trace():
     assert torch.allclose(make_fx(root_of)(theta)(10 * theta), root_of(10 * theta))
     slope = torch.func.vmap(torch.func.grad(root_of))(theta)
     assert torch.allclose(slope, 1 / (3 * root_of(theta) ** 2 + 1))
+
+
+def test_rows_times_a_jacobian_are_torchs():
+    x, matrix = torch.randn(3, requires_grad=True), torch.randn(4, 3)
+    rows = torch.randn(5, 4)
+    found = pulled((matrix @ x).sin(), x, rows)
+    jacobian = torch.autograd.functional.jacobian(lambda x: (matrix @ x).sin(), x)
+    assert torch.allclose(found, rows @ jacobian, atol=1e-6)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..model.whole import WholeLogJoint
 from ..numerics import LogDensity
+from ..system.gradients import pulled
 from .budget import Budget
 from .cost import GRADIENT, finish
 from .gradient_times import GradientTimes
@@ -274,15 +275,7 @@ class DensityGradient:
             (gradient,) = torch.autograd.grad(value, z, create_graph=True)
             if not gradient.requires_grad:  # a density that is linear, or a function that can be derived once
                 return [torch.full_like(rows, torch.nan)]
-            return [torch.cat([_pulled(gradient, z, part) for part in rows.split(self.block or len(rows))])]
-
-
-def _pulled(gradient: Tensor, z: Tensor, rows: Tensor) -> Tensor:
-    """Rows times the gradient's Jacobian: in one batch, where every operation of the model has a rule for that."""
-    try:
-        return torch.autograd.grad(gradient, z, rows, retain_graph=True, is_grads_batched=True)[0]
-    except RuntimeError:
-        return torch.stack([torch.autograd.grad(gradient, z, row, retain_graph=True)[0] for row in rows])
+            return [torch.cat([pulled(gradient, z, part) for part in rows.split(self.block or len(rows))])]
 
 
 def _key(name: str, *inputs: Tensor) -> Any:

@@ -1,7 +1,7 @@
 """A round of training: how many steps, and of what size."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,19 @@ class Round:
     balanced: bool = False
     share: float = 1.0
     settles: bool = False
+
+    def halves(self, most: int) -> list["Round"]:
+        """Two rounds of half as many steps, if there are more than ``most``; else this one.
+
+        Example::
+
+            >>> [half.num_steps for half in Round(4800, 128, 2e-3).halves(2400)]
+            [2400, 2400]
+        """
+        if self.num_steps <= most:
+            return [self]
+        half = self.num_steps // 2
+        return [replace(self, num_steps=half), replace(self, num_steps=self.num_steps - half)]
 
     def step_sizes(self, like: Tensor) -> Tensor:
         """Step sizes, one a step."""

@@ -13,6 +13,7 @@ from ..layers.base import Exactness, Layer
 from ..nets.views import parameters_in
 from ..numerics import finite_rows, in_pairs, standard_normal_log_prob
 from ..system.memory import enough_for
+from ..system.shapes import broadcast_shapes
 from .padded import inside
 from .stopped import stopped_inverse
 from .transforms import as_transform
@@ -97,9 +98,9 @@ class FlowDistribution(TorchDistribution):
         if self._inside is not None and base_dist is not None:
             raise ValueError("FlowDistribution: a flow of sequences of different lengths takes no base_dist")
         if base_dist is not None:
-            batch_shape = torch.broadcast_shapes(batch_shape, base_dist.batch_shape)
+            batch_shape = broadcast_shapes(batch_shape, base_dist.batch_shape)
         parts = [part.batch_shape for part in layer.modules() if isinstance(part, Layer)]
-        batch_shape = torch.broadcast_shapes(batch_shape, *parts)
+        batch_shape = broadcast_shapes(batch_shape, *parts)
         self.layer, self.base_dist = layer, base_dist
         self.path_gradient = path_gradient and base_dist is None and self._inside is None
         self.paired = paired and base_dist is None
@@ -257,7 +258,7 @@ class FlowDistribution(TorchDistribution):
         if remembered is not None:
             return remembered
         value = self._flat(value)
-        value = value.expand(torch.broadcast_shapes(value.shape[:-1], self.batch_shape) + value.shape[-1:])
+        value = value.expand(broadcast_shapes(value.shape[:-1], self.batch_shape) + value.shape[-1:])
         if self.layer.exactness is Exactness.EXACT or num_samples == 1:
             return self._log_prob(value)
         self._need_proper()

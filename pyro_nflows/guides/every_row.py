@@ -19,6 +19,7 @@ from ..model.rows import Rows
 from ..model.subsample import Chosen, is_given, look, subsample_sites
 from ..model.values import constrained, mapped
 from ..system.randomness import forked
+from ..system.shapes import broadcast_shapes
 from . import row_checks
 
 
@@ -104,7 +105,7 @@ def constrained_rows(bound: BoundModel, latents: Latents, z: Tensor) -> dict[str
 def unconstrained_rows(bound: BoundModel, latents: Latents, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """The other way: values with leading dimensions to flat latents of all rows, and the log-determinants."""
     shapes = latents.value_shapes
-    batch = torch.broadcast_shapes(*(values[n].shape[: values[n].dim() - len(shape)] for n, shape in shapes.items()))
+    batch = broadcast_shapes(*(values[n].shape[: values[n].dim() - len(shape)] for n, shape in shapes.items()))
     rows = {name: values[name].expand(batch + shape).reshape(-1, shape.numel()) for name, shape in shapes.items()}
     num, like = batch.numel(), next(iter(rows.values()))
     flat = {name: like.new_empty(num, shape.numel()) for name, shape in latents.shapes.items()}

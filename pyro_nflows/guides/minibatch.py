@@ -32,6 +32,7 @@ from ..model.latents import Latents
 from ..model.subsample import Chosen, look, subsample_sites
 from ..nets.views import with_parameters
 from ..system.randomness import forked
+from ..system.shapes import broadcast_shapes
 from . import row_checks
 
 Plates = dict[str, Any]
@@ -214,7 +215,7 @@ def _grid(names: Iterable[str], plates: Plates) -> tuple[int, ...]:
 
 
 def _flat(hierarchy: Hierarchy, parts: list[Tensor], nesting: int) -> Tensor:
-    batch = torch.broadcast_shapes(parts[0].shape[:-1], *(part.shape[:-2] for part in parts[1:]))
+    batch = broadcast_shapes(parts[0].shape[:-1], *(part.shape[:-2] for part in parts[1:]))
     top, *rest = parts
     rows = [part.expand(*batch, *part.shape[-2:]) for part in rest]
     flat = hierarchy.join([top.expand(*batch, -1), *rows])[..., hierarchy.order.argsort().to(top.device)]

@@ -49,10 +49,9 @@ def judged_as_it_is(guide: AutoFlow, plan: Plan, call: Call, settles: bool = Fal
 
 def _of_rows(guide: AutoFlow, plan: Plan, call: Call) -> Posterior:
     """The same by minibatches of a subsampled plate's rows."""
-    foreseen(plan.engine)
     began, history = time.perf_counter(), History()
     seed = int(torch.randint(2**31, ())) if plan.seed is None else plan.seed
-    with seeded(seed), validation(False):
+    with foreseen(plan.engine), seeded(seed), validation(False):
         terms = terms_of(guide, call)
         if isinstance(terms, CrossedTerms):
             layer = guide.plain_layer()

@@ -34,11 +34,10 @@ def run_minibatches(guide: AutoFlow, plan: Plan, call: Call, keep: Keep, checkpo
     """
     _refuse(guide, plan)
     budget = Budget(plan.max_seconds)
-    foreseen(plan.engine)
     began, seed = time.perf_counter(), plan.seed if checkpoint is None or checkpoint.seed is None else checkpoint.seed
     seed = int(torch.randint(2**31, ())) if seed is None else seed
     journal = Journal() if checkpoint is None else checkpoint.journal(seed)
-    with seeded(seed), validation(False), Progress(plan.progress_bar) as progress:
+    with foreseen(plan.engine), seeded(seed), validation(False), Progress(plan.progress_bar) as progress:
         history, terms = History(quick=not plan.schedule.has_flow), terms_of(guide, call)
         warn_of_no_data(terms.joint)
         leaves = terms.leaves()

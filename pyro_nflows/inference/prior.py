@@ -30,6 +30,7 @@ from ..model.handlers import outside
 from ..model.log_joint import LogJoint
 from ..system.exclusive import seeded
 from ..system.memory import enough
+from ..system.shapes import broadcast_shapes
 from .portable import packed, unpacked
 from .updated import Updated
 
@@ -123,7 +124,7 @@ class FittedPrior:
                 z, log_det = moved.unconstrained(self._joint, values)
         else:
             leading = [v.shape[: v.dim() - len(self.shapes[n])] for n, v in values.items()]
-            batch = torch.broadcast_shapes(*leading)
+            batch = broadcast_shapes(*leading)
             whole = {n: values[n].expand((*batch, *shape)) for n, shape in self.shapes.items()}
             z, log_det = self.latents.unconstrain(whole)
         off = z.isnan().any(-1) & ~nan_in(values, self.shapes)

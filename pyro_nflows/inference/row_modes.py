@@ -15,6 +15,7 @@ from ..layers import PlateAffine
 from ..modes.row_lines import NUM_DRAWS, MissedRow, line_points, missed_along, missed_row, num_lines
 from ..objectives.draws import base_noise
 from ..system.randomness import forked
+from ..system.shapes import unravel_index
 from .collapsed import Collapser
 
 #: A share of a row's mass that is too much to miss.
@@ -109,7 +110,7 @@ def described(guide: AutoFlow, found: MissedRow | None, call: tuple[Any, Any] = 
     values = guide.constrain(found.point[None], *call[0], **call[1])
     for name, latent in guide.latents.sites.items():
         if latent.columns.start <= found.column < latent.columns.stop:
-            place = torch.unravel_index(torch.tensor(found.column - latent.columns.start), latent.shape)
+            place = unravel_index(torch.tensor(found.column - latent.columns.start), latent.shape)
             index = tuple(int(i) for i in place)[: values[name].dim() - 1]
             label = f"{name}[{', '.join(map(str, index))}]" if index else name
             value = values[name][0]

@@ -89,12 +89,17 @@ class Fitter:
         :raises ValueError: if the model cannot be started.
         """
         budget, self._is_eager = Budget(plan.max_seconds), plan.engine is Engine.EAGER
-        foreseen(plan.engine)
         seed = checkpoint.seed if checkpoint is not None and checkpoint.seed is not None else plan.seed
         seed = int(torch.randint(2**31, ())) if seed is None else seed
         journal, began = Journal() if checkpoint is None else checkpoint.journal(seed), time.perf_counter()
         progress = Progress(plan.progress_bar)
-        with seeded(seed), before_sigterm(journal.write), progress, contextlib.ExitStack() as at_the_end:
+        with (
+            foreseen(plan.engine),
+            seeded(seed),
+            before_sigterm(journal.write),
+            progress,
+            contextlib.ExitStack() as at_the_end,
+        ):
             joint, loc = self._joint_at(call)
             at_the_end.callback(journal.write)
             warn_of_no_data(joint)

@@ -12,6 +12,8 @@ MANY, MANY_ESS = 64, 0.6
 LARGE, LARGE_ESS = 512, 0.3
 #: Particles of its steps where the matrix is sparse: each latent has numbers of its own, and few.
 FEW_PARTICLES = 32
+#: Steps of a round of theirs, after which such an ESS may be reached.
+MOST_STEPS = 2400
 #: Draws that a verdict needs, however dear they are.
 FEWEST = 2000
 #: How much work a fit may be.
@@ -135,7 +137,7 @@ class Schedule:
             >>> Schedule().for_latents(1600, is_full=True).good_ess
             0.3
             >>> [part.num_particles for part in Schedule().for_latents(1600, is_sparse=True).rounds]
-            [32, 32, 32]
+            [32, 32, 32, 32]
         """
         if num <= MANY:
             return self
@@ -147,10 +149,17 @@ class Schedule:
         return replace(made, rounds=[replace(part, num_particles=FEW_PARTICLES) for part in made.rounds])
 
     def ending_at(self, ess: float = MANY_ESS) -> "Schedule":
-        """With an ESS at which training ends, where another one was not asked for."""
+        """With an ESS at which training ends, where another one was not asked for; a long round is then two.
+
+        Example::
+
+            >>> [part.num_steps for part in Schedule().ending_at().rounds]
+            [600, 2400, 2400, 2400]
+        """
         if self.good_ess not in (Schedule.good_ess, MANY_ESS):
             return self
-        return replace(self, good_ess=ess, evident_ess=ess)
+        rounds = [half for part in self.rounds for half in part.halves(MOST_STEPS)]
+        return replace(self, rounds=rounds, good_ess=ess, evident_ess=ess)
 
     def after_rounds(self, number: int) -> str:
         """What comes after so many rounds of the flow, in words.

@@ -34,6 +34,7 @@ from ..modes.missed import TOO_THIN, Missed, excess, missed_regions, scattered
 from ..modes.mixtures import Modes, find_modes, hull
 from ..modes.tempering import Tempered, temper
 from ..objectives.draws import base_noise
+from ..system.shapes import unravel_index
 from .fitted import Fit
 from .row_modes import described, missed_of_rows
 from .schedule import MANY, MANY_ESS
@@ -313,4 +314,4 @@ def _where(guide: AutoFlow, draws: Tensor, regions: list[Missed]) -> tuple[str, 
 
 
 def _unravel(index: int, like: Tensor) -> list[int]:
-    return [int(i) for i in torch.unravel_index(torch.tensor(index), like.shape)]
+    return [int(i) for i in unravel_index(torch.tensor(index), like.shape)]

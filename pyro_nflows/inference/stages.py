@@ -27,7 +27,7 @@ COVERING_ESS = 0.3
 NEARLY = 0.8
 #: There, the share of that ESS which the first draws have to show for a look at all: weights with a tail are noisy.
 HOPEFUL = 0.75
-#: And what a round has to multiply the ESS by for the next one, of twice as many steps, to be worth its time.
+#: And what a round has to multiply the ESS by for the next one, of as many steps or more, to be worth its time.
 GAIN = 1.25
 #: What the step sizes are multiplied by where a round ended below the Gaussian that it began from.
 CAREFUL = 0.25

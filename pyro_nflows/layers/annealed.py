@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_functions, check_sizes, is_number
-from ..numerics import LogDensity, pullback, standard_normal_log_prob
+from ..numerics import LogDensity, standard_normal_log_prob
+from ..system.gradients import pullback
 from .base import Exactness, Layer, Scored
 
 #: By how much a half step pushes a coordinate of the momentum at most, in its standard deviations.

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..nets.context import flat_context
 from ..nets.masked import MaskedMLP
-from ..numerics import pullback
+from ..system.gradients import pullback
 from ..transformers import Affine, Transformer
 from .base import Layer
 from .shapes import need_transformer

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from ..checks import check_sizes
 from ..nets.context import bind
 from ..nets.mlp import start_wide
-from ..numerics import pullback
+from ..system.gradients import pullback
 from .shapes import checked, need_layers
 
 _L = TypeVar("_L", bound="Layer")

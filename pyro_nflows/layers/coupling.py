@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..checks import Size, channels
 from ..nets.mlp import MLP, ConvNet
-from ..numerics import pullback
+from ..system.gradients import pullback
 from ..transformers import Affine, Transformer
 from .base import Layer
 from .shapes import need_transformer

@@ -2,7 +2,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_positive
-from ..numerics import pullback
+from ..system.gradients import pullback
 from ..transformers import RationalQuadratic, Transformer
 from .base import Layer
 from .shapes import expanded, need_transformer

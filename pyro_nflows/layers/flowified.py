@@ -8,7 +8,8 @@ from ..checks import check_sizes
 from ..nets.mlp import MLP
 from ..nets.rotation import Rotation, decomposed
 from ..nets.tiling import TileNet, Tiling
-from ..numerics import normal_log_prob, pullback, soft_bound, standard_normal_log_prob
+from ..numerics import normal_log_prob, soft_bound, standard_normal_log_prob
+from ..system.gradients import pullback
 from .base import Exactness, Layer, Scored
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from ..checks import Size, check_positive, check_sizes, image_shape
 from ..nets.index_law import IndexLaw
 from ..nets.mlp import MLP, SKIP_RANK, ConvNet, network
-from ..numerics import pullback, soft_bound, soft_unbound
+from ..numerics import soft_bound, soft_unbound
+from ..system.gradients import pullback
 from ..transformers import Transformer
 from .base import Exactness, Layer, Scored
 from .shapes import need_layers, need_transformer

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.linalg import solve_triangular
 
 from ..checks import check_sizes
-from ..numerics import pullback, standard_normal_log_prob
+from ..numerics import standard_normal_log_prob
+from ..system.gradients import pullback
 from ..triangles import scale_tril
 from .base import Exactness, Layer, Scored
 

@@ -9,7 +9,8 @@ from ..model.rows import Rows
 from ..nets.features import Features
 from ..nets.table import Table
 from ..nets.views import taken_rows
-from ..numerics import pullback
+from ..system.gradients import pullback
+from ..system.shapes import broadcast_shapes
 from .base import Exactness, Layer, Scored
 from .shapes import need_hierarchy, need_layers
 
@@ -117,7 +118,7 @@ class PlateFlow(Layer):
             features = self.features(top)
             parts.append(features[..., None, :].expand(*features.shape[:-1], len(code), -1))
         parts += [part[..., above.row, :] for above, part in zip(self.hierarchy.blocks[number].above, outer)]
-        batch = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+        batch = broadcast_shapes(*(part.shape[:-1] for part in parts))
         return self.flow(number).at(torch.cat([part.expand(*batch, -1) for part in parts], -1))
 
     def rows(

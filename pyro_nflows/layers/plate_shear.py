@@ -9,7 +9,7 @@ from ..model.rows import Rows
 from ..nets.features import Features
 from ..nets.table import Table
 from ..nets.views import taken_rows
-from ..numerics import pullback
+from ..system.gradients import pullback
 from .base import Layer
 from .shapes import need_hierarchy
 

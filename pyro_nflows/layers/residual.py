@@ -8,7 +8,8 @@ from torch import Tensor
 from ..checks import Size, channels, check_sizes, is_number
 from ..nets.contraction import Contraction, Linearized
 from ..nets.conv_contraction import ConvContraction, LinearizedImage
-from ..numerics import largest, pullback
+from ..numerics import largest
+from ..system.gradients import pullback
 from .base import Exactness, Layer
 
 #: A probability so small that what happens with it is left out: of more terms than are ever computed.

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from ..model.hierarchy import Hierarchy
 from ..nets.features import MAX_PLAIN, Features
 from ..nets.row_net import RowNet
-from ..numerics import pullback
+from ..system.gradients import pullback
 from ..transformers import Affine, Transformer
 from .base import Layer
 from .shapes import need_hierarchy, need_transformer

@@ -8,7 +8,8 @@ from ..nets.causal import PositionNet
 from ..nets.context import context_of, take_context
 from ..nets.lengths import take_lengths
 from ..nets.wavenet import CausalConvNet
-from ..numerics import pullback
+from ..system.gradients import pullback
+from ..system.shapes import broadcast_shapes
 from ..transformers import Affine, Transformer
 from .base import Layer
 from .shapes import need_transformer
@@ -88,7 +89,7 @@ class SequenceAutoregressive(Layer):
         at = torch.arange(self.size[0], device=rows.device)
         ends = self.lengths[..., None]
         index = torch.where(at < ends, ends - 1 - at, at)[..., None]
-        shape = torch.broadcast_shapes(rows.shape, index.shape)
+        shape = broadcast_shapes(rows.shape, index.shape)
         return rows.flip(-1).expand(shape).gather(-2, index.expand(shape))
 
     def _context(self) -> Tensor | None:

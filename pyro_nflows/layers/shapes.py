@@ -11,6 +11,7 @@ from ..checks import check_sizes, numbers_in
 from ..model.data_checks import MIXED
 from ..model.elimination import Elimination
 from ..model.hierarchy import Hierarchy
+from ..system.shapes import broadcast_shapes
 
 
 class MixedDtypes(TypeError, RuntimeError):
@@ -115,7 +116,7 @@ def _mixed(layer: nn.Module, who: str, given: dict[str, Tensor | None], error: s
 def _spread(layer: Any, name: str, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """A point and its noise in the batch that they and the layer's context have together."""
     try:
-        batch_shape = torch.broadcast_shapes(x.shape[:-1], layer.batch_shape)
+        batch_shape = broadcast_shapes(x.shape[:-1], layer.batch_shape)
     except RuntimeError:
         raise ValueError(
             f"{type(layer).__name__}.{name}: got a point of batch shape {tuple(x.shape[:-1])}, which does not "

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..system.shapes import broadcast_shapes
 from . import checks, supports
 from .all_rows import OtherRows
 from .centering import Prior, prior_of
@@ -181,7 +182,7 @@ def _reached_from(leaf: Tensor, ends: list[Tensor]) -> set[Any]:
 def _is_usable(shape: torch.Size, prior: Prior, again: Prior | None) -> bool:
     """Whether there is one location and scale for each entry of a site, the same in each run."""
     shapes = prior.loc.shape, prior.scale.shape[:-1] if prior.is_matrix else prior.scale.shape
-    if again is None or torch.broadcast_shapes(shape, *shapes) != shape:
+    if again is None or broadcast_shapes(shape, *shapes) != shape:
         return False
     loc, scale = prior.loc, prior.scale.diagonal(dim1=-2, dim2=-1) if prior.is_matrix else prior.scale
     finite = bool(loc.isfinite().all() and prior.scale.isfinite().all() and (scale > 0).all())

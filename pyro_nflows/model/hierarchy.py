@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..system.shapes import unravel_index
 from .latents import Latents
 
 #: Most coordinates of a crossed plate that are counted with the latents outside of plates.
@@ -166,7 +167,7 @@ class Hierarchy:
         """For each row of a block, its place along one of the block's plates."""
         outline = next(at for at in self.outlines.values() if set(at.plates) == set(block.plates))
         sizes = tuple(outline.shape[outline.plates[name]] for name in block.plates)
-        return torch.unravel_index(torch.arange(block.num_rows), sizes)[block.plates.index(plate)]
+        return unravel_index(torch.arange(block.num_rows), sizes)[block.plates.index(plate)]
 
     def width_above(self, block: Block) -> int:
         """How many coordinates a row of a block may depend on: those outside of plates, and of its outer rows."""
@@ -230,7 +231,7 @@ def _rows(columns: Tensor, axes: Sequence[int]) -> Tensor:
 def _above(names: Sequence[str], sizes: Sequence[int], blocks: Sequence[Block]) -> tuple[Above, ...]:
     """The blocks whose plates are among those of a new one."""
     index = torch.arange(torch.Size(sizes).numel()).reshape(tuple(sizes))
-    places = dict(zip(names, torch.unravel_index(index.reshape(-1), tuple(sizes))))
+    places = dict(zip(names, unravel_index(index.reshape(-1), tuple(sizes))))
     found = []
     for number, block in enumerate(blocks):
         if set(block.plates) < set(names):

@@ -45,7 +45,7 @@ def _interact(gradient: Tensor, at: Tensor, block: Block, generator: torch.Gener
         vector = torch.zeros_like(at)
         numbers = torch.randn(block.columns[chosen].shape, generator=generator, device="cpu").to(at)
         vector[block.columns[chosen].to(at.device)] = numbers
-        (product,) = torch.autograd.grad(gradient, at, vector, retain_graph=True)
+        (product,) = torch.autograd.grad((gradient * vector).sum(), at, retain_graph=True)
         others = product[block.columns[~chosen].to(at.device)].abs().max()
         if bool(others > ROUNDING * product.abs().max()):
             return True

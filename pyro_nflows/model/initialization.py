@@ -26,7 +26,8 @@ class _Feasible:
             transform = bijection(self._fn)
         except NotImplementedError:  # the guide refuses such a site by name, once it has seen it
             transform = transform_to(self._fn.support)
-        value: Tensor = transform(torch.zeros(transform.inverse_shape(shape)))
+        is_elementwise = transform.domain.event_dim == transform.codomain.event_dim == 0
+        value: Tensor = transform(torch.zeros(shape if is_elementwise else transform.inverse_shape(shape)))
         return value.expand(shape).clone()
 
 

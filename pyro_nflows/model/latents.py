@@ -11,6 +11,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
+from ..system.shapes import broadcast_shapes
 from . import checks, supports
 from .centering import bijection
 from .noncentered import Center, ScaleSite, scaled_elsewhere
@@ -229,7 +230,7 @@ class Latents:
         batch, found = z.shape[:-1], dict[str, Tensor]()
         for name, latent in self.sites.items():
             event_dim = latent.event_dim + len(latent.shape) - len(latent.value_shape)
-            shape = torch.broadcast_shapes(latent.shape, batch + (1,) * event_dim)
+            shape = broadcast_shapes(latent.shape, batch + (1,) * event_dim)
             found[name] = z[..., latent.columns].reshape(shape)
         return found
 

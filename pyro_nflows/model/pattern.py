@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..numerics import LogDensity
+from ..system.gradients import pulled
 
 #: Rows ``(N, D)`` times a Hessian.
 Products = Callable[[Tensor], Tensor]
@@ -144,17 +145,9 @@ def hessian_products(log_joint: LogDensity, at: Tensor) -> Products:
         if not (gradient.requires_grad and len(rows)):
             return torch.zeros_like(rows)
         parts = rows.split(max(1, BATCH // rows.shape[1]))
-        return torch.cat([_pulled(gradient, at, part) for part in parts])
+        return torch.cat([pulled(gradient, at, part) for part in parts])
 
     return products
-
-
-def _pulled(gradient: Tensor, at: Tensor, rows: Tensor) -> Tensor:
-    """In one batch, where every operation of the model has a rule for that."""
-    try:
-        return torch.autograd.grad(gradient, at, rows, retain_graph=True, is_grads_batched=True)[0]
-    except RuntimeError:
-        return torch.stack([torch.autograd.grad(gradient, at, row, retain_graph=True)[0] for row in rows])
 
 
 def _is_dense(products: Products, near: Tensor, generator: torch.Generator) -> bool:

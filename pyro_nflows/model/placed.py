@@ -10,6 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Transform
 
+from ..system.shapes import broadcast_shapes
 from . import checks, enumeration_checks
 from .centering import about_location, bijection
 from .noncentered import Center, scaled_elsewhere
@@ -151,7 +152,7 @@ def mask_of(site: Any) -> Tensor:
     mask = around.reshape(around.shape + (1,) * num)
     mask = mask if own is None else mask & own
     shape = fn.batch_shape + fn.event_shape[:num]
-    return mask.expand(torch.broadcast_shapes(mask.shape, shape))
+    return mask.expand(broadcast_shapes(mask.shape, shape))
 
 
 def unmasked(fn: Any) -> Any:

@@ -7,6 +7,7 @@ import torch
 from pyro.distributions import MaskedDistribution
 from torch import Tensor
 
+from ..system.shapes import broadcast_shapes
 from .data_checks import is_deterministic
 from .site_kinds import Site, is_marked
 
@@ -17,7 +18,7 @@ def log_prob_and_mask(site: Site) -> tuple[Tensor, Tensor]:
     while isinstance(fn, MaskedDistribution):
         mask, fn = mask & fn._mask, fn.base_dist
     log_prob = fn.log_prob(site["value"])
-    shape = torch.broadcast_shapes(log_prob.shape, mask.shape)
+    shape = broadcast_shapes(log_prob.shape, mask.shape)
     return log_prob.expand(shape), mask.to(log_prob.device).expand(shape)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from ..system.gradients import pulled
 from .hierarchy import Hierarchy
 
 #: Digits are to this base; ratios may be off by so much, of random numbers between one and two.
@@ -79,8 +80,7 @@ class Derivatives:
     def __call__(self, tangents: Tensor) -> Tensor:
         if self._pulled is None or not self._pulled.requires_grad:
             return tangents.new_zeros(len(tangents), self.num)
-        inputs = self._pulled, self._cotangent, tangents
-        return torch.autograd.grad(*inputs, retain_graph=True, is_grads_batched=True)[0]
+        return pulled(self._pulled, self._cotangent, tangents)
 
 
 def owners_along(derivatives: Derivatives, columns: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:

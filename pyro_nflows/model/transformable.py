@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.distributions import lowrank_multivariate_normal
 from torch.distributions.utils import broadcast_all
 
+from ..system.shapes import broadcast_shapes
+
 
 class SafeLog:
     """Pyro's logarithm with bounded slopes, for contractions and HMMs, without an ``autograd.Function``."""
@@ -181,7 +183,7 @@ def sine_skewed(self: Any, base_dist: Any, skewness: Tensor, validate_args: bool
             f"SineSkewed: skewness must have a last dimension of the base's event, {tuple(base_dist.event_shape)}, "
             f"got shape {tuple(skewness.shape)}"
         )
-    batch_shape = torch.broadcast_shapes(base_dist.batch_shape, skewness.shape[:-1])
+    batch_shape = broadcast_shapes(base_dist.batch_shape, skewness.shape[:-1])
     self.skewness = skewness.broadcast_to(batch_shape + skewness.shape[-1:])
     self.base_dist = base_dist.expand(batch_shape)
     super(dist.SineSkewed, self).__init__(batch_shape, skewness.shape[-1:], validate_args=validate_args)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ..system.exclusive import validation
+from ..system.shapes import broadcast_shapes
 from .latents import row_and_log_det
 from .log_joint import LogJoint
 from .placed import Lifted
@@ -43,7 +44,7 @@ def unconstrained(joint: LogJoint, values: Mapping[str, Tensor]) -> tuple[Tensor
 
     shapes = joint.latents.shapes.items()
     nums = {name: values[name].dim() - len(shape) for name, shape in joint.latents.value_shapes.items()}
-    batch = torch.broadcast_shapes(*(values[name].shape[:num] for name, num in nums.items()))
+    batch = broadcast_shapes(*(values[name].shape[:num] for name, num in nums.items()))
     rows = {
         n: values[n].expand(batch + values[n].shape[num:]).reshape(-1, *values[n].shape[num:])
         for n, num in nums.items()

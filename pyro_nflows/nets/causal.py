@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from ..checks import check_sizes
+from ..system.shapes import broadcast_shapes
 from .recurrence import Recurrence, run
 
 #: How many of the last positions a network also reads linearly, so that linear dependence on them is exact.
@@ -132,7 +133,7 @@ class CausalNet(nn.Module):
         given, streams_told, streams_bias = [y], context is not None or self.table is not None, len(self.bias) > 1
         if streams_told:
             given.append(self._told(context))
-            given[0] = y.expand(*torch.broadcast_shapes(y.shape[:-2], given[-1].shape[:-2]), *y.shape[-2:])
+            given[0] = y.expand(*broadcast_shapes(y.shape[:-2], given[-1].shape[:-2]), *y.shape[-2:])
         if streams_bias:
             given.append(self.bias)
 

@@ -11,6 +11,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from ..system.shapes import broadcast_shapes
 from .views import told
 
 _M = TypeVar("_M", bound=nn.Module)
@@ -65,4 +66,4 @@ def _check(module: nn.Module, lengths: Tensor) -> None:
 
 def _batch_shape(module: nn.Module, lengths: Tensor) -> torch.Size:
     """Of a flow that may be bound to a context already."""
-    return torch.broadcast_shapes(getattr(module, "batch_shape", ()), lengths.shape)
+    return broadcast_shapes(getattr(module, "batch_shape", ()), lengths.shape)

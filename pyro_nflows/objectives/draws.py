@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..layers.base import Layer, Scored
-from ..numerics import LogDensity, finite_rows, in_pairs, pullback, quasi_normal, standard_normal_log_prob
+from ..numerics import LogDensity, finite_rows, in_pairs, quasi_normal, standard_normal_log_prob
+from ..system.gradients import pullback
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,34 @@ def imported(*names: str) -> None:
         thread.join()
 
 
+@contextlib.contextmanager
+def imported_before(name: str, needs: str) -> Iterator[None]:
+    """A block in which what a module needs is imported as by :func:`imported` before the module is, if it ever is.
+
+    Example::
+
+        >>> with imported_before("no_such_module", needs="json.encoder"):
+        ...     pass
+    """
+    first = _First(name, needs)
+    sys.meta_path.insert(0, first)
+    try:
+        yield
+    finally:
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not first]
+
+
+class _First:
+    """Finds nothing, but hears what is looked for."""
+
+    def __init__(self, name: str, needs: str):
+        self.name, self.needs = name, needs
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name == self.name:
+            imported(self.needs)
+
+
 def _import(names: list[str]) -> None:
     for name in names:
         with contextlib.suppress(Exception):

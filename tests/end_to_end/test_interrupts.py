@@ -25,7 +25,7 @@ from pyro_nflows.engine.pace import Pace, unbroken
 from pyro_nflows.engine.program import Program
 from pyro_nflows.engine.runners import Compiled
 from pyro_nflows.engine.tape import Tape
-from pyro_nflows.inference.running import NEEDED
+from pyro_nflows.inference.foreseen import NEEDED, SYMBOLIC
 from pyro_nflows.layers import LocScale
 from pyro_nflows.layers.base import Chain
 from pyro_nflows.objectives.base import Gradient
@@ -263,7 +263,9 @@ def test_a_halted_run_says_so(sorter):
 
 HALF_IMPORTED = """
 import os, signal, sys, threading, time
-from pyro_nflows.system.signals import imported
+from pyro_nflows.inference.foreseen import SYMBOLIC
+from pyro_nflows.system.signals import imported, imported_before
+import torch
 
 class Interrupting:
     def find_spec(self, name, path=None, target=None):
@@ -273,17 +275,26 @@ class Interrupting:
 
 sys.meta_path.insert(0, Interrupting())
 try:
-    imported("sympy")
+    {block}
 except KeyboardInterrupt:
     print("interrupted")
 import sympy
 print(sympy.core.numbers.Integer(2) + 1)
+print(*torch.broadcast_shapes((2, 1), (3,)))
 """
+#: An import that is asked for, and one that torch makes on its way.
+BLOCKS = [
+    'imported("sympy")',
+    """with imported_before(*SYMBOLIC):
+        torch.broadcast_shapes((2, 1), (3,))""",
+]
 
 
-def test_an_interrupt_breaks_off_no_import():
-    done = subprocess.run([sys.executable, "-c", HALF_IMPORTED], capture_output=True, text=True, timeout=100)
-    assert (done.stdout, done.stderr) == ("interrupted\n3\n", "")
+@pytest.mark.parametrize("block", BLOCKS)
+def test_an_interrupt_breaks_off_no_import(block):
+    script = HALF_IMPORTED.format(block=block)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert (done.stdout, done.stderr) == ("interrupted\n3\n2 3\n", "")
 
 
 def two_latents():
@@ -331,7 +342,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_an_interrupt_at_any_moment_leaves_a_fit(way, num, tmp_path, monkeypatch):
     """While tracing, compiling, in compiled code, drawing and searching; the fit comes soon, and can be used."""
-    imported(*NEEDED)
+    imported(NEEDED, *SYMBOLIC)
     rng, swallowed = random.Random(num), []
     # Python itself drops an interrupt that strikes in a destructor or a weak reference's callback, and says so here.
     monkeypatch.setattr(sys, "unraisablehook", lambda found: swallowed.append(found.exc_type))

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ...system.shapes import broadcast_shapes
 from .ops import literal
 from .plan import C_TYPES, Loops, Operand, Ref
 
@@ -48,7 +49,7 @@ class Builder:
 
     def like(self, template: str, *args: Any) -> Ref:
         """An elementwise result with the arguments' common shape and the first one's type."""
-        shape = torch.broadcast_shapes(*(a.meta.shape for a in args if isinstance(a, Ref)))
+        shape = broadcast_shapes(*(a.meta.shape for a in args if isinstance(a, Ref)))
         return self.map(template, args, shape, args[0].meta.dtype)
 
     def filled(self, shape: Sequence[int], dtype: torch.dtype, value: Any = 0) -> Ref:

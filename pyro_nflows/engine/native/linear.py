@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...system.shapes import broadcast_shapes
 from .builder import Builder, Meta, known, rule
 from .constants import whole
 from .plan import LARGE, Ref
@@ -200,7 +201,7 @@ def _linalg_solve_triangular(
 ) -> Any:
     if not known(meta[1]):
         return None
-    batch = torch.broadcast_shapes(a.meta.shape[:-2], b.meta.shape[:-2])
+    batch = broadcast_shapes(a.meta.shape[:-2], b.meta.shape[:-2])
     if left and a.meta.numel() == a.meta.shape[-1] ** 2 and b.meta.shape[-1] == 1 and batch.numel() > 1:
         rows = _as_rows(b.meta[..., 0])
         if rows is not None:  # one triangle, many vectors

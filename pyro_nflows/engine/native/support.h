@@ -154,13 +154,21 @@ ELEMENTARY(float, f, -87.6f, 88.8f, F_ROUND, 0.693359375f, -2.12194440e-4f, 1.17
 ELEMENTARY(double, d, -708.7, 709.9, D_ROUND, 6.93147180369123816490e-01, 1.90821492927058770002e-10,
            2.2250738585072014e-308, 20.0)
 
-/* a^b as libm has it, in single precision by way of double, where the error of b log(a) is far below rounding. */
+/* a^b as libm has it: in single precision b log(a) is known in double, and only what is left of it after whole powers of
+   two is rounded. Zero below the least normal number. */
+static inline float f_exp_of(double x) {
+  double c = x > 88.8 ? 88.8 : x;
+  c = c < -87.6 ? -87.6 : c;
+  double n = (c * 1.4426950408889634 + D_ROUND) - D_ROUND;
+  float p = f_expm1_near((float)((c - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10)) + 1;
+  return (p + p) * f_pow2((float)n - 1);
+}
 static inline float fpow(float a, float b) {
-  double size = a < 0 ? -(double)a : (double)a, whole = floor((double)b), half = floor((double)b * 0.5);
-  double y = b == 0 || size == 1 ? 1 : dexp(b * dlog(size));
-  double other = size < INFINITY ? (double)NAN : y; /* a root of a negative number */
-  double turned = whole != b ? other : (whole == 2 * half ? y : -y);
-  return (float)(a < 0 ? turned : y);
+  float size = a < 0 ? -a : a, whole = floorf(b), half = floorf(b * 0.5f);
+  float y = b == 0 || size == 1 ? 1 : f_exp_of(b * dlog((double)size));
+  float other = size < INFINITY ? (float)NAN : y; /* a root of a negative number */
+  float turned = whole != b ? other : (whole == 2 * half ? y : -y);
+  return a < 0 ? turned : y;
 }
 #define POWER(T, a, b) _Generic((T)0, float: fpow, default: pow)(a, b)
 
