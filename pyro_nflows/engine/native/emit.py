@@ -170,17 +170,18 @@ class Emitter:
             declared, given = f"{declared}, i64 lo, i64 hi", f"{given}, a{part.cut.size}, b{part.cut.size}"
         name = self.functions.setdefault((declared, body), f"k{len(self.functions)}")
         found = idle_of(loop) if cut is not None else None
-        return f"{name}({given});" if found is None else self._busy(found, name, given, loop.shape[0])
+        return f"{name}({given});" if found is None else self._busy(found, name, given, loop)
 
-    def _busy(self, idle: Idle, name: str, given: str, size: int) -> str:
+    def _busy(self, idle: Idle, name: str, given: str, loop: Loop) -> str:
         """A call for each run of numbers that take part, or for all numbers where others than these are not zero."""
         table, num = self._pointer(self.plan.constant(idle.runs).buffer, 0), len(idle.runs)
         flag = f"memory[{self.size + len(self.looks)}]"
-        given_zeros = ((PREFIX[C_TYPES[b.dtype]], self._pointer(b, 0)) for b in idle.zeros)
-        found = " | ".join(f"{prefix}beside({x}, {size}, {table}, {num})" for prefix, x in given_zeros)
-        self.looks.append(f"{flag} = {found or 0};")
+        zeros = [(PREFIX[C_TYPES[buffer.dtype]], self._pointer(buffer, 0)) for buffer in idle.zeros]
+        looked = " | ".join(f"{prefix}beside({x}, {loop.shape[0]}, {table}, {num})" for prefix, x in zeros)
+        self.looks.append(f"{flag} = {looked or 0};")
+        ahead = " ".join(f"AHEAD(({self._pointer(buffer, 0)}))" for buffer in idle.read)
         call = f"{name}({given.rsplit(', ', 2)[0]}, lo, hi)"
-        return f"if ({flag}) {name}({given}); else RUNS(({table}), {num}, part, parts, {call})"
+        return f"if ({flag}) {name}({given}); else RUNS(({table}), {num}, part, parts, {ahead}, {call})"
 
     def _linear(self, part: Part) -> str:
         """A product, a system or a factor: for each matrix of a batch, and each block of a sum over particles."""

@@ -25,10 +25,12 @@ class Idle(NamedTuple):
 
     :ivar runs: where those lie that take part, as :func:`runs` gives it.
     :ivar zeros: vectors that must be zero elsewhere.
+    :ivar read: all vectors that are read.
     """
 
     runs: Tensor
     zeros: tuple[Buffer, ...]
+    read: tuple[Buffer, ...]
 
 
 def write_once(plan: Loops) -> None:
@@ -74,7 +76,8 @@ def _is_zero(buffer: Buffer) -> bool:
 
 def idle_of(loop: Loop) -> Idle | None:
     """What a loop over one long vector leaves alone, if there is anything."""
-    read = dict.fromkeys(o.buffer for s in loop.statements for o in s.operands if isinstance(o, Access))
+    every = [o for s in loop.statements for o in s.operands if isinstance(o, Access)]
+    read = dict.fromkeys(o.buffer for o in every if o.strides == (1,) and o.buffer not in _written(loop))
     found = [(b, b.idle) for b in read if b.idle is not None]
     if len(found) != 1 or not _is_plain(loop, found[0][0]):
         return None
@@ -82,7 +85,7 @@ def idle_of(loop: Loop) -> Idle | None:
     carried = list(dict.fromkeys(s.out.buffer.alias for s in loop.statements if s.out.buffer.alias is not None))
     for zeros in (zeros for num in range(len(carried) + 1) for zeros in combinations(carried, num)):
         if _stays(loop, vector, zeros):
-            return Idle(runs(~places), zeros)
+            return Idle(runs(~places), zeros, tuple(read))
     return None
 
 

@@ -192,13 +192,21 @@ typedef void share_t(team_t *team, part_t *work, const given_t *given);
 /* Where part i of n begins: at a multiple of 16, so that no part is short. */
 #define CUT(size, i, n) ((i) == (n) ? (size) : (size) / 16 * (i) / (n) * 16)
 
-/* Runs of numbers are rows of a beginning, an end, and how many come before. Part i of n of what is in them: */
-#define RUNS(runs, num, i, n, call)                                                                               \
+/* Runs of numbers are rows of a beginning, an end, and how many come before. Part i of n of what is in them; `next` is
+   where the run after this one begins, whose first numbers are to be fetched AHEAD. */
+#define RUNS(runs, num, i, n, ahead, call)                                                                        \
   for (i64 r = 0, all = runs[3 * num - 1] + runs[3 * num - 2] - runs[3 * num - 3]; r < num; r++) {                \
     const i64 *run = runs + 3 * r, lo = MAX(run[0], run[0] + CUT(all, i, n) - run[2]),                            \
-              hi = MIN(run[1], run[0] + CUT(all, i + 1, n) - run[2]);                                             \
-    if (lo < hi) call;                                                                                            \
+              hi = MIN(run[1], run[0] + CUT(all, i + 1, n) - run[2]), next = r + 1 < num ? run[3] : hi;           \
+    if (lo >= hi) continue;                                                                                       \
+    ahead                                                                                                         \
+    call;                                                                                                         \
   }
+#if defined(__GNUC__)
+#define AHEAD(x) for (i64 i = 0; i < 256; i += 64) __builtin_prefetch((const u8 *)(x + next) + i);
+#else
+#define AHEAD(x)
+#endif
 /* Whether there is anything but zeros beside them. */
 #define BESIDE(T, P)                                                                                              \
   static inline int P##beside(const T *x, i64 size, const i64 *runs, i64 num) {                                   \
