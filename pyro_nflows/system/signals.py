@@ -64,7 +64,7 @@ def imported(*names: str) -> None:
 
 @contextlib.contextmanager
 def imported_before(name: str, needs: str) -> Iterator[None]:
-    """A block in which what a module needs is imported as by :func:`imported` before the module is, if it ever is.
+    """A block in which what a module needs is imported before the module is, if it ever is; Ctrl-C waits for that.
 
     Example::
 
@@ -86,8 +86,10 @@ class _First:
         self.name, self.needs = name, needs
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        """On this thread, which has the lock of all imports: another one would wait for it, and this one for that."""
         if name == self.name:
-            imported(self.needs)
+            with uninterrupted():
+                _import([self.needs])
 
 
 def _import(names: list[str]) -> None:
