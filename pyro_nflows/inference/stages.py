@@ -9,6 +9,7 @@ from ..diagnostics.verdict import SETTLED
 from ..diagnostics.worth import NEARLY_EQUAL, effective, is_heavy, k_limit, smoothed_worth, tail_index
 from ..engine import Round, Trainer
 from ..engine.sampler import LOOK
+from ..flows.hubs import GivenHubs
 from ..flows.whitened import Whitened
 from ..layers.base import Chain, Exactness, Layer
 from ..objectives.base import Gradient, Objective
@@ -90,6 +91,9 @@ class GaussianRounds:
 class FlowRounds:
     """Rounds of the whole flow until its draws are good, or there are no more.
 
+    Of a chain or field given its variances there are two at least: to where a variance is near zero, the flow gets slowly,
+    and no weight shows what is not drawn yet.
+
     :param trainer: holds the model.
     :param plan: what to maximise, and in which rounds.
     :param layer: is trained.
@@ -131,9 +135,10 @@ class FlowRounds:
             self._ess, self._pace = 0.0, CAREFUL * self._pace
             return
         share = 1.0 if schedule.good_ess > NEARLY else HOPEFUL
-        if self._ess > share * schedule.good_ess and trainer.history.drift < SETTLED:
+        may_end = self._num_done > 1 or not isinstance(self.layer.flow, GivenHubs)
+        if may_end and self._ess > share * schedule.good_ess and trainer.history.drift < SETTLED:
             draws = self._look_closer(draws)
-        self._is_complete |= self._gains_little(before, sound(draws).log_weight)
+        self._is_complete |= may_end and self._gains_little(before, sound(draws).log_weight)
         if self._ess > self._best_ess and not (self._is_complete or trainer.leaves) and schedule.is_default:
             self._best = Mark(trainer, self.layer, self.plan.objective, schedule.rounds[0].num_particles)
             self._best_ess = self._ess

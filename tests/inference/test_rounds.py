@@ -137,6 +137,14 @@ def test_one_large_weight_among_the_first_draws_asks_for_a_look_at_more(monkeypa
     assert effective(one.fit.draws.log_weight) > 0.9
 
 
+def test_given_hubs_the_first_round_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = replace(PLAN.schedule, num_samples=2000, good_ess=0.6)
+    assert titles(trained(schedule, 0.1)) == ["flow"]
+    one = trained(schedule, 0.1)
+    monkeypatch.setattr("pyro_nflows.inference.stages.GivenHubs", type(one.layer.flow))
+    assert titles(one) == ["flow", "flow, round 2"]
+
+
 def test_with_a_sparse_end_of_many_latents_steps_have_few_particles_unless_they_are_asked_for() -> None:
     chosen = Schedule().for_latents(1000, is_sparse=True)
     assert {part.num_particles for part in chosen.rounds} == {32}
