@@ -91,8 +91,8 @@ class GaussianRounds:
 class FlowRounds:
     """Rounds of the whole flow until its draws are good, or there are no more.
 
-    Of a chain or field given its variances there are two at least: to where a variance is near zero, the flow gets slowly,
-    and no weight shows what is not drawn yet.
+    Of a chain or field given its variances there are two at least: the flow is slow to get to where a variance is near
+    zero, and no weight shows what is not drawn yet.
 
     :param trainer: holds the model.
     :param plan: what to maximise, and in which rounds.
