@@ -66,6 +66,7 @@ MODELS: dict[str, Callable[[], tuple[Callable[..., Any], tuple[Tensor, ...]]]] =
     "Gaussian, 100 dimensions": lambda: gaussian(100),
     "logistic regression, 1,000 x 25": lambda: logistic(1000, 25),
     "logistic regression, 20,000 x 5": lambda: logistic(20_000, 5),
+    "logistic regression, 100,000 x 5": lambda: logistic(100_000, 5),
 }
 ENGINES = Engine.TRACED, Engine.COMPILED
 

@@ -18,7 +18,7 @@ from .tape import Tape
 
 #: Seconds of a step, by all particles, from which on sharing it pays, which takes a millisecond or two by itself: of a
 #: step that stays as it is, and of one that compiling is to make shorter.
-LEAST, LEAST_COMPILED = 4e-3, 5e-2
+LEAST, LEAST_COMPILED = 4e-3, 2e-2
 
 
 class Chosen(NamedTuple):

@@ -25,6 +25,8 @@ def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
         ...
         RuntimeError: shapes (2,) and (3,) cannot be broadcast to a single shape
     """
+    if torch.compiler.is_compiling():  # sizes may be symbols
+        return torch.broadcast_shapes(*shapes)
     sizes = [1] * max((len(shape) for shape in shapes), default=0)
     for shape in shapes:
         for i, size in enumerate(shape, len(sizes) - len(shape)):
