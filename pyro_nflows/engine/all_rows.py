@@ -1,18 +1,24 @@
 """The log joint over all rows of subsampled plates, its visits replayed from a recording: many are alike."""
 
+import functools
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..model.subsampled_plates import start_of
 from ..model.whole import WholeLogJoint, total
+from ..system.exclusive import validation
+from ..system.randomness import forked
 from .tape import Tape
 
 #: Draws that are weighed over all rows: so many at least, and so many rows looked at for all of them.
 FEWEST, EVALUATIONS = 2000, 200_000_000
-#: Runs of the model that one value may take where thousands of values are needed, one after another.
-MOST_VISITS = 200
+#: Where thousands of values are needed, one after another: runs of the model that one may take however long they are,
+#: and seconds that more of them may take.
+MOST_VISITS, MOST_SECONDS = 200, 0.3
 #: Rows of latents go through the model in batches of these sizes, so that few recordings are needed.
 SIZES = (16, 128)
 
@@ -46,10 +52,23 @@ class AllRows:
         """How many draws are to be weighed."""
         return max(FEWEST, EVALUATIONS // self.log_joint.num_rows)
 
-    @property
+    @functools.cached_property
     def is_cheap(self) -> bool:
         """Whether ascents, which need thousands of values, can have them over all rows."""
-        return self.log_joint.num_visits <= MOST_VISITS
+        num = self.log_joint.num_visits
+        return num <= MOST_VISITS or num * self._seconds() <= MOST_SECONDS
+
+    @torch.no_grad()
+    def _seconds(self) -> float:
+        """What a visit takes, once it is recorded."""
+        z, first = start_of(self.log_joint.joint)[None], next(self.log_joint.visits())
+        took = list[float]()
+        with forked(), validation(False):
+            for _ in range(4):
+                began = time.perf_counter()
+                self._visit(z, *first.tensors)
+                took.append(time.perf_counter() - began)
+        return min(took)
 
     def in_one(self, z: Tensor) -> Tensor:
         """The same with gradients, in the latents' precision; recorded with all its visits, it is long."""

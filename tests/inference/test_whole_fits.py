@@ -51,6 +51,13 @@ def vi():
     return minibatch_of(data())
 
 
+def test_a_start_over_all_rows_is_had_from_many_short_visits_too():
+    """Of minibatches of few rows: 250 runs of the model give a value in some hundredths of a second."""
+    vi = VI(AutoFlow(normal), seed=1, progress_bar=False).run(data(), size=4)
+    assert vi.verdict().outcome is Outcome.TRUST
+    assert vi.history.num_steps == 0
+
+
 def test_a_conjugate_posterior_is_found_from_minibatches(vi):
     y = data()
     mean, sd = exact(y)
