@@ -103,7 +103,7 @@ class Best(Runner):
         return new if difference(eager, new, state, new.inputs) is None else None
 
     def cancel(self) -> None:
-        """Stop compiling what will not be used; what is compiled is on disk for another time."""
+        """Wait no more for what will not be used: what is compiled, or soon is, is on disk for another time."""
         self.compiling.cancel()
 
 

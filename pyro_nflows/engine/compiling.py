@@ -94,7 +94,7 @@ class Compiling:
         return run if self._taken else None
 
     def cancel(self) -> None:
-        """Stop compiling what has not been used; what is compiled is on disk for another time."""
+        """Wait no more for what has not been used: what is compiled, or soon is, is on disk for another time."""
         if self.scan is not None and not self._taken and not self.scan.finish():
             self.scan = None
 

@@ -118,6 +118,6 @@ class MinibatchSteps:
             self.note = f"compiled: {compiling.refused}"
 
     def close(self) -> None:
-        """Stop a compiler that is still at work."""
+        """Wait no more for a compiler that is still at work."""
         if self._compiling is not None:
             self._compiling.cancel()

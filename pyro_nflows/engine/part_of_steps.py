@@ -238,7 +238,7 @@ class PartOfSteps:
         return self.program.log_weights(params, Inputs(noise, power, power, share))
 
     def cancel(self) -> None:
-        """Stop a compiler that is still at work."""
+        """Wait no more for a compiler that is still at work."""
         if self._compiling is not None:
             self._compiling.cancel()
 

@@ -220,7 +220,7 @@ class Sampler:
         return Program(self.log_joint, layer, Objective(), Gradient.TOTAL, BATCH, self.leaves)
 
     def cancel(self) -> None:
-        """Stop compiling; what is compiled is kept."""
+        """Wait no more for compiled draws; what is compiled, or soon is, is kept."""
         if self.compiling is not None:
             self.compiling.cancel()
             if self.compiling.scan is None:

@@ -203,7 +203,7 @@ class Trainer:
         self.sampler.hurry()
 
     def close(self) -> None:
-        """Stop compilers that are still at work."""
+        """Wait no more for compilers that are still at work."""
         for runner in self._runners.values():
             runner.cancel()
         self.sampler.cancel()

@@ -108,7 +108,7 @@ class Refits:
             return search(trainer, self.guide, fit, False, refit).fit
 
     def close(self) -> None:
-        """Stop compilers that are still at work, and let go of what was recorded."""
+        """Wait no more for compilers that are still at work, and let go of what was recorded."""
         if self.shared is not None:
             self.shared.close()
         self.shared = None

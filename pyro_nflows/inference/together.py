@@ -270,7 +270,7 @@ class Follower:
         return self._rows
 
     def close(self) -> None:
-        """Stop compilers that are still at work."""
+        """Wait no more for compilers that are still at work."""
         for part in self._parts.values():
             part.cancel()
         if self._trainer is not None:
