@@ -154,6 +154,19 @@ class Tape:
         new._replay = FunctionType(cast(FunctionType, self._replay).__code__, new._scope)
         return new
 
+    def rewritten(self, calls: Sequence[Call], constants: dict[int, Tensor], metas: Any, strides: Any) -> "Tape":
+        """The same function by other operations.
+
+        :param calls: what is computed, in order, with the same inputs and results.
+        :param constants: tensors that these read, by their numbers.
+        :param metas: shape and type of each tensor.
+        :param strides: how each lies in memory.
+        """
+        new = copy.copy(self)
+        new.calls, new.constants, new.metas, new.strides = list(calls), constants, metas, strides
+        new._replay = new._generate()
+        return new
+
     @property
     def of_data(self) -> set[int]:
         """The numbers of tensors that are data, or made of data alone; all other constants are the same for any data.

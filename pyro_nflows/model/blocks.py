@@ -18,6 +18,8 @@ from ..system.randomness import forked
 
 #: Bytes that operations on one block may give, all of them together.
 BOUND = 2**26
+#: Rows that fill the processor's registers: larger blocks are of a multiple of these.
+EVEN = 16
 
 #: Values at rows of latents, ``(K, D) -> (K,)``.
 Rows = Callable[[Tensor], Tensor]
@@ -33,13 +35,14 @@ def block_size(rows: Rows, few: Tensor) -> int | None:
 
         >>> X = torch.zeros(2**18, 3)
         >>> block_size(lambda z: (z @ X.T).square().sum(-1), torch.zeros(2, 3))  # twice a mebibyte a row
-        31
+        32
     """
     with forked(), torch.no_grad(), _Footprint() as seen:
         rows(few.detach())
     if seen.is_random:  # rows are to have these together, such as a minibatch
         return None
-    return max(1, BOUND * len(few) // max(1, seen.num_bytes))
+    size = max(1, BOUND * len(few) // max(1, seen.num_bytes))
+    return size if size < 0.75 * EVEN else EVEN * round(size / EVEN)
 
 
 def in_blocks(rows: Rows, z: Tensor, size: int | None, has_parameters: Callable[[], bool]) -> Tensor:
@@ -64,7 +67,7 @@ def in_blocks(rows: Rows, z: Tensor, size: int | None, has_parameters: Callable[
 
 def _blocks(z: Tensor, size: int) -> Sequence[Tensor]:
     """Blocks of about one size."""
-    return z.tensor_split(-(-len(z) // size))
+    return z.split(size) if size % EVEN == 0 else z.tensor_split(-(-len(z) // size))
 
 
 class _Blocks(torch.autograd.Function):

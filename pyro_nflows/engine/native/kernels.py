@@ -14,6 +14,8 @@ Groups = list[list[int]]
 #: From this stride on, a power of two is kept from the compiler: GCC takes such reads for parts of a group that it
 #: cannot load at once, and does not vectorise the loop (version 12: from 32 to 4,096).
 HIDDEN = 16
+#: As many results of a sum over the last loop but one stay in a register at once.
+LANES = 16
 
 
 class Param(NamedTuple):
@@ -26,7 +28,7 @@ class Param(NamedTuple):
 
 
 class _Reduction(NamedTuple):
-    """A reduction over the innermost loop, in a variable of its own."""
+    """A reduction over the innermost loop, in a variable of its own; or over the last but one, in several."""
 
     kind: str
     c_type: str
@@ -90,6 +92,8 @@ def kernel(loop: Loop, cut: int | None = None, part: bool = False) -> tuple[str,
     made, before, after, reductions = _Kernel(), list[str](), list[str](), list[_Reduction]()
     inner, last = made.lines, len(sizes) - 1
     ordered = any(s.kind == "scatter" or (s.kind == "running" and not last) for s in statements)
+    fits = last > 1 and groups[last] != [cut] and sizes[last] % LANES == 0 and not ordered
+    in_lanes = fits and not any(s.kind in _COMBINE and not s.out.strides[last] for s in statements)
     for i, statement in enumerate(statements):
         value = _value(statement, [made.operand(o) for o in statement.operands])
         out, c_type = statement.out, C_TYPES[statement.dtype]
@@ -113,9 +117,15 @@ def kernel(loop: Loop, cut: int | None = None, part: bool = False) -> tuple[str,
                 reductions.append(_Reduction(statement.kind, c_type, f"r{i}"))
                 inner.append(_COMBINE[statement.kind].format(f"r{i}", f"({value})"))
                 after.append(_COMBINE[statement.kind].format(made.element(out), f"r{i}"))
+            elif in_lanes and out.strides[last - 1] == 0:
+                reductions.append(_Reduction(statement.kind, c_type, f"r{i}"))
+                inner.append(_COMBINE[statement.kind].format(f"r{i}[j]", f"({value})"))
+                after.append(_COMBINE[statement.kind].format(made.element(out), f"r{i}[j]"))
             else:
                 inner.append(_COMBINE[statement.kind].format(made.element(out), f"({value})"))
     strides = [f"volatile i64 h{s} = {s}; const i64 s{s} = h{s};" for s in sorted(made.hidden)]
+    if in_lanes and reductions:
+        return _in_lanes(bounds, inner, [*strides, *before], after, reductions), made.params
     return _nest(bounds, inner, [*strides, *before], after, reductions, ordered), made.params
 
 
@@ -199,3 +209,20 @@ def _nest(
         if d == last:
             lines += after
     return "\n".join(lines)
+
+
+def _in_lanes(
+    bounds: list[tuple[str, str]], inner: list[str], before: list[str], after: list[str], reductions: list[_Reduction]
+) -> str:
+    """A nest in which the last loop goes through so many lanes at once, outside of the last but one."""
+    last, lines, name = len(bounds) - 1, list(before), f"i{len(bounds) - 1}"
+    lanes = [f"for (i64 j = 0; j < {LANES}; j++) {{", f"const i64 {name} = t + j;"]
+    heads = [f"for (i64 i{d} = {low}; i{d} < {high}; i{d}++) {{" for d, (low, high) in enumerate(bounds[:last])]
+    lines += [*heads[:-1], f"for (i64 t = 0; t < {bounds[last][1]}; t += {LANES}) {{"]
+    for r in reductions:
+        lines += [
+            f"{r.c_type} {r.name}[{LANES}];",
+            f"for (i64 j = 0; j < {LANES}; j++) {r.name}[j] = {_NEUTRAL[r.kind]};",
+        ]
+    lines += [heads[-1], "#pragma omp simd", *lanes, *inner, "}", "}", *lanes, *after, "}"]
+    return "\n".join([*lines, *["}"] * last])

@@ -1,7 +1,9 @@
 """In which order a tensor is looped over, and how its elements lie for that."""
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -9,12 +11,23 @@ from torch import Tensor
 Shape = tuple[int, ...]
 #: An innermost loop of this length is long enough, whatever the others'.
 LONG = 64
+_stays = ContextVar("_stays", default=False)
+
+
+@contextlib.contextmanager
+def as_they_come(stays: bool = True) -> Iterator[None]:
+    """Within this, dimensions are looped over as they come, however short the last one is."""
+    token = _stays.set(stays)
+    try:
+        yield
+    finally:
+        _stays.reset(token)
 
 
 def order_of(shape: Sequence[int]) -> list[int]:
     """The dimensions to loop over, none of one element: as they come, or the longest innermost if the last is short."""
     dims = [d for d, size in enumerate(shape) if size != 1]
-    if dims and shape[dims[-1]] < LONG:
+    if dims and shape[dims[-1]] < LONG and not _stays.get():
         longest = max(dims, key=lambda d: (shape[d], d))
         dims.remove(longest)
         dims.append(longest)

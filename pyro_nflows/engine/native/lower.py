@@ -10,7 +10,9 @@ from ...system.recorder import Call, Value, is_value
 from ..tape import Tape
 from . import copies, linear  # noqa: F401  (their rules register themselves)
 from .builder import RULES, Builder, known
+from .few_written import of_few_numbers
 from .idle import write_once
+from .layout import as_they_come
 from .ops import NEED_FLOAT, expression
 from .parts import put_together
 from .plan import Ref
@@ -36,6 +38,7 @@ class Lowering(Builder):
 
     def __init__(self, tape: Tape):
         super().__init__()
+        tape, self._apart = of_few_numbers(tape)
         self.refs: dict[int, Ref] = {}
         for number, (shape, dtype) in enumerate(tape.inputs):
             self.refs[number] = self.plan.ref(shape, dtype, pinned=True)
@@ -44,7 +47,8 @@ class Lowering(Builder):
         for number, tensor in tape.constants.items():
             self.refs[number] = self.plan.constant(tensor, itemgetter(number) if number in of_data else None)
         for call in tape.calls:
-            self._call(call, tape)
+            with as_they_come(not self._apart.isdisjoint(call.results)):
+                self._call(call, tape)
         self.results = [self._whole(self.refs[number]) for number in tape.results]
         for ref in self.results:
             ref.buffer.pinned = True
@@ -52,9 +56,13 @@ class Lowering(Builder):
         write_once(self.plan)
 
     def _call(self, call: Call, tape: Tape) -> None:
-        args, kwargs = tree_map(
-            lambda a: self.refs[a.number] if isinstance(a, Value) else a, (call.args, call.kwargs), is_leaf=is_value
-        )
+        apart = not self._apart.isdisjoint(call.results) and not _is_view(call.target)
+
+        def given(leaf: Any) -> Any:
+            ref = self.refs[leaf.number] if isinstance(leaf, Value) else leaf
+            return self._near(ref) if apart and isinstance(leaf, Value) else ref
+
+        args, kwargs = tree_map(given, (call.args, call.kwargs), is_leaf=is_value)
         metas = [tape.metas.get(number) for number in call.results]
         results = self._lower(call, args, kwargs, metas)
         if results is None:
@@ -91,6 +99,11 @@ class Lowering(Builder):
             ref = self.packed(ref)
             made = target(ref.meta, *rest[0], **rest[1])
         return [Ref(ref.buffer, m) for m in made] if isinstance(made, list | tuple) else Ref(ref.buffer, made)
+
+    def _near(self, ref: Ref) -> Ref:
+        """A tensor whose last dimension lies in one piece."""
+        far = ref.meta.dim() and ref.meta.stride(-1) > 1 and ref.meta.shape[-1] > 1
+        return self.packed(ref) if far else ref
 
     def _whole(self, ref: Ref) -> Ref:
         """A tensor that has its buffer for itself."""
