@@ -31,6 +31,8 @@ from .worth import is_hopeless
 FAR = 100.0
 #: How many times as far below the median it is as the tenth of the draws with the largest weights is above.
 SPREADS = 100.0
+#: A share of draws without any weight that is more than overflow far out: the density has an edge.
+BEYOND = 0.01
 #: What outliers cost the ELBO, in nats, where they matter.
 COST = 0.1
 
@@ -95,7 +97,10 @@ def outliers_in_words(log_weight: Tensor) -> str:
 
         >>> outliers_in_words(torch.tensor([0.1, -0.2, 0.0, -1e13]))
         '1 of its 4 draws lies far out'
+        >>> outliers_in_words(torch.cat([torch.zeros(90), torch.full((10,), -torch.inf)]))
+        "10 of its 100 draws lie where the model's density is zero"
     """
     log_weight = _checked(log_weight)
-    num = int(outliers(log_weight).sum())
-    return f"{num:,} of its {len(log_weight):,} draws {'lies' if num == 1 else 'lie'} far out"
+    num, lost = int(outliers(log_weight).sum()), float((log_weight == -torch.inf).double().mean())
+    where = "where the model's density is zero" if lost > BEYOND else "far out"
+    return f"{num:,} of its {len(log_weight):,} draws {'lies' if num == 1 else 'lie'} {where}"

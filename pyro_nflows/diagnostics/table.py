@@ -2,6 +2,7 @@
 
 import html
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,13 +33,16 @@ def elbo_in_words(found: Mapping[str, Any]) -> str:
         >>> found = {"elbo": -4.8e13, "elbo_se": 4.8e13, "elbo_trimmed": -31.3174, "elbo_trimmed_se": 0.0041}
         >>> elbo_in_words({**found, "num_outliers": 1})
         '-31.317 ± 0.004 (without 1 draw far out; with it -4.8e+13)'
+        >>> elbo_in_words({**found, "elbo": -math.inf, "num_outliers": 300})
+        '-31.317 ± 0.004 (without 300 draws of zero density; with them -inf)'
     """
     num = found["num_outliers"]
     if not num:
         return f"{found['elbo']:.3f} ± {found['elbo_se']:.3f}"
     which, those = ("draw", "it") if num == 1 else ("draws", "them")
     trimmed = f"{found['elbo_trimmed']:.3f} ± {found['elbo_trimmed_se']:.3f}"
-    return f"{trimmed} (without {num:,} {which} far out; with {those} {found['elbo']:.3g})"
+    where = "far out" if math.isfinite(found["elbo"]) else "of zero density"
+    return f"{trimmed} (without {num:,} {which} {where}; with {those} {found['elbo']:.3g})"
 
 
 def html_table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:

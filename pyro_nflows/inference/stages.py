@@ -3,6 +3,7 @@ r"""The parts of a fit: its affine end by itself, then the whole flow. Each asks
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ..diagnostics.verdict import SETTLED
@@ -13,10 +14,11 @@ from ..flows.hubs import GivenHubs
 from ..flows.whitened import Whitened
 from ..layers.base import Chain, Exactness, Layer
 from ..objectives.base import Gradient, Objective
-from ..objectives.covering import Balanced, Covering
+from ..objectives.covering import Balanced, Covering, Within
 from ..objectives.draws import Draws
+from ..system.randomness import forked
 from .elbo import ELBO
-from .fitted import Fit, sound, weighed
+from .fitted import RARE, Fit, sound, weighed
 from .mark import Mark
 from .moments import moved
 from .plan import Plan
@@ -30,6 +32,8 @@ NEARLY = 0.8
 HOPEFUL = 0.75
 #: And what a round has to multiply the ESS by for the next one, of as many steps or more, to be worth its time.
 GAIN = 1.25
+#: Draws by which it is seen whether the model's density is zero at some.
+NUM_CUT = 100
 #: What the step sizes are multiplied by where a round ended below the Gaussian that it began from.
 CAREFUL = 0.25
 
@@ -70,7 +74,7 @@ class GaussianRounds:
 
     def __init__(self, trainer: Trainer, layer: Whitened, schedule: Schedule):
         self.trainer, self.layer, self.schedule = trainer, layer, schedule
-        self.failed = self._is_complete = False
+        self.failed = self._is_complete = self._is_cut = False
         self._num_done = 0
 
     def next_round(self) -> Task | None:
@@ -78,12 +82,16 @@ class GaussianRounds:
         if self._is_complete or self._num_done == self.schedule.max_ends:
             return None
         title = "Gaussian" + (f", round {self._num_done + 1}" if self._num_done else "")
-        follows = self.schedule.after_rounds(0)
-        return Task(self.trainer, Chain(self.layer.end), ELBO(), Gradient.PATH, self.schedule.end, title, follows)
+        follows, end = self.schedule.after_rounds(0), Chain(self.layer.end)
+        self._is_cut = self._is_cut or is_cut(self.trainer, end)
+        objective: Objective = Within(0.0) if self._is_cut else ELBO()
+        return Task(self.trainer, end, objective, Gradient.PATH, self.schedule.end, title, follows)
 
     def done(self, well: bool) -> None:
         """See :class:`Stage`: only the model's own parameters, where they still move, ask for another round."""
         self._num_done += 1
+        if not well and not self._is_cut and is_cut(self.trainer, self.layer):
+            return  # the next round knows of it
         self.failed = not well
         self._is_complete = not well or self.trainer.is_over() or self.trainer.history.drift < SETTLED
 
@@ -103,7 +111,7 @@ class FlowRounds:
         self.trainer, self.plan, self.layer = trainer, plan, layer
         self._begun = Mark(trainer, layer, plan.objective, plan.schedule.rounds[0].num_particles)
         self._num_done, self._ess, self._pace = 0, 0.0, 1.0
-        self._failed = self._is_complete = False
+        self._failed = self._is_complete = self._is_cut = False
         self._good: Draws | None = None
         self._best: Mark | None = None
         self._best_ess = COVERING_ESS
@@ -114,7 +122,8 @@ class FlowRounds:
             return None
         number, plan = self._num_done + 1, self.plan
         chosen = plan.schedule.rounds[self._num_done]
-        objective = objective_of(self.layer, plan, chosen, self._ess)
+        self._is_cut = self._is_cut or (number == 1 and is_cut(self.trainer, self.layer))
+        objective = objective_of(self.layer, plan, chosen, self._ess, self._is_cut)
         title = "flow" if number == 1 else f"flow, round {number}"
         settles = chosen.settles and not self.trainer.leaves  # or parameters of the model's own could still creep
         chosen = replace(chosen, step_size=self._pace * chosen.step_size, settles=settles)
@@ -124,12 +133,15 @@ class FlowRounds:
     def done(self, well: bool) -> None:
         """See :class:`Stage`: where the flow is, and whether its draws are good."""
         trainer, schedule = self.trainer, self.plan.schedule
+        last = self._num_done + 1 == len(schedule.rounds)
+        well = well or (not (self._is_cut or last) and is_cut(trainer, self.layer))  # the next round knows of it
         self._num_done, self._failed = self._num_done + 1, not well
         self._is_complete = not well or self._num_done == len(schedule.rounds) or trainer.is_over()
         if self._is_complete:
             return
         draws, before = self._draws(min(2000, schedule.num_samples)), self._ess
         self._ess = smoothed_worth(sound(draws).log_weight)
+        self._is_cut = self._is_cut or (trainer.all_rows is None and has_edge(draws))
         if self._begun.was_better(draws):
             self._begun.go_back()
             self._ess, self._pace = 0.0, CAREFUL * self._pace
@@ -216,10 +228,39 @@ def _is_nearly_equal(log_weight: Tensor, ess: float) -> bool:
     return ess >= NEARLY_EQUAL and not is_heavy(log_weight, ess)
 
 
-def objective_of(layer: Whitened, plan: Plan, chosen: Round, ess: float) -> Objective:
-    """What a round maximises: in place of the default ELBO, its covering or balanced variant."""
+def is_cut(trainer: Trainer, layer: Layer) -> bool:
+    """Whether the model's density is zero at more than a few of a layer's draws.
+
+    The random numbers to come do not depend on whether this is asked.
+
+    :param trainer: has the model.
+    :param layer: draws.
+    """
+    if trainer.all_rows is not None or trainer.history.interrupted:
+        return False
+    with forked():
+        draws = trainer.sampler.sample(layer, NUM_CUT, LOOK)
+    return has_edge(draws)
+
+
+def has_edge(draws: Draws) -> bool:
+    """Whether the model's density is zero at more than a few of some draws."""
+    return float((draws.log_p == -torch.inf).double().mean()) > RARE
+
+
+def objective_of(layer: Whitened, plan: Plan, chosen: Round, ess: float, cut: bool = False) -> Objective:
+    """What a round maximises: in place of the default ELBO, its covering or balanced variant.
+
+    :param layer: to be trained.
+    :param plan: as it was asked for.
+    :param chosen: the round.
+    :param ess: of draws before it.
+    :param cut: whether the layer has draws where the model's density is zero.
+    """
     objective = plan.objective
     if type(objective) is not ELBO or plan.gradient is not Gradient.PATH or layer.exactness < Exactness.PROPER:
         return objective
     share = 0.5 if chosen.covering and ess > COVERING_ESS else 0.0
-    return Balanced(objective.num_particles, share=share) if chosen.balanced else Covering(share)
+    if chosen.balanced:
+        return Balanced(objective.num_particles, share=share)
+    return Within(share) if cut else Covering(share)

@@ -78,9 +78,73 @@ class Balanced(Covering):
     def weighs(self, share: Tensor) -> bool:
         return True
 
+    def bound(self, log_weight: Tensor) -> Tensor:
+        return bound_inside(log_weight)
+
     def surrogate(self, draws: Draws, gradient: Gradient, among: Among | None = None) -> Tensor:
         log_weight = draws.log_weight.detach() if among is None else among[0]
-        cost = (log_weight - log_weight.median()).clamp(-self.limit, self.limit)
-        cost, num = cost - cost.mean(), len(cost)
-        own = cost if among is None else cost[among[1]]
-        return super().surrogate(draws, gradient, among) + own @ draws.log_q_there() / num
+        level = log_weight.median()
+        level = torch.where(level > -torch.inf, level, log_weight.amax())
+        cost = (log_weight - level).clamp(-self.limit, self.limit)
+        return super().surrogate(draws, gradient, among) + _scored(cost, draws, among)
+
+
+class Within(Covering):
+    r"""The ELBO of a guide that ends where the model's density does: for supports that no site declares.
+
+    Where :math:`p` is zero in a part of space that the guide reaches, as beyond the largest of observations that are
+    uniform up to an unknown end, the ELBO is :math:`-\infty`. But its draws inside, in a region :math:`A`, are draws of
+    :math:`q / q(A)`, whose ELBO is a lower bound of the log evidence as any other:
+
+    .. math:: \mathcal L_A = \log q(A) + \mathrm E_q[\log w \mid A] .
+
+    It does not mind how many draws are lost, and the ESS does, which is :math:`q(A)` times that of the draws inside. So
+    :math:`\mathcal L_A + \log q(A)` is climbed: the first, where :math:`\log w` is about its mean along the edge, by
+    the paths of the draws inside, the second by the score [1]. With :math:`a_k` one inside and zero elsewhere, that is
+
+    .. math:: \frac1K \sum_k \Bigl[ a_k \nabla^\mathrm{path}_\phi \log w_k
+        + (a_k - \bar a)\, \nabla_\phi \log q_\phi(z_k)\big|_{z_k} \Bigr] ,
+
+    over :math:`q(A)`.
+
+    :param share: as for :class:`Covering`, in the path part.
+
+    **References**
+
+    [1] R. J. Williams (1992). Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement
+    Learning.
+    """
+
+    def mixed(self, share: Tensor) -> "Within":
+        return Within(share)
+
+    def weighs(self, share: Tensor) -> bool:
+        return True
+
+    def bound(self, log_weight: Tensor) -> Tensor:
+        return bound_inside(log_weight)
+
+    def surrogate(self, draws: Draws, gradient: Gradient, among: Among | None = None) -> Tensor:
+        log_weight = draws.log_weight.detach() if among is None else among[0]
+        inside = (log_weight != -torch.inf).to(log_weight)
+        return super().surrogate(draws, gradient, among) + _scored(inside, draws, among)
+
+
+def bound_inside(log_weight: Tensor) -> Tensor:
+    r"""The ELBO of the draws that have a weight, :math:`\mathcal L_A` of :class:`Within`; the ELBO where all have one.
+
+    Example::
+
+        >>> bound_inside(torch.tensor([-1.0, -3.0, -torch.inf]))  # -2 + log(2 / 3)
+        tensor(-2.4055)
+    """
+    inside = log_weight != -torch.inf
+    num = inside.to(log_weight).sum()
+    return torch.where(inside, log_weight, 0.0).sum() / num + (num / len(log_weight)).log()
+
+
+def _scored(gains: Tensor, draws: Draws, among: Among | None) -> Tensor:
+    """A scalar whose gradient is the mean of gains, each less their mean, times the score at its draw."""
+    gains, num = gains - gains.mean(), len(gains)
+    own = gains if among is None else gains[among[1]]
+    return own @ draws.log_q_there() / num

@@ -100,7 +100,7 @@ def test_draws_outside_of_the_support_are_outliers() -> None:
     log_weight[:40] = -torch.inf
     verdict = judge(Evidence(log_weight, [], [], torch.ones(1)))
     assert verdict.outcome is Outcome.OUTLIERS
-    assert "40 of its 2,000 draws lie far out" in verdict.sentence
+    assert "40 of its 2,000 draws lie where the model's density is zero" in verdict.sentence
     assert float(trimmed_elbo(log_weight).value) == pytest.approx(torch.tensor(0.98).log().item())
 
 

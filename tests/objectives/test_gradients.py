@@ -16,8 +16,9 @@ import pyro_nflows as nf
 from pyro_nflows import ELBO, IWAE, flows
 from pyro_nflows.guides import AutoFlow
 from pyro_nflows.inference.elbo import Gradient
+from pyro_nflows.layers import Chain, TriangularAffine
 from pyro_nflows.layers.base import Layer
-from pyro_nflows.objectives.covering import Balanced, Covering
+from pyro_nflows.objectives.covering import Balanced, Covering, Within
 from pyro_nflows.objectives.draws import Draws, base_noise, draw
 from pyro_nflows.objectives.tempered import tempered
 from tests.guide_registry import moved
@@ -149,7 +150,47 @@ def test_a_covering_gradient_is_that_of_the_mean_root_weight(name: str) -> None:
     torch.testing.assert_close(direct, torch.full_like(direct, 1 / 3))
 
 
-@pytest.mark.parametrize("objective", [Balanced(50), Covering()])
+def test_a_guide_that_reaches_beyond_an_edge_is_drawn_inside() -> None:
+    """Where the density is the guide's own up to an edge, what is left of the gradient is that of the share inside."""
+    layer = Chain(TriangularAffine(1))
+    loc, scale, edge = 0.3, 0.8, -0.2
+    with torch.no_grad():
+        layer[0].loc.fill_(loc)
+        layer[0].log_scale.fill_(math.log(scale))
+
+    def cut(z: Tensor) -> Tensor:
+        inside = -0.5 * ((z[:, 0] - loc) / scale).square() - math.log(scale) - 0.5 * math.log(2 * math.pi)
+        return torch.where(z[:, 0] > edge, inside, -torch.inf)
+
+    found, objective = [], Within(0.5)
+    for _ in range(400):
+        draws = objective.draws(cut, layer, base_noise(layer, 50), Gradient.PATH)
+        surrogate = objective.surrogate(draws, Gradient.PATH)
+        found.append(torch.cat(torch.autograd.grad(surrogate, [layer[0].loc, layer[0].log_scale])))
+    u = (edge - loc) / scale  # d/d loc and d/d log scale of the mass above the edge
+    height = math.exp(-0.5 * u * u) / math.sqrt(2 * math.pi)
+    exact = torch.tensor([height / scale, height * u], dtype=found[0].dtype) * 49 / 50
+    difference = torch.stack(found) - exact
+    assert (difference.mean(0).abs() < 5 * difference.std(0) / len(found) ** 0.5).all()
+
+
+def test_balanced_steps_see_draws_beyond_an_edge() -> None:
+    """They count as of the least weight, also where they are most: what is inside is made more of."""
+    layer = layer_of("AutoFlow")
+
+    def most_are_out(z: Tensor) -> Tensor:
+        return torch.where(torch.arange(len(z)) == 0, banana(z), -torch.inf)
+
+    objective = Balanced(8)
+    draws = objective.draws(most_are_out, layer, base_noise(layer, 8), Gradient.PATH)
+    grads = torch.autograd.grad(objective.surrogate(draws, Gradient.PATH), list(layer.parameters()), allow_unused=True)
+    assert all(bool(g.isfinite().all()) for g in grads if g is not None)
+    log_weight = torch.tensor([-torch.inf, -torch.inf, -torch.inf, 0.5])
+    for kind in (objective, Within()):
+        assert float(kind.bound(log_weight)) == pytest.approx(0.5 - math.log(4))
+
+
+@pytest.mark.parametrize("objective", [Balanced(50), Covering(), Within()])
 @pytest.mark.parametrize("name", ["AutoFlow", "AutoIAF"])
 def test_the_exact_guide_is_a_fixed_point(objective: ELBO, name: str) -> None:
     """At a guide that is exact, not only the mean of the gradient is zero."""
