@@ -28,7 +28,7 @@ class History:
     (:class:`~pyro_nflows.AutoJKO`). ``bounds`` are the ELBOs there.
     ``drift`` is how much the model's own parameters changed the log joint in the last round.
     ``engines`` are those that the rounds ended on; ``engine_notes`` say, once each, why a faster one could not be used
-    (none where rounds were only too short for it).
+    (none where rounds were only too short for it), and why draws were weighed in double precision, if they were.
     """
 
     elbos: list[Tensor] = field(default_factory=list)
@@ -107,8 +107,7 @@ class History:
         self.elbos += other.elbos
         self.rounds += [before + number for number in other.rounds]
         self.engines += other.engines
-        for note in other.engine_notes:
-            self.tell(note)
+        self.tell(*other.engine_notes)
         for name in ("skipped", "restarts", "descent"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("failed", "quick", "was_right", "out_of_time", "out_of_memory"):
@@ -122,10 +121,11 @@ class History:
         self.engines.append(runner.engine)
         self.tell(runner.note)
 
-    def tell(self, note: str | None) -> None:
+    def tell(self, *notes: str | None) -> None:
         """Why something faster could not be used, once."""
-        if note is not None and note not in self.engine_notes:
-            self.engine_notes.append(note)
+        for note in notes:
+            if note is not None and note not in self.engine_notes:
+                self.engine_notes.append(note)
 
     def trace(self) -> Tensor:
         """The ELBO estimate of every step."""

@@ -18,6 +18,7 @@ from .budget import Budget
 from .compiling import Code, Compiling, compile_seconds, compiles
 from .cost import MOMENT, RECORDING, DrawCosts, finish
 from .program import Program
+from .rounding import Rounding
 from .tape import Tape
 from .team import Team
 
@@ -32,6 +33,8 @@ LONG = 20.0
 DRAWS, LOOK, FEWEST = 0.5, 0.1, 20
 #: Where so many would take more than the share of a look, there are fewer, but at least so many.
 LEAST = 4
+#: So many times longer their log densities take in double precision, by the model's own Python.
+DOUBLE = 2.0
 #: Draws at once, and seconds for them all, while somebody is waiting.
 FEW, HURRY = 100, 1.0
 
@@ -39,7 +42,7 @@ FEW, HURRY = 100, 1.0
 @torch.no_grad()
 def sample(log_joint: LogDensity, layer: Layer, num_samples: int) -> Draws:
     """Fresh draws with their log densities, in chunks of the size that runs fastest."""
-    return _in_chunks(log_joint, layer, even_noise(layer, num_samples))
+    return Rounding(log_joint).corrected(_in_chunks(log_joint, layer, even_noise(layer, num_samples)))
 
 
 def _in_chunks(log_joint: LogDensity, layer: Layer, noise: Tensor, sizes: Sequence[int] = CHUNKS) -> Draws:
@@ -82,7 +85,7 @@ class Sampler:
         self.note: str | None = None
         self.compiling: Compiling | None = None
         self.deadline: float | None = None
-        self.budget, self.costs = Budget(), DrawCosts(log_joint)
+        self.budget, self.costs, self.rounding = Budget(), DrawCosts(log_joint), Rounding(log_joint)
         self.team: Team | None = None
         self._form: object = None
 
@@ -140,9 +143,12 @@ class Sampler:
         :raises OutOfTime: within a piece of work that has no time left for a few of them.
         """
         num_samples = num_samples if self.most is None else min(num_samples, self.most)
-        if self.budget.is_limited and self.deadline is None:
-            return self._in_time(layer, num_samples, share)
-        return self._sample(layer, num_samples)
+        if not self.budget.is_limited or self.deadline is not None:
+            draws = self._sample(layer, num_samples)
+            return draws if self.deadline is not None else self.rounding.corrected(draws)
+        draws = self._in_time(layer, num_samples, share)
+        again = DOUBLE * self.costs.at(layer, self.budget.seconds).of(len(draws.z))
+        return self.rounding.corrected(draws) if again < share * self.budget.left else draws
 
     def _in_time(self, layer: Layer, num_samples: int, share: float) -> Draws:
         """As many of the draws as there is time for, a moment's at a time."""

@@ -207,7 +207,7 @@ class Trainer:
         for runner in self._runners.values():
             runner.cancel()
         self.sampler.cancel()
-        self.history.tell(self.sampler.note)
+        self.history.tell(self.sampler.note, self.sampler.rounding.note)
 
     def _sampler(self) -> Sampler:
         named = self.engine is not None

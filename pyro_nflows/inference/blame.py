@@ -33,8 +33,9 @@ NUM_FLATTEST = 3
 NATS = 5.0
 #: A curvature across that is so many times a rounding error of the largest is none.
 ROUNDING = 1e3
-#: What a density that no longer falls may differ by at half the way, from rounding.
-LEVEL = 1e-4
+#: What a density may have fallen by since half the way, for it not to fall: along a logarithm, a share for rounding,
+#: but less than a prior's tail falls; else what a tail that can just be integrated falls by, and half of that.
+LEVEL, FALL, DOUBLING = 1e-4, 0.25 * FAR_IN_LOGS / 2, 1.5 * math.log(2.0)
 #: An error of the way from unconstrained space and back that says a number has no digits left, and how many may.
 LOST, FEW = 0.1, 0.01
 #: Draws that are looked at for it.
@@ -82,7 +83,8 @@ def runs_away(log_joint: LogDensity, hessian: Hessian, guide: AutoFlow, draws: D
     except (ValueError, RuntimeError):  # so far out, the model may refuse to be evaluated
         return ()
     there = far + (distances.abs() / widths).log().double() > height - NATS
-    level = (far > near - LEVEL * (1 + near.abs())) | (distances.abs() != FAR_IN_LOGS)
+    fallen = torch.where(distances.abs() == FAR_IN_LOGS, (LEVEL * (1 + near.abs())).clamp(max=FALL), DOUBLING)
+    level = far > near - fallen
     moved = (ends - top).norm(dim=-1) > 0.5 * distances.abs()  # or numbers have no digits left for the step
     shares = directions[there & level & moved & (far < torch.inf)].abs()
     endless = [(name, at) for name, at in columns(guide) if not isinstance(_base(guide, name), BOUNDED)]

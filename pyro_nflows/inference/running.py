@@ -24,6 +24,7 @@ from ..layers.base import Layer
 from ..model.bound import BoundModel
 from ..model.feasible import check_start, dispersed_start, named_plates, prior_points
 from ..model.log_joint import LogJoint
+from ..model.precise import already_double, in_double
 from ..model.recovery import recovered_scales
 from ..modes.gaussians import Frame
 from ..objectives.draws import Draws
@@ -40,7 +41,6 @@ from .kept import Keep, Ready, unless_kept
 from .no_data import warn_of_no_data
 from .plan import Plan
 from .posterior import Call, Posterior
-from .precise import already_double, in_double
 from .resume import Checkpoint, begin
 from .rounds import suited
 from .search import MAX_MATRIX, POOR, SEARCHING, Found, search

@@ -212,6 +212,24 @@ def test_a_proper_prior_is_never_called_improper(name: str) -> None:
         assert runs_away(log_joint, DensityGradient(log_joint).hessian, guide, draws) == ()
 
 
+def test_a_prior_is_not_improper_where_a_bad_fit_is_far_below_it() -> None:
+    """Counts of which the fit is a million nats off: there, a prior's own slope of a scale is next to nothing."""
+
+    def model() -> None:
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        x = pyro.sample("x", dist.Normal(0.0, 100.0).expand([20]).to_event(1))
+        pyro.sample("y", dist.Poisson((scale * x).exp()).to_event(1), obs=torch.ones(20))
+
+    guide = made(model)
+    joint = VI(guide, num_steps=1, engine="eager", seed=0, progress_bar=False).run()
+    fitter: Any = joint._fitter
+    log_joint = fitter.trainer.log_joint
+    z = torch.cat([torch.zeros(200, 1), torch.full((200, 20), 11.5)], dim=1) + 1e-3 * torch.randn(200, 21)
+    draws = Draws(z, log_joint(z), torch.zeros(200))
+    assert draws.log_p.max() < -1e6
+    assert runs_away(log_joint, DensityGradient(log_joint).hessian, guide, draws) == ()
+
+
 # ---- the edge of a support ----------------------------------------------------------------------------------
 
 

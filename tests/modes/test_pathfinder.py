@@ -25,6 +25,16 @@ def test_the_best_start_is_the_laplace_approximation_where_that_is_exact():
     assert torch.allclose(start.scale_tril @ start.scale_tril.T, torch.linalg.inv(PRECISION), atol=1e-4)
 
 
+def test_the_best_start_is_found_from_where_the_density_overflows():
+    """Counts of a Poisson with a log rate of 100: the climb ends where it begins, in steps of no use."""
+
+    def log_joint(z):
+        return (3 * z - z.exp()).sum(-1) - 0.5 * z.square().sum(-1) / 1e4
+
+    start = best_start(log_joint, Gaussian(torch.tensor([500.0, 1.0]), 0.1 * torch.eye(2)))
+    assert torch.allclose(start.loc, torch.full((2,), math.log(3.0)), atol=0.2)
+
+
 def test_the_best_start_is_not_fooled_by_a_density_without_a_mode():
     """A centered hierarchy: the density grows without bound as the scale falls, but its mass does not."""
 

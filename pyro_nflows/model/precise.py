@@ -1,10 +1,10 @@
-"""Log densities in double precision, where an ascent in single precision cannot tell two points apart."""
+"""Log densities in double precision, where single precision cannot tell two points apart, or rounds too much."""
 
 import torch
 from torch import Tensor
 
-from ..model.log_joint import LogJoint
 from ..system.exclusive import validation, with_dtype
+from .log_joint import LogJoint
 
 
 def already_double(z: Tensor) -> Tensor | None:
