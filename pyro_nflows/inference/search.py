@@ -38,6 +38,7 @@ from ..system.shapes import unravel_index
 from .fitted import Fit
 from .row_modes import described, missed_of_rows
 from .schedule import MANY, MANY_ESS
+from .swallowed import not_swallowed
 
 #: Fits after the first.
 MAX_REFITS = 3
@@ -240,7 +241,7 @@ class _Ascents:
         with budget.within(until):
             found = missed_regions(density, fit.layer, log_evidence, points, frame, self.precise, until)
         self.cut_short |= budget.num_refused > before or time.perf_counter() > until
-        return found
+        return not_swallowed(self.guide, draws, found)
 
 
 def _notable(regions: Sequence[Missed]) -> list[Frame]:
