@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
 from torch.utils._pytree import tree_leaves
 
 
@@ -57,15 +58,19 @@ def pulled(outputs: Tensor, inputs: Tensor, rows: Tensor) -> Tensor:
         tensor([[2., 0.],
                 [0., 2.]])
     """
-
-    def one(row: Tensor) -> Tensor:  # of one number: for more, torch imports a library of symbolic algebra
-        return torch.autograd.grad((outputs * row).sum(), inputs, retain_graph=True)[0]
-
     with torch.enable_grad():
         try:
-            return torch.vmap(one)(rows)
+            return torch.vmap(lambda row: _row(outputs, inputs, row))(rows)
         except RuntimeError:
-            return torch.stack([one(row) for row in rows])
+            return torch.stack([_row(outputs, inputs, row) for row in rows])
+
+
+def _row(outputs: Tensor, inputs: Tensor, row: Tensor) -> Tensor:
+    """What ``torch.autograd.grad`` gives, without its way of checking weights, for which it imports that library."""
+    (found,) = _engine_run_backward(
+        (outputs,), (row,), True, False, (inputs,), allow_unreachable=False, accumulate_grad=False
+    )
+    return found
 
 
 class _Weighted(torch.autograd.Function):
