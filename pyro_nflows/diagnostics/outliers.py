@@ -90,6 +90,17 @@ def trimmed_elbo(log_weight: Tensor) -> Estimate:
     return Estimate(value + math.log1p(-float(far.double().mean())), se)
 
 
+def is_cut(log_weight: Tensor) -> bool:
+    """Whether more than a few draws have no weight at all: the density has an edge, and they lie beyond it.
+
+    Example::
+
+        >>> is_cut(torch.tensor([0.1, -torch.inf])), is_cut(torch.tensor([0.1, -1e13]))
+        (True, False)
+    """
+    return float((log_weight == -torch.inf).double().mean()) > BEYOND
+
+
 def outliers_in_words(log_weight: Tensor) -> str:
     """How many outliers there are, and where.
 
@@ -101,6 +112,6 @@ def outliers_in_words(log_weight: Tensor) -> str:
         "10 of its 100 draws lie where the model's density is zero"
     """
     log_weight = _checked(log_weight)
-    num, lost = int(outliers(log_weight).sum()), float((log_weight == -torch.inf).double().mean())
-    where = "where the model's density is zero" if lost > BEYOND else "far out"
+    num = int(outliers(log_weight).sum())
+    where = "where the model's density is zero" if is_cut(log_weight) else "far out"
     return f"{num:,} of its {len(log_weight):,} draws {'lies' if num == 1 else 'lie'} {where}"

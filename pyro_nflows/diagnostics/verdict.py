@@ -11,7 +11,7 @@ from torch import Tensor
 from . import weights as diagnostics
 from .findings import Faults, MissedMass, Subsampled, Training, apart
 from .moves import Settled
-from .outliers import outliers, outliers_in_words
+from .outliers import is_cut, outliers, outliers_in_words
 from .remedies import remedy_of
 from .worth import FINE, HALF, effective, is_heavy, k_limit, tail_index
 
@@ -69,8 +69,8 @@ class Outcome(Sentences):
     )
     OUTLIERS = (
         "Trust the draws of get_samples(), which are importance-resampled, but not the guide by itself: {outliers}, "
-        "with an importance weight of zero, and spoil its own means, standard deviations and ELBO; all others are good "
-        "(ESS is {ess:.0%} of the draws, k-hat {pareto_k}; {tail})."
+        "with an importance weight of zero, which spoils its own means, standard deviations and ELBO; all others are "
+        "good (ESS is {ess:.0%} of the draws, k-hat {pareto_k}; {tail})."
     )
     TAILS = (
         "Trust means and central intervals, but not far tails: ESS is {ess:.0%} of the draws, yet k-hat "
@@ -125,6 +125,11 @@ class Outcome(Sentences):
         "Do not trust these draws: {edge} lie so close to the edge of its support that numbers of this precision end "
         "there; try float64, or a prior with less mass at the edge."
     )
+    CUT = (
+        "Do not trust these draws: the posterior ends at an edge that no site's support tells of, and {outliers}; "
+        "where the ESS is below {uncut:.0%} there ({ess:.0%}), weights do not tell what the guide leaves out. Sample "
+        "the distance from the edge in place of a latent that has one, such as end = y.max() + distance."
+    )
     NOT_FINITE = (
         "Do not trust these draws: training met values that are not finite ({skipped} of {num_steps} steps), first "
         "at site '{site}'; look at its distribution's parameters for overflow, or rescale the model."
@@ -169,6 +174,9 @@ MISSED = 0.02
 UNSTABLE = 0.05
 #: An ESS at which a heavy tail says all there is to say.
 WORTHLESS = 0.1
+#: An ESS that draws need where the density is zero at more than a few of them: a guide of several latents with edges
+#: leaves out where most of its draws would be lost, such as a wide spread of them, and no weight shows that.
+UNCUT = 0.8
 #: Independent draws that means and intervals need, and that the worst mean or standard deviation of a latent does.
 ENOUGH, WORST = 400, 150
 
@@ -211,6 +219,7 @@ def judge(evidence: Evidence, training: Training = Training()) -> Verdict[Outcom
         round_trip=evidence.faults.round_trip,
         improper=words["improper"],
         edge=words["edge"],
+        uncut=UNCUT,
         rows=evidence.subsampled,
         obstacle=evidence.subsampled.obstacle,
         remedy=remedy_of(outcome.name, training.quick),
@@ -265,6 +274,8 @@ def _decide(evidence: Evidence, ess: float) -> Outcome:
         return Outcome.TAILS
     if ess * len(evidence.log_weight) < ENOUGH or (faults.vague is not None and faults.vague[1] < WORST):
         return Outcome.TOO_FEW
+    if ess < UNCUT and is_cut(evidence.log_weight):
+        return Outcome.CUT
     if ess < HALF:
         return Outcome.RESAMPLED if faults.drift is None else Outcome.DRIFTS
     return Outcome.OUTLIERS if bool(outliers(evidence.log_weight).any()) else Outcome.TRUST

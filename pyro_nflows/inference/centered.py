@@ -35,8 +35,10 @@ from ..model.values import mapped
 from ..modes.gaussians import gaussian_at, gaussian_through
 from ..modes.pathfinder import best_start
 from ..objectives.base import Gradient, Objective
+from ..objectives.covering import Within
 from ..objectives.draws import LogDensity
 from .plan import Plan
+from .stages import is_cut
 
 #: The round in which the Gaussian is fitted.
 FIRST = Round(300, 32, 5e-2, share=0.2)
@@ -82,6 +84,7 @@ def measured_centering(
     layer, trainer = guide.plain_layer(), Trainer(joint, leaves, plan.engine, False, joint.bound.tensors)
     names = [name for name in joint.latents.names if name in written or name in joint.latents.centering]
     plain = LogJoint(joint.bound, joint.latents.centered({}))
+    plain.start = Coordinates(joint)(loc[None])[0]
     plain.prepare()
     own = {name for name, of in written.items() if is_of_entries(joint.latents.sites[name], of, joint.latents)}
 
@@ -107,7 +110,8 @@ def measured_centering(
                 return {}, loc[None]
             if not found:
                 return found, z
-        trainer.run(end, Objective(), Gradient.PATH, FIRST, "centering")
+        objective = Within(0.0) if is_cut(trainer, end) else Objective()
+        trainer.run(end, objective, Gradient.PATH, FIRST, "centering")
         if trainer.history.interrupted:
             raise KeyboardInterrupt
         return looked(max(FEWEST, min(NUM_CARRIED, CARRIED // joint.latents.dim)))

@@ -22,7 +22,7 @@ from ..guides import AutoFlow
 from ..layers import Rescaled
 from ..layers.base import Layer
 from ..model.bound import BoundModel
-from ..model.feasible import check_start, dispersed_start, named_plates, prior_points
+from ..model.feasible import check_start, dispersed_start, is_feasible, named_plates, prior_points
 from ..model.log_joint import LogJoint
 from ..model.precise import already_double, in_double
 from ..model.recovery import recovered_scales
@@ -177,8 +177,9 @@ class Fitter:
         if not centering:
             return joint, loc
         guide.recenter(centering, {name: found for name, found in scales.items() if name in centering})
-        joint, _ = self._joint_at(call)
-        return joint, carry(joint, guide, z)
+        joint, start = self._joint_at(call)
+        carried = carry(joint, guide, z)
+        return joint, carried if is_feasible(joint, carried) else start
 
     def _locs(self, plan: Plan, joint: LogJoint, loc: Tensor) -> list[Tensor]:
         """Where the fits start."""

@@ -37,7 +37,7 @@ def check_start(joint: LogJoint) -> Tensor:
     joint.look()
     loc = joint.latents.init_loc()
     for point in (loc, *(_random(loc) for _ in range(NUM_TRIES))):
-        if _finite(joint, point):
+        if is_feasible(joint, point):
             joint.start = point
             return point
     site = first_bad_site(joint, loc[None])
@@ -70,7 +70,7 @@ def named_plates() -> Iterator[None]:
 def dispersed_start(joint: LogJoint, loc: Tensor) -> Tensor:
     """A random point of finite density, uniform on (-2, 2) in unconstrained space; ``loc`` if none is found."""
     points = (_random(loc) for _ in range(NUM_TRIES))
-    return next((point for point in points if _finite(joint, point)), loc)
+    return next((point for point in points if is_feasible(joint, point)), loc)
 
 
 @torch.no_grad()
@@ -96,7 +96,8 @@ def _random(like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _finite(joint: LogJoint, point: Tensor) -> bool:
+def is_feasible(joint: LogJoint, point: Tensor) -> bool:
+    """Whether the log density at a point is a number."""
     try:
         return bool(torch.isfinite(joint.single(point)))
     except (ValueError, RuntimeError):  # a value out of its support, or a Cholesky that failed

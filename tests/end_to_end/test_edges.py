@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_nflows import VI, AutoFlow
-from pyro_nflows.diagnostics.verdict import Outcome
+from pyro_nflows.diagnostics.verdict import Evidence, Outcome, judge
 
 #: Draws that are asked for.
 NUM = 4000
@@ -67,3 +67,27 @@ def test_a_posterior_with_an_edge_is_fitted(model, data, exact) -> None:  # type
     assert abs(draws.mean() - exact.mean()) < noise
     assert abs(draws.std() - exact.std()) < 2 * noise  # long tails: the kurtosis is nine or more
     assert vi.diagnostics()["ess"] > 0.8
+
+
+def test_several_ends_from_one_distribution_are_fitted_or_refused() -> None:
+    """The guide leaves out where the ends spread widely: most draws there are beyond one, and no weight shows that."""
+    y = torch.tensor([[2.1, 3.3, 1.2], [0.3, 2.9, 3.5], [3.7, 0.8, 2.2], [1.5, 1.1, 0.4]])
+
+    def ends(y: Tensor) -> None:
+        level, spread = pyro.sample("level", dist.Normal(0.0, 2.0)), pyro.sample("spread", dist.HalfNormal(1.0))
+        with pyro.plate("groups", 3):
+            end = pyro.sample("end", dist.LogNormal(level, spread))
+            with pyro.plate("rows", 4, dim=-2):
+                pyro.sample("y", dist.Uniform(0.0, end), obs=y)
+
+    vi = VI(AutoFlow(ends), num_steps=300, engine="eager", seed=0, progress_bar=False).run(y)
+    assert not vi.diagnostics()["outcome"].is_trusted
+
+
+@pytest.mark.parametrize(("lost", "outcome"), [(0.15, Outcome.OUTLIERS), (0.3, Outcome.CUT), (0.6, Outcome.CUT)])
+def test_weights_do_not_speak_for_draws_of_which_many_are_beyond_an_edge(lost: float, outcome: Outcome) -> None:
+    log_weight = 0.1 * torch.randn(10_000)
+    log_weight[: int(lost * len(log_weight))] = -torch.inf
+    verdict = judge(Evidence(log_weight, [], [], torch.ones(1)))
+    assert verdict.outcome is outcome
+    assert f"{int(lost * len(log_weight)):,} of its 10,000 draws lie where the model's density is zero" in str(verdict)
