@@ -73,11 +73,11 @@ def best_on_way(
     """The best Gaussian on the way to a mode, which is all that is looked at, and the points of that way.
 
     Where a climb ends below zero in unconstrained space, as one does that begins where the density overflows, it is
-    done again from there.
+    done again from there, unless time is limited.
     """
     now = time.perf_counter()
     path = lbfgs_path(density, init.loc, num_iterations, now + CLIMBING * (until - now))
-    if _is_below_zero(density, path[-1]):
+    if until == math.inf and _is_below_zero(density, path[-1]):
         init = independent(init, torch.zeros_like(init.loc), init.widths)
         path = lbfgs_path(density, init.loc, num_iterations, now + CLIMBING * (until - now))
     return best_of(density, path, init, num_candidates, until), path
@@ -90,7 +90,7 @@ def _is_below_zero(density: DensityGradient, point: Tensor) -> bool:
         there, at_zero = density(torch.stack([point, torch.zeros_like(point)]))
     except (ValueError, RuntimeError, OutOfTime):
         return False
-    return bool(at_zero.isfinite() & ~(there >= at_zero))
+    return bool(at_zero.isfinite() & (there < at_zero))
 
 
 def best_of(
