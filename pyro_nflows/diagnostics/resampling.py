@@ -14,7 +14,7 @@ def choose(draws: Draws, num_samples: int, resample: bool | None = None) -> Draw
     """Some of the draws: resampled by their smoothed importance weights, or as they come.
 
     :param num_samples: how many; without resampling, at most as many as there are.
-    :param resample: by default, where :func:`is_resampled` says so.
+    :param resample: by default, where :func:`is_resampled` says so; elsewhere draws of zero density are left out.
     """
     index = chosen(draws.log_weight, num_samples, resample)
     return Draws(draws.z[index], draws.log_p[index], draws.log_q[index])
@@ -26,7 +26,11 @@ def chosen(log_weight: Tensor, num_samples: int, resample: bool | None = None) -
     if is_resampled(log_weight) if resample is None else resample:
         return diagnostics.psis_resample(log_weight, num_samples)
     num = min(num_samples, len(log_weight))  # draws are independent, the first as good as any
-    return torch.arange(num, device=log_weight.device)
+    at = torch.arange(len(log_weight), device=log_weight.device)
+    inside = at[log_weight > -torch.inf]
+    if resample is None and 0 < len(inside) < len(at):  # what the posterior rules out is none of its draws
+        at = inside.repeat(-(-num // len(inside)))
+    return at[:num]
 
 
 def is_resampled(log_weight: Tensor) -> bool:

@@ -73,11 +73,11 @@ def best_on_way(
     """The best Gaussian on the way to a mode, which is all that is looked at, and the points of that way.
 
     Where a climb ends below zero in unconstrained space, as one does that begins where the density overflows, it is
-    done again from there, unless time is limited.
+    done again from there.
     """
     now = time.perf_counter()
     path = lbfgs_path(density, init.loc, num_iterations, now + CLIMBING * (until - now))
-    if until == math.inf and _is_below_zero(density, path[-1]):
+    if bool(init.loc.any()) and _is_below_zero(density, path[-1]):
         init = independent(init, torch.zeros_like(init.loc), init.widths)
         path = lbfgs_path(density, init.loc, num_iterations, now + CLIMBING * (until - now))
     return best_of(density, path, init, num_candidates, until), path
@@ -85,12 +85,12 @@ def best_on_way(
 
 @torch.no_grad()
 def _is_below_zero(density: DensityGradient, point: Tensor) -> bool:
-    """Whether a density is higher at zero in unconstrained space than at a point."""
+    """Whether a density is clearly higher at zero in unconstrained space than at a point."""
     try:
         there, at_zero = density(torch.stack([point, torch.zeros_like(point)]))
     except (ValueError, RuntimeError, OutOfTime):
         return False
-    return bool(at_zero.isfinite() & (there < at_zero))
+    return bool(at_zero.isfinite() & (there < at_zero - NEAR))
 
 
 def best_of(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_nflows import VI, AutoFlow
 from pyro_nflows.diagnostics.outliers import outliers, trimmed_elbo
+from pyro_nflows.diagnostics.resampling import chosen, is_resampled
 from pyro_nflows.diagnostics.verdict import Evidence, Outcome, judge, starts_disagree
 from pyro_nflows.diagnostics.weights import elbo
 from pyro_nflows.inference.posterior import Posterior
@@ -109,3 +110,14 @@ def test_a_single_far_draw_of_no_consequence_is_none() -> None:
     log_weight = torch.zeros(20_000)
     log_weight[3] = -150.0
     assert not outliers(log_weight).any()
+
+
+def test_draws_as_they_come_leave_out_what_the_posterior_rules_out() -> None:
+    """With weights too heavy to resample by; asked for as they are, all are there."""
+    torch.manual_seed(0)
+    log_weight = torch.distributions.StudentT(0.5).sample((2000,)).abs().log() * 5
+    log_weight[::2] = -torch.inf
+    assert not is_resampled(log_weight)
+    assert (log_weight[chosen(log_weight, 500)] > -torch.inf).all()
+    assert chosen(log_weight, 1500).unique(return_counts=True)[1].max() == 2  # of the 1,000 that are left
+    assert torch.equal(chosen(log_weight, 500, resample=False), torch.arange(500))

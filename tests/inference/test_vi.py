@@ -416,21 +416,21 @@ def test_a_fit_with_many_of_them_is_not_trusted(is_bad: Callable[[torch.Tensor],
     """Beyond an edge, a narrow guide has few of them, and its weights tell; in stripes, every guide has many."""
 
     def model() -> None:
-        z = pyro.sample("z", dist.Normal(10.0, 1.0))  # no start at zero is any better
-        pyro.factor("overflow", torch.where(is_bad(z - 10), math.nan, 0.0))
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("overflow", torch.where(is_bad(z), math.nan, 0.0))
 
     vi = quick(model).run()
     outcome = vi.diagnostics()["outcome"]
     assert not outcome.is_trusted
-    assert (outcome is Outcome.NOT_FINITE) is bool(is_bad(vi.posterior.draws.z[:, 0] - 10).double().mean() > 0.01)
-    assert not is_bad(vi.get_samples(1000)["z"] - 10).any()
+    assert (outcome is Outcome.NOT_FINITE) is bool(is_bad(vi.posterior.draws.z[:, 0]).double().mean() > 0.01)
+    assert not is_bad(vi.get_samples(1000)["z"]).any()
 
 
 def test_too_many_of_them_name_the_site() -> None:
     def model() -> None:
-        z = pyro.sample("z", dist.Normal(10.0, 1.0))
-        pyro.sample("y", dist.Normal(z, 1.0), obs=torch.tensor(10.0))
-        pyro.factor("cliff", torch.where((z - 10).abs() > 0.5, math.nan, 0.0) * z)
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=torch.tensor(0.0))
+        pyro.factor("cliff", torch.where(z.abs() > 0.5, math.nan, 0.0) * z)
 
     vi = quick(model).run()
     assert vi.history.failed
