@@ -46,7 +46,27 @@ class Covering(Objective):
         return (1 - self.share) * even + self.share * (0.5 * log_weight).softmax(0), even
 
 
-class Balanced(Covering):
+class _Scored(Covering):
+    """One to whose path part a score part is added: each draw's gain, less the mean of all, times its score."""
+
+    def gains(self, log_weight: Tensor) -> Tensor:
+        """Of each draw, by the log weights of all."""
+        raise NotImplementedError
+
+    def weighs(self, share: Tensor) -> bool:
+        return True
+
+    def bound(self, log_weight: Tensor) -> Tensor:
+        return bound_inside(log_weight)
+
+    def surrogate(self, draws: Draws, gradient: Gradient, among: Among | None = None) -> Tensor:
+        gains = self.gains(draws.log_weight.detach() if among is None else among[0])
+        gains, num = gains - gains.mean(), len(gains)
+        own = gains if among is None else gains[among[1]]
+        return super().surrogate(draws, gradient, among) + own @ draws.log_q_there() / num
+
+
+class Balanced(_Scored):
     r"""The ELBO by its path gradient and its score gradient added up: for several modes.
 
     Where the guide has the shape of a mode but not its mass, :math:`\log w` is a constant on it, and the path gradient
@@ -75,21 +95,13 @@ class Balanced(Covering):
     def mixed(self, share: Tensor) -> "Balanced":
         return Balanced(self.num_particles, self.limit, share)
 
-    def weighs(self, share: Tensor) -> bool:
-        return True
-
-    def bound(self, log_weight: Tensor) -> Tensor:
-        return bound_inside(log_weight)
-
-    def surrogate(self, draws: Draws, gradient: Gradient, among: Among | None = None) -> Tensor:
-        log_weight = draws.log_weight.detach() if among is None else among[0]
+    def gains(self, log_weight: Tensor) -> Tensor:
         level = log_weight.median()
         level = torch.where(level > -torch.inf, level, log_weight.amax())
-        cost = (log_weight - level).clamp(-self.limit, self.limit)
-        return super().surrogate(draws, gradient, among) + _scored(cost, draws, among)
+        return (log_weight - level).clamp(-self.limit, self.limit)
 
 
-class Within(Covering):
+class Within(_Scored):
     r"""The ELBO of a guide that ends where the model's density does: for supports that no site declares.
 
     Where :math:`p` is zero in a part of space that the guide reaches, as beyond the largest of observations that are
@@ -118,16 +130,8 @@ class Within(Covering):
     def mixed(self, share: Tensor) -> "Within":
         return Within(share)
 
-    def weighs(self, share: Tensor) -> bool:
-        return True
-
-    def bound(self, log_weight: Tensor) -> Tensor:
-        return bound_inside(log_weight)
-
-    def surrogate(self, draws: Draws, gradient: Gradient, among: Among | None = None) -> Tensor:
-        log_weight = draws.log_weight.detach() if among is None else among[0]
-        inside = (log_weight != -torch.inf).to(log_weight)
-        return super().surrogate(draws, gradient, among) + _scored(inside, draws, among)
+    def gains(self, log_weight: Tensor) -> Tensor:
+        return (log_weight != -torch.inf).to(log_weight)
 
 
 def bound_inside(log_weight: Tensor) -> Tensor:
@@ -141,10 +145,3 @@ def bound_inside(log_weight: Tensor) -> Tensor:
     inside = log_weight != -torch.inf
     num = inside.to(log_weight).sum()
     return torch.where(inside, log_weight, 0.0).sum() / num + (num / len(log_weight)).log()
-
-
-def _scored(gains: Tensor, draws: Draws, among: Among | None) -> Tensor:
-    """A scalar whose gradient is the mean of gains, each less their mean, times the score at its draw."""
-    gains, num = gains - gains.mean(), len(gains)
-    own = gains if among is None else gains[among[1]]
-    return own @ draws.log_q_there() / num
