@@ -13,6 +13,7 @@ from pyro_nflows.numerics import (
     soft_bound,
     standard_normal_log_prob,
 )
+from pyro_nflows.system import gradients
 from pyro_nflows.system.gradients import pullback, pulled
 from pyro_nflows.system.recorder import Recorder
 
@@ -117,7 +118,11 @@ def test_roots_run_under_vmap_and_trace():
     assert torch.allclose(slope, 1 / (3 * root_of(theta) ** 2 + 1))
 
 
-def test_rows_times_a_jacobian_are_torchs():
+@pytest.mark.parametrize("is_there", [True, False])
+def test_rows_times_a_jacobian_are_torchs(monkeypatch, is_there):
+    """Also by a torch whose way of running a graph is another one."""
+    if not is_there:
+        monkeypatch.setattr(gradients, "_engine_run_backward", None)
     x, matrix = torch.randn(3, requires_grad=True), torch.randn(4, 3)
     rows = torch.randn(5, 4)
     found = pulled((matrix @ x).sin(), x, rows)

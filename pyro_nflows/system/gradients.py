@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import _engine_run_backward
 from torch.utils._pytree import tree_leaves
+
+#: How torch runs a graph backward; it is no public function, and may be gone.
+_engine_run_backward: Any = getattr(torch.autograd.graph, "_engine_run_backward", None)
 
 
 def pullback(function: Callable[..., Any], *points: Tensor) -> tuple[Any, Callable[..., tuple[Tensor, ...]]]:
@@ -61,12 +63,16 @@ def pulled(outputs: Tensor, inputs: Tensor, rows: Tensor) -> Tensor:
     with torch.enable_grad():
         try:
             return torch.vmap(lambda row: _row(outputs, inputs, row))(rows)
-        except RuntimeError:
-            return torch.stack([_row(outputs, inputs, row) for row in rows])
+        except (RuntimeError, TypeError):
+            return torch.stack(
+                [torch.autograd.grad((outputs * row).sum(), inputs, retain_graph=True)[0] for row in rows]
+            )
 
 
 def _row(outputs: Tensor, inputs: Tensor, row: Tensor) -> Tensor:
     """What ``torch.autograd.grad`` gives, without its way of checking weights, for which it imports that library."""
+    if _engine_run_backward is None:
+        return torch.autograd.grad(outputs, inputs, row, retain_graph=True)[0]
     (found,) = _engine_run_backward(
         (outputs,), (row,), True, False, (inputs,), allow_unreachable=False, accumulate_grad=False
     )
