@@ -49,8 +49,8 @@ class Rounding:
     @torch.no_grad()
     def corrected(self, draws: Draws) -> Draws:
         """Draws with their log density in double precision, where that is needed and can be had."""
-        if self.joint is None or draws.z.dtype is not torch.float32:
-            return draws
+        if self.joint is None or self.joint.block is None or draws.z.dtype is not torch.float32:
+            return draws  # a model with random numbers of its own has others each time
         if not (self.error or self._is_needed(draws)):
             return draws
         parts = [in_double(self.joint, rows) for rows in draws.z.split(ROWS)]

@@ -87,3 +87,18 @@ def test_a_model_with_constants_in_single_precision_stays_as_it_is():
     guide()
     joint, draws = LogJoint(BoundModel(closed), guide.latents), drawn(tail=16.0)[1]
     assert Rounding(joint).corrected(draws) is draws
+
+
+def test_a_model_with_random_numbers_of_its_own_is_not_taken_for_rounded():
+    def subsampled(x: Tensor, y: Tensor) -> None:
+        level = pyro.sample("level", dist.Normal(0.0, 10.0))
+        with pyro.plate("rows", len(x), subsample_size=5) as rows:
+            pyro.sample("y", dist.Poisson(level.exp()), obs=y[rows])
+
+    guide = AutoFlow(subsampled)
+    guide(*counts())
+    joint = LogJoint(BoundModel(subsampled, counts()), guide.latents)
+    torch.manual_seed(0)
+    z = 1 + 0.1 * torch.randn(2000, 1)
+    draws = Draws(z, joint(z).double(), torch.randn(2000, dtype=torch.float64))
+    assert Rounding(joint).corrected(draws) is draws
