@@ -62,7 +62,8 @@ class Results:
 
         :param num_samples: how many; where there are fewer, further ones are drawn and kept.
         :param resample: whether to resample by Pareto-smoothed importance weights; by default where the verdict's
-            k-hat allows it. False gives the guide's own draws, wherever chains have moved them.
+            k-hat allows it, and elsewhere draws of zero density are left out. False gives the guide's own draws,
+            wherever chains have moved them.
         :return: a dict from site to a tensor ``(num_samples, *site shape)``.
         :raises RuntimeError: before ``run``.
         :raises MemoryError: if there is not enough memory for so many; those that there were are kept.
