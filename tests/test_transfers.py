@@ -55,6 +55,7 @@ REASONS = {
     "engine/progress.py:_has_bar": PYTHON,
     "engine/recurrences.py:_difference": RECORDED,
     "engine/replayed.py:_differs": RECORDED,
+    "engine/rounding.py:Rounding._is_needed": ROUND,
     "engine/row_ratios.py:RowRatios._example": RECORDED,
     "engine/resting.py:is_settled": BLOCK,
     "engine/resting.py:tail_of": PYTHON,
