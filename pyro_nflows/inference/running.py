@@ -220,11 +220,8 @@ class Fitter:
         """
         settles = plan.schedule.is_default if settles is None else settles
         trainer, joint, keep, progress = ready.trainer, ready.joint, ready.keep, ready.trainer.progress
-        trainer.close()
-        best = max(fits, key=lambda fit: float(fit.elbo.value))
-        posterior = self._posterior(plan, trainer, joint, best, [fit.draws for fit in fits])
-        keep(posterior)
         try:
+            best, posterior = self._best(plan, ready, fits)
             hopeless = is_hopeless(best.draws.log_weight)
             regions: Sequence[Frame] = ()
             if not (trainer.history.interrupted or best.failed or hopeless or self._is_dear(trainer)):
@@ -244,6 +241,16 @@ class Fitter:
             if trainer.history.interrupted:
                 raise
             trainer.interrupt()
+            if keep.posterior is None:  # so soon
+                self._best(plan, ready, fits)
+
+    def _best(self, plan: Plan, ready: "Ready", fits: Sequence[Fit]) -> tuple[Fit, Posterior]:
+        """The fit with the highest bound, which is kept."""
+        ready.trainer.close()
+        best = max(fits, key=lambda fit: float(fit.elbo.value))
+        posterior = self._posterior(plan, ready.trainer, ready.joint, best, [fit.draws for fit in fits])
+        ready.keep(posterior)
+        return best, posterior
 
     def _posterior(self, plan: Plan, trainer: Trainer, joint: LogJoint, fit: Fit, starts: Sequence[Draws]) -> Posterior:
         """A fit, of which nothing else is known yet."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_nflows import ELBO, IWAE, VI, AutoFlow, flows
 from pyro_nflows.diagnostics.verdict import Outcome
-from pyro_nflows.engine import Engine, Round
+from pyro_nflows.engine import Engine, Round, Trainer
 from pyro_nflows.engine.native import build
 from pyro_nflows.guides import AutoFlow as AnyGuide
 from pyro_nflows.inference import rounds
@@ -217,6 +217,23 @@ def test_an_interrupt_between_rounds_keeps_what_there_is(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(f"pyro_nflows.inference.{where}", interrupt)
     vi = quick(num_steps=8).run(PAIRS)
+    assert vi.diagnostics()["interrupted"]
+    assert vi.get_samples(10)["z"].shape == (10, 4)
+
+
+def test_an_interrupt_before_the_best_fit_is_chosen_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = list[Any]()
+    close = Trainer.close
+
+    def interrupted_once(self: Trainer) -> None:
+        chosen.append(self)
+        if len(chosen) == 1:
+            raise KeyboardInterrupt
+        close(self)
+
+    monkeypatch.setattr(Trainer, "close", interrupted_once)
+    vi = quick(num_steps=8).run(PAIRS)
+    assert len(chosen) > 1
     assert vi.diagnostics()["interrupted"]
     assert vi.get_samples(10)["z"].shape == (10, 4)
 
