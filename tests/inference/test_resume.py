@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -355,6 +354,7 @@ SCRIPT = """
     sys.path.insert(0, sys.argv[1])
     from tests.few_draws import few_draws
     from tests.inference import test_resume
+    test_resume.tell_steps()
     few_draws().__enter__()
     vi = test_resume.line(sys.argv[2], num_steps=1000)
     vi.checkpoint_seconds = float(sys.argv[3])
@@ -362,6 +362,17 @@ SCRIPT = """
     vi.run(test_resume.Y)
     print("done", flush=True)
 """
+
+
+def tell_steps() -> None:
+    """Print a line for each step that a journal takes note of."""
+    record = Journal.record
+
+    def told(self: Journal, name: str, value: Any) -> None:
+        record(self, name, value)
+        print("step", name, flush=True)
+
+    setattr(Journal, "record", told)  # noqa: B010 (this process is for one run)
 
 
 def process(path: Path, seconds: float = 0.0) -> "subprocess.Popen[str]":
@@ -400,11 +411,9 @@ def test_sigterm_writes_the_checkpoint_and_ends_as_ever(tmp_path: Path) -> None:
     path = tmp_path / "fit.pt"
     with process(path, seconds=1e6) as run:
         assert run.stdout is not None
-        run.stdout.readline()
-        while not path.exists():
-            time.sleep(0.01)
+        assert run.stdout.readline() == "ready\n"
+        assert run.stdout.readline() == "step begin\n"
         first = path.stat().st_size
-        time.sleep(0.5)
         run.terminate()
         assert run.wait(10) == -signal.SIGTERM
     assert path.stat().st_size > first
