@@ -38,7 +38,7 @@ from ..objectives.base import Gradient, Objective
 from ..objectives.covering import Within
 from ..objectives.draws import LogDensity
 from .plan import Plan
-from .stages import is_cut
+from .stages import reaches_beyond
 
 #: The round in which the Gaussian is fitted.
 FIRST = Round(300, 32, 5e-2, share=0.2)
@@ -110,7 +110,7 @@ def measured_centering(
                 return {}, loc[None]
             if not found:
                 return found, z
-        objective = Within(0.0) if is_cut(trainer, end) else Objective()
+        objective = Within(0.0) if reaches_beyond(trainer, end) else Objective()
         trainer.run(end, objective, Gradient.PATH, FIRST, "centering")
         if trainer.history.interrupted:
             raise KeyboardInterrupt

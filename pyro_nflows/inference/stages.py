@@ -3,9 +3,9 @@ r"""The parts of a fit: its affine end by itself, then the whole flow. Each asks
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
+from ..diagnostics.outliers import is_cut
 from ..diagnostics.verdict import SETTLED
 from ..diagnostics.worth import NEARLY_EQUAL, effective, is_heavy, k_limit, smoothed_worth, tail_index
 from ..engine import Round, Trainer
@@ -18,7 +18,7 @@ from ..objectives.covering import Balanced, Covering, Within
 from ..objectives.draws import Draws
 from ..system.randomness import forked
 from .elbo import ELBO
-from .fitted import RARE, Fit, sound, weighed
+from .fitted import Fit, sound, weighed
 from .mark import Mark
 from .moments import moved
 from .plan import Plan
@@ -83,14 +83,14 @@ class GaussianRounds:
             return None
         title = "Gaussian" + (f", round {self._num_done + 1}" if self._num_done else "")
         follows, end = self.schedule.after_rounds(0), Chain(self.layer.end)
-        self._is_cut = self._is_cut or is_cut(self.trainer, end)
+        self._is_cut = self._is_cut or reaches_beyond(self.trainer, end)
         objective: Objective = Within(0.0) if self._is_cut else ELBO()
         return Task(self.trainer, end, objective, Gradient.PATH, self.schedule.end, title, follows)
 
     def done(self, well: bool) -> None:
         """See :class:`Stage`: only the model's own parameters, where they still move, ask for another round."""
         self._num_done += 1
-        if not well and not self._is_cut and is_cut(self.trainer, self.layer):
+        if not well and not self._is_cut and reaches_beyond(self.trainer, self.layer):
             return  # the next round knows of it
         self.failed = not well
         self._is_complete = not well or self.trainer.is_over() or self.trainer.history.drift < SETTLED
@@ -122,7 +122,7 @@ class FlowRounds:
             return None
         number, plan = self._num_done + 1, self.plan
         chosen = plan.schedule.rounds[self._num_done]
-        self._is_cut = self._is_cut or (number == 1 and is_cut(self.trainer, self.layer))
+        self._is_cut = self._is_cut or (number == 1 and reaches_beyond(self.trainer, self.layer))
         objective = objective_of(self.layer, plan, chosen, self._ess, self._is_cut)
         title = "flow" if number == 1 else f"flow, round {number}"
         settles = chosen.settles and not self.trainer.leaves  # or parameters of the model's own could still creep
@@ -134,14 +134,15 @@ class FlowRounds:
         """See :class:`Stage`: where the flow is, and whether its draws are good."""
         trainer, schedule = self.trainer, self.plan.schedule
         last = self._num_done + 1 == len(schedule.rounds)
-        well = well or (not (self._is_cut or last) and is_cut(trainer, self.layer))  # the next round knows of it
+        knows = self._is_cut or last  # else the next round will know of the edge
+        well = well or (not knows and reaches_beyond(trainer, self.layer))
         self._num_done, self._failed = self._num_done + 1, not well
         self._is_complete = not well or self._num_done == len(schedule.rounds) or trainer.is_over()
         if self._is_complete:
             return
         draws, before = self._draws(min(2000, schedule.num_samples)), self._ess
         self._ess = smoothed_worth(sound(draws).log_weight)
-        self._is_cut = self._is_cut or (trainer.all_rows is None and has_edge(draws))
+        self._is_cut = self._is_cut or (trainer.all_rows is None and is_cut(draws.log_p))
         if self._begun.was_better(draws):
             self._begun.go_back()
             self._ess, self._pace = 0.0, CAREFUL * self._pace
@@ -228,7 +229,7 @@ def _is_nearly_equal(log_weight: Tensor, ess: float) -> bool:
     return ess >= NEARLY_EQUAL and not is_heavy(log_weight, ess)
 
 
-def is_cut(trainer: Trainer, layer: Layer) -> bool:
+def reaches_beyond(trainer: Trainer, layer: Layer) -> bool:
     """Whether the model's density is zero at more than a few of a layer's draws.
 
     The random numbers to come do not depend on whether this is asked.
@@ -240,12 +241,7 @@ def is_cut(trainer: Trainer, layer: Layer) -> bool:
         return False
     with forked():
         draws = trainer.sampler.sample(layer, NUM_CUT, LOOK)
-    return has_edge(draws)
-
-
-def has_edge(draws: Draws) -> bool:
-    """Whether the model's density is zero at more than a few of some draws."""
-    return float((draws.log_p == -torch.inf).double().mean()) > RARE
+    return is_cut(draws.log_p)
 
 
 def objective_of(layer: Whitened, plan: Plan, chosen: Round, ess: float, cut: bool = False) -> Objective:

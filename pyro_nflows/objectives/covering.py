@@ -5,6 +5,8 @@ hardly visits, or in a mode that has too much of the mass. Each class here adds 
 the guide is exact.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -46,12 +48,12 @@ class Covering(Objective):
         return (1 - self.share) * even + self.share * (0.5 * log_weight).softmax(0), even
 
 
-class _Scored(Covering):
+class _Scored(Covering, ABC):
     """One to whose path part a score part is added: each draw's gain, less the mean of all, times its score."""
 
+    @abstractmethod
     def gains(self, log_weight: Tensor) -> Tensor:
         """Of each draw, by the log weights of all."""
-        raise NotImplementedError
 
     def weighs(self, share: Tensor) -> bool:
         return True

@@ -68,14 +68,15 @@ class _Writer:
         """What takes the place of a call."""
         self.calls, self.loops = [], []
         number = call.results[0] if call.results else -1
+        comes_first = self.found.meets(call)
         if number in self.found.few:
             if self.found.few[number].root == number and self.found.moved(call) is None:
                 self.at[number] = self._elementwise(call, few=number)
         elif number in self.found.wide:
             return []
-        elif call.results and self.found.meets(call) is not None and not call.is_list:
-            self._meet(call, bool(self.found.meets(call)))
-        elif call.results and self.found.sums(call):
+        elif comes_first is not None:
+            self._meet(call, comes_first)
+        elif self.found.sums(call):
             self._sum(call)
         else:
             return [call]
