@@ -24,8 +24,8 @@ from .tape import Tape
 MAX_HESSIAN = 200
 #: Random signs by which that is found.
 NUM_SIGNS = 32
-#: Points at once.
-ROWS = 256
+#: Points at once, and where their curvature is wanted too.
+ROWS, CURVED_ROWS = 256, 64
 
 
 class DensityGradient:
@@ -129,6 +129,18 @@ class DensityGradient:
         """Rows ``(N, D)`` times the Hessian at one point, ``(N, D)``."""
         return self._curved(z, rows, lambda: self._run(self._products, z, rows)[0])
 
+    def curvatures(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, gradients, and rows ``(C, D)`` times the Hessians at points ``(N, D)``, in batches.
+
+        They are ``(N,)``, ``(N, D)`` and ``(N, C, D)``. Where a function cannot be derived twice, the products are NaN.
+        """
+        num_rows = self.times.num_at_once(z, min(CURVED_ROWS, self.block or CURVED_ROWS))
+        num = -(-len(z) // num_rows) * num_rows
+        parts = torch.cat([z, z[:1].expand(num - len(z), -1)]).split(num_rows)
+        found = ([part.clone() for part in self._run(self._curvatures, points, rows)] for points in parts)
+        values, grads, products = (torch.cat(part)[: len(z)] for part in zip(*found))
+        return values, grads, products
+
     def _curved(self, z: Tensor, rows: Tensor, derived: Callable[[], Tensor]) -> Tensor:
         """Products with the Hessian by derivatives, or by differences of gradients.
 
@@ -183,7 +195,7 @@ class DensityGradient:
         if not times.budget.is_limited:
             return self._replayed(function, inputs, visit)
         name, key = function.__name__, _key(function.__name__, *inputs)
-        expected = times.expected(key, inputs[0], len(inputs[-1]) if name in ("_hessian", "_products") else 0)
+        expected = times.expected(key, inputs[0], _num_products(name, inputs))
         times.budget.need(expected)
         is_new, began = key not in self._tapes, time.perf_counter()
         is_bare = is_new and self._source is None and times.is_too_soon(key, expected)
@@ -276,6 +288,25 @@ class DensityGradient:
             if not gradient.requires_grad:  # a density that is linear, or a function that can be derived once
                 return [torch.full_like(rows, torch.nan)]
             return [torch.cat([pulled(gradient, z, part) for part in rows.split(self.block or len(rows))])]
+
+    def _curvatures(self, z: Tensor, rows: Tensor, *visit: Tensor) -> list[Tensor]:
+        with torch.enable_grad():
+            z = z.detach().clone().requires_grad_()
+            values = self._density(z, *visit)
+            products = z.new_full((len(z), *rows.shape), torch.nan)
+            if not values.requires_grad:
+                return [values, torch.zeros_like(z), products]
+            (grads,) = torch.autograd.grad(values.sum(), z, create_graph=True)
+            if grads.requires_grad:
+                products = pulled(grads, z, rows[:, None].expand(-1, len(z), -1)).movedim(0, 1)
+            return [values.detach(), grads.detach(), products]
+
+
+def _num_products(name: str, inputs: Sequence[Tensor]) -> int:
+    """How many products with a Hessian a function gives."""
+    if name == "_curvatures":
+        return len(inputs[0]) * len(inputs[1])
+    return len(inputs[-1]) if name in ("_hessian", "_products") else 0
 
 
 def _key(name: str, *inputs: Tensor) -> Any:

@@ -16,12 +16,14 @@ from ..layers.base import Layer
 from ..objectives.base import Objective
 from ..objectives.draws import Draws
 from ..system.randomness import forked
-from .fitted import sound
+from .fitted import bound_of, sound
 
 #: Draws of a flow with at least this ESS are not worse than a Gaussian's by anything that matters.
 FINE = 0.5
 #: Draws of what was before, to compare with.
 NUM_DRAWS = 1000
+#: Draws by which two states of a fit are compared.
+NUM_COMPARED = 500
 #: How many standard errors are no noise.
 CLEAR = 5.0
 
@@ -102,3 +104,9 @@ def put(leaves: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Set tensors to values."""
     for leaf, value in zip(leaves, values):
         leaf.copy_(value)
+
+
+def trimmed(trainer: Trainer, layer: Layer) -> float:
+    """A layer's ELBO without its outliers."""
+    log_weight = sound(trainer.sampler.sample(layer, NUM_COMPARED, LOOK)).log_weight
+    return float(bound_of(log_weight, trimmed_elbo).value)

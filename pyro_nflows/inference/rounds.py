@@ -31,7 +31,8 @@ from ..system.randomness import forked
 from .descended import SHARE, can_descend, descended
 from .evident import MOVED, SETTLED, evident, fresh_draws
 from .fitted import NUM_FRESH, Fit, bound_of, is_fresh, weighed
-from .mark import put
+from .given_hubs import is_given_hubs
+from .mark import NUM_COMPARED, put, trimmed
 from .moments import moved
 from .moved import can_move, move
 from .plan import Plan
@@ -41,8 +42,6 @@ from .stages import FlowRounds, GaussianRounds, Stage, Task, objective_of
 #: A start so much narrower in one direction than in another may be stuck in a funnel: the plain start is
 #: trained too.
 NARROW = 1e-3
-#: Draws by which two states of a fit are compared.
-NUM_COMPARED = 500
 #: Points at which it is seen whether a flow is trained, where each is dear.
 FEW_FRESH = 2
 #: Where time is limited, the share of training's that finding a start may take.
@@ -120,6 +119,8 @@ class Fitting:
         if descended and (self.layer.is_gaussian or self._is_evident()):
             self.fit = self.fit or self.drawn()
             return None
+        if schedule.is_default and schedule.has_flow and is_given_hubs(trainer, self.layer):
+            return None if self._is_evident() else self._flow(knows_hubs=True)
         self._expect()
         widths = self.layer.end.log_scale.exp()
         self._is_narrow = bool(widths.min() < NARROW * widths.max())
@@ -174,7 +175,7 @@ class Fitting:
         return bool(arrived)
 
     def _is_evident(self) -> bool:
-        """Whether the Gaussian is the posterior already, as far as a verdict can tell; the fit is then there."""
+        """Whether the layer is the posterior already, as far as a verdict can tell; the fit is then there."""
         if not self.plan.schedule.is_default or self.trainer.leaves or (draws := self._evidence()) is None:
             return False
         self.trainer.history.was_right, self.fit = True, weighed(self.layer, draws)
@@ -232,12 +233,12 @@ class Fitting:
                 self.init.place(layer)
             self._other = GaussianRounds(self.trainer, layer, self.plan.schedule)
             return self._other
-        if other is not None and not _elbo(self.trainer, self.layer) > _elbo(self.trainer, other.layer):
+        if other is not None and not trimmed(self.trainer, self.layer) > trimmed(self.trainer, other.layer):
             self.layer.load_state_dict(other.layer.state_dict())
             failed = other.failed
         return self._flow(failed)
 
-    def _flow(self, failed: bool = False) -> Stage | None:
+    def _flow(self, failed: bool = False, knows_hubs: bool = False) -> Stage | None:
         """The rounds of the whole flow, unless the fit ends here."""
         if failed or self.trainer.is_over() or not self.plan.schedule.has_flow:
             self._move(failed)
@@ -247,7 +248,7 @@ class Fitting:
             move(self.trainer, self.layer, self.plan)
             self.fit = self.drawn()
             return None
-        return FlowRounds(self.trainer, self.plan, self.layer)
+        return FlowRounds(self.trainer, self.plan, self.layer, knows_hubs)
 
     def _move(self, failed: bool) -> None:
         """A Gaussian that no flow follows is moved to the moments of its weighed draws, if that does any good."""
@@ -310,8 +311,3 @@ def suited(schedule: Schedule, trainer: Trainer, layer: Whitened) -> Schedule:
         return schedule
     is_full, is_sparse = isinstance(layer.end, TriangularAffine), isinstance(layer.end, SparseAffine)
     return schedule.for_latents(layer.input_dim, is_full, is_sparse)
-
-
-def _elbo(trainer: Trainer, layer: Whitened) -> float:
-    log_weight = trainer.sampler.sample(layer, NUM_COMPARED, LOOK).log_weight
-    return float(bound_of(torch.where(log_weight < torch.inf, log_weight, -torch.inf), trimmed_elbo).value)

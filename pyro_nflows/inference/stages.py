@@ -100,15 +100,17 @@ class FlowRounds:
     """Rounds of the whole flow until its draws are good, or there are no more.
 
     Of a chain or field given its variances there are two at least: the flow is slow to get to where a variance is near
-    zero, and no weight shows what is not drawn yet.
+    zero, and no weight shows what is not drawn yet; unless all the posterior of these was looked at before.
 
     :param trainer: holds the model.
     :param plan: what to maximise, and in which rounds.
     :param layer: is trained.
+    :param knows_hubs: whether it was put where the posterior of its hubs says.
     """
 
-    def __init__(self, trainer: Trainer, plan: Plan, layer: Whitened):
+    def __init__(self, trainer: Trainer, plan: Plan, layer: Whitened, knows_hubs: bool = False):
         self.trainer, self.plan, self.layer = trainer, plan, layer
+        self._is_slow = isinstance(layer.flow, GivenHubs) and not knows_hubs
         self._begun = Mark(trainer, layer, plan.objective, plan.schedule.rounds[0].num_particles)
         self._num_done, self._ess, self._pace = 0, 0.0, 1.0
         self._failed = self._is_complete = self._is_cut = False
@@ -148,7 +150,7 @@ class FlowRounds:
             self._ess, self._pace = 0.0, CAREFUL * self._pace
             return
         share = 1.0 if schedule.good_ess > NEARLY else HOPEFUL
-        may_end = self._num_done > 1 or not isinstance(self.layer.flow, GivenHubs)
+        may_end = self._num_done > 1 or not self._is_slow
         if may_end and self._ess > share * schedule.good_ess and trainer.history.drift < SETTLED:
             draws = self._look_closer(draws)
         self._is_complete |= may_end and self._gains_little(before, sound(draws).log_weight)

@@ -16,7 +16,8 @@ from ..model.elimination import Elimination
 from .plate_curvature import root_of
 from .plate_moments import ridged
 
-#: For each group: its nodes' lower factors ``(nodes, a, a)``, and how they depend on what is above ``(nodes, a, b)``.
+#: For each group: its nodes' lower factors ``(..., nodes, a, a)``, and how they depend on what is above,
+#: ``(..., nodes, a, b)``.
 Nodes = Sequence[tuple[Tensor, Tensor]]
 
 
@@ -67,26 +68,62 @@ class SparseCurvature:
         return vectors
 
     def read(self, products: Tensor) -> Tensor:
-        """The numbers of the matrix, with a zero at the end, by its products with :meth:`probes`."""
+        """The numbers of matrices, with a zero at the end, by their products with :meth:`probes`, ``(..., C, D)``."""
         rows, columns, hubs = self._rows, self._columns, len(self.pattern.hubs)
         turned = (self.colors[rows] < hubs) & (self.colors[columns] >= hubs)
         rows, columns = torch.where(turned, columns, rows), torch.where(turned, rows, columns)
-        values = products[self.colors[columns], rows] * self._known
-        return torch.cat([values, values.new_zeros(1)])
+        values = products[..., self.colors[columns], rows] * self._known
+        return torch.cat([values, values.new_zeros(*values.shape[:-1], 1)], -1)
 
     def factors(self, values: Tensor) -> Nodes:
-        """Of a matrix with these numbers: the Gaussian with this precision, as each node depends on those before it."""
+        """Of matrices with these numbers: Gaussians of these precisions, as each node depends on those before it."""
         values, found = values.clone(), list[tuple[Tensor, Tensor]]()
         for group, places in reversed(list(zip(self.elimination.groups, self.places))):
-            square = values[places.own]
+            square = values[..., places.own]
             pads = group.columns == self.elimination.dim
             square = 0.5 * (square + square.mT) + torch.diag_embed(pads.to(values))
-            root, cross = root_of(square), values[places.cross]
+            root, cross = root_of(square), values[..., places.cross]
             slope = root @ (root.mT @ cross)
             found.append((root, -slope))
-            values.index_add_(0, places.others.flatten(), -(cross.mT @ slope).flatten())
-            values[-1] = 0.0
+            values.index_add_(-1, places.others.flatten(), -(cross.mT @ slope).flatten(-3))
+            values[..., -1] = 0.0
         return found[::-1]
+
+
+def drawn(elimination: Elimination, nodes: Nodes, x: Tensor) -> Tensor:
+    """Standard normal rows ``(N, D)`` as draws of centered Gaussians, one each."""
+    x = torch.cat([x, x.new_zeros(len(x), 1)], -1)
+    y = torch.zeros_like(x)
+    for group, (root, slope) in zip(elimination.groups, nodes):
+        made = _applied(root, x[:, group.columns]) + _applied(slope, y[:, group.above])
+        y[:, group.columns.flatten()] = made.flatten(1)
+        y[:, -1] = 0.0
+    return y[:, :-1]
+
+
+def solved(elimination: Elimination, nodes: Nodes, b: Tensor) -> Tensor:
+    """Covariances of Gaussians times rows ``(N, D)``, one each."""
+    b = torch.cat([b, b.new_zeros(len(b), 1)], -1)
+    x = torch.zeros_like(b)
+    for group, (root, slope) in reversed(list(zip(elimination.groups, nodes))):
+        part = b[:, group.columns].masked_fill(group.columns == elimination.dim, 0.0)
+        x[:, group.columns.flatten()] = _applied(root.mT, part).flatten(1)
+        b.index_add_(1, group.above.flatten(), _applied(slope.mT, part).flatten(1))
+    return drawn(elimination, nodes, x[:, :-1])
+
+
+def log_widths(elimination: Elimination, nodes: Nodes) -> Tensor:
+    """The logarithms of each latent's width given those before it, ``(..., D)``."""
+    like = nodes[0][0]
+    found = like.new_zeros(*like.shape[:-3], elimination.dim + 1)
+    for group, (root, _) in zip(elimination.groups, nodes):
+        found[..., group.columns.flatten()] = root.diagonal(dim1=-2, dim2=-1).log().flatten(-2)
+    return found[..., :-1]
+
+
+def _applied(matrix: Tensor, x: Tensor) -> Tensor:
+    """Matrices ``(N, nodes, a, b)`` times vectors ``(N, nodes, b)``."""
+    return (matrix @ x[..., None])[..., 0]
 
 
 def moments(elimination: Elimination, z: Tensor) -> Nodes:

@@ -1,0 +1,251 @@
+r"""A flow of hubs and of the others given them is put where curvature says, before any training.
+
+The others given the hubs are about Gaussian, with a mode and a curvature that can be had at any values of the hubs
+(:mod:`~pyro_nflows.modes.conditional_modes`). So the flow's Gaussian given the hubs need not be trained step by step
+with noise: its locations, scales and correlations at some hundred points all over the posterior of the hubs are
+regressed on the layers' features of these, and the features' networks are fitted to what the regression leaves. What is
+left for training is how far the others are from a Gaussian; where they are none, nothing is.
+"""
+
+import contextlib
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.linalg import solve_triangular
+
+from ..engine import OutOfTime, Trainer
+from ..flows.hubs import GivenHubs
+from ..flows.whitened import Whitened
+from ..layers import PlateCoupling, SparseAffine, SparseShear, Split
+from ..layers.base import Layer
+from ..model.elimination import Group
+from ..modes.conditional_modes import Conditional, ConditionalModes
+from ..modes.sparse_curvature import log_widths
+from ..numerics import quasi_normal
+from ..system.randomness import forked
+from ..transformers import Affine
+from ..triangles import log_scale_and_lower
+from .hub_marginal import GAUSSIAN, NUM_FITTED, Marginal, fit_flow, hub_marginal
+from .mark import put, trimmed
+from .regressed import regressed
+
+#: More hubs than these are not looked for all over their posterior.
+MAX_HUBS = 12
+#: Points for the regression: of the flow of the hubs, whose base is so much wider, and of the mixture that they were
+#: found by.
+NUM_OF_FLOW, WIDER, NUM_OF_MIXTURE = 256, 1.6, 256
+#: The share of training's time that there is for it where that is limited.
+SHARE = 0.4
+#: Nats below the highest log density at which a point says nothing of the posterior; of ``n`` hubs, ``n / 2`` more.
+FAR = 11.0
+#: Points count by their density, and by this share of the most that one counts at least.
+LEAST = 1e-3
+#: Of the log-scales that the layers have.
+BOUND = Affine().bound
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The layers that are fitted.
+
+    :param hubs: the hubs' flow.
+    :param affine: locations and scales of the others.
+    :param shear: their correlations.
+    :param end: behind them.
+    """
+
+    hubs: Layer
+    affine: PlateCoupling
+    shear: SparseShear
+    end: SparseAffine
+
+    @staticmethod
+    def of(layer: Whitened) -> "Parts | None":
+        """Those of a layer; None where it is of another kind."""
+        flow, end = layer.flow, layer.end
+        if not (isinstance(flow, GivenHubs) and isinstance(end, SparseAffine)):
+            return None
+        splits = [part.layer for part in flow if isinstance(part, Split)]
+        affines = [part for part in flow if isinstance(part, PlateCoupling) and part.transformer == Affine()]
+        shears = [part for part in flow if isinstance(part, SparseShear)]
+        if not (len(splits) == len(affines) == len(shears) == 1) or shears[0].num_top > MAX_HUBS:
+            return None
+        return Parts(splits[0], affines[0], shears[0], end)
+
+
+def is_given_hubs(trainer: Trainer, layer: Whitened) -> bool:
+    """Put a layer at the Gaussians given its hubs; whether that was done, and its draws are better for it.
+
+    :param trainer: has the model.
+    :param layer: at its start; is changed in place.
+    """
+    if Parts.of(layer) is None or trainer.leaves or trainer.all_rows is not None:
+        return False
+
+    def go() -> tuple[Tensor, ...]:
+        before, budget = copy.deepcopy(layer.state_dict()), trainer.budget
+        with contextlib.suppress(OutOfTime, RuntimeError, ValueError), budget.within(budget.after(SHARE)):
+            bound = _bound(trainer, layer)
+            if given_hubs(trainer, layer) and _bound(trainer, layer) > bound:
+                return tuple(parameter.detach().clone() for parameter in layer.parameters())
+        layer.load_state_dict(before)
+        return ()
+
+    found = trainer.journal.step("given hubs", go)
+    if not found:
+        return False
+    with torch.no_grad():
+        put(list(layer.parameters()), found)
+    return True
+
+
+def _bound(trainer: Trainer, layer: Whitened) -> float:
+    """The ELBO without outliers; the random numbers to come do not depend on whether it is asked for."""
+    with forked(0):
+        return trimmed(trainer, layer)
+
+
+@torch.no_grad()
+def given_hubs(trainer: Trainer, layer: Whitened) -> bool:
+    """Put a layer at the Gaussians given its hubs; whether that could be done.
+
+    :param trainer: has the model.
+    :param layer: at its start; is changed in place.
+    """
+    parts = Parts.of(layer)
+    if parts is None:
+        return False
+    end, columns = copy.deepcopy(parts.end), parts.end.elimination.pattern.hubs
+    rest = torch.ones(layer.input_dim, dtype=torch.bool, device=columns.device)
+    rest[columns] = False
+
+    def near(hubs: Tensor) -> Tensor:
+        """The others' mean given the hubs, of the Gaussian at the start."""
+        z = end.loc.detach().expand(len(hubs), -1).clone()
+        z[:, columns] = hubs.to(z)
+        x = end.inverse(z)[0]
+        x[:, rest] = 0.0
+        there = end(x)[0]
+        there[:, columns] = hubs.to(z)
+        return there
+
+    modes = ConditionalModes(trainer.density, columns, parts.shear.elimination, near)
+    noise = quasi_normal(NUM_FITTED, layer.input_dim, 0).to(end.loc)
+    some = end(noise)[0][:, columns].double().cpu()
+    root, failed = torch.linalg.cholesky_ex(some.T.cov().reshape(len(columns), len(columns)))
+    found = None if failed else hub_marginal(modes, end.loc[columns].double().cpu(), root)
+    if found is None:
+        return False
+    _place_end(parts, modes, found)
+    if found.ess < GAUSSIAN:
+        fit_flow(parts.hubs, _seen(parts, found.given), found.log_weight)
+    given = _all_over(parts, modes, found)
+    trainer.budget.need()
+    _regress(parts, given)
+    return all(bool(parameter.isfinite().all()) for parameter in layer.parameters())
+
+
+def _seen(parts: Parts, given: Conditional) -> Tensor:
+    """The hubs as the layers behind their flow see them."""
+    end = parts.end
+    z = end.loc.expand(len(given.hubs), -1).clone()
+    z[:, end.elimination.pattern.hubs] = given.hubs.to(z)
+    return end.inverse(z)[0][:, end.elimination.pattern.hubs].double().cpu()
+
+
+def _place_end(parts: Parts, modes: ConditionalModes, found: Marginal) -> None:
+    """The hubs' Gaussian into the end, and the others' means and scales; it has no other correlations."""
+    end, elimination = parts.end, parts.end.elimination
+    given, weight = found.given, found.log_weight.softmax(0)
+    draws = modes.draws(given, quasi_normal(len(given.loc), given.loc.shape[1], 0))
+    known = weight > 0
+    mean = weight[known] @ given.loc[known]
+    width = (weight[known] @ (draws[known] - mean).square()).sqrt()
+    hubs, place = elimination.pattern.hubs, {hub: at for at, hub in enumerate(elimination.pattern.hubs.tolist())}
+    end.loc[hubs], end.loc[modes.rest.to(hubs)] = found.loc.to(end.loc), mean.to(end.loc)
+    end.log_scale[modes.rest.to(hubs)] = width.log().to(end.log_scale)
+    for parameter in (*end.within.values(), *end.above.values()):
+        parameter.zero_()
+    covariance = found.root @ found.root.T
+    for number, group in enumerate(elimination.groups):
+        for node, columns in enumerate(group.columns.tolist()):
+            at = torch.tensor([j for j, column in enumerate(columns) if column in place], device="cpu")
+            if not len(at):
+                continue
+            its = torch.tensor([place[columns[j]] for j in at], device="cpu")
+            log_scale, lower = log_scale_and_lower(torch.linalg.cholesky(covariance[its[:, None], its]))
+            end.log_scale[hubs[its.to(hubs)]] = log_scale.to(end.log_scale)
+            if str(number) in end.within:
+                end.within[str(number)][node, at[:, None], at] = lower.to(end.log_scale)
+
+
+def _all_over(parts: Parts, modes: ConditionalModes, found: Marginal) -> Conditional:
+    """The others at points all over the posterior of the hubs, and some way beyond."""
+    half = torch.arange(NUM_OF_MIXTURE // 2, device="cpu")
+    of_mixture = found.given.of(torch.cat([half, len(found.log_weight) // 2 + half]))
+    given = modes.at(_points(parts, NUM_OF_FLOW, WIDER, 1)).and_of(of_mixture)
+    return given.of(given.log_marginal > given.log_marginal.max() - FAR - 0.5 * len(found.loc))
+
+
+def _points(parts: Parts, num: int, width: float, seed: int) -> Tensor:
+    """Hubs that their flow makes of even points of a base so many times as wide."""
+    end, columns = parts.end, parts.end.elimination.pattern.hubs
+    x = end.loc.new_zeros(num, len(end.loc))
+    x[:, columns] = parts.hubs(width * quasi_normal(num, len(columns), seed).to(x))[0]
+    return end(x)[0][:, columns].double().cpu()
+
+
+def _regress(parts: Parts, given: Conditional) -> None:
+    """Put locations, scales and correlations of the others given the hubs into the layers."""
+    among, end, hubs = parts.shear.elimination, parts.end, parts.end.elimination.pattern.hubs
+    x, weight = _seen(parts, given), (given.log_marginal - given.log_marginal.max()).exp().clamp(min=LEAST)
+    is_rest = torch.ones(len(end.loc), dtype=torch.bool, device=hubs.device)
+    is_rest[hubs] = False
+    width = end.log_scale[is_rest].double().cpu().exp()
+    loc = _padded((given.loc - end.loc[is_rest].double().cpu()) / width, 0.0)
+    log_scale = log_widths(among, given.nodes) - width.log()
+    unit, width, shift = _padded((-log_scale.mean(0)).exp(), 1.0), _padded(width, 1.0), loc.clone()
+    found, units = list[Tensor](), list[Tensor]()
+    for group, (root, slope) in zip(among.groups, given.nodes):
+        within, above = _of_group(group, root, slope, width)
+        own = loc[:, group.columns] - (above @ loc[:, group.above][..., None])[..., 0]
+        noise = solve_triangular(within, own[..., None], upper=False, unitriangular=True)
+        shift[:, group.columns.flatten()] = noise.flatten(1)
+        i, j = torch.tril_indices(within.shape[-1], within.shape[-1], -1, device="cpu")
+        found.append(torch.cat([within[..., i, j], above.flatten(-2)], -1))
+        its = unit[group.columns]
+        units.append(torch.cat([its[:, i], its[..., None].expand(above.shape[1:]).flatten(1)], -1))
+    sizes, in_units = [part.numel() for part in units], torch.cat([part.flatten() for part in units])
+    coefficients = regressed(
+        parts.shear.features, x, torch.cat([part.flatten(1) for part in found], 1) * in_units, weight
+    )
+    for number, (part, its) in enumerate(zip((coefficients / in_units).split(sizes, 1), units)):
+        if part.numel():
+            _put(parts.shear.bias[str(number)], parts.shear.coefficients[str(number)], part.unflatten(1, its.shape))
+    stored = BOUND * torch.atanh((log_scale / BOUND).clamp(-0.99, 0.99))
+    made = torch.stack([shift[:, :-1] * (-log_scale).exp(), stored], -1)
+    part = regressed(parts.affine.features, x, made.flatten(1), weight).unflatten(1, made.shape[1:])
+    _put(parts.affine.bias["0"], parts.affine.coefficients["0"], part[:, :, None])
+
+
+def _padded(x: Tensor, pad: float) -> Tensor:
+    return torch.cat([x, x.new_full((*x.shape[:-1], 1), pad)], -1)
+
+
+def _put(bias: Tensor, coefficients: Tensor, found: Tensor) -> None:
+    """What a regression gave, the constant first, into a layer's tables."""
+    bias.copy_(found[0])
+    coefficients.copy_(found[1:].movedim(0, -1))
+
+
+def _of_group(group: Group, root: Tensor, slope: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+    """Of nodes in units of latents' widths: unit lower triangular matrices, and how they depend on what is above."""
+    columns, above = group.columns, group.above
+    none, none_above = columns == len(width) - 1, above == len(width) - 1
+    root = root / width[columns][..., None]
+    slope = slope * width[above][:, None] / width[columns][..., None]
+    within = root / root.diagonal(dim1=-2, dim2=-1)[..., None, :]
+    within = within.masked_fill(none[..., None] | none[:, None], 0.0) + torch.diag_embed(none.to(root))
+    return within, slope.masked_fill(none[..., None] | none_above[:, None], 0.0)

@@ -1,0 +1,72 @@
+"""Many numbers as functions of a few: regressed on learned features, whose network is fitted to what they share."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ..nets.features import Features
+
+#: Iterations for a network.
+NUM_ITERATIONS = 1500
+#: What coefficients cost, so that they are not huge for nothing.
+RIDGE = 1e-6
+
+
+def regressed(features: Features, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    r"""Coefficients of features for many numbers, with the features' network fitted to what needs it most.
+
+    What of :math:`y` is not linear in :math:`x` has a few directions in which most of it is (principal components of
+    the residuals): the network is fitted to these, and :math:`y` is regressed on its outputs and on :math:`x`.
+
+    :param features: of :math:`x`; their network is fitted in place.
+    :param x: ``(N, num_hubs)``.
+    :param y: ``(N, M)``.
+    :param weight: how much each point matters, ``(N,)``.
+    :return: the coefficients, the constant first, ``(1 + num_features, M)``.
+
+    Example::
+
+        >>> x = torch.linspace(-1, 1, 64, dtype=torch.double)[:, None]
+        >>> powers, features = x ** torch.arange(5), Features(1)
+        >>> found = regressed(features, x, powers, torch.ones(64))
+        >>> fitted = found[0] + features(x.float()) @ found[1:].float()
+        >>> bool((fitted - powers).abs().max() < 0.05)
+        True
+    """
+    ones, root = x.new_ones(len(x), 1), (weight / weight.mean()).sqrt().to(x)[:, None]
+    basis, _ = torch.linalg.qr(root * torch.cat([ones, x], 1))
+    left = root * y - basis @ (basis.T @ (root * y))
+    values, vectors = torch.linalg.eigh(left @ left.T)
+    if features.net is not None and values[-1] > 0:
+        num = features.output_dim - x.shape[1] * features.is_plain
+        share = (values.flip(0)[:num].clamp(min=0.0) / values[-1]).sqrt()
+        _fit(features.net, x, vectors.flip(1)[:, :num] * len(x) ** 0.5, root, share)
+    seen = root * torch.cat([ones, features(x.to(next(features.parameters()))).to(x)], 1)
+    gram = seen.T @ seen
+    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
+    return torch.linalg.solve(gram + ridge, seen.T @ (root * y))
+
+
+def _fit(net: nn.Module, x: Tensor, y: Tensor, root: Tensor, share: Tensor) -> None:
+    """Fit a network to directions ``y``, each by its share, of which ``root`` times it is near."""
+    precise = copy.deepcopy(net).to(x)
+    optimizer = torch.optim.LBFGS(
+        precise.parameters(),
+        max_iter=NUM_ITERATIONS,
+        tolerance_change=1e-12,
+        history_size=50,
+        line_search_fn="strong_wolfe",
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        size = sum(parameter.square().sum() for parameter in precise.parameters())
+        value = (share * (root * precise(x) - y)).square().mean() + RIDGE * size
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    for parameter, found in zip(net.parameters(), precise.parameters()):
+        parameter.copy_(found)

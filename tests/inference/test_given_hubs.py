@@ -1,0 +1,86 @@
+"""Before any training, a flow of hubs is put where the curvature of the others given them says."""
+
+import copy
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_nflows import VI, AutoFlow
+from pyro_nflows.diagnostics.worth import effective
+from pyro_nflows.inference.given_hubs import Parts, given_hubs, is_given_hubs
+from pyro_nflows.inference.hub_marginal import fit_flow, hub_marginal, points_of
+from pyro_nflows.layers import Coupling, TriangularAffine
+from pyro_nflows.layers.base import Chain
+from pyro_nflows.numerics import standard_normal_log_prob
+from tests.guides.test_hubs import DATA, T, chain, exact, local_level
+from tests.modes.test_conditional_modes import modes
+
+
+def test_points_are_of_the_density_that_they_are_weighed_by():
+    loc, root = torch.tensor([1.0, -2.0]).double(), torch.tensor([[0.5, 0.0], [0.3, 0.2]]).double()
+    points, log_q = points_of(loc, root, 4096, 0)
+    target = torch.distributions.MultivariateNormal(loc, scale_tril=root)
+    weight = (target.log_prob(points) - log_q).exp()
+    assert torch.allclose(weight.mean(), torch.ones(()).double(), atol=0.01)
+    assert torch.allclose(weight @ points / len(points), loc, atol=0.01)
+
+
+def test_the_posterior_of_the_hubs_is_found_from_afar():
+    finder = modes()
+    found = hub_marginal(finder, torch.tensor([2.0, 2.0]).double(), 0.05 * torch.eye(2).double())
+    assert found is not None
+    axis = torch.linspace(-3.0, 3.0, 61).double()
+    grid = torch.cartesian_prod(axis, axis)
+    weight = finder.at(grid).log_marginal.softmax(0)
+    mean = weight @ grid
+    sd = (weight @ (grid - mean).square()).sqrt()
+    assert bool(((found.loc - mean).abs() < 0.1 * sd).all())
+    assert bool((((found.root @ found.root.T).diagonal().sqrt() / sd - 1).abs() < 0.1).all())
+
+
+def test_a_posterior_that_is_nowhere_is_not_found():
+    finder = modes(lambda z: z.sum(1) * torch.nan)
+    assert hub_marginal(finder, torch.zeros(2).double(), torch.eye(2).double()) is None
+
+
+def test_a_flow_is_fitted_to_weighed_points():
+    torch.manual_seed(0)
+    flow = Chain(TriangularAffine(2), Coupling(2))
+    points, log_q = points_of(torch.zeros(2).double(), torch.eye(2).double(), 1024, 0)
+    log_p = standard_normal_log_prob((points - 0.5) / 0.6)
+    fit_flow(flow, points, log_p - log_q)
+    y, log_weight = flow(torch.randn(2000, 2))
+    log_ratio = standard_normal_log_prob((y - 0.5) / 0.6) - standard_normal_log_prob(flow.inverse(y)[0]) + log_weight
+    assert effective(log_ratio.detach()) > 0.9
+
+
+@pytest.mark.parametrize("model", [local_level, chain])
+def test_a_gaussian_chain_needs_no_training(model):
+    pyro.clear_param_store()
+    vi = VI(AutoFlow(model), seed=0, progress_bar=False)
+    vi.run(DATA)
+    assert vi.diagnostics()["num_steps"] == 0
+    assert vi.diagnostics()["ess"] > 0.6
+    log_evidence, mean, sd = exact(DATA)
+    draws = vi.posterior.draws
+    assert abs(draws.log_weight.double().logsumexp(0) - math.log(len(draws.z)) - log_evidence) < 0.05
+    weight = draws.log_weight.double().softmax(0)
+    found = weight @ draws.z.double()
+    noise = 5 * sd / (effective(draws.log_weight) * len(weight)) ** 0.5
+    assert len(found) == T + 2
+    assert bool(((found - mean).abs() < noise + 0.02 * sd).all())
+
+
+def test_a_layer_of_another_kind_is_left_alone():
+    pyro.clear_param_store()
+    guide = AutoFlow(lambda: pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1)))
+    guide()
+    layer = guide.plain_layer()
+    assert Parts.of(layer) is None
+    before = copy.deepcopy(layer.state_dict())
+    assert not is_given_hubs(None, layer)
+    assert not given_hubs(None, layer)
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())

@@ -1,0 +1,104 @@
+"""The latents given hubs: where their density is Gaussian, all of it is exact."""
+
+import torch
+
+from pyro_nflows.engine.density_gradient import DensityGradient
+from pyro_nflows.model.elimination import Elimination
+from pyro_nflows.model.pattern import pattern_of
+from pyro_nflows.modes.conditional_modes import ConditionalModes
+from pyro_nflows.modes.sparse_curvature import SparseCurvature, drawn, log_widths, solved
+
+T = 40
+Y = torch.randn(T, generator=torch.Generator().manual_seed(0), dtype=torch.double).cumsum(0)
+
+
+def level(z):
+    """A random walk that is seen with noise, and the logarithms of both standard deviations, in the middle."""
+    state, noise = z[:, 10, None], z[:, 11, None]
+    h = torch.cat([z[:, :10], z[:, 12:]], 1)
+    steps = torch.cat([h[:, :1], h[:, 1:] - h[:, :-1]], 1)
+    prior = -0.5 * z[:, 10:12].square().sum(1)
+    fit = -0.5 * ((steps / state.exp()).square() + 2 * state + ((Y - h) / noise.exp()).square() + 2 * noise).sum(1)
+    return prior + fit
+
+
+def precision_and_shift(state, noise):
+    """Of the walk given both, by linear algebra."""
+    steps = torch.eye(T, dtype=torch.double) - torch.eye(T, dtype=torch.double).roll(1, 0).tril(-1)
+    precision = steps.T @ steps * (-2 * state).exp() + torch.eye(T, dtype=torch.double) * (-2 * noise).exp()
+    return precision, Y * (-2 * noise).exp()
+
+
+def modes(log_joint=level):
+    near = torch.zeros(T + 2, dtype=torch.double)
+    pattern = pattern_of(level, near)
+    assert pattern is not None
+    assert pattern.hubs.tolist() == [10, 11]
+
+    def begin(hubs):
+        z = near.expand(len(hubs), -1).clone()
+        z[:, pattern.hubs] = hubs
+        return z
+
+    among = Elimination.of(pattern.without_hubs())
+    return ConditionalModes(DensityGradient(log_joint), pattern.hubs, among, begin)
+
+
+HUBS = torch.tensor([[0.0, 0.0], [-2.0, 0.5], [1.0, -1.5]], dtype=torch.double)
+
+
+def test_of_a_gaussian_the_mode_the_factor_and_the_marginal_are_exact():
+    finder = modes()
+    given = finder.at(HUBS)
+    constants = []
+    for row, (state, noise) in enumerate(HUBS):
+        precision, shift = precision_and_shift(state, noise)
+        mean = torch.linalg.solve(precision, shift)
+        assert torch.allclose(given.loc[row], mean, atol=1e-8)
+        exact = level(torch.cat([mean[:10], HUBS[row], mean[10:]])[None])[0] - 0.5 * torch.logdet(precision)
+        constants.append(given.log_marginal[row] - exact)
+        x = torch.eye(T, dtype=torch.double)
+        its = given.of(torch.full((T,), row)).nodes
+        factor = drawn(finder.among, its, x).T
+        assert torch.allclose(factor @ factor.T, torch.linalg.inv(precision), atol=1e-8)
+        assert torch.allclose(solved(finder.among, its, x), torch.linalg.inv(precision), atol=1e-8)
+        assert torch.allclose(log_widths(finder.among, its)[0].sum(), -0.5 * torch.logdet(precision))
+    assert torch.allclose(torch.stack(constants), torch.zeros(3, dtype=torch.double), atol=1e-8)
+
+
+def test_steps_of_newton_find_the_mode_of_what_is_no_gaussian():
+    def counts(z):
+        h = torch.cat([z[:, :10], z[:, 12:]], 1)
+        return level(z) + (h - h.exp()).sum(1)
+
+    finder = modes(counts)
+    given = finder.at(HUBS)
+    z = torch.zeros(3, T + 2, dtype=torch.double)
+    z[:, finder.hubs], z[:, finder.rest] = HUBS, given.loc
+    _, grad, products = DensityGradient(counts).curvatures(z, finder._rows)
+    left = torch.linalg.vector_norm(grad[:, finder.rest], dim=1)
+    assert bool((left < 1e-3 * products.abs().amax((1, 2))).all())
+
+
+def test_where_there_is_no_mode_nothing_is_found():
+    given = modes(lambda z: torch.where(z[:, 10] < -1, torch.nan, level(z)[:])).at(HUBS)
+    assert given.log_marginal.isfinite().tolist() == [True, False, True]
+
+
+def test_values_are_chosen_and_joined():
+    given = modes().at(HUBS)
+    both = given.of(torch.tensor([2])).and_of(given.of(torch.tensor([True, True, False])))
+    assert torch.equal(both.hubs, HUBS[[2, 0, 1]])
+    assert torch.equal(both.nodes[0][0], given.nodes[0][0][[2, 0, 1]])
+
+
+def test_hessians_are_read_and_factored_many_at_a_time():
+    curvature = SparseCurvature(modes().among)
+    matrices = torch.stack([precision_and_shift(*row)[0] for row in HUBS])
+    products = curvature.probes().double() @ matrices
+    many = curvature.factors(curvature.read(products))
+    for row in range(len(HUBS)):
+        one = curvature.factors(curvature.read(products[row]))
+        for (root, slope), (its_root, its_slope) in zip(many, one):
+            assert torch.allclose(root[row], its_root)
+            assert torch.allclose(slope[row], its_slope)
