@@ -16,10 +16,6 @@ from .vectors import Build, default
 #: A precision of more numbers a latent than this has the same correlations whatever the hubs are: each draw would need
 #: a matrix of its own.
 MOST_NUMBERS = 16
-#: Or where there are no more than so many in all.
-FEW_NUMBERS = 16_384
-#: Widths of the networks whose outputs say how the others depend on the hubs: they cost little beside the others.
-HIDDEN_DIMS = (32,)
 
 
 class GivenHubs(Chain):
@@ -74,11 +70,11 @@ def on_hubs(
         Permutation(order),
         Split(Chain(affine, hubs(num_hubs)), pattern.dim),
         PlateCoupling(rows, shape),
-        PlateCoupling(rows, transformer, hidden_dims=HIDDEN_DIMS),
+        PlateCoupling(rows, transformer),
     ]
     among = Elimination.of(pattern.without_hubs())
-    if 0 < among.size <= max(FEW_NUMBERS, MOST_NUMBERS * num_rest):
-        layers.append(SparseShear(among, num_hubs, hidden_dims=HIDDEN_DIMS))
+    if 0 < among.size <= MOST_NUMBERS * num_rest:
+        layers.append(SparseShear(among, num_hubs))
     return GivenHubs(*layers, Permutation(order.argsort()))
 
 

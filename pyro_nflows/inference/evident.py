@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import torch
 
+from ..diagnostics.outliers import outliers
 from ..diagnostics.worth import effective, k_limit, tail_index
 from ..engine import OutOfTime, Trainer
 from ..flows.whitened import Whitened
@@ -85,7 +86,8 @@ def _aside(number: int) -> Iterator[None]:
 def is_evident(draws: Draws, good_ess: float, tail: bool = True, enough: float = EVIDENT) -> bool:
     r"""Whether draws show by a margin that they are of the posterior.
 
-    The ESS has to be high enough, and :math:`\hat k` below its threshold by the standard error of its estimate.
+    The ESS has to be high enough, :math:`\hat k` below its threshold by the standard error of its estimate, and no draw
+    an outlier, which would spoil the ELBO, and which training draws in.
 
     :param draws: with their weights.
     :param good_ess: an ESS that is asked for, if that is more.
@@ -99,6 +101,10 @@ def is_evident(draws: Draws, good_ess: float, tail: bool = True, enough: float =
         (True, False)
     """
     log_weight = sound(draws).log_weight
-    if bool(undefined(draws).any()) or not effective(log_weight) >= max(enough, good_ess):
+    if (
+        bool(undefined(draws).any())
+        or bool(outliers(log_weight).any())
+        or not effective(log_weight) >= max(enough, good_ess)
+    ):
         return False
     return not tail or tail_index(log_weight) < k_limit(len(log_weight), 0.0)

@@ -9,13 +9,16 @@ left for training is how far the others are from a Gaussian; where they are none
 
 import contextlib
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
+from ..diagnostics.outliers import outliers
 from ..engine import OutOfTime, Trainer
+from ..engine.sampler import LOOK
 from ..flows.hubs import GivenHubs
 from ..flows.whitened import Whitened
 from ..layers import PlateCoupling, SparseAffine, SparseShear, Split
@@ -27,6 +30,7 @@ from ..numerics import quasi_normal
 from ..system.randomness import forked
 from ..transformers import Affine
 from ..triangles import log_scale_and_lower
+from .fitted import sound
 from .hub_marginal import GAUSSIAN, NUM_FITTED, Marginal, fit_flow, hub_marginal
 from .mark import put, trimmed
 from .regressed import regressed
@@ -37,7 +41,9 @@ MAX_HUBS = 12
 #: found by.
 NUM_OF_FLOW, WIDER, NUM_OF_MIXTURE = 256, 1.6, 256
 #: The share of training's time that there is for it where that is limited.
-SHARE = 0.4
+SHARE = 0.7
+#: Draws of which none may be far off.
+NUM_LOOKED_AT = 2000
 #: Nats below the highest log density at which a point says nothing of the posterior; of ``n`` hubs, ``n / 2`` more.
 FAR = 11.0
 #: Points count by their density, and by this share of the most that one counts at least.
@@ -86,12 +92,16 @@ def is_given_hubs(trainer: Trainer, layer: Whitened) -> bool:
 
     def go() -> tuple[Tensor, ...]:
         before, budget = copy.deepcopy(layer.state_dict()), trainer.budget
-        with contextlib.suppress(OutOfTime, RuntimeError, ValueError), budget.within(budget.after(SHARE)):
-            bound = _bound(trainer, layer)
-            if given_hubs(trainer, layer) and _bound(trainer, layer) > bound:
-                return tuple(parameter.detach().clone() for parameter in layer.parameters())
-        layer.load_state_dict(before)
-        return ()
+        is_better = False
+        try:
+            with contextlib.suppress(OutOfTime, RuntimeError, ValueError), budget.within(budget.after(SHARE)):
+                bound = _bound(trainer, layer)
+                is_better = given_hubs(trainer, layer) and not _strays(trainer, layer)
+                is_better = is_better and _bound(trainer, layer) > bound
+        finally:  # an interrupt finds it as it was, too
+            if not is_better:
+                layer.load_state_dict(before)
+        return tuple(parameter.detach().clone() for parameter in layer.parameters()) if is_better else ()
 
     found = trainer.journal.step("given hubs", go)
     if not found:
@@ -105,6 +115,17 @@ def _bound(trainer: Trainer, layer: Whitened) -> float:
     """The ELBO without outliers; the random numbers to come do not depend on whether it is asked for."""
     with forked(0):
         return trimmed(trainer, layer)
+
+
+def _strays(trainer: Trainer, layer: Whitened) -> bool:
+    """Whether some draws are far off, as where a width of the others falls to nothing in the tail of a hub.
+
+    What is regressed on the hubs is then not exact enough there, and training, which begins near there from a Gaussian
+    of all latents, gets closer than from a function that is wrong by orders of magnitude.
+    """
+    with forked(0):
+        log_weight = sound(trainer.sampler.sample(layer, NUM_LOOKED_AT, LOOK)).log_weight
+    return bool(outliers(log_weight).any())
 
 
 @torch.no_grad()
@@ -140,10 +161,9 @@ def given_hubs(trainer: Trainer, layer: Whitened) -> bool:
         return False
     _place_end(parts, modes, found)
     if found.ess < GAUSSIAN:
-        fit_flow(parts.hubs, _seen(parts, found.given), found.log_weight)
+        fit_flow(parts.hubs, _seen(parts, found.given), found.log_weight, trainer.budget.need)
     given = _all_over(parts, modes, found)
-    trainer.budget.need()
-    _regress(parts, given)
+    _regress(parts, given, trainer.budget.need)
     return all(bool(parameter.isfinite().all()) for parameter in layer.parameters())
 
 
@@ -197,7 +217,7 @@ def _points(parts: Parts, num: int, width: float, seed: int) -> Tensor:
     return end(x)[0][:, columns].double().cpu()
 
 
-def _regress(parts: Parts, given: Conditional) -> None:
+def _regress(parts: Parts, given: Conditional, check: Callable[[], None]) -> None:
     """Put locations, scales and correlations of the others given the hubs into the layers."""
     among, end, hubs = parts.shear.elimination, parts.end, parts.end.elimination.pattern.hubs
     x, weight = _seen(parts, given), (given.log_marginal - given.log_marginal.max()).exp().clamp(min=LEAST)
@@ -219,14 +239,14 @@ def _regress(parts: Parts, given: Conditional) -> None:
         units.append(torch.cat([its[:, i], its[..., None].expand(above.shape[1:]).flatten(1)], -1))
     sizes, in_units = [part.numel() for part in units], torch.cat([part.flatten() for part in units])
     coefficients = regressed(
-        parts.shear.features, x, torch.cat([part.flatten(1) for part in found], 1) * in_units, weight
+        parts.shear.features, x, torch.cat([part.flatten(1) for part in found], 1) * in_units, weight, check
     )
     for number, (part, its) in enumerate(zip((coefficients / in_units).split(sizes, 1), units)):
         if part.numel():
             _put(parts.shear.bias[str(number)], parts.shear.coefficients[str(number)], part.unflatten(1, its.shape))
     stored = BOUND * torch.atanh((log_scale / BOUND).clamp(-0.99, 0.99))
     made = torch.stack([shift[:, :-1] * (-log_scale).exp(), stored], -1)
-    part = regressed(parts.affine.features, x, made.flatten(1), weight).unflatten(1, made.shape[1:])
+    part = regressed(parts.affine.features, x, made.flatten(1), weight, check).unflatten(1, made.shape[1:])
     _put(parts.affine.bias["0"], parts.affine.coefficients["0"], part[:, :, None])
 
 

@@ -12,6 +12,7 @@ Gaussian, a flow is fitted to weighed points by their likelihood.
 
 import copy
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -118,12 +119,13 @@ def _moments(hubs: Tensor, weight: Tensor, before: Tensor) -> tuple[Tensor, Tens
     return None if failed else (loc, root)
 
 
-def fit_flow(flow: Layer, x: Tensor, log_weight: Tensor) -> None:
+def fit_flow(flow: Layer, x: Tensor, log_weight: Tensor, check: Callable[[], None] = lambda: None) -> None:
     """Fit a flow to weighed points by their likelihood; the best one for points that it was not fitted to is kept.
 
     :param flow: is fitted in place.
     :param x: the points, ``(N, num_hubs)``.
     :param log_weight: their weights.
+    :param check: called now and then; it may raise an error where there is no time left.
     """
     like = next(flow.parameters())
     x, weight = x.to(like), log_weight.softmax(0).to(like)
@@ -146,6 +148,7 @@ def fit_flow(flow: Layer, x: Tensor, log_weight: Tensor) -> None:
         optimizer.step()
         if number % LOOKS:
             continue
+        check()
         with torch.no_grad():
             value = float(loss(held_out))
         if value < best:

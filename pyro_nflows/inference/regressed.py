@@ -1,6 +1,7 @@
 """Many numbers as functions of a few: regressed on learned features, whose network is fitted to what they share."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,9 @@ NUM_ITERATIONS = 1500
 RIDGE = 1e-6
 
 
-def regressed(features: Features, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+def regressed(
+    features: Features, x: Tensor, y: Tensor, weight: Tensor, check: Callable[[], None] = lambda: None
+) -> Tensor:
     r"""Coefficients of features for many numbers, with the features' network fitted to what needs it most.
 
     What of :math:`y` is not linear in :math:`x` has a few directions in which most of it is (principal components of
@@ -23,6 +26,7 @@ def regressed(features: Features, x: Tensor, y: Tensor, weight: Tensor) -> Tenso
     :param x: ``(N, num_hubs)``.
     :param y: ``(N, M)``.
     :param weight: how much each point matters, ``(N,)``.
+    :param check: called now and then; it may raise an error where there is no time left.
     :return: the coefficients, the constant first, ``(1 + num_features, M)``.
 
     Example::
@@ -41,14 +45,14 @@ def regressed(features: Features, x: Tensor, y: Tensor, weight: Tensor) -> Tenso
     if features.net is not None and values[-1] > 0:
         num = features.output_dim - x.shape[1] * features.is_plain
         share = (values.flip(0)[:num].clamp(min=0.0) / values[-1]).sqrt()
-        _fit(features.net, x, vectors.flip(1)[:, :num] * len(x) ** 0.5, root, share)
+        _fit(features.net, x, vectors.flip(1)[:, :num] * len(x) ** 0.5, root, share, check)
     seen = root * torch.cat([ones, features(x.to(next(features.parameters()))).to(x)], 1)
     gram = seen.T @ seen
     ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
     return torch.linalg.solve(gram + ridge, seen.T @ (root * y))
 
 
-def _fit(net: nn.Module, x: Tensor, y: Tensor, root: Tensor, share: Tensor) -> None:
+def _fit(net: nn.Module, x: Tensor, y: Tensor, root: Tensor, share: Tensor, check: Callable[[], None]) -> None:
     """Fit a network to directions ``y``, each by its share, of which ``root`` times it is near."""
     precise = copy.deepcopy(net).to(x)
     optimizer = torch.optim.LBFGS(
@@ -60,6 +64,7 @@ def _fit(net: nn.Module, x: Tensor, y: Tensor, root: Tensor, share: Tensor) -> N
     )
 
     def loss() -> Tensor:
+        check()
         optimizer.zero_grad()
         size = sum(parameter.square().sum() for parameter in precise.parameters())
         value = (share * (root * precise(x) - y)).square().mean() + RIDGE * size

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..diagnostics.outliers import is_cut
 from ..diagnostics.verdict import SETTLED
-from ..diagnostics.worth import NEARLY_EQUAL, effective, is_heavy, k_limit, smoothed_worth, tail_index
+from ..diagnostics.worth import HALF, NEARLY_EQUAL, effective, is_heavy, k_limit, smoothed_worth, tail_index
 from ..engine import Round, Trainer
 from ..engine.sampler import LOOK
 from ..flows.hubs import GivenHubs
@@ -186,7 +186,8 @@ class FlowRounds:
         self._ess = (effective if schedule.good_ess > NEARLY else smoothed_worth)(log_weight)
         limit = k_limit(len(log_weight), 1.0 if schedule.good_ess > NEARLY else 0.0)
         light = tail_index(log_weight) < limit or _is_nearly_equal(log_weight, self._ess)
-        if self._ess > schedule.good_ess and (light or not schedule.light_tails):
+        is_enough = self._ess > schedule.good_ess and effective(log_weight) >= min(HALF, schedule.good_ess)
+        if is_enough and (light or not schedule.light_tails):
             self._good, self._is_complete = draws, True
         return draws
 

@@ -84,3 +84,37 @@ def test_a_layer_of_another_kind_is_left_alone():
     assert not is_given_hubs(None, layer)
     assert not given_hubs(None, layer)
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+class Stopped(BaseException):
+    """As an interrupt, which a fit would take for the wish to see what there is."""
+
+
+@pytest.mark.parametrize("error", [Stopped, LookupError])
+def test_what_is_stopped_on_the_way_leaves_the_layer_as_it_was(error, monkeypatch):
+    seen = []
+
+    def stopped(trainer, layer):
+        seen.append((layer, copy.deepcopy(layer.state_dict())))
+        with torch.no_grad():
+            layer.end.loc.fill_(torch.nan)
+        raise error
+
+    monkeypatch.setattr("pyro_nflows.inference.given_hubs.given_hubs", stopped)
+    pyro.clear_param_store()
+    with pytest.raises(error):
+        VI(AutoFlow(local_level), seed=0, progress_bar=False).run(DATA)
+    ((layer, before),) = seen
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_where_there_is_no_regression_the_flow_is_trained(monkeypatch):
+    def refused(*args):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr("pyro_nflows.inference.given_hubs.regressed", refused)
+    pyro.clear_param_store()
+    vi = VI(AutoFlow(local_level), seed=0, progress_bar=False, max_seconds=20.0)
+    vi.run(DATA)
+    assert vi.diagnostics()["num_steps"] > 0
+    assert vi.diagnostics()["outcome"].is_trusted
