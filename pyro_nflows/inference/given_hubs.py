@@ -37,6 +37,8 @@ from .regressed import regressed
 
 #: More hubs than these are not looked for all over their posterior.
 MAX_HUBS = 12
+#: Nor are they where the others' factor has more numbers, of which there is one for each of a thousand points.
+MAX_NUMBERS = 2**16
 #: Points for the regression: of the flow of the hubs, whose base is so much wider, and of the mixture that they were
 #: found by.
 NUM_OF_FLOW, WIDER, NUM_OF_MIXTURE = 256, 1.6, 256
@@ -76,7 +78,9 @@ class Parts:
         splits = [part.layer for part in flow if isinstance(part, Split)]
         affines = [part for part in flow if isinstance(part, PlateCoupling) and part.transformer == Affine()]
         shears = [part for part in flow if isinstance(part, SparseShear)]
-        if not (len(splits) == len(affines) == len(shears) == 1) or shears[0].num_top > MAX_HUBS:
+        if not (len(splits) == len(affines) == len(shears) == 1):
+            return None
+        if shears[0].num_top > MAX_HUBS or shears[0].elimination.size > MAX_NUMBERS:
             return None
         return Parts(splits[0], affines[0], shears[0], end)
 

@@ -58,12 +58,12 @@ def test_a_flow_is_fitted_to_weighed_points():
 
 
 @pytest.mark.parametrize("model", [local_level, chain])
-def test_a_gaussian_chain_needs_no_training(model):
+def test_a_gaussian_chain_needs_next_to_no_training(model):
     pyro.clear_param_store()
     vi = VI(AutoFlow(model), seed=0, progress_bar=False)
     vi.run(DATA)
-    assert vi.diagnostics()["num_steps"] == 0
-    assert vi.diagnostics()["ess"] > 0.6
+    assert vi.diagnostics()["num_steps"] <= 600  # none, unless k-hat is unlucky
+    assert vi.diagnostics()["ess"] > 0.9
     log_evidence, mean, sd = exact(DATA)
     draws = vi.posterior.draws
     assert abs(draws.log_weight.double().logsumexp(0) - math.log(len(draws.z)) - log_evidence) < 0.05
@@ -114,7 +114,7 @@ def test_where_there_is_no_regression_the_flow_is_trained(monkeypatch):
 
     monkeypatch.setattr("pyro_nflows.inference.given_hubs.regressed", refused)
     pyro.clear_param_store()
-    vi = VI(AutoFlow(local_level), seed=0, progress_bar=False, max_seconds=20.0)
+    vi = VI(AutoFlow(local_level), seed=0, progress_bar=False)
     vi.run(DATA)
     assert vi.diagnostics()["num_steps"] > 0
     assert vi.diagnostics()["outcome"].is_trusted
