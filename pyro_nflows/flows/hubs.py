@@ -1,7 +1,6 @@
 """Flows of a few latents that all others are tied to, such as variances and ranges, and of the others given them."""
 
 import torch
-from torch import Tensor
 
 from ..checks import check_functions
 from ..layers import Permutation, PlateCoupling, SparseShear, Split, TriangularAffine
@@ -62,7 +61,7 @@ def on_hubs(
     num_hubs, num_rest = len(pattern.hubs), pattern.dim - len(pattern.hubs)
     if not (num_hubs and num_rest):
         raise ValueError(f"on_hubs: expected hubs and other latents, got {num_hubs} of {pattern.dim}")
-    order = _order(pattern.hubs, pattern.dim)
+    order = torch.cat([pattern.hubs, pattern.others])
     rows = Hierarchy.of_outlines({"hubs": Outline((num_hubs,), {}), "rest": Outline((num_rest,), {"rest": 0})})
     affine = TriangularAffine(num_hubs)
     affine.step = AFFINE_STEP
@@ -76,10 +75,3 @@ def on_hubs(
     if 0 < among.size <= MOST_NUMBERS * num_rest:
         layers.append(SparseShear(among, num_hubs))
     return GivenHubs(*layers, Permutation(order.argsort()))
-
-
-def _order(hubs: Tensor, dim: int) -> Tensor:
-    """The hubs first."""
-    rest = torch.ones(dim, dtype=torch.bool, device=hubs.device)
-    rest[hubs] = False
-    return torch.cat([hubs, rest.nonzero()[:, 0]])

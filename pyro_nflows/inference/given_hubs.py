@@ -85,7 +85,7 @@ class Parts:
         return Parts(splits[0], affines[0], shears[0], end)
 
 
-def is_given_hubs(trainer: Trainer, layer: Whitened) -> bool:
+def put_given_hubs(trainer: Trainer, layer: Whitened) -> bool:
     """Put a layer at the Gaussians given its hubs; whether that was done, and its draws are better for it.
 
     :param trainer: has the model.
@@ -142,21 +142,20 @@ def given_hubs(trainer: Trainer, layer: Whitened) -> bool:
     parts = Parts.of(layer)
     if parts is None:
         return False
-    end, columns = copy.deepcopy(parts.end), parts.end.elimination.pattern.hubs
-    rest = torch.ones(layer.input_dim, dtype=torch.bool, device=columns.device)
-    rest[columns] = False
+    end, pattern = copy.deepcopy(parts.end), parts.end.elimination.pattern
+    columns = pattern.hubs
 
     def near(hubs: Tensor) -> Tensor:
         """The others' mean given the hubs, of the Gaussian at the start."""
         z = end.loc.detach().expand(len(hubs), -1).clone()
         z[:, columns] = hubs.to(z)
         x = end.inverse(z)[0]
-        x[:, rest] = 0.0
+        x[:, pattern.others] = 0.0
         there = end(x)[0]
         there[:, columns] = hubs.to(z)
         return there
 
-    modes = ConditionalModes(trainer.density, columns, parts.shear.elimination, near)
+    modes = ConditionalModes(trainer.density, pattern, parts.shear.elimination, near)
     noise = quasi_normal(NUM_FITTED, layer.input_dim, 0).to(end.loc)
     some = end(noise)[0][:, columns].double().cpu()
     root, failed = torch.linalg.cholesky_ex(some.T.cov().reshape(len(columns), len(columns)))
@@ -223,12 +222,10 @@ def _points(parts: Parts, num: int, width: float, seed: int) -> Tensor:
 
 def _regress(parts: Parts, given: Conditional, check: Callable[[], None]) -> None:
     """Put locations, scales and correlations of the others given the hubs into the layers."""
-    among, end, hubs = parts.shear.elimination, parts.end, parts.end.elimination.pattern.hubs
+    among, end, rest = parts.shear.elimination, parts.end, parts.end.elimination.pattern.others
     x, weight = _seen(parts, given), (given.log_marginal - given.log_marginal.max()).exp().clamp(min=LEAST)
-    is_rest = torch.ones(len(end.loc), dtype=torch.bool, device=hubs.device)
-    is_rest[hubs] = False
-    width = end.log_scale[is_rest].double().cpu().exp()
-    loc = _padded((given.loc - end.loc[is_rest].double().cpu()) / width, 0.0)
+    width = end.log_scale[rest].double().cpu().exp()
+    loc = _padded((given.loc - end.loc[rest].double().cpu()) / width, 0.0)
     log_scale = log_widths(among, given.nodes) - width.log()
     unit, width, shift = _padded((-log_scale.mean(0)).exp(), 1.0), _padded(width, 1.0), loc.clone()
     found, units = list[Tensor](), list[Tensor]()

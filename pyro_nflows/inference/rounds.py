@@ -1,9 +1,10 @@
 r"""One fit as it goes along: which round of training comes next, and what came of the last one.
 
-A fit starts from a Gaussian. Where that is not the posterior already, it goes on with rounds of training, those of the
-affine end by itself and those of the whole flow (:mod:`~pyro_nflows.inference.stages`). Whoever runs it asks for its
-``next_round()``, trains that, and says by ``done(well)`` that it is trained, until there is none; then there is
-``fit``.
+A fit starts from a Gaussian, or from one of the other latents for any values of a few
+(:mod:`~pyro_nflows.inference.given_hubs`). Where that is not the posterior already, it goes on with rounds of training,
+those of the affine end by itself and those of the whole flow (:mod:`~pyro_nflows.inference.stages`). Whoever runs it
+asks for its ``next_round()``, trains that, and says by ``done(well)`` that it is trained, until there is none; then
+there is ``fit``.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ from ..system.randomness import forked
 from .descended import SHARE, can_descend, descended
 from .evident import MOVED, SETTLED, evident, fresh_draws
 from .fitted import NUM_FRESH, Fit, bound_of, is_fresh, weighed
-from .given_hubs import is_given_hubs
+from .given_hubs import put_given_hubs
 from .mark import NUM_COMPARED, put, trimmed
 from .moments import moved
 from .moved import can_move, move
@@ -119,7 +120,7 @@ class Fitting:
         if descended and (self.layer.is_gaussian or self._is_evident()):
             self.fit = self.fit or self.drawn()
             return None
-        if schedule.is_default and schedule.has_flow and is_given_hubs(trainer, self.layer):
+        if schedule.is_default and schedule.has_flow and put_given_hubs(trainer, self.layer):
             return None if self._is_evident() else self._flow(knows_hubs=True)
         self._expect()
         widths = self.layer.end.log_scale.exp()

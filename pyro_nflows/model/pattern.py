@@ -71,6 +71,11 @@ class Pattern(NamedTuple):
             colors[j] = color
         return torch.tensor(colors)
 
+    @property
+    def others(self) -> Tensor:
+        """Latents that are no hubs, sorted."""
+        return _not(self.hubs, self.dim).nonzero()[:, 0]
+
     def without_hubs(self) -> "Pattern":
         """The pairs of the others, numbered as they come.
 

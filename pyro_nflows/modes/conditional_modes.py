@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..engine.density_gradient import DensityGradient
 from ..model.elimination import Elimination
+from ..model.pattern import Pattern
 from .sparse_curvature import Nodes, SparseCurvature, drawn, log_widths, solved
 
 #: Newton's steps at most, and the standard deviations, of all latents together, from which on there is none.
@@ -65,20 +66,18 @@ class ConditionalModes:
     """Finds them.
 
     :param density: of all latents.
-    :param hubs: which ones are hubs.
+    :param pattern: which ones are hubs.
     :param among: the nodes of the others, numbered as they come.
     :param near: a point to begin from, of all latents, for each value of the hubs.
     """
 
-    def __init__(self, density: DensityGradient, hubs: Tensor, among: Elimination, near: Callable[[Tensor], Tensor]):
-        self.density, self.hubs, self.among, self.near = density, hubs, among, near
-        self.curvature = SparseCurvature(among)
-        known = torch.zeros(among.dim + len(hubs), dtype=torch.bool, device="cpu")
-        known[hubs.cpu()] = True
-        #: The others.
-        self.rest = (~known).nonzero()[:, 0]
+    def __init__(
+        self, density: DensityGradient, pattern: Pattern, among: Elimination, near: Callable[[Tensor], Tensor]
+    ):
+        self.density, self.among, self.near = density, among, near
+        self.hubs, self.rest, self.curvature = pattern.hubs, pattern.others, SparseCurvature(among)
         probes = self.curvature.probes()
-        self._rows = probes.new_zeros(len(probes), len(known))
+        self._rows = probes.new_zeros(len(probes), pattern.dim)
         self._rows[:, self.rest] = probes
 
     def at(self, hubs: Tensor) -> Conditional:
@@ -86,11 +85,11 @@ class ConditionalModes:
         like = self.near(hubs)
         z, length = like.double().cpu(), torch.ones(len(like), dtype=torch.double, device="cpu")
         value, grad, nodes = self._look(z, like)
-        for _ in range(NUM_STEPS):
+        for number in range(NUM_STEPS + 1):
             step = solved(self.among, nodes, grad)
             left = (step * grad).sum(-1)
             moving = ((left > NEAR**2) & value.isfinite() & (length > SHORTEST)).nonzero()[:, 0]
-            if not len(moving):
+            if number == NUM_STEPS or not len(moving):
                 break
             there = z[moving]
             there[:, self.rest] += length[moving, None] * step[moving]
@@ -101,8 +100,6 @@ class ConditionalModes:
             z[moved], value[moved], grad[moved] = there[good], new_value[good], new_grad[good]
             for (root, slope), (new_root, new_slope) in zip(nodes, new_nodes):
                 root[moved], slope[moved] = new_root[good], new_slope[good]
-        step = solved(self.among, nodes, grad)
-        left = (step * grad).sum(-1)
         marginal = value + 0.5 * left + log_widths(self.among, nodes).sum(-1)
         found = (left < 1.0) & marginal.isfinite()
         return Conditional(hubs, torch.where(found, marginal, -torch.inf), z[:, self.rest] + step, nodes)

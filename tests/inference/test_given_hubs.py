@@ -10,7 +10,7 @@ import torch
 
 from pyro_nflows import VI, AutoFlow
 from pyro_nflows.diagnostics.worth import effective
-from pyro_nflows.inference.given_hubs import Parts, given_hubs, is_given_hubs
+from pyro_nflows.inference.given_hubs import Parts, given_hubs, put_given_hubs
 from pyro_nflows.inference.hub_marginal import fit_flow, hub_marginal, points_of
 from pyro_nflows.layers import Coupling, TriangularAffine
 from pyro_nflows.layers.base import Chain
@@ -81,7 +81,7 @@ def test_a_layer_of_another_kind_is_left_alone():
     layer = guide.plain_layer()
     assert Parts.of(layer) is None
     before = copy.deepcopy(layer.state_dict())
-    assert not is_given_hubs(None, layer)
+    assert not put_given_hubs(None, layer)
     assert not given_hubs(None, layer)
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 

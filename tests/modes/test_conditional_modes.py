@@ -41,7 +41,7 @@ def modes(log_joint=level):
         return z
 
     among = Elimination.of(pattern.without_hubs())
-    return ConditionalModes(DensityGradient(log_joint), pattern.hubs, among, begin)
+    return ConditionalModes(DensityGradient(log_joint), pattern, among, begin)
 
 
 HUBS = torch.tensor([[0.0, 0.0], [-2.0, 0.5], [1.0, -1.5]], dtype=torch.double)
