@@ -166,6 +166,7 @@ def given_hubs(trainer: Trainer, layer: Whitened) -> bool:
     if found.ess < GAUSSIAN:
         fit_flow(parts.hubs, _seen(parts, found.given), found.log_weight, trainer.budget.need)
     given = _all_over(parts, modes, found)
+    given = modes.matched(given, quasi_normal(len(given.loc), given.loc.shape[1], 2).to(given.loc), _weight(given))
     _regress(parts, given, trainer.budget.need)
     return all(bool(parameter.isfinite().all()) for parameter in layer.parameters())
 
@@ -223,7 +224,7 @@ def _points(parts: Parts, num: int, width: float, seed: int) -> Tensor:
 def _regress(parts: Parts, given: Conditional, check: Callable[[], None]) -> None:
     """Put locations, scales and correlations of the others given the hubs into the layers."""
     among, end, rest = parts.shear.elimination, parts.end, parts.end.elimination.pattern.others
-    x, weight = _seen(parts, given), (given.log_marginal - given.log_marginal.max()).exp().clamp(min=LEAST)
+    x, weight = _seen(parts, given), _weight(given)
     width = end.log_scale[rest].double().cpu().exp()
     loc = _padded((given.loc - end.loc[rest].double().cpu()) / width, 0.0)
     log_scale = log_widths(among, given.nodes) - width.log()
@@ -249,6 +250,11 @@ def _regress(parts: Parts, given: Conditional, check: Callable[[], None]) -> Non
     made = torch.stack([shift[:, :-1] * (-log_scale).exp(), stored], -1)
     part = regressed(parts.affine.features, x, made.flatten(1), weight, check).unflatten(1, made.shape[1:])
     _put(parts.affine.bias["0"], parts.affine.coefficients["0"], part[:, :, None])
+
+
+def _weight(given: Conditional) -> Tensor:
+    """How much each point matters."""
+    return (given.log_marginal - given.log_marginal.max()).exp().clamp(min=LEAST)
 
 
 def _padded(x: Tensor, pad: float) -> Tensor:

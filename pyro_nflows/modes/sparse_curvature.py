@@ -89,6 +89,19 @@ class SparseCurvature:
             values[..., -1] = 0.0
         return found[::-1]
 
+    def variances(self, nodes: Nodes) -> Tensor:
+        """Of each latent, ``(..., D)``: a node's are known from those of what it depends on, which are tied together."""
+        like, dim = nodes[0][0], self.elimination.dim
+        values = like.new_zeros(*like.shape[:-3], len(self.keys) + 1)
+        found = like.new_zeros(*like.shape[:-3], dim + 1)
+        for group, places, (root, slope) in zip(self.elimination.groups, self.places, nodes):
+            cross = slope @ values[..., places.others]
+            own = root @ root.mT + cross @ slope.mT
+            values[..., places.cross], values[..., places.own] = cross, own
+            values[..., -1] = 0.0
+            found[..., group.columns.flatten()] = own.diagonal(dim1=-2, dim2=-1).flatten(-2)
+        return found[..., :-1]
+
 
 def drawn(elimination: Elimination, nodes: Nodes, x: Tensor) -> Tensor:
     """Standard normal rows ``(N, D)`` as draws of centered Gaussians, one each."""
