@@ -31,7 +31,7 @@ from ..system.randomness import forked
 from ..transformers import Affine
 from ..triangles import log_scale_and_lower
 from .fitted import sound
-from .hub_marginal import GAUSSIAN, NUM_FITTED, Marginal, fit_flow, hub_marginal
+from .hub_marginal import GOOD, Coordinates, Marginal, fit_flows, hub_marginal
 from .mark import put, trimmed
 from .regressed import regressed
 
@@ -42,6 +42,8 @@ MAX_NUMBERS = 2**16
 #: Points for the regression: of the flow of the hubs, whose base is so much wider, and of the mixture that they were
 #: found by.
 NUM_OF_FLOW, WIDER, NUM_OF_MIXTURE = 256, 1.6, 256
+#: Draws that tell how wide the hubs are at the start.
+NUM_SPREAD = 1024
 #: The share of training's time that there is for it where that is limited.
 SHARE = 0.7
 #: Draws of which none may be far off.
@@ -156,27 +158,36 @@ def given_hubs(trainer: Trainer, layer: Whitened) -> bool:
         return there
 
     modes = ConditionalModes(trainer.density, pattern, parts.shear.elimination, near)
-    noise = quasi_normal(NUM_FITTED, layer.input_dim, 0).to(end.loc)
+    noise = quasi_normal(NUM_SPREAD, layer.input_dim, 0).to(end.loc)
     some = end(noise)[0][:, columns].double().cpu()
     root, failed = torch.linalg.cholesky_ex(some.T.cov().reshape(len(columns), len(columns)))
     found = None if failed else hub_marginal(modes, end.loc[columns].double().cpu(), root)
     if found is None:
         return False
     _place_end(parts, modes, found)
-    if found.ess < GAUSSIAN:
-        fit_flow(parts.hubs, _seen(parts, found.given), found.log_weight, trainer.budget.need)
+    if found.ess < GOOD:
+        fit_flows(found.points, parts.hubs, _coordinates(parts), trainer.budget.need)
     given = _all_over(parts, modes, found)
     given = modes.matched(given, quasi_normal(len(given.loc), given.loc.shape[1], 2).to(given.loc), _weight(given))
     _regress(parts, given, trainer.budget.need)
     return all(bool(parameter.isfinite().all()) for parameter in layer.parameters())
 
 
-def _seen(parts: Parts, given: Conditional) -> Tensor:
-    """The hubs as the layers behind their flow see them."""
-    end = parts.end
-    z = end.loc.expand(len(given.hubs), -1).clone()
-    z[:, end.elimination.pattern.hubs] = given.hubs.to(z)
-    return end.inverse(z)[0][:, end.elimination.pattern.hubs].double().cpu()
+def _coordinates(parts: Parts) -> Coordinates:
+    """Of the hubs, as the layers behind their flow see them."""
+    end, columns = parts.end, parts.end.elimination.pattern.hubs
+
+    def seen(hubs: Tensor) -> Tensor:
+        z = end.loc.expand(len(hubs), -1).clone()
+        z[:, columns] = hubs.to(z)
+        return end.inverse(z)[0][:, columns].double().cpu()
+
+    def back(seen: Tensor) -> Tensor:
+        x = end.loc.new_zeros(len(seen), len(end.loc))
+        x[:, columns] = seen.to(x)
+        return end(x)[0][:, columns].double().cpu()
+
+    return Coordinates(seen, back, float(end.log_scale[columns].sum()))
 
 
 def _place_end(parts: Parts, modes: ConditionalModes, found: Marginal) -> None:
@@ -215,16 +226,15 @@ def _all_over(parts: Parts, modes: ConditionalModes, found: Marginal) -> Conditi
 
 def _points(parts: Parts, num: int, width: float, seed: int) -> Tensor:
     """Hubs that their flow makes of even points of a base so many times as wide."""
-    end, columns = parts.end, parts.end.elimination.pattern.hubs
-    x = end.loc.new_zeros(num, len(end.loc))
-    x[:, columns] = parts.hubs(width * quasi_normal(num, len(columns), seed).to(x))[0]
-    return end(x)[0][:, columns].double().cpu()
+    like = parts.end.loc
+    base = width * quasi_normal(num, len(parts.end.elimination.pattern.hubs), seed).to(like)
+    return _coordinates(parts).hubs(parts.hubs(base)[0])
 
 
 def _regress(parts: Parts, given: Conditional, check: Callable[[], None]) -> None:
     """Put locations, scales and correlations of the others given the hubs into the layers."""
     among, end, rest = parts.shear.elimination, parts.end, parts.end.elimination.pattern.others
-    x, weight = _seen(parts, given), _weight(given)
+    x, weight = _coordinates(parts).seen(given.hubs), _weight(given)
     width = end.log_scale[rest].double().cpu().exp()
     loc = _padded((given.loc - end.loc[rest].double().cpu()) / width, 0.0)
     log_scale = log_widths(among, given.nodes) - width.log()

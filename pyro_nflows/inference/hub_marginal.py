@@ -2,8 +2,9 @@ r"""The posterior of the hubs by itself, and points all over it.
 
 It has few dimensions, and its density is known but for a constant (:mod:`~pyro_nflows.modes.conditional_modes`): so it
 is found by adaptive importance sampling [1]. Points of a mixture, half of them of a Gaussian and half of a wider one,
-are weighed, and the Gaussian is moved to their moments, until the weights are even enough. Where the posterior is not
-Gaussian, a flow is fitted to weighed points by their likelihood.
+are weighed, and the Gaussian is moved to their moments, until the weights are even enough. Points that were there
+before count too, all of them as draws of the mixture of all that they were drawn from. Where the posterior is not
+Gaussian, a flow is fitted to weighed points by their likelihood, and fitted again to points of its own.
 
 **References**
 
@@ -24,18 +25,70 @@ from ..modes.conditional_modes import Conditional, ConditionalModes
 from ..numerics import quasi_normal, standard_normal_log_prob
 from .moments import tempered
 
-#: Points of a move, how many points they must be worth for each hub, moves at most, and an ESS that needs no other.
-NUM_POINTS, WORTH, MAX_MOVES, ENOUGH = 192, 8, 20, 0.2
+#: Points of a move, how many points all must be worth for each hub, moves at most, and a worth that needs no other.
+NUM_POINTS, WORTH, MAX_MOVES, ENOUGH = 192, 8, 20, 64
 #: How many times as wide as the Gaussian its mixture is.
 WIDTHS = (1.2, 2.4)
 #: A hub's variance has this share of the old one at least: a few points may be all of the weight.
 NARROWEST = 0.05
-#: Points that a flow is fitted to, and the share of them that tells when to stop.
-NUM_FITTED, HELD_OUT = 1024, 0.25
-#: An ESS of the Gaussian that needs no flow.
-GAUSSIAN = 0.9
+#: Points of the Gaussian in the end, and of each flow.
+NUM_LAST = 512
+#: The share of all points that tells when to stop fitting a flow to them.
+HELD_OUT = 0.25
+#: An ESS of the Gaussian, or of a flow, that needs no other flow; and how many there are at most.
+GOOD, MAX_FLOWS = 0.9, 3
 #: Steps at most, and those without a gain after which there is no other; how often that is looked at.
 NUM_STEPS, PATIENCE, LOOKS, STEP_SIZE = 500, 120, 20, 5e-3
+
+
+class Points:
+    """Values of the hubs from several densities, weighed as draws of the mixture of these [1].
+
+    A point that a density has made by chance, where it has next to no mass, counts little once another one has more.
+
+    :param modes: of the others.
+    """
+
+    def __init__(self, modes: ConditionalModes):
+        self.modes = modes
+        self.hubs: Tensor = torch.zeros(0)
+        self.log_marginal: Tensor = torch.zeros(0)
+        self.log_weight: Tensor = torch.zeros(0)
+        self._densities: list[tuple[int, Callable[[Tensor], Tensor]]] = []
+
+    def add(self, hubs: Tensor, log_density: Callable[[Tensor], Tensor]) -> Conditional:
+        """Further points.
+
+        :param hubs: ``(N, num_hubs)``.
+        :param log_density: that they were drawn from, normalised.
+        :return: the others there.
+        """
+        given = self.modes.at(hubs)
+        is_first = not self._densities
+        self.hubs = hubs if is_first else torch.cat([self.hubs, hubs])
+        self.log_marginal = given.log_marginal if is_first else torch.cat([self.log_marginal, given.log_marginal])
+        self._densities.append((len(hubs), log_density))
+        log_q = [density(self.hubs) + math.log(num / len(self.hubs)) for num, density in self._densities]
+        self.log_weight = self.log_marginal - torch.stack(log_q).logsumexp(0)
+        return given
+
+    @property
+    def worth(self) -> float:
+        """How many draws of the posterior they are worth."""
+        return effective(self.log_weight) * len(self.log_weight)
+
+
+class Coordinates(NamedTuple):
+    """Those in which a flow sees the hubs: others than theirs by an affine map.
+
+    :param seen: of hubs, ``(N, num_hubs)``.
+    :param hubs: the way back.
+    :param log_scale: the logarithm of its determinant.
+    """
+
+    seen: Callable[[Tensor], Tensor]
+    hubs: Callable[[Tensor], Tensor]
+    log_scale: float
 
 
 class Marginal(NamedTuple):
@@ -43,28 +96,28 @@ class Marginal(NamedTuple):
 
     :param loc: ``(num_hubs,)``.
     :param root: its lower factor.
-    :param given: the others at points.
-    :param log_weight: of these points, ``(N,)``.
+    :param points: all that were made.
+    :param given: the others at the last of them.
+    :param log_weight: of these, by themselves.
     """
 
     loc: Tensor
     root: Tensor
+    points: Points
     given: Conditional
     log_weight: Tensor
 
     @property
     def ess(self) -> float:
-        """Of the Gaussian: of draws weighed by the posterior."""
+        r"""Of the Gaussian: of draws weighed by the posterior.
+
+        With :math:`r = p / q`, up to a constant: :math:`E_q[r]^2 / E_q[r^2] = 1 / (E_p[r] E_p[1 / r])`.
+        """
         e = torch.linalg.solve_triangular(self.root, (self.given.hubs - self.loc).T, upper=False).T
-        log_q = standard_normal_log_prob(e) - self.root.diagonal().log().sum()
-        weight = self.log_weight.softmax(0)
-        log_ratio = self.given.log_marginal - log_q
-        known = log_ratio > -torch.inf
-        top = float(log_ratio[known].max())
-        ratio = torch.where(known, (log_ratio - top).exp(), 0.0)
-        # With r = p / q up to a constant: E_q[r]^2 / E_q[r^2] = 1 / (E_p[r] E_p[1 / r]) for a normalised p.
-        inverse = torch.where(known & (weight > 0), 1 / ratio.clamp(min=1e-30), 0.0)
-        return float(1 / ((weight * ratio).sum() * (weight * inverse).sum()))
+        log_ratio = self.given.log_marginal - standard_normal_log_prob(e)
+        known = self.log_weight > -math.inf
+        log_weight, log_ratio = self.log_weight[known].log_softmax(0), log_ratio[known]
+        return float((-(log_weight + log_ratio).logsumexp(0) - (log_weight - log_ratio).logsumexp(0)).exp())
 
 
 def hub_marginal(modes: ConditionalModes, loc: Tensor, root: Tensor) -> Marginal | None:
@@ -74,38 +127,36 @@ def hub_marginal(modes: ConditionalModes, loc: Tensor, root: Tensor) -> Marginal
     :param loc: where to begin, ``(num_hubs,)``.
     :param root: with which lower factor.
     """
-    dim = len(loc)
+    points, dim = Points(modes), len(loc)
     for number in range(MAX_MOVES):
-        given, log_weight = _weighed(modes, loc, root, NUM_POINTS, number)
-        if not int((log_weight > -math.inf).sum()) > WORTH * dim:
+        points.add(*points_of(loc, root, NUM_POINTS, number))
+        if not int((points.log_weight > -math.inf).sum()) > WORTH * dim:
             return None
-        power = tempered(log_weight.clamp(min=float(log_weight.max()) - 1e4), WORTH * dim)
-        is_found = power == 1.0 and effective(log_weight) >= ENOUGH
-        weight = (power * log_weight).softmax(0)
-        moved = _moments(given.hubs, weight, root)
+        log_weight = points.log_weight.clamp(min=float(points.log_weight.max()) - 1e4)
+        power = tempered(log_weight, WORTH * dim)
+        moved = _moments(points.hubs, (power * points.log_weight).softmax(0), root)
         if moved is None:
             return None
         loc, root = moved
-        if is_found:
-            given, log_weight = _weighed(modes, loc, root, NUM_FITTED, MAX_MOVES)
-            loc, root = _moments(given.hubs, log_weight.softmax(0), root) or (loc, root)
-            return Marginal(loc, root, given, log_weight)
+        if power == 1.0 and points.worth >= ENOUGH:
+            hubs, log_density = points_of(loc, root, NUM_LAST, MAX_MOVES)
+            given = points.add(hubs, log_density)
+            loc, root = _moments(points.hubs, points.log_weight.softmax(0), root) or (loc, root)
+            return Marginal(loc, root, points, given, given.log_marginal - log_density(hubs))
     return None
 
 
-def points_of(loc: Tensor, root: Tensor, num: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Even points of the mixture, an even number of them, and its log density there."""
+def points_of(loc: Tensor, root: Tensor, num: int, seed: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Even points of the mixture, an even number of them, and its log density."""
     e = quasi_normal(num, len(loc), seed).to(loc)
     e = e * torch.tensor(WIDTHS, dtype=e.dtype, device=e.device).repeat_interleave(num // 2)[:, None]
-    parts = [standard_normal_log_prob(e / width) - len(loc) * math.log(width) for width in WIDTHS]
-    log_q = torch.stack(parts).logsumexp(0) - math.log(2) - root.diagonal().log().sum()
-    return loc + e @ root.T, log_q
 
+    def log_density(x: Tensor) -> Tensor:
+        e = torch.linalg.solve_triangular(root, (x - loc).T, upper=False).T
+        parts = [standard_normal_log_prob(e / width) - len(loc) * math.log(width) for width in WIDTHS]
+        return torch.stack(parts).logsumexp(0) - math.log(2) - root.diagonal().log().sum()
 
-def _weighed(modes: ConditionalModes, loc: Tensor, root: Tensor, num: int, seed: int) -> tuple[Conditional, Tensor]:
-    points, log_q = points_of(loc, root, num, seed)
-    given = modes.at(points)
-    return given, given.log_marginal - log_q
+    return loc + e @ root.T, log_density
 
 
 def _moments(hubs: Tensor, weight: Tensor, before: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -157,3 +208,35 @@ def fit_flow(flow: Layer, x: Tensor, log_weight: Tensor, check: Callable[[], Non
             break
     flow.zero_grad()
     flow.load_state_dict(kept)
+
+
+@torch.no_grad()
+def fit_flows(points: Points, flow: Layer, coordinates: Coordinates, check: Callable[[], None] = lambda: None) -> None:
+    """Fit a flow of the hubs to weighed points; and again, to points of its own too, until their weights are even.
+
+    :param points: are added to.
+    :param flow: is fitted in place.
+    :param coordinates: in which it sees the hubs.
+    :param check: called now and then; it may raise an error where there is no time left.
+    """
+
+    like = next(flow.parameters())
+    for number in range(MAX_FLOWS):
+        fit_flow(flow, coordinates.seen(points.hubs), points.log_weight, check)
+        if number + 1 < MAX_FLOWS:
+            hubs = coordinates.hubs(flow(quasi_normal(NUM_LAST, points.hubs.shape[1], number).to(like))[0])
+            log_density = _density(copy.deepcopy(flow), coordinates)
+            given = points.add(hubs, log_density)
+            if effective(given.log_marginal - log_density(hubs)) >= GOOD:
+                return
+
+
+def _density(flow: Layer, coordinates: Coordinates) -> Callable[[Tensor], Tensor]:
+    """The log density of what a flow makes of a standard normal."""
+    like = next(flow.parameters())
+
+    def log_density(hubs: Tensor) -> Tensor:
+        u, log_slope = flow.inverse(coordinates.seen(hubs).to(like))
+        return (standard_normal_log_prob(u) - log_slope).double().cpu() - coordinates.log_scale
+
+    return log_density

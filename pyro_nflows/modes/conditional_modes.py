@@ -123,7 +123,7 @@ class ConditionalModes:
         return Conditional(hubs, torch.where(found, marginal, -torch.inf), z[:, self.rest] + step, nodes)
 
     def matched(self, given: Conditional, noise: Tensor, weight: Tensor) -> Conditional:
-        """The same with the closest Gaussians in the place of those at the modes, unless draws say that these are closer.
+        """The same with the closest Gaussians in place of those at the modes, unless draws say that these are closer.
 
         :param given: see :meth:`at`.
         :param noise: standard normal rows ``(N, num_rest)`` by which they are compared.

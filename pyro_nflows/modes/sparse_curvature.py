@@ -90,12 +90,13 @@ class SparseCurvature:
         return found[::-1]
 
     def variances(self, nodes: Nodes) -> Tensor:
-        """Of each latent, ``(..., D)``: a node's are known from those of what it depends on, which are tied together."""
+        """Of each latent, ``(..., D)``: a node's are known from those of what it depends on, all tied together."""
         like, dim = nodes[0][0], self.elimination.dim
         values = like.new_zeros(*like.shape[:-3], len(self.keys) + 1)
         found = like.new_zeros(*like.shape[:-3], dim + 1)
         for group, places, (root, slope) in zip(self.elimination.groups, self.places, nodes):
-            cross = slope @ values[..., places.others]
+            others = places.others  # a pair of nodes has its numbers in one order only
+            cross = slope @ values[..., torch.where(others == len(self.keys), others.mT, others)]
             own = root @ root.mT + cross @ slope.mT
             values[..., places.cross], values[..., places.own] = cross, own
             values[..., -1] = 0.0

@@ -11,7 +11,7 @@ import torch
 from pyro_nflows import VI, AutoFlow
 from pyro_nflows.diagnostics.worth import effective
 from pyro_nflows.inference.given_hubs import Parts, given_hubs, put_given_hubs
-from pyro_nflows.inference.hub_marginal import fit_flow, hub_marginal, points_of
+from pyro_nflows.inference.hub_marginal import Coordinates, Points, fit_flow, fit_flows, hub_marginal, points_of
 from pyro_nflows.layers import Coupling, TriangularAffine
 from pyro_nflows.layers.base import Chain
 from pyro_nflows.numerics import standard_normal_log_prob
@@ -21,9 +21,9 @@ from tests.modes.test_conditional_modes import modes
 
 def test_points_are_of_the_density_that_they_are_weighed_by():
     loc, root = torch.tensor([1.0, -2.0]).double(), torch.tensor([[0.5, 0.0], [0.3, 0.2]]).double()
-    points, log_q = points_of(loc, root, 4096, 0)
+    points, log_density = points_of(loc, root, 4096, 0)
     target = torch.distributions.MultivariateNormal(loc, scale_tril=root)
-    weight = (target.log_prob(points) - log_q).exp()
+    weight = (target.log_prob(points) - log_density(points)).exp()
     assert torch.allclose(weight.mean(), torch.ones(()).double(), atol=0.01)
     assert torch.allclose(weight @ points / len(points), loc, atol=0.01)
 
@@ -32,11 +32,7 @@ def test_the_posterior_of_the_hubs_is_found_from_afar():
     finder = modes()
     found = hub_marginal(finder, torch.tensor([2.0, 2.0]).double(), 0.05 * torch.eye(2).double())
     assert found is not None
-    axis = torch.linspace(-3.0, 3.0, 61).double()
-    grid = torch.cartesian_prod(axis, axis)
-    weight = finder.at(grid).log_marginal.softmax(0)
-    mean = weight @ grid
-    sd = (weight @ (grid - mean).square()).sqrt()
+    _, mean, sd = posterior_of_hubs()
     assert bool(((found.loc - mean).abs() < 0.1 * sd).all())
     assert bool((((found.root @ found.root.T).diagonal().sqrt() / sd - 1).abs() < 0.1).all())
 
@@ -49,12 +45,48 @@ def test_a_posterior_that_is_nowhere_is_not_found():
 def test_a_flow_is_fitted_to_weighed_points():
     torch.manual_seed(0)
     flow = Chain(TriangularAffine(2), Coupling(2))
-    points, log_q = points_of(torch.zeros(2).double(), torch.eye(2).double(), 1024, 0)
+    points, log_density = points_of(torch.zeros(2).double(), torch.eye(2).double(), 1024, 0)
     log_p = standard_normal_log_prob((points - 0.5) / 0.6)
-    fit_flow(flow, points, log_p - log_q)
+    fit_flow(flow, points, log_p - log_density(points))
     y, log_weight = flow(torch.randn(2000, 2))
     log_ratio = standard_normal_log_prob((y - 0.5) / 0.6) - standard_normal_log_prob(flow.inverse(y)[0]) + log_weight
     assert effective(log_ratio.detach()) > 0.9
+
+
+def posterior_of_hubs():
+    """The posterior of a walk's two standard deviations on a grid, and its mean and standard deviation."""
+    finder = modes()
+    axis = torch.linspace(-3.0, 3.0, 61).double()
+    grid = torch.cartesian_prod(axis, axis)
+    weight = finder.at(grid).log_marginal.softmax(0)
+    mean = weight @ grid
+    return finder, mean, (weight @ (grid - mean).square()).sqrt()
+
+
+def test_points_of_several_densities_are_weighed_as_draws_of_their_mixture():
+    finder, mean, sd = posterior_of_hubs()
+    points = Points(finder)
+    for number, (loc, width) in enumerate([(mean + 3 * sd, 0.2 * sd), (mean - sd, sd), (mean + sd, 2 * sd)]):
+        points.add(*points_of(loc, width.diag(), 512, number))
+    weight = points.log_weight.softmax(0)
+    found = weight @ points.hubs
+    assert bool(((found - mean).abs() < 5 * sd / points.worth**0.5).all())
+    assert points.worth > 200
+
+
+def test_a_flow_is_fitted_again_to_points_of_its_own():
+    torch.manual_seed(0)
+    finder, mean, sd = posterior_of_hubs()
+    flow, points = Chain(TriangularAffine(2), Coupling(2)), Points(finder)
+    points.add(*points_of(mean + 2 * sd, sd.diag(), 192, 0))
+    before = len(points.hubs)
+    coordinates = Coordinates(lambda hubs: (hubs - 1.0) / 0.5, lambda x: 1.0 + 0.5 * x.double(), 2 * math.log(0.5))
+    fit_flows(points, flow, coordinates)
+    assert len(points.hubs) > before
+    with torch.no_grad():
+        made = coordinates.hubs(flow(torch.randn(4000, 2))[0])
+    assert bool(((made.mean(0) - mean).abs() < 0.2 * sd).all())
+    assert bool(((made.std(0) / sd - 1).abs() < 0.2).all())
 
 
 @pytest.mark.parametrize("model", [local_level, chain])

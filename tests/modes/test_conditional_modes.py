@@ -7,6 +7,7 @@ from pyro_nflows.model.elimination import Elimination
 from pyro_nflows.model.pattern import pattern_of
 from pyro_nflows.modes.conditional_modes import ConditionalModes
 from pyro_nflows.modes.sparse_curvature import SparseCurvature, drawn, log_widths, solved
+from pyro_nflows.numerics import quasi_normal
 
 T = 40
 Y = torch.randn(T, generator=torch.Generator().manual_seed(0), dtype=torch.double).cumsum(0)
@@ -67,10 +68,6 @@ def test_of_a_gaussian_the_mode_the_factor_and_the_marginal_are_exact():
 
 
 def test_steps_of_newton_find_the_mode_of_what_is_no_gaussian():
-    def counts(z):
-        h = torch.cat([z[:, :10], z[:, 12:]], 1)
-        return level(z) + (h - h.exp()).sum(1)
-
     finder = modes(counts)
     given = finder.at(HUBS)
     z = torch.zeros(3, T + 2, dtype=torch.double)
@@ -78,6 +75,60 @@ def test_steps_of_newton_find_the_mode_of_what_is_no_gaussian():
     _, grad, products = DensityGradient(counts).curvatures(z, finder._rows)
     left = torch.linalg.vector_norm(grad[:, finder.rest], dim=1)
     assert bool((left < 1e-3 * products.abs().amax((1, 2))).all())
+
+
+def counts(z):
+    """The walk seen as counts, too."""
+    h = torch.cat([z[:, :10], z[:, 12:]], 1) - Y
+    return level(z) + 3 * (h - h.exp()).sum(1)
+
+
+def test_the_closest_gaussians_have_no_gradient_and_their_own_curvature_on_average():
+    finder = modes(counts)
+    noise = quasi_normal(3, T, 0)
+    laplace = finder.at(HUBS)
+    given = finder.matched(laplace, noise, torch.ones(3))
+    assert not torch.equal(given.loc, laplace.loc)
+    x = quasi_normal(4096, T, 1)
+
+    def gradient(which, row):
+        its = which.of(torch.full((len(x),), row))
+        z = torch.zeros(len(x), T + 2, dtype=torch.double)
+        z[:, finder.hubs], z[:, finder.rest] = HUBS[row], finder.draws(its, x)
+        slope = finder.density.values_and_grads(z)[1][:, finder.rest].mean(0)
+        return torch.linalg.vector_norm(slope * finder.curvature.variances(which.nodes)[row].sqrt())
+
+    for row in range(3):
+        assert gradient(given, row) < 0.2 * gradient(laplace, row)
+
+
+def test_where_all_is_gaussian_the_closest_ones_are_those_at_the_modes():
+    finder = modes()
+    laplace = finder.at(HUBS)
+    given = finder.matched(laplace, quasi_normal(3, T, 0), torch.ones(3))
+    assert torch.allclose(given.loc, laplace.loc, atol=1e-6)
+    for (root, slope), (its_root, its_slope) in zip(given.nodes, laplace.nodes):
+        assert torch.allclose(root, its_root, atol=1e-6)
+        assert torch.allclose(slope, its_slope, atol=1e-6)
+
+
+def test_variances_are_those_of_the_inverse():
+    finder = modes()
+    found = finder.curvature.variances(finder.at(HUBS).nodes)
+    for row, hubs in enumerate(HUBS):
+        precision, _ = precision_and_shift(*hubs)
+        assert torch.allclose(found[row], torch.linalg.inv(precision).diagonal(), atol=1e-8)
+
+
+def test_gaussians_that_draws_say_are_farther_are_not_taken():
+    def kinked(z):
+        """Not finite a standard deviation away from the mode, where averages would be taken."""
+        h = torch.cat([z[:, :10], z[:, 12:]], 1)
+        return torch.where((h - Y).square().sum(1) > 1e-3, torch.nan, level(z))
+
+    laplace = modes().at(HUBS)
+    given = modes(kinked).matched(laplace, quasi_normal(3, T, 0), torch.ones(3))
+    assert torch.equal(given.loc, laplace.loc)
 
 
 def test_where_there_is_no_mode_nothing_is_found():
