@@ -1,4 +1,4 @@
-"""What became of draws that were moved by Hamiltonian Monte Carlo."""
+"""What became of draws: moved by Hamiltonian Monte Carlo, or drawn anew given a part of them."""
 
 from dataclasses import dataclass
 
@@ -54,3 +54,35 @@ class Settled:
 
     def __str__(self) -> str:
         return f"{self.num_chains} Markov chains (R-hat {self.r_hat:.3f}, worth {self.ess:,.0f} independent draws)"
+
+
+@dataclass(frozen=True)
+class Redrawn:
+    """Draws of which the guide has a few latents only, and the others are drawn anew from Gaussians given these.
+
+    :param num_hubs: how many are the guide's.
+    :param num_others: how many are drawn anew.
+    :param own_ess: of the guide's own draws of all, a share of them.
+    :param own_k: the k-hat of their weights.
+
+    Example::
+
+        >>> print(Redrawn(3, 206, 0.57, 0.9))
+        of whose 209 latents 206 are drawn anew from their Gaussians given the other 3
+    """
+
+    num_hubs: int
+    num_others: int
+    own_ess: float
+    own_k: float
+
+    def __str__(self) -> str:
+        hubs = "one" if self.num_hubs == 1 else f"{self.num_hubs}"
+        total = f"{self.num_hubs + self.num_others:,}"
+        return (
+            f"of whose {total} latents {self.num_others:,} are drawn anew from their Gaussians given the other {hubs}"
+        )
+
+    def own(self) -> str:
+        """What is said of the guide's own draws."""
+        return f"{self.own_ess:.1%} and {self.own_k:.2f}"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import weights as diagnostics
 from .findings import Faults, MissedMass, Subsampled, Training, apart
-from .moves import Settled
+from .moves import Redrawn, Settled
 from .outliers import is_cut, outliers, outliers_in_words
 from .remedies import remedy_of
 from .worth import FINE, HALF, effective, is_heavy, k_limit, tail_index
@@ -66,6 +66,10 @@ class Outcome(Sentences):
     MOVED = (
         "Trust the draws of get_samples(), which {settled} have moved from where the guide has them to where they "
         "settle, but not the guide by itself: its ESS is {ess:.1%} of the draws (k-hat {pareto_k}){remedy}"
+    )
+    REDRAWN = (
+        "Trust the draws of get_samples(), {redrawn}, but not the guide by itself: ESS is {ess:.0%} of the draws and "
+        "k-hat {pareto_k} ({tail}), of the guide's own {own}."
     )
     OUTLIERS = (
         "Trust the draws of get_samples(), which are importance-resampled, but not the guide by itself: {outliers}, "
@@ -138,7 +142,14 @@ class Outcome(Sentences):
     @property
     def is_trusted(self) -> bool:
         """Whether means and central intervals of the draws can be used."""
-        return self in (Outcome.TRUST, Outcome.RESAMPLED, Outcome.MOVED, Outcome.OUTLIERS, Outcome.TAILS)
+        return self in (
+            Outcome.TRUST,
+            Outcome.RESAMPLED,
+            Outcome.MOVED,
+            Outcome.REDRAWN,
+            Outcome.OUTLIERS,
+            Outcome.TAILS,
+        )
 
 
 class Evidence(NamedTuple):
@@ -153,6 +164,7 @@ class Evidence(NamedTuple):
     :param faults: what keeps the fit from being good.
     :param subsampled: the model's subsampled plates.
     :param settled: chains whose draws are taken in the place of the guide's.
+    :param redrawn: what was drawn anew, if it was; the weights are those of such draws.
     """
 
     log_weight: Tensor
@@ -164,6 +176,7 @@ class Evidence(NamedTuple):
     faults: Faults = Faults()
     subsampled: Subsampled = Subsampled()
     settled: Settled | None = None
+    redrawn: Redrawn | None = None
 
 
 #: How little (in nats) the model's own parameters change the log joint in a round once they have settled.
@@ -215,6 +228,8 @@ def judge(evidence: Evidence, training: Training = Training()) -> Verdict[Outcom
         missed=evidence.missed,
         moves=evidence.faults.drift,
         settled=evidence.settled,
+        redrawn=evidence.redrawn,
+        own="" if evidence.redrawn is None else evidence.redrawn.own(),
         outliers=outliers_in_words(evidence.log_weight),
         round_trip=evidence.faults.round_trip,
         improper=words["improper"],
@@ -276,6 +291,8 @@ def _decide(evidence: Evidence, ess: float) -> Outcome:
         return Outcome.TOO_FEW
     if ess < UNCUT and is_cut(evidence.log_weight):
         return Outcome.CUT
+    if evidence.redrawn is not None and faults.drift is None:
+        return Outcome.REDRAWN
     if ess < HALF:
         return Outcome.RESAMPLED if faults.drift is None else Outcome.DRIFTS
     return Outcome.OUTLIERS if bool(outliers(evidence.log_weight).any()) else Outcome.TRUST

@@ -2,12 +2,13 @@ r"""Fits from several starts in other processes: each is sent a point, and gives
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from ..diagnostics.moves import Redrawn
 from ..engine import Budget, History, Progress, Trainer
 from ..guides import AutoFlow
 from ..layers.base import Layer
@@ -90,7 +91,13 @@ def _refuse(trainer: Trainer, guide: AutoFlow) -> None:
 def _fit(fitting: Any, result: dict[str, Any]) -> Fit:
     layer = fitting.layer
     layer.load_state_dict(result["layer"])
-    return Fit(layer, Draws(*result["draws"]), result["undefined"], result["failed"])
+    own, redrawn = result["own"], result["redrawn"]
+    about = None if own is None else Draws(*own), None if redrawn is None else Redrawn(**redrawn)
+    return Fit(layer, Draws(*result["draws"]), result["undefined"], result["failed"], *about)
+
+
+def _parts(draws: Draws) -> list[Tensor]:
+    return [draws.z, draws.log_p, draws.log_q]
 
 
 @exclusive()
@@ -115,10 +122,11 @@ def fit_one(order: Order, loc: Tensor, seed: int) -> dict[str, Any]:
             raise KeyboardInterrupt
         fit = fitting.fit
         layer = {name: value.detach().clone() for name, value in cast(Layer, fit.layer).state_dict().items()}
-        draws = [fit.draws.z, fit.draws.log_p, fit.draws.log_q]
         return {
             "layer": layer,
-            "draws": draws,
+            "draws": _parts(fit.draws),
+            "own": None if fit.own is None else _parts(fit.own),
+            "redrawn": None if fit.redrawn is None else asdict(fit.redrawn),
             "undefined": fit.undefined,
             "failed": fit.failed,
             "history": trainer.history.state(),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..diagnostics.findings import Faults, MissedMass, RowFit, Subsampled
-from ..diagnostics.moves import Settled
+from ..diagnostics.moves import Redrawn, Settled
 from ..engine import History
 from ..guides import AutoFlow
 from ..layers import Rescaled
@@ -110,6 +110,7 @@ def restored(state: dict[str, Any], guide: AutoFlow) -> Posterior:
         state.get("seed"),
         own=Draws(*state["own"]) if state.get("own") else None,
         settled=Settled(**state["settled"]) if state.get("settled") else None,
+        redrawn=Redrawn(**state["redrawn"]) if state.get("redrawn") else None,
     )
     return found
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..diagnostics import weights as diagnostics
+from ..diagnostics.moves import Redrawn
 from ..diagnostics.outliers import outliers, trimmed_elbo
 from ..diagnostics.worth import is_hopeless
 from ..flows.whitened import Whitened
@@ -35,13 +36,17 @@ class Bounds(TypedDict):
 class Fit:
     """A trained layer and draws from it, without gradients; ``undefined`` are those with NaN in place of a weight.
 
-    ``failed`` says that training met values which are not finite, however small its steps.
+    ``failed`` says that training met values which are not finite, however small its steps. ``own`` are the layer's own
+    draws where those of most latents were drawn anew (:mod:`~pyro_nflows.inference.redrawn`), of which ``redrawn``
+    tells.
     """
 
     layer: Whitened
     draws: Draws
     undefined: Tensor
     failed: bool = False
+    own: Draws | None = None
+    redrawn: Redrawn | None = None
 
     @property
     def elbo(self) -> diagnostics.Estimate:

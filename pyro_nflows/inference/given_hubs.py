@@ -10,35 +10,33 @@ left for training is how far the others are from a Gaussian; where they are none
 import contextlib
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
 from ..diagnostics.outliers import outliers
+from ..diagnostics.worth import effective
 from ..engine import OutOfTime, Trainer
 from ..engine.sampler import LOOK
-from ..flows.hubs import GivenHubs
 from ..flows.whitened import Whitened
-from ..layers import PlateCoupling, SparseAffine, SparseShear, Split
-from ..layers.base import Layer
 from ..model.elimination import Group
 from ..modes.conditional_modes import Conditional, ConditionalModes
 from ..modes.sparse_curvature import log_widths
 from ..numerics import quasi_normal
+from ..objectives.draws import Draws
 from ..system.randomness import forked
 from ..transformers import Affine
 from ..triangles import log_scale_and_lower
 from .fitted import sound
-from .hub_marginal import GOOD, Coordinates, Marginal, fit_flows, hub_marginal
+from .hub_layers import Parts
+from .hub_marginal import GOOD, Marginal, fit_flows, hub_marginal
 from .mark import put, trimmed
+from .redrawn import good_redrawn
 from .regressed import regressed
+from .schedule import Schedule
 
-#: More hubs than these are not looked for all over their posterior.
-MAX_HUBS = 12
-#: Nor are they where the others' factor has more numbers, of which there is one for each of a thousand points.
-MAX_NUMBERS = 2**16
 #: Points for the regression: of the flow of the hubs, whose base is so much wider, and of the mixture that they were
 #: found by.
 NUM_OF_FLOW, WIDER, NUM_OF_MIXTURE = 256, 1.6, 256
@@ -46,7 +44,7 @@ NUM_OF_FLOW, WIDER, NUM_OF_MIXTURE = 256, 1.6, 256
 NUM_SPREAD = 1024
 #: The share of training's time that there is for it where that is limited.
 SHARE = 0.7
-#: Draws of which none may be far off.
+#: Draws that are looked at, of which none may be far off.
 NUM_LOOKED_AT = 2000
 #: Nats below the highest log density at which a point says nothing of the posterior; of ``n`` hubs, ``n / 2`` more.
 FAR = 11.0
@@ -56,65 +54,59 @@ LEAST = 1e-3
 BOUND = Affine().bound
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The layers that are fitted.
+class Placed(NamedTuple):
+    """A layer at the Gaussians given its hubs.
 
-    :param hubs: the hubs' flow.
-    :param affine: locations and scales of the others.
-    :param shear: their correlations.
-    :param end: behind them.
+    :param redrawn: draws of its hubs, all others drawn anew, where it is these that are good.
     """
 
-    hubs: Layer
-    affine: PlateCoupling
-    shear: SparseShear
-    end: SparseAffine
-
-    @staticmethod
-    def of(layer: Whitened) -> "Parts | None":
-        """Those of a layer; None where it is of another kind."""
-        flow, end = layer.flow, layer.end
-        if not (isinstance(flow, GivenHubs) and isinstance(end, SparseAffine)):
-            return None
-        splits = [part.layer for part in flow if isinstance(part, Split)]
-        affines = [part for part in flow if isinstance(part, PlateCoupling) and part.transformer == Affine()]
-        shears = [part for part in flow if isinstance(part, SparseShear)]
-        if not (len(splits) == len(affines) == len(shears) == 1):
-            return None
-        if shears[0].num_top > MAX_HUBS or shears[0].elimination.size > MAX_NUMBERS:
-            return None
-        return Parts(splits[0], affines[0], shears[0], end)
+    redrawn: Draws | None
 
 
-def put_given_hubs(trainer: Trainer, layer: Whitened) -> bool:
-    """Put a layer at the Gaussians given its hubs; whether that was done, and its draws are better for it.
+def put_given_hubs(trainer: Trainer, layer: Whitened, schedule: Schedule) -> Placed | None:
+    """Put a layer at the Gaussians given its hubs; None where that could not be done, or draws are no better for it.
 
     :param trainer: has the model.
     :param layer: at its start; is changed in place.
+    :param schedule: how good draws have to be.
     """
     if Parts.of(layer) is None or trainer.leaves or trainer.all_rows is not None:
-        return False
+        return None
 
-    def go() -> tuple[Tensor, ...]:
+    def go() -> tuple[Any, ...]:
         before, budget = copy.deepcopy(layer.state_dict()), trainer.budget
-        is_better = False
+        is_better, anew = False, list[Draws]()
         try:
             with contextlib.suppress(OutOfTime, RuntimeError, ValueError), budget.within(budget.after(SHARE)):
                 bound = _bound(trainer, layer)
-                is_better = given_hubs(trainer, layer) and not _strays(trainer, layer)
-                is_better = is_better and _bound(trainer, layer) > bound
+                if given_hubs(trainer, layer):
+                    log_weight = _weights(trainer, layer)
+                    strays = bool(outliers(log_weight).any())
+                    is_better = not strays and _bound(trainer, layer) > bound
+                    if not is_better or effective(log_weight) < schedule.evident_ess:
+                        anew.extend(_anew(trainer, layer, schedule))
         finally:  # an interrupt finds it as it was, too
-            if not is_better:
+            if not (is_better or anew):
                 layer.load_state_dict(before)
-        return tuple(parameter.detach().clone() for parameter in layer.parameters()) if is_better else ()
+        if not (is_better or anew):
+            return ()
+        found = [parameter.detach().clone() for parameter in layer.parameters()]
+        return found, [(draws.z, draws.log_p, draws.log_q) for draws in anew]
 
     found = trainer.journal.step("given hubs", go)
     if not found:
-        return False
+        return None
+    parameters, anew = found
     with torch.no_grad():
-        put(list(layer.parameters()), found)
-    return True
+        put(list(layer.parameters()), parameters)
+    return Placed(Draws(*anew[0]) if anew else None)
+
+
+def _anew(trainer: Trainer, layer: Whitened, schedule: Schedule) -> list[Draws]:
+    """Good draws of its hubs with all others drawn anew, if there are any."""
+    with forked(0):
+        draws = good_redrawn(trainer, layer, schedule.evident_ess)
+    return [] if draws is None else [draws]
 
 
 def _bound(trainer: Trainer, layer: Whitened) -> float:
@@ -123,15 +115,15 @@ def _bound(trainer: Trainer, layer: Whitened) -> float:
         return trimmed(trainer, layer)
 
 
-def _strays(trainer: Trainer, layer: Whitened) -> bool:
-    """Whether some draws are far off, as where a width of the others falls to nothing in the tail of a hub.
+def _weights(trainer: Trainer, layer: Whitened) -> Tensor:
+    """Log-weights of some draws.
 
-    What is regressed on the hubs is then not exact enough there, and training, which begins near there from a Gaussian
-    of all latents, gets closer than from a function that is wrong by orders of magnitude.
+    Single ones may be far off, as where a width of the others falls to nothing in the tail of a hub: what is regressed
+    on the hubs is then not exact enough there, and training, which begins near there from a Gaussian of all latents,
+    gets closer than from a function that is wrong by orders of magnitude.
     """
     with forked(0):
-        log_weight = sound(trainer.sampler.sample(layer, NUM_LOOKED_AT, LOOK)).log_weight
-    return bool(outliers(log_weight).any())
+        return sound(trainer.sampler.sample(layer, NUM_LOOKED_AT, LOOK)).log_weight
 
 
 @torch.no_grad()
@@ -166,28 +158,11 @@ def given_hubs(trainer: Trainer, layer: Whitened) -> bool:
         return False
     _place_end(parts, modes, found)
     if found.ess < GOOD:
-        fit_flows(found.points, parts.hubs, _coordinates(parts), trainer.budget.need)
+        fit_flows(found.points, parts.hubs, parts.coordinates(), trainer.budget.need)
     given = _all_over(parts, modes, found)
     given = modes.matched(given, quasi_normal(len(given.loc), given.loc.shape[1], 2).to(given.loc), _weight(given))
     _regress(parts, given, trainer.budget.need)
     return all(bool(parameter.isfinite().all()) for parameter in layer.parameters())
-
-
-def _coordinates(parts: Parts) -> Coordinates:
-    """Of the hubs, as the layers behind their flow see them."""
-    end, columns = parts.end, parts.end.elimination.pattern.hubs
-
-    def seen(hubs: Tensor) -> Tensor:
-        z = end.loc.expand(len(hubs), -1).clone()
-        z[:, columns] = hubs.to(z)
-        return end.inverse(z)[0][:, columns].double().cpu()
-
-    def back(seen: Tensor) -> Tensor:
-        x = end.loc.new_zeros(len(seen), len(end.loc))
-        x[:, columns] = seen.to(x)
-        return end(x)[0][:, columns].double().cpu()
-
-    return Coordinates(seen, back, float(end.log_scale[columns].sum()))
 
 
 def _place_end(parts: Parts, modes: ConditionalModes, found: Marginal) -> None:
@@ -228,13 +203,13 @@ def _points(parts: Parts, num: int, width: float, seed: int) -> Tensor:
     """Hubs that their flow makes of even points of a base so many times as wide."""
     like = parts.end.loc
     base = width * quasi_normal(num, len(parts.end.elimination.pattern.hubs), seed).to(like)
-    return _coordinates(parts).hubs(parts.hubs(base)[0])
+    return parts.coordinates().hubs(parts.hubs(base)[0])
 
 
 def _regress(parts: Parts, given: Conditional, check: Callable[[], None]) -> None:
     """Put locations, scales and correlations of the others given the hubs into the layers."""
     among, end, rest = parts.shear.elimination, parts.end, parts.end.elimination.pattern.others
-    x, weight = _coordinates(parts).seen(given.hubs), _weight(given)
+    x, weight = parts.coordinates().seen(given.hubs), _weight(given)
     width = end.log_scale[rest].double().cpu().exp()
     loc = _padded((given.loc - end.loc[rest].double().cpu()) / width, 0.0)
     log_scale = log_widths(among, given.nodes) - width.log()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..diagnostics import log_evidence
 from ..diagnostics.findings import Faults, MissedMass, Subsampled, Training
-from ..diagnostics.moves import Settled
+from ..diagnostics.moves import Redrawn, Settled
 from ..diagnostics.outliers import outliers
 from ..diagnostics.verdict import Evidence, Outcome, Verdict, judge
 from ..diagnostics.worth import effective, tail_index
@@ -49,6 +49,7 @@ class Judged:
     modes: tuple[int, int] | None
     own: Draws | None = None
     settled: Settled | None = None
+    redrawn: Redrawn | None = None
 
     @property
     def numbered(self) -> tuple[str, ...]:
@@ -57,21 +58,28 @@ class Judged:
 
     @property
     def log_weight(self) -> Tensor:
-        """Log-weights ``log p - log q`` of the guide's own draws, ``(S,)``."""
-        return self.of_guide.log_weight
+        """Log-weights ``log p - log q`` of the draws that the verdict rests on, ``(S,)``: of the guide's own, unless
+        most latents were drawn anew."""
+        return self.weighed.log_weight
 
     @property
     def of_guide(self) -> Draws:
-        """The guide's own draws, which ``draws`` are unless chains have moved them."""
+        """The guide's own draws, which ``draws`` are unless they were moved by chains or drawn anew."""
         return self.draws if self.own is None else self.own
+
+    @property
+    def weighed(self) -> Draws:
+        """Those whose weights are the evidence: the guide's own, unless ``draws`` were drawn anew."""
+        return self.draws if self.redrawn is not None else self.of_guide
 
     @property
     def evidence(self) -> Evidence:
         """What the verdict rests on."""
         bounds = [bound_of(part.log_weight, log_evidence) for part in self.starts]
-        means, sd = [within(part).mean(0) for part in self.starts], within(self.of_guide).std(0)
+        means, sd = [within(part).mean(0) for part in self.starts], within(self.weighed).std(0)
         drift, missed, faults = self.history.drift, self.missed, self.faults
-        return Evidence(self.log_weight, bounds, means, sd, drift, missed, faults, self.subsampled, self.settled)
+        about = drift, missed, faults, self.subsampled, self.settled, self.redrawn
+        return Evidence(self.log_weight, bounds, means, sd, *about)
 
     def verdict(self) -> Verdict[Outcome]:
         """What to make of the draws: an outcome and one sentence."""

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -12,9 +12,10 @@ from torch import Tensor
 from ..arviz import Options, to_arviz
 from ..checks import check_sizes, counted, row_numbers
 from ..diagnostics.findings import Faults, MissedMass, Subsampled
-from ..diagnostics.moves import Settled
+from ..diagnostics.moves import Redrawn, Settled
 from ..diagnostics.resampling import chosen
-from ..engine import AllRows, History, sample
+from ..engine import AllRows, DensityGradient, History, sample
+from ..flows.whitened import Whitened
 from ..guides import AutoFlow
 from ..layers import Rescaled
 from ..model.bound import BoundModel
@@ -28,6 +29,7 @@ from .all_rows import over_all_rows
 from .fitted import sound
 from .mark import put
 from .predicted import predicted
+from .redrawn import redrawn
 from .refine import refine
 from .refined import Refined
 from .stationary import further
@@ -50,7 +52,8 @@ class Posterior(Written):
     :param layer: the trained flow.
     :param call: the model's arguments; None where they are not at hand.
     :param draws: of the flow, flat and unconstrained, with :math:`\log p` and :math:`\log q`; or those of Markov chains
-        that have moved them, all of which count the same, :math:`\log q = \log p`.
+        that have moved them, all of which count the same, :math:`\log q = \log p`; or such of which the flow has some
+        latents only, :math:`\log q` being the density that they were drawn from.
     :param starts: the draws of each start's fit.
     :param history: what training has seen.
     :param missed: mass that the guide misses.
@@ -61,8 +64,9 @@ class Posterior(Written):
     :param values: the draws of each site in its own space, where they cannot be computed from ``draws``.
     :param seed: of the run, if it had one, and of the random numbers of :meth:`refine` and :meth:`to_arviz`.
     :param absent: why there are no arguments, where there are none.
-    :param own: the flow's own draws, where chains have moved them.
-    :param settled: how these have settled.
+    :param own: the flow's own draws, where chains have moved them, or most latents were drawn anew.
+    :param settled: how chains have settled.
+    :param redrawn: what was drawn anew.
 
     Example::
 
@@ -94,6 +98,7 @@ class Posterior(Written):
     absent: str = "was loaded without its data"
     own: Draws | None = None
     settled: Settled | None = None
+    redrawn: Redrawn | None = None
 
     # ---- draws ----------------------------------------------------------------------------------------------
 
@@ -119,7 +124,10 @@ class Posterior(Written):
         if missing <= 0:
             return self
         with self.room(who, num_samples):
-            more = self._further(missing) if self.settled is None else self._moved_on(self.settled, missing)
+            if self.settled is not None:
+                more = self._moved_on(self.settled, missing)
+            else:
+                more = self._further(missing) if self.redrawn is None else self._redrawn(missing)
             return replace(self, draws=concatenate([self.draws, more]), values=None)
 
     def room(self, who: str, num_samples: int) -> AbstractContextManager[None]:
@@ -133,16 +141,16 @@ class Posterior(Written):
         return enough(who, asked, num_bytes, "ask for fewer; those that there were are kept", z.device)
 
     def unmoved(self) -> "Posterior":
-        """The same with the flow's own draws, wherever chains have moved them."""
+        """The same with the flow's own draws, wherever chains have moved them or most latents were drawn anew."""
         if self.own is None:
             return self
         if self.guide.latents.moving:  # the values of these are not kept
             self._need_call()
-        return replace(self, draws=self.own, own=None, settled=None, values=None)
+        return replace(self, draws=self.own, own=None, settled=None, redrawn=None, values=None)
 
     def moved(self, draws: Draws, settled: Settled) -> "Posterior":
         """The same with draws of chains that have moved the flow's own."""
-        return replace(self, draws=draws, own=self.of_guide, settled=settled, values=None)
+        return replace(self, draws=draws, own=self.of_guide, settled=settled, redrawn=None, values=None)
 
     def _moved_on(self, settled: Settled, num_samples: int) -> Draws:
         """Further draws of chains."""
@@ -150,6 +158,12 @@ class Posterior(Written):
         joint = self.log_joint()
         with seeded(seed), self.own_parameters():
             return further(joint, self.layer.plain(), self.draws, settled, num_samples)
+
+    def _redrawn(self, num_samples: int) -> Draws:
+        """Further draws of the flow's hubs, with all others drawn anew."""
+        joint = self.log_joint()
+        with seeded((self.seed or 0) + len(self.draws.z)), self.own_parameters():
+            return redrawn(joint, DensityGradient(joint), cast(Whitened, self.layer.plain()), num_samples)
 
     def _further(self, num_samples: int) -> Draws:
         """Fresh draws with their weights."""

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from ..diagnostics.outliers import trimmed_elbo
 from ..diagnostics.weights import Estimate
-from ..engine import OutOfTime, Trainer, work_of
+from ..engine import OutOfTime, Trainer
 from ..engine.cost import MOMENT
 from ..engine.sampler import LOOK
 from ..flows.jko import Blocks
 from ..flows.whitened import Whitened
-from ..layers import PlateAffine, SparseAffine, TriangularAffine
 from ..layers.base import Layer
 from ..modes.gaussians import Frame
 from ..modes.pathfinder import best_start
@@ -31,13 +30,14 @@ from ..objectives.draws import Draws
 from ..system.randomness import forked
 from .descended import SHARE, can_descend, descended
 from .evident import MOVED, SETTLED, evident, fresh_draws
-from .fitted import NUM_FRESH, Fit, bound_of, is_fresh, weighed
+from .fitted import NUM_FRESH, Fit, bound_of, is_fresh, sound, weighed
 from .given_hubs import put_given_hubs
 from .mark import NUM_COMPARED, put, trimmed
 from .moments import moved
 from .moved import can_move, move
 from .plan import Plan
-from .schedule import Schedule
+from .redrawn import told_of
+from .schedule import suited
 from .stages import FlowRounds, GaussianRounds, Stage, Task, objective_of
 
 #: A start so much narrower in one direction than in another may be stuck in a funnel: the plain start is
@@ -120,8 +120,13 @@ class Fitting:
         if descended and (self.layer.is_gaussian or self._is_evident()):
             self.fit = self.fit or self.drawn()
             return None
-        if schedule.is_default and schedule.has_flow and put_given_hubs(trainer, self.layer):
-            return None if self._is_evident() else self._flow(knows_hubs=True)
+        placed = None
+        if schedule.is_default and schedule.has_flow:
+            placed = put_given_hubs(trainer, self.layer, schedule)
+        if placed is not None:
+            if placed.redrawn is not None:
+                self._keep_redrawn(placed.redrawn)
+            return None if self.fit or self._is_evident() else self._flow(knows_hubs=True)
         self._expect()
         widths = self.layer.end.log_scale.exp()
         self._is_narrow = bool(widths.min() < NARROW * widths.max())
@@ -181,6 +186,13 @@ class Fitting:
             return False
         self.trainer.history.was_right, self.fit = True, weighed(self.layer, draws)
         return True
+
+    def _keep_redrawn(self, draws: Draws) -> None:
+        """The fit is these draws, most latents of which are drawn anew, and the layer's own."""
+        own = fresh_draws(self.trainer, self.layer, self.plan.schedule)
+        told = told_of(self.layer, own)
+        self.fit = replace(weighed(self.layer, draws), own=sound(own), redrawn=told)
+        self.trainer.history.was_right = True
 
     def _expect(self) -> None:
         """Have the steps of the flow compiled meanwhile, unless it is not known that there will be time for any."""
@@ -297,18 +309,3 @@ class Fitting:
             return float(gain.mean().abs())
         risen = (bound.value - earlier.value).abs() + torch.hypot(bound.se, earlier.se)
         return min(float(gain.mean().abs()), float(risen.nan_to_num(nan=torch.inf)))
-
-
-def suited(schedule: Schedule, trainer: Trainer, layer: Whitened) -> Schedule:
-    """A schedule for what a draw of a layer costs, and for its number of latents.
-
-    :param schedule: as it was asked for.
-    :param trainer: has the model.
-    :param layer: to be trained.
-    """
-    size = sum(parameter.numel() for parameter in layer.parameters())
-    schedule = schedule.for_work(size + work_of(trainer.log_joint, layer.end.loc))
-    if isinstance(layer.end, PlateAffine):
-        return schedule
-    is_full, is_sparse = isinstance(layer.end, TriangularAffine), isinstance(layer.end, SparseAffine)
-    return schedule.for_latents(layer.input_dim, is_full, is_sparse)

@@ -42,7 +42,7 @@ from .no_data import warn_of_no_data
 from .plan import Plan
 from .posterior import Call, Posterior
 from .resume import Checkpoint, begin
-from .rounds import suited
+from .schedule import suited
 from .search import MAX_MATRIX, POOR, SEARCHING, Found, search
 from .started import check_same_sites, place, take_coordinates
 from .stationary import UNSURE, moves
@@ -265,6 +265,8 @@ class Fitter:
             modes=self.guide.modes,
             leaves=[leaf.detach().clone() for leaf in trainer.leaves],
             seed=plan.seed,
+            own=fit.own,
+            redrawn=fit.redrawn,
         )
 
     def _search(

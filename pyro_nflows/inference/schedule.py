@@ -4,7 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from ..engine import Round
+from ..engine import Round, Trainer, work_of
+from ..flows.whitened import Whitened
+from ..layers import PlateAffine, SparseAffine, TriangularAffine
 
 #: A joint flow of more latents than these is trained no further from this ESS on, and neither is one of a dear model.
 MANY, MANY_ESS = 64, 0.6
@@ -184,3 +186,18 @@ class Schedule:
     def is_default(self) -> bool:
         """Whether sizes are left to the schedule, which may go on until the draws are good."""
         return self.good_ess < math.inf
+
+
+def suited(schedule: Schedule, trainer: Trainer, layer: Whitened) -> Schedule:
+    """A schedule for what a draw of a layer costs, and for its number of latents.
+
+    :param schedule: as it was asked for.
+    :param trainer: has the model.
+    :param layer: to be trained.
+    """
+    size = sum(parameter.numel() for parameter in layer.parameters())
+    schedule = schedule.for_work(size + work_of(trainer.log_joint, layer.end.loc))
+    if isinstance(layer.end, PlateAffine):
+        return schedule
+    is_full, is_sparse = isinstance(layer.end, TriangularAffine), isinstance(layer.end, SparseAffine)
+    return schedule.for_latents(layer.input_dim, is_full, is_sparse)

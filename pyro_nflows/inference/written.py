@@ -47,6 +47,7 @@ class Written(Reused, ABC):
             "draws": columns(self.draws),
             "own": None if self.own is None else columns(self.own),
             "settled": None if self.settled is None else asdict(self.settled),
+            "redrawn": None if self.redrawn is None else asdict(self.redrawn),
             "starts": [columns(draws) for draws in self.starts],
             "history": self.history.state(),
             "missed": asdict(self.missed),

@@ -136,8 +136,12 @@ class ConditionalModes:
             ends = [self._derived(self._joined(like, loc + sign * width), like) for sign in (-1.0, 1.0)]
             grad, numbers = (0.5 * (a + b) for a, b in zip(*(end[1:] for end in ends)))
             found = found & ends[0][0].isfinite() & ends[1][0].isfinite()
-            nodes = self.curvature.factors(numbers)
-            loc = loc + solved(self.among, nodes, grad)
+            before, nodes = log_widths(self.among, nodes), self.curvature.factors(numbers)
+            step = solved(self.among, nodes, grad)
+            loc = loc + step
+            gap = (step * grad).sum(-1) + 2 * (log_widths(self.among, nodes) - before).square().sum(-1)
+            if not bool((gap[found] > NEAR**2).any()):
+                break
         found = found & loc.isfinite().all(-1)
         made = Conditional(given.hubs, given.log_marginal, loc, nodes).where(found, given)
         gain = self._bounds(made, noise, like) - self._bounds(given, noise, like)
