@@ -160,7 +160,7 @@ def given_hubs(trainer: Trainer, layer: Whitened) -> bool:
     if found.ess < GOOD:
         fit_flows(found.points, parts.hubs, parts.coordinates(), trainer.budget.need)
     given = _all_over(parts, modes, found)
-    given = modes.matched(given, quasi_normal(len(given.loc), given.loc.shape[1], 2).to(given.loc), _weight(given))
+    given = modes.at_means(given, quasi_normal(len(given.loc), given.loc.shape[1], 2).to(given.loc), _weight(given))
     _regress(parts, given, trainer.budget.need)
     return all(bool(parameter.isfinite().all()) for parameter in layer.parameters())
 

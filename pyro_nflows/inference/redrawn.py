@@ -62,7 +62,7 @@ def _some(log_joint: LogDensity, density: DensityGradient, layer: Whitened, part
     z, _ = layer(about)  # the hubs as they are drawn, and the others at about their mean
     modes = ConditionalModes(density, pattern, parts.among, lambda _: z)
     given = modes.at(z[:, hubs].double().cpu())
-    given = modes.matched(given, quasi_normal(len(x), x.shape[1], 0), torch.ones(len(x), device="cpu"))
+    given = modes.at_means(given, quasi_normal(len(x), x.shape[1], 0), torch.ones(len(x), device="cpu"))
     u = noise[:, hubs]
     log_hubs = standard_normal_log_prob(u) - parts.hubs(u)[1] - end.log_scale[hubs].sum()
     log_others = standard_normal_log_prob(x) - log_widths(parts.among, given.nodes).sum(-1)

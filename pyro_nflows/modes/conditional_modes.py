@@ -8,12 +8,13 @@ Given its variances and ranges, a chain or a field is Gaussian, or nearly: then 
 (Laplace [1, 2]), exactly so where it is Gaussian. Newton's steps find :math:`m(g)` at many :math:`g` at once; one is
 enough where it is Gaussian.
 
-Where it is not, the Gaussian :math:`q = N(m, \Lambda^{-1})` that is closest, by :math:`KL(q | p)`, is another one [3]:
+Where it is not, its mean is not its mode. To the third order it is [2, 3]
 
-.. math:: E_q \nabla \log p = 0, \qquad \Lambda = -E_q \nabla^2 \log p .
+.. math:: m + \frac{1}{2} \Lambda^{-1} \sum_{jk} (\Lambda^{-1})_{jk} \, \partial_j \partial_k \nabla \log p ,
 
-Means over :math:`m \pm \sigma`, all latents at once, are exact to the third order for a density whose other terms than
-quadratic ones are of a single latent each, such as data seen with a noise that is not normal.
+with the covariances only where the Hessian has numbers, and these as a sum of a few products :math:`v w^\top`, for each
+of which differences of four gradients are enough. A Gaussian about there has more even weights: for a chain of 500
+volatilities an ESS of 0.86 in place of 0.58.
 
 **References**
 
@@ -22,7 +23,8 @@ quadratic ones are of a single latent each, such as data seen with a noise that 
 [2] H. Rue, S. Martino, N. Chopin (2009). Approximate Bayesian Inference for Latent Gaussian Models by Using
 Integrated Nested Laplace Approximations.
 
-[3] M. Opper, C. Archambeau (2009). The Variational Gaussian Approximation Revisited.
+[3] L. Tierney, R. Kass, J. Kadane (1989). Fully Exponential Laplace Approximations to Expectations and Variances of
+Nonpositive Functions.
 """
 
 from collections.abc import Callable
@@ -40,8 +42,8 @@ from .sparse_curvature import Nodes, SparseCurvature, drawn, log_widths, solved
 NUM_STEPS, NEAR = 12, 0.02
 #: A step is not halved further than to this share of it.
 SHORTEST = 0.01
-#: Times that the closest Gaussian is moved to its own means of gradients and curvatures.
-NUM_MATCHES = 2
+#: By how many standard deviations of a latent third derivatives are differences.
+FAR = 0.5
 #: What rounding may take off a log density.
 SLACK = 1e-3
 
@@ -64,13 +66,6 @@ class Conditional(NamedTuple):
         """At some of the values."""
         nodes = [(root[rows], slope[rows]) for root, slope in self.nodes]
         return Conditional(self.hubs[rows], self.log_marginal[rows], self.loc[rows], nodes)
-
-    def where(self, mask: Tensor, other: "Conditional") -> "Conditional":
-        """Where a mask says so; elsewhere another one, at the same values."""
-        pairs = zip(self.nodes, other.nodes)
-        nodes = [tuple(torch.where(mask[:, None, None, None], a, b) for a, b in zip(*pair)) for pair in pairs]
-        loc = torch.where(mask[:, None], self.loc, other.loc)
-        return Conditional(self.hubs, self.log_marginal, loc, nodes)  # type: ignore[arg-type]
 
     def and_of(self, other: "Conditional") -> "Conditional":
         """At its own values, then at those of another one."""
@@ -101,7 +96,7 @@ class ConditionalModes:
     def at(self, hubs: Tensor) -> Conditional:
         """The others at values of the hubs ``(N, num_hubs)``, by steps of Newton, shorter where they are too long."""
         like = self.near(hubs)
-        z, length = like.double().cpu(), torch.ones(len(like), dtype=torch.double, device="cpu")
+        z, length = like.double().cpu().clone(), torch.ones(len(like), dtype=torch.double, device="cpu")
         value, grad, nodes = self._look(z, like)
         for number in range(NUM_STEPS + 1):
             step = solved(self.among, nodes, grad)
@@ -122,28 +117,24 @@ class ConditionalModes:
         found = (left < 1.0) & marginal.isfinite()
         return Conditional(hubs, torch.where(found, marginal, -torch.inf), z[:, self.rest] + step, nodes)
 
-    def matched(self, given: Conditional, noise: Tensor, weight: Tensor) -> Conditional:
-        """The same with the closest Gaussians in place of those at the modes, unless draws say that these are closer.
+    def at_means(self, given: Conditional, noise: Tensor, weight: Tensor) -> Conditional:
+        """The same Gaussians about the means in place of the modes, unless draws say that they are closer as they are.
 
         :param given: see :meth:`at`.
         :param noise: standard normal rows ``(N, num_rest)`` by which they are compared.
         :param weight: how much each value of the hubs matters, ``(N,)``.
         """
-        like, loc, nodes = self.near(given.hubs), given.loc, given.nodes
-        found = given.log_marginal > -torch.inf
-        for _ in range(NUM_MATCHES):
-            width = self.curvature.variances(nodes).sqrt()
-            ends = [self._derived(self._joined(like, loc + sign * width), like) for sign in (-1.0, 1.0)]
-            grad, numbers = (0.5 * (a + b) for a, b in zip(*(end[1:] for end in ends)))
-            found = found & ends[0][0].isfinite() & ends[1][0].isfinite()
-            before, nodes = log_widths(self.among, nodes), self.curvature.factors(numbers)
-            step = solved(self.among, nodes, grad)
-            loc = loc + step
-            gap = (step * grad).sum(-1) + 2 * (log_widths(self.among, nodes) - before).square().sum(-1)
-            if not bool((gap[found] > NEAR**2).any()):
-                break
-        found = found & loc.isfinite().all(-1)
-        made = Conditional(given.hubs, given.log_marginal, loc, nodes).where(found, given)
+        like = self.near(given.hubs)
+        pairs = self.curvature.summands(self.curvature.covariances(given.nodes))
+        third = torch.zeros_like(given.loc)
+        for v, w in zip(*((FAR * part).unbind(-2) for part in pairs)):
+            for sign, way in ((1.0, v + w), (1.0, -v - w), (-1.0, v - w), (-1.0, w - v)):
+                there = self._joined(like, given.loc + way).to(like)
+                grads = self.density.values_and_grads(there)[1][:, self.rest]
+                third += sign * grads.double().cpu() / (4 * FAR**2)
+        loc = given.loc + solved(self.among, given.nodes, 0.5 * third)
+        found = (given.log_marginal > -torch.inf) & loc.isfinite().all(-1)
+        made = given._replace(loc=torch.where(found[:, None], loc, given.loc))
         gain = self._bounds(made, noise, like) - self._bounds(given, noise, like)
         return made if float((weight * gain)[found].sum()) > 0 else given
 
@@ -155,22 +146,17 @@ class ConditionalModes:
 
     def _joined(self, like: Tensor, rest: Tensor) -> Tensor:
         """Points of all latents, with the hubs of ``like`` and these others."""
-        z = like.double().cpu()
+        z = like.double().cpu().clone()
         z[:, self.rest] = rest
         return z
 
     def _look(self, z: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Nodes]:
         """Values, gradients, and the Gaussians of the curvature, in double precision."""
-        value, grad, numbers = self._derived(z, like)
-        return value, grad, self.curvature.factors(numbers)
-
-    def _derived(self, z: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Values, ``-inf`` where the others are not finite; gradients; and the numbers of the curvature."""
         found = self.density.curvatures(z.to(like), self._rows.to(like))
         value, grad, products = (part.double().cpu() for part in found)
         value = torch.where(products.isfinite().all(-1).all(-1), value, -torch.inf)
-        numbers = self.curvature.read(-products[..., self.rest].nan_to_num(0.0, 0.0, 0.0))
-        return value, grad[:, self.rest].nan_to_num(0.0, 0.0, 0.0), numbers
+        nodes = self.curvature.factors(self.curvature.read(-products[..., self.rest].nan_to_num(0.0, 0.0, 0.0)))
+        return value, grad[:, self.rest].nan_to_num(0.0, 0.0, 0.0), nodes
 
     def draws(self, given: Conditional, x: Tensor) -> Tensor:
         """Standard normal rows ``(N, num_rest)`` as a draw of the others for each value of the hubs."""

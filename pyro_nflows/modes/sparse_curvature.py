@@ -89,19 +89,44 @@ class SparseCurvature:
             values[..., -1] = 0.0
         return found[::-1]
 
-    def variances(self, nodes: Nodes) -> Tensor:
-        """Of each latent, ``(..., D)``: a node's are known from those of what it depends on, all tied together."""
-        like, dim = nodes[0][0], self.elimination.dim
+    def covariances(self, nodes: Nodes) -> Tensor:
+        """Numbers of the covariance where the factor has any, as :meth:`read` has them of a matrix.
+
+        A node's are known from those of what it depends on, which are tied to each other.
+        """
+        like = nodes[0][0]
         values = like.new_zeros(*like.shape[:-3], len(self.keys) + 1)
-        found = like.new_zeros(*like.shape[:-3], dim + 1)
-        for group, places, (root, slope) in zip(self.elimination.groups, self.places, nodes):
+        for places, (root, slope) in zip(self.places, nodes):
             others = places.others  # a pair of nodes has its numbers in one order only
             cross = slope @ values[..., torch.where(others == len(self.keys), others.mT, others)]
-            own = root @ root.mT + cross @ slope.mT
-            values[..., places.cross], values[..., places.own] = cross, own
+            values[..., places.cross] = cross
+            values[..., places.own] = root @ root.mT + cross @ slope.mT
             values[..., -1] = 0.0
-            found[..., group.columns.flatten()] = own.diagonal(dim1=-2, dim2=-1).flatten(-2)
-        return found[..., :-1]
+        return values
+
+    def variances(self, covariances: Tensor) -> Tensor:
+        """Of each latent, ``(..., D)``."""
+        dim = self.elimination.dim
+        return covariances[..., self._find(torch.arange(dim, device="cpu") * (dim + 1))]
+
+    def summands(self, covariances: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Vectors of which the covariance is a sum of products, :math:`\sum_c v_c w_c^\top`, one a color.
+
+        That holds wherever the Hessian has numbers. In either vector, no number is above a latent's standard deviation.
+
+        :return: ``(..., C, D)`` both.
+        """
+        dim, num = self.elimination.dim, int(self.colors.max()) + 1
+        width = self.variances(covariances).sqrt()
+        rows, columns = self._rows[self._known], self._columns[self._known]
+        numbers = covariances[..., :-1][..., self._known]
+        once = self._find(columns * dim + rows) == len(self.keys)
+        v = width[..., None, :] * self.probes().to(width)
+        w = width.new_zeros(*width.shape[:-1], num * dim)
+        w.index_add_(-1, self.colors[rows] * dim + columns, numbers / width[..., rows])
+        rows, columns = columns[once], rows[once]
+        w.index_add_(-1, self.colors[rows] * dim + columns, numbers[..., once] / width[..., rows])
+        return v, w.unflatten(-1, (num, dim))
 
 
 def drawn(elimination: Elimination, nodes: Nodes, x: Tensor) -> Tensor:

@@ -83,41 +83,75 @@ def counts(z):
     return level(z) + 3 * (h - h.exp()).sum(1)
 
 
-def test_the_closest_gaussians_have_no_gradient_and_their_own_curvature_on_average():
+def test_gaussians_at_the_means_have_next_to_no_gradient_on_average():
     finder = modes(counts)
     noise = quasi_normal(3, T, 0)
     laplace = finder.at(HUBS)
-    given = finder.matched(laplace, noise, torch.ones(3))
+    given = finder.at_means(laplace, noise, torch.ones(3))
     assert not torch.equal(given.loc, laplace.loc)
     x = quasi_normal(4096, T, 1)
+
+    width = finder.curvature.variances(finder.curvature.covariances(laplace.nodes)).sqrt()
 
     def gradient(which, row):
         its = which.of(torch.full((len(x),), row))
         z = torch.zeros(len(x), T + 2, dtype=torch.double)
         z[:, finder.hubs], z[:, finder.rest] = HUBS[row], finder.draws(its, x)
         slope = finder.density.values_and_grads(z)[1][:, finder.rest].mean(0)
-        return torch.linalg.vector_norm(slope * finder.curvature.variances(which.nodes)[row].sqrt())
+        return torch.linalg.vector_norm(
+            slope * finder.curvature.variances(finder.curvature.covariances(which.nodes))[row].sqrt()
+        )
 
     for row in range(3):
         assert gradient(given, row) < 0.2 * gradient(laplace, row)
 
 
-def test_where_all_is_gaussian_the_closest_ones_are_those_at_the_modes():
+def test_where_all_is_gaussian_the_mean_is_the_mode():
     finder = modes()
     laplace = finder.at(HUBS)
-    given = finder.matched(laplace, quasi_normal(3, T, 0), torch.ones(3))
+    given = finder.at_means(laplace, quasi_normal(3, T, 0), torch.ones(3))
     assert torch.allclose(given.loc, laplace.loc, atol=1e-6)
-    for (root, slope), (its_root, its_slope) in zip(given.nodes, laplace.nodes):
-        assert torch.allclose(root, its_root, atol=1e-6)
-        assert torch.allclose(slope, its_slope, atol=1e-6)
 
 
-def test_variances_are_those_of_the_inverse():
+def test_covariances_are_those_of_the_inverse_wherever_the_hessian_has_numbers():
     finder = modes()
-    found = finder.curvature.variances(finder.at(HUBS).nodes)
+    found = finder.curvature.covariances(finder.at(HUBS).nodes)
+    variances, (v, w) = finder.curvature.variances(found), finder.curvature.summands(found)
+    sums = torch.einsum("ncj,nck->njk", v, w)
     for row, hubs in enumerate(HUBS):
         precision, _ = precision_and_shift(*hubs)
-        assert torch.allclose(found[row], torch.linalg.inv(precision).diagonal(), atol=1e-8)
+        covariance = torch.linalg.inv(precision)
+        assert torch.allclose(variances[row], covariance.diagonal(), atol=1e-8)
+        assert torch.allclose(sums[row][precision != 0], covariance[precision != 0], atol=1e-8)
+        assert bool((w[row].abs() <= 1.0001 * covariance.diagonal().sqrt()).all())
+
+
+def test_means_of_sums_of_latents_are_right_too():
+    """Counts whose log rates are a walk plus a level that all of a kind share: third derivatives are not diagonal."""
+
+    def summed(z):
+        h, level_of = torch.cat([z[:, :10], z[:, 12:]], 1), z[:, 10:12]
+        rate = h[:, 3:] + 0.7 * h[:, :1]
+        prior = -0.5 * ((h[:, 1:] - h[:, :-1]).square().sum(1) + h.square().sum(1) + level_of.square().sum(1))
+        return prior + (1.5 * rate - rate.exp()).sum(1) - 0.1 * (level_of[:, :1] * h).square().sum(1)
+
+    near = torch.zeros(T + 2, dtype=torch.double)
+    pattern = pattern_of(summed, near)
+    assert pattern is not None
+    among = Elimination.of(pattern.without_hubs())
+    finder = ConditionalModes(DensityGradient(summed), pattern, among, lambda hubs: near.expand(len(hubs), -1).clone())
+    num = len(pattern.hubs)
+    laplace = finder.at(torch.zeros(1, num, dtype=torch.double))
+    given = finder.at_means(laplace, quasi_normal(1, len(pattern.others), 0), torch.ones(1))
+    x = quasi_normal(4096, len(pattern.others), 1)
+
+    def gradient(which):
+        z = torch.zeros(len(x), T + 2, dtype=torch.double)
+        z[:, finder.rest] = finder.draws(which.of(torch.zeros(len(x)).long()), x)
+        slope = finder.density.values_and_grads(z)[1][:, finder.rest].mean(0)
+        return torch.linalg.vector_norm(slope)
+
+    assert gradient(given) < 0.25 * gradient(laplace)
 
 
 def test_gaussians_that_draws_say_are_farther_are_not_taken():
@@ -127,7 +161,7 @@ def test_gaussians_that_draws_say_are_farther_are_not_taken():
         return torch.where((h - Y).square().sum(1) > 1e-3, torch.nan, level(z))
 
     laplace = modes().at(HUBS)
-    given = modes(kinked).matched(laplace, quasi_normal(3, T, 0), torch.ones(3))
+    given = modes(kinked).at_means(laplace, quasi_normal(3, T, 0), torch.ones(3))
     assert torch.equal(given.loc, laplace.loc)
 
 
