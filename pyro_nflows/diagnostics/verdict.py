@@ -244,6 +244,10 @@ def judge(evidence: Evidence, training: Training = Training()) -> Verdict[Outcom
         far = outliers_in_words(evidence.log_weight)
         sentence += f" The guide by itself is worse: {far}, and get_samples() has none of those."
     sentence += _rests_on(evidence.subsampled, outcome)
+    if evidence.redrawn is not None and outcome not in (Outcome.REDRAWN, Outcome.MOVED):
+        sentence += (
+            f" These are draws {evidence.redrawn}; of the guide's own, ESS and k-hat are {evidence.redrawn.own()}."
+        )
     if evidence.faults.unobserved:
         sentence += " Nothing was observed at these arguments, so the posterior is the prior."
     refused = sentence.startswith("Do not trust")
@@ -291,10 +295,10 @@ def _decide(evidence: Evidence, ess: float) -> Outcome:
         return Outcome.TOO_FEW
     if ess < UNCUT and is_cut(evidence.log_weight):
         return Outcome.CUT
-    if evidence.redrawn is not None and faults.drift is None:
-        return Outcome.REDRAWN
     if ess < HALF:
         return Outcome.RESAMPLED if faults.drift is None else Outcome.DRIFTS
+    if evidence.redrawn is not None:
+        return Outcome.REDRAWN
     return Outcome.OUTLIERS if bool(outliers(evidence.log_weight).any()) else Outcome.TRUST
 
 

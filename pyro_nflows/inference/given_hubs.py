@@ -31,7 +31,7 @@ from ..transformers import Affine
 from ..triangles import log_scale_and_lower
 from .fitted import sound
 from .hub_layers import Parts
-from .hub_marginal import GOOD, Marginal, fit_flows, hub_marginal
+from .hub_marginal import GAUSSIAN, Marginal, fit_flows, hub_marginal
 from .mark import put, trimmed
 from .redrawn import good_redrawn
 from .regressed import regressed
@@ -157,7 +157,7 @@ def given_hubs(trainer: Trainer, layer: Whitened) -> bool:
     if found is None:
         return False
     _place_end(parts, modes, found)
-    if found.ess < GOOD:
+    if found.ess < GAUSSIAN:
         fit_flows(found.points, parts.hubs, parts.coordinates(), trainer.budget.need)
     given = _all_over(parts, modes, found)
     given = modes.at_means(given, quasi_normal(len(given.loc), given.loc.shape[1], 2).to(given.loc), _weight(given))

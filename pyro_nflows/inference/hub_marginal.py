@@ -2,7 +2,8 @@ r"""The posterior of the hubs by itself, and points all over it.
 
 It has few dimensions, and its density is known but for a constant (:mod:`~pyro_nflows.modes.conditional_modes`): so it
 is found by adaptive importance sampling [1]. Points of a mixture, half of them of a Gaussian and half of a wider one,
-are weighed, and the Gaussian is moved to their moments, until the weights are even enough. Points that were there
+are weighed, and the Gaussian is moved to their moments, or to the maximum of a quadratic function that is fitted to the
+log density there, until the weights are even enough. Points that were there
 before count too, all of them as draws of the mixture of all that they were drawn from. Where the posterior is not
 Gaussian, a flow is fitted to weighed points by their likelihood, and fitted again to points of its own.
 
@@ -31,12 +32,18 @@ NUM_POINTS, WORTH, MAX_MOVES, ENOUGH = 192, 8, 20, 64
 WIDTHS = (1.2, 2.4)
 #: A hub's variance has this share of the old one at least: a few points may be all of the weight.
 NARROWEST = 0.05
+#: The share of the largest weight from which on a point counts for a quadratic function, and the longest step to its
+#: maximum.
+COUNTS, LONGEST = 1e-3, 4.0
 #: Points of the Gaussian in the end, and of each flow.
 NUM_LAST = 512
 #: The share of all points that tells when to stop fitting a flow to them.
 HELD_OUT = 0.25
-#: An ESS of the Gaussian, or of a flow, that needs no other flow; and how many there are at most.
-GOOD, MAX_FLOWS = 0.9, 3
+#: An ESS of the Gaussian that needs no flow, and one of a flow that needs no other; and how many there are at most.
+GAUSSIAN, GOOD, MAX_FLOWS = 0.9, 0.95, 3
+#: A flow is fitted to a mixture of the posterior and, by this share, of this power of it, lest its tails be lighter:
+#: the posterior of the logarithm of a variance that may be zero has one that falls like an exponential function.
+SHARE, FLATTER = 0.03, 0.5
 #: Steps at most, and those without a gain after which there is no other; how often that is looked at.
 NUM_STEPS, PATIENCE, LOOKS, STEP_SIZE = 500, 120, 20, 5e-3
 
@@ -134,7 +141,8 @@ def hub_marginal(modes: ConditionalModes, loc: Tensor, root: Tensor) -> Marginal
             return None
         log_weight = points.log_weight.clamp(min=float(points.log_weight.max()) - 1e4)
         power = tempered(log_weight, WORTH * dim)
-        moved = _moments(points.hubs, (power * points.log_weight).softmax(0), root)
+        weight = (power * points.log_weight).softmax(0)
+        moved = _moments(points.hubs, weight, root)
         if moved is None:
             return None
         loc, root = moved
@@ -143,6 +151,7 @@ def hub_marginal(modes: ConditionalModes, loc: Tensor, root: Tensor) -> Marginal
             given = points.add(hubs, log_density)
             loc, root = _moments(points.hubs, points.log_weight.softmax(0), root) or (loc, root)
             return Marginal(loc, root, points, given, given.log_marginal - log_density(hubs))
+        loc, root = _peak(points, weight, loc, root) or (loc, root)
     return None
 
 
@@ -210,6 +219,35 @@ def fit_flow(flow: Layer, x: Tensor, log_weight: Tensor, check: Callable[[], Non
     flow.load_state_dict(kept)
 
 
+def _peak(points: Points, weight: Tensor, loc: Tensor, root: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Where a quadratic function fitted to the log density has its maximum, and the lower factor of its covariance.
+
+    None where there are too few points for one, or it has none.
+
+    :param points: which it is fitted to.
+    :param weight: how much each of them matters.
+    :param loc: of a Gaussian near there, from which it is at most :data:`LONGEST` widths away.
+    :param root: its lower factor.
+    """
+    dim, which = len(loc), (weight > COUNTS * weight.max()) & (points.log_marginal > -math.inf)
+    x = torch.linalg.solve_triangular(root, (points.hubs[which] - loc).T, upper=False).T
+    i, j = torch.tril_indices(dim, dim, device="cpu")
+    terms = torch.cat([x.new_ones(len(x), 1), x, x[:, i] * x[:, j]], 1)
+    if len(terms) < 2 * terms.shape[1]:
+        return None
+    size = weight[which, None].sqrt()
+    found = torch.linalg.lstsq(size * terms, size * points.log_marginal[which, None]).solution[:, 0]
+    precision = x.new_zeros(dim, dim)
+    precision[i, j] = -found[1 + dim :]
+    factor, failed = torch.linalg.cholesky_ex(precision + precision.T)
+    if failed or not bool(factor.isfinite().all()):
+        return None
+    step = torch.cholesky_solve(found[1 : 1 + dim, None], factor)[:, 0]
+    step = step * (LONGEST / step.norm()).clamp(max=1.0)
+    there, failed = torch.linalg.cholesky_ex(root @ torch.cholesky_inverse(factor) @ root.T)
+    return None if failed else (loc + root @ step, there)
+
+
 @torch.no_grad()
 def fit_flows(points: Points, flow: Layer, coordinates: Coordinates, check: Callable[[], None] = lambda: None) -> None:
     """Fit a flow of the hubs to weighed points; and again, to points of its own too, until their weights are even.
@@ -222,13 +260,21 @@ def fit_flows(points: Points, flow: Layer, coordinates: Coordinates, check: Call
 
     like = next(flow.parameters())
     for number in range(MAX_FLOWS):
-        fit_flow(flow, coordinates.seen(points.hubs), points.log_weight, check)
+        fit_flow(flow, coordinates.seen(points.hubs), _with_tails(points), check)
         if number + 1 < MAX_FLOWS:
             hubs = coordinates.hubs(flow(quasi_normal(NUM_LAST, points.hubs.shape[1], number).to(like))[0])
             log_density = _density(copy.deepcopy(flow), coordinates)
             given = points.add(hubs, log_density)
             if effective(given.log_marginal - log_density(hubs)) >= GOOD:
                 return
+
+
+def _with_tails(points: Points) -> Tensor:
+    """Log-weights of a mixture of the posterior and of a flatter density."""
+    known = points.log_marginal > -math.inf
+    flatter = torch.where(known, points.log_weight - (1 - FLATTER) * points.log_marginal, -math.inf)
+    parts = (1 - SHARE, points.log_weight), (SHARE, flatter)
+    return torch.stack([log_weight.log_softmax(0) + math.log(share) for share, log_weight in parts]).logsumexp(0)
 
 
 def _density(flow: Layer, coordinates: Coordinates) -> Callable[[Tensor], Tensor]:

@@ -163,7 +163,7 @@ class Posterior(Written):
         """Further draws of the flow's hubs, with all others drawn anew."""
         joint = self.log_joint()
         with seeded((self.seed or 0) + len(self.draws.z)), self.own_parameters():
-            return redrawn(joint, DensityGradient(joint), cast(Whitened, self.layer.plain()), num_samples)
+            return sound(redrawn(joint, DensityGradient(joint), cast(Whitened, self.layer.plain()), num_samples))
 
     def _further(self, num_samples: int) -> Draws:
         """Fresh draws with their weights."""

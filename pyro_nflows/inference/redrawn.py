@@ -25,7 +25,7 @@ from ..modes.conditional_modes import ConditionalModes
 from ..modes.sparse_curvature import log_widths
 from ..numerics import LogDensity, quasi_normal, standard_normal_log_prob
 from ..objectives.draws import Draws, concatenate, even_noise
-from .fitted import sound
+from .fitted import RARE, sound, undefined
 from .hub_layers import Parts
 
 #: Draws, and those that are looked at first.
@@ -50,7 +50,7 @@ def redrawn(log_joint: LogDensity, density: DensityGradient, layer: Whitened, nu
     if parts is None:
         raise ValueError(f"redrawn: expected a flow of hubs and of the others given them, got {layer}")
     noise = even_noise(layer, num_samples)
-    return sound(concatenate([_some(log_joint, density, layer, parts, some) for some in noise.split(NUM_AT_ONCE)]))
+    return concatenate([_some(log_joint, density, layer, parts, some) for some in noise.split(NUM_AT_ONCE)])
 
 
 def _some(log_joint: LogDensity, density: DensityGradient, layer: Whitened, parts: Parts, noise: Tensor) -> Draws:
@@ -68,10 +68,8 @@ def _some(log_joint: LogDensity, density: DensityGradient, layer: Whitened, part
     log_others = standard_normal_log_prob(x) - log_widths(parts.among, given.nodes).sum(-1)
     z = z.clone()
     z[:, others] = modes.draws(given, x).to(z)
-    log_p = log_joint(z).double()
-    lost = (given.log_marginal == -torch.inf).to(z.device)
-    log_q = log_hubs.double() + log_others.to(z.device)
-    return Draws(z, torch.where(lost, -torch.inf, log_p), torch.where(lost, 0.0, log_q))
+    # Where no mode was found, the Gaussian is of the last point: it is as good as its weight says.
+    return Draws(z, log_joint(z).double(), log_hubs.double() + log_others.to(z.device))
 
 
 def good_redrawn(trainer: Trainer, layer: Whitened, ess: float) -> Draws | None:
@@ -85,9 +83,9 @@ def good_redrawn(trainer: Trainer, layer: Whitened, ess: float) -> Draws | None:
     for num, share in ((FIRST_LOOK, HOPEFUL), (NUM_SAMPLES - FIRST_LOOK, 1.0)):
         some = redrawn(trainer.judged, trainer.density, layer, num)
         draws = some if draws is None else concatenate([draws, some])
-        if not smoothed_worth(draws.log_weight) >= share * ess:
+        if not smoothed_worth(sound(draws).log_weight) >= share * ess or float(undefined(draws).double().mean()) > RARE:
             return None
-    return draws if draws is not None and _are_even(draws.log_weight, ess) else None
+    return draws if draws is not None and _are_even(sound(draws).log_weight, ess) else None
 
 
 def _are_even(log_weight: Tensor, ess: float) -> bool:

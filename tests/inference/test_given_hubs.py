@@ -38,6 +38,14 @@ def test_the_posterior_of_the_hubs_is_found_from_afar():
     assert bool((((found.root @ found.root.T).diagonal().sqrt() / sd - 1).abs() < 0.1).all())
 
 
+def test_a_gaussian_posterior_far_away_is_found_at_once():
+    finder = modes(lambda z: -0.5 * (z - 20.0).square().sum(1) - (z[:, 9:12].sum(1) - 60.0).square())
+    found = hub_marginal(finder, torch.zeros(2).double(), torch.eye(2).double())
+    assert found is not None
+    assert len(found.points.hubs) < 1600  # by moments alone each step is of a width or two
+    assert bool(((found.loc - 20.0).abs() < 0.2).all())
+
+
 def test_a_posterior_that_is_nowhere_is_not_found():
     finder = modes(lambda z: z.sum(1) * torch.nan)
     assert hub_marginal(finder, torch.zeros(2).double(), torch.eye(2).double()) is None

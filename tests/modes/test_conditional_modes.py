@@ -91,8 +91,6 @@ def test_gaussians_at_the_means_have_next_to_no_gradient_on_average():
     assert not torch.equal(given.loc, laplace.loc)
     x = quasi_normal(4096, T, 1)
 
-    width = finder.curvature.variances(finder.curvature.covariances(laplace.nodes)).sqrt()
-
     def gradient(which, row):
         its = which.of(torch.full((len(x),), row))
         z = torch.zeros(len(x), T + 2, dtype=torch.double)
