@@ -54,6 +54,11 @@ def is_heavy(log_weight: Tensor, ess: float) -> bool:
     )
 
 
+def is_nearly_equal(log_weight: Tensor, ess: float) -> bool:
+    """Whether weights are so nearly equal that a verdict does not mind a k-hat above its threshold."""
+    return ess >= NEARLY_EQUAL and not is_heavy(log_weight, ess)
+
+
 def is_even(log_weight: Tensor) -> bool:
     """Whether no weight is more than a tenth above their mean."""
     return float((log_weight.double() - log_weight.max()).exp().mean()) * (1 + EVEN) > 1

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..diagnostics.moves import Redrawn
 from ..diagnostics.verdict import ENOUGH
-from ..diagnostics.worth import HALF, effective, k_limit, smoothed_worth, tail_index
+from ..diagnostics.worth import HALF, effective, is_nearly_equal, k_limit, smoothed_worth, tail_index
 from ..engine import DensityGradient, Trainer
 from ..flows.whitened import Whitened
 from ..layers import SparseAffine
@@ -88,9 +88,11 @@ def good_redrawn(trainer: Trainer, layer: Whitened, ess: float) -> Draws | None:
     return draws if draws is not None and _are_even(sound(draws).log_weight, ess) else None
 
 
-def _are_even(log_weight: Tensor, ess: float) -> bool:
-    is_enough = effective(log_weight) >= min(HALF, ess) and effective(log_weight) * len(log_weight) >= ENOUGH
-    return is_enough and tail_index(log_weight) < k_limit(len(log_weight), 0.0)
+def _are_even(log_weight: Tensor, least: float) -> bool:
+    ess = effective(log_weight)
+    if not (ess >= min(HALF, least) and ess * len(log_weight) >= ENOUGH):
+        return False
+    return tail_index(log_weight) < k_limit(len(log_weight), 0.0) or is_nearly_equal(log_weight, ess)
 
 
 def told_of(layer: Whitened, own: Draws) -> Redrawn:

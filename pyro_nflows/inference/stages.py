@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..diagnostics.outliers import is_cut
 from ..diagnostics.verdict import SETTLED
-from ..diagnostics.worth import HALF, NEARLY_EQUAL, effective, is_heavy, k_limit, smoothed_worth, tail_index
+from ..diagnostics.worth import HALF, effective, is_nearly_equal, k_limit, smoothed_worth, tail_index
 from ..engine import Round, Trainer
 from ..engine.sampler import LOOK
 from ..flows.hubs import GivenHubs
@@ -185,7 +185,7 @@ class FlowRounds:
         log_weight = sound(draws).log_weight
         self._ess = (effective if schedule.good_ess > NEARLY else smoothed_worth)(log_weight)
         limit = k_limit(len(log_weight), 1.0 if schedule.good_ess > NEARLY else 0.0)
-        light = tail_index(log_weight) < limit or _is_nearly_equal(log_weight, self._ess)
+        light = tail_index(log_weight) < limit or is_nearly_equal(log_weight, self._ess)
         is_enough = self._ess > schedule.good_ess and effective(log_weight) >= min(HALF, schedule.good_ess)
         if is_enough and (light or not schedule.light_tails):
             self._good, self._is_complete = draws, True
@@ -225,11 +225,6 @@ class FlowRounds:
             return None
         self._best.put_back()
         return draws
-
-
-def _is_nearly_equal(log_weight: Tensor, ess: float) -> bool:
-    """Whether weights are so nearly equal that the verdict will not mind a k-hat above its threshold."""
-    return ess >= NEARLY_EQUAL and not is_heavy(log_weight, ess)
 
 
 def reaches_beyond(trainer: Trainer, layer: Layer) -> bool:
