@@ -23,7 +23,7 @@ from tests.run_readme import README, examples
 Names = dict[str, Any]
 PAGES = {page.stem: page.read_text(encoding="utf-8") for page in sorted((README.parent / "docs").glob("*.md"))}
 PAGES = {stem: text for stem, text in PAGES.items() if examples(text)}
-GOOD = (Outcome.TRUST, Outcome.RESAMPLED, Outcome.MOVED)
+GOOD = (Outcome.TRUST, Outcome.RESAMPLED, Outcome.MOVED, Outcome.REDRAWN)
 
 
 class Example(NamedTuple):

@@ -50,20 +50,22 @@ class Results:
 
     @property
     def log_weight(self) -> Tensor:
-        """Log-weights ``log p - log q`` of the guide's own draws that are kept, ``(S,)``."""
+        """Log-weights ``log p - log q`` of the draws that the verdict rests on, ``(S,)``: of the guide's own, unless
+        most latents were drawn anew (``REDRAWN``)."""
         return self.posterior.log_weight
 
     @exclusive()
     def get_samples(self, num_samples: int = 1000, *, resample: bool | None = None) -> dict[str, Tensor]:
         """Posterior draws, as ``MCMC.get_samples`` gives them.
 
-        They are the guide's, resampled by importance weights, or those of Markov chains where these have moved the
-        guide's (``MOVED``; :mod:`~pyro_nflows.inference.stationary`).
+        They are the guide's, resampled by importance weights; or those of Markov chains where these have moved the
+        guide's (``MOVED``; :mod:`~pyro_nflows.inference.stationary`); or have a few latents of the guide and all others
+        drawn anew given these (``REDRAWN``; :mod:`~pyro_nflows.inference.redrawn`), resampled too.
 
         :param num_samples: how many; where there are fewer, further ones are drawn and kept.
         :param resample: whether to resample by Pareto-smoothed importance weights; by default where the verdict's
             k-hat allows it, and elsewhere draws of zero density are left out. False gives the guide's own draws,
-            wherever chains have moved them.
+            wherever chains have moved them, or others were drawn anew.
         :return: a dict from site to a tensor ``(num_samples, *site shape)``.
         :raises RuntimeError: before ``run``.
         :raises MemoryError: if there is not enough memory for so many; those that there were are kept.
@@ -165,7 +167,8 @@ class Results:
         return self.posterior.verdict()
 
     def diagnostics(self) -> Diagnostics:
-        """The evidence, from fresh draws of the trained guide, also where chains have moved them (``MOVED``).
+        """The evidence, from fresh draws of the trained guide, also where chains have moved them (``MOVED``); or from
+        those of which most latents were drawn anew (``REDRAWN``).
 
         :return: ``elbo``, ``elbo_se``; ``elbo_trimmed`` and ``elbo_trimmed_se``, the same without the
             ``num_outliers`` draws that lie so far out that they alone make the ELBO what it is
@@ -226,10 +229,10 @@ class Results:
 
         Weights belong to the draws that they lie beside: after resampling, and of draws that chains have moved, all
         are equal (``log_weight`` 0, and ``log_q`` is ``lp``, as for draws of the posterior); else ``log_weight`` is
-        ``lp - log_q``, with ``log_q`` the guide's density. The attributes of the whole, of ``posterior`` and of
-        ``sample_stats`` hold ``verdict``, ``verdict_sentence``, ``trusted``, ``resampled``, ``ess`` (a share of the
-        draws), ``pareto_k``, ``log_evidence`` and ``elbo`` with their standard errors, ``seed`` if there was one, and
-        versions.
+        ``lp - log_q``, with ``log_q`` the density that they were drawn from. The attributes of the whole, of
+        ``posterior`` and of ``sample_stats`` hold ``verdict``, ``verdict_sentence``, ``trusted``, ``resampled``,
+        ``ess`` (a share of the draws), ``pareto_k``, ``log_evidence`` and ``elbo`` with their standard errors, ``seed``
+        if there was one, and versions.
 
         :param num_samples: posterior draws.
         :param resample: whether to resample by Pareto-smoothed importance weights; by default where the verdict's
