@@ -57,7 +57,7 @@ def evident(trainer: Trainer, layer: Whitened, schedule: Schedule) -> Draws | No
 def _looked(trainer: Trainer, layer: Whitened, schedule: Schedule) -> Draws | None:
     """Some draws of the layer, which they may have moved; none where they speak against it, or there is no time."""
     budget = trainer.budget
-    with contextlib.suppress(OutOfTime), budget.within(budget.after(LOOKING)), _aside(0):
+    with contextlib.suppress(OutOfTime), budget.within(budget.after(LOOKING)), aside(0):
         some = trainer.sampler.sample(layer, FIRST_LOOK)
         ess = effective(sound(some).log_weight)
         if not ess >= HOPELESS or bool(undefined(some).any()):
@@ -70,12 +70,12 @@ def _looked(trainer: Trainer, layer: Whitened, schedule: Schedule) -> Draws | No
 
 def fresh_draws(trainer: Trainer, layer: Whitened, schedule: Schedule) -> Draws:
     """Those that :func:`evident` judges last, however often they are taken."""
-    with _aside(1):
+    with aside(1):
         return trainer.sampler.sample(layer, schedule.num_samples)
 
 
 @contextlib.contextmanager
-def _aside(number: int) -> Iterator[None]:
+def aside(number: int) -> Iterator[None]:
     """Random numbers that are not those which training will have, and leave these alone."""
     with forked():
         seed = int(torch.randint(2**60, (), device="cpu")) + number

@@ -4,7 +4,8 @@ The others given the hubs are about Gaussian, with a mode and a curvature that c
 (:mod:`~pyro_nflows.modes.conditional_modes`). So the flow's Gaussian given the hubs need not be trained step by step
 with noise: its locations, scales and correlations at some hundred points all over the posterior of the hubs are
 regressed on the layers' features of these, and the features' networks are fitted to what the regression leaves. What is
-left for training is how far the others are from a Gaussian; where they are none, nothing is.
+left for training is how far the others are from a Gaussian; where they are none, nothing is. And where a regression
+is not exact enough, draws of the hubs may be good with all others drawn anew (:mod:`~pyro_nflows.inference.redrawn`).
 """
 
 import contextlib
@@ -29,6 +30,7 @@ from ..objectives.draws import Draws
 from ..system.randomness import forked
 from ..transformers import Affine
 from ..triangles import log_scale_and_lower
+from .evident import aside
 from .fitted import sound
 from .hub_layers import Parts
 from .hub_marginal import GAUSSIAN, Marginal, fit_flows, hub_marginal
@@ -104,7 +106,7 @@ def put_given_hubs(trainer: Trainer, layer: Whitened, schedule: Schedule) -> Pla
 
 def _anew(trainer: Trainer, layer: Whitened, schedule: Schedule) -> list[Draws]:
     """Good draws of its hubs with all others drawn anew, if there are any."""
-    with forked(0):
+    with aside(2):
         draws = good_redrawn(trainer, layer, schedule.evident_ess)
     return [] if draws is None else [draws]
 

@@ -257,7 +257,6 @@ def fit_flows(points: Points, flow: Layer, coordinates: Coordinates, check: Call
     :param coordinates: in which it sees the hubs.
     :param check: called now and then; it may raise an error where there is no time left.
     """
-
     like = next(flow.parameters())
     for number in range(MAX_FLOWS):
         fit_flow(flow, coordinates.seen(points.hubs), _with_tails(points), check)

@@ -75,6 +75,16 @@ def test_more_of_them_are_drawn_where_more_are_asked_for(vi):
     assert torch.equal(more.draws.z[-500:], posterior.with_draws(num).draws.z[-500:])
 
 
+def test_other_seeds_have_other_draws(vi, monkeypatch):
+    monkeypatch.setattr("pyro_nflows.inference.given_hubs._regress", lambda *_: None)
+    pyro.clear_param_store()
+    other = VI(AutoFlow(local_level), seed=1, progress_bar=False).run(DATA)
+    layer = vi.posterior.layer.plain()
+    hubs = layer.end.elimination.pattern.hubs
+    a, b = (fit.posterior.draws.z[:, hubs].double() for fit in (vi, other))
+    assert abs(torch.corrcoef(torch.stack([a[:, 0], b[:, 0]]))[0, 1]) < 5 / len(a) ** 0.5
+
+
 def test_the_guides_own_draws_are_there_too(vi):
     posterior = vi.posterior
     own = posterior.unmoved()
