@@ -15,6 +15,8 @@ from ..model.hierarchy import Hierarchy
 
 #: A curvature below this share of the largest is none.
 FLAT = 1e-8
+#: A number of a matrix of unit diagonal from which on it is of no use.
+HUGE = 1e100
 
 #: For each block: its rows' own curvature ``(rows, d, d)``, and that with what is above ``(rows, d, width)``.
 Rows = Sequence[tuple[Tensor, Tensor]]
@@ -107,10 +109,15 @@ def _places(hierarchy: Hierarchy, number: int) -> dict[int, slice]:
 
 
 def root_of(square: Tensor) -> Tensor:
-    """Lower Cholesky factors of the inverses; typical widths along directions that are not convex."""
+    """Lower Cholesky factors of the inverses; typical widths along directions that are not convex.
+
+    One of many that is not finite, or as good as that, spoils no other.
+    """
     diagonal = square.diagonal(dim1=-2, dim2=-1)
     units = torch.where(diagonal > 0, diagonal.clamp(min=1e-300).rsqrt(), 1.0)
-    values, vectors = torch.linalg.eigh(units[..., None, :] * square * units[..., None])
+    scaled = units[..., None, :] * square * units[..., None]
+    sound = (scaled.abs() < HUGE).all(-1).all(-1)[..., None, None]
+    values, vectors = torch.linalg.eigh(torch.where(sound, scaled, torch.eye(square.shape[-1]).to(scaled)))
     floor = FLAT * values.abs().amax(-1, keepdim=True)
     root = units[..., None] * vectors * torch.where(values > floor, values.clamp(min=1e-300).rsqrt(), 1.0)[..., None, :]
     return torch.linalg.cholesky_ex(root @ root.mT)[0]

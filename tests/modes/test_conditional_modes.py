@@ -6,6 +6,7 @@ from pyro_nflows.engine.density_gradient import DensityGradient
 from pyro_nflows.model.elimination import Elimination
 from pyro_nflows.model.pattern import pattern_of
 from pyro_nflows.modes.conditional_modes import ConditionalModes
+from pyro_nflows.modes.plate_curvature import root_of
 from pyro_nflows.modes.sparse_curvature import SparseCurvature, drawn, log_widths, solved
 from pyro_nflows.numerics import quasi_normal
 
@@ -185,3 +186,13 @@ def test_hessians_are_read_and_factored_many_at_a_time():
         for (root, slope), (its_root, its_slope) in zip(many, one):
             assert torch.allclose(root[row], its_root)
             assert torch.allclose(slope[row], its_slope)
+
+
+def test_one_matrix_that_is_no_use_spoils_no_other():
+    """One where a curvature is next to nothing, and others that are not finite."""
+    good = torch.tensor([[2.0, 0.5], [0.5, 1.0]]).double()
+    tiny = torch.tensor([[1e-300, 1.0], [1.0, 1.0]]).double()
+    many = torch.stack([good, tiny, good * torch.nan, good * torch.inf])
+    roots = root_of(many)
+    assert torch.equal(roots[0], root_of(good[None])[0])
+    assert torch.allclose(roots[0] @ roots[0].mT, torch.linalg.inv(good))
