@@ -44,6 +44,8 @@ NUM_STEPS, NEAR = 12, 0.02
 SHORTEST = 0.01
 #: By how many standard deviations of a latent third derivatives are differences.
 FAR = 0.5
+#: Nats that one draw may count at most where Gaussians are compared.
+MOST = 20.0
 #: What rounding may take off a log density.
 SLACK = 1e-3
 
@@ -135,7 +137,7 @@ class ConditionalModes:
         loc = given.loc + solved(self.among, given.nodes, 0.5 * third)
         found = (given.log_marginal > -torch.inf) & loc.isfinite().all(-1)
         made = given._replace(loc=torch.where(found[:, None], loc, given.loc))
-        gain = self._bounds(made, noise, like) - self._bounds(given, noise, like)
+        gain = (self._bounds(made, noise, like) - self._bounds(given, noise, like)).nan_to_num(0.0).clamp(-MOST, MOST)
         return made if float((weight * gain)[found].sum()) > 0 else given
 
     def _bounds(self, given: Conditional, noise: Tensor, like: Tensor) -> Tensor:
