@@ -151,7 +151,7 @@ def given_hubs(trainer: Trainer, layer: Whitened) -> bool:
         there[:, columns] = hubs.to(z)
         return there
 
-    modes = ConditionalModes(trainer.density, pattern, parts.shear.elimination, near)
+    modes = ConditionalModes(trainer.density, pattern, parts.among, near)
     noise = quasi_normal(NUM_SPREAD, layer.input_dim, 0).to(end.loc)
     some = end(noise)[0][:, columns].double().cpu()
     root, failed = torch.linalg.cholesky_ex(some.T.cov().reshape(len(columns), len(columns)))
@@ -210,7 +210,7 @@ def _points(parts: Parts, num: int, width: float, seed: int) -> Tensor:
 
 def _regress(parts: Parts, given: Conditional, check: Callable[[], None]) -> None:
     """Put locations, scales and correlations of the others given the hubs into the layers."""
-    among, end, rest = parts.shear.elimination, parts.end, parts.end.elimination.pattern.others
+    among, end, rest = parts.among, parts.end, parts.end.elimination.pattern.others
     x, weight = parts.coordinates().seen(given.hubs), _weight(given)
     width = end.log_scale[rest].double().cpu().exp()
     loc = _padded((given.loc - end.loc[rest].double().cpu()) / width, 0.0)

@@ -7,7 +7,8 @@ Hessian (:mod:`~pyro_nflows.modes.conditional_modes`): so the others are drawn f
 .. math:: \log w = \log p(x, g, z) - \log q(g) - \log N(z; m(g), \Lambda(g)^{-1}) .
 
 The weights then tell how good the flow of the hubs is, which has few dimensions, and how far the others are from a
-Gaussian, of whatever shape their dependence on the hubs is. Such a draw costs as much as some hundred of the flow's.
+Gaussian, of whatever shape their dependence on the hubs is. Such a draw costs as much as ten to a hundred of the
+flow's.
 """
 
 from typing import cast
@@ -25,7 +26,7 @@ from ..modes.conditional_modes import ConditionalModes
 from ..modes.sparse_curvature import log_widths
 from ..numerics import LogDensity, quasi_normal, standard_normal_log_prob
 from ..objectives.draws import Draws, concatenate, even_noise
-from .fitted import RARE, sound, undefined
+from .fitted import sound, weighed
 from .hub_layers import Parts
 
 #: Draws, and those that are looked at first.
@@ -79,18 +80,18 @@ def good_redrawn(trainer: Trainer, layer: Whitened, ess: float) -> Draws | None:
     :param layer: a flow of hubs, and of the others given them.
     :param ess: that is asked for.
     """
-    draws: Draws | None = None
-    for num, share in ((FIRST_LOOK, HOPEFUL), (NUM_SAMPLES - FIRST_LOOK, 1.0)):
-        some = redrawn(trainer.judged, trainer.density, layer, num)
-        draws = some if draws is None else concatenate([draws, some])
-        if not smoothed_worth(sound(draws).log_weight) >= share * ess or float(undefined(draws).double().mean()) > RARE:
-            return None
-    return draws if draws is not None and _are_even(sound(draws).log_weight, ess) else None
+    first = redrawn(trainer.judged, trainer.density, layer, FIRST_LOOK)
+    if not smoothed_worth(sound(first).log_weight) >= HOPEFUL * ess:
+        return None
+    draws = concatenate([first, redrawn(trainer.judged, trainer.density, layer, NUM_SAMPLES - FIRST_LOOK)])
+    fit = weighed(layer, draws)
+    return draws if not fit.has_gaps and _are_even(fit.draws.log_weight, ess) else None
 
 
 def _are_even(log_weight: Tensor, least: float) -> bool:
+    """Whether weights are good enough for a fit to end with."""
     ess = effective(log_weight)
-    if not (ess >= min(HALF, least) and ess * len(log_weight) >= ENOUGH):
+    if not (smoothed_worth(log_weight) >= least and ess >= min(HALF, least) and ess * len(log_weight) >= ENOUGH):
         return False
     return tail_index(log_weight) < k_limit(len(log_weight), 0.0) or is_nearly_equal(log_weight, ess)
 
@@ -101,5 +102,5 @@ def told_of(layer: Whitened, own: Draws) -> Redrawn:
     :param layer: a flow of hubs, and of the others given them.
     :param own: its own draws.
     """
-    pattern, log_weight = cast(SparseAffine, layer.end).elimination.pattern, sound(own).log_weight
-    return Redrawn(len(pattern.hubs), len(pattern.others), effective(log_weight), tail_index(log_weight))
+    pattern = cast(SparseAffine, layer.end).elimination.pattern
+    return Redrawn(len(pattern.hubs), len(pattern.others), effective(own.log_weight), tail_index(own.log_weight))

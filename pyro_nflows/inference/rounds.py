@@ -189,9 +189,8 @@ class Fitting:
 
     def _keep_redrawn(self, draws: Draws) -> None:
         """The fit is these draws, most latents of which are drawn anew, and the layer's own."""
-        own = fresh_draws(self.trainer, self.layer, self.plan.schedule)
-        told = told_of(self.layer, own)
-        self.fit = replace(weighed(self.layer, draws), own=sound(own), redrawn=told)
+        own = sound(fresh_draws(self.trainer, self.layer, self.plan.schedule))
+        self.fit = replace(weighed(self.layer, draws), own=own, redrawn=told_of(self.layer, own))
         self.trainer.history.was_right = True
 
     def _expect(self) -> None:

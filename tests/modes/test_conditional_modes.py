@@ -153,7 +153,20 @@ def test_means_of_sums_of_latents_are_right_too():
     assert gradient(given) < 0.25 * gradient(laplace)
 
 
-def test_gaussians_that_draws_say_are_farther_are_not_taken():
+def test_gaussians_that_draws_say_are_farther_are_not_taken(monkeypatch):
+    finder = modes(counts)
+    laplace, noise = finder.at(HUBS), quasi_normal(3, T, 0)
+    for sign in (1.0, -1.0):
+
+        def bounds(given, *_, sign=sign):
+            return sign * (given.loc - laplace.loc).square().sum(1)
+
+        monkeypatch.setattr(finder, "_bounds", bounds)
+        is_moved = not torch.equal(finder.at_means(laplace, noise, torch.ones(3)).loc, laplace.loc)
+        assert is_moved == (sign > 0)
+
+
+def test_where_derivatives_are_not_finite_the_mode_stays():
     def kinked(z):
         """Not finite a standard deviation away from the mode, where averages would be taken."""
         h = torch.cat([z[:, :10], z[:, 12:]], 1)
