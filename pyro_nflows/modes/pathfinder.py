@@ -2,7 +2,8 @@ r"""Where to start: the best Gaussian along an optimisation path (Pathfinder's i
 
 A mode is a trap (centered hierarchies have none); the best *Gaussian* near the way to it is not. L-BFGS climbs the
 log joint from the guide's own start, the curvature at points of its path gives one Gaussian each, and the one with
-the highest ELBO wins, the guide's own start included. Where even that is far from the density, as where this has no
+the highest ELBO wins, the guide's own start included. Where the gradient at its draws says that its mean should be
+elsewhere, it is moved there by steps of Newton's. Where even that is far from the density, as where this has no
 bound, the ELBO itself is climbed (:mod:`~pyro_nflows.modes.averaged`), from the best Gaussian so far and from the
 guide's own start, and points of these paths are candidates too: the first may begin next to where the density has no
 bound, the second may leap to where a hierarchy's scale is next to none and no slope leads back.
@@ -16,7 +17,7 @@ import contextlib
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,8 +36,8 @@ NEAR = 1.0
 SHORT, SHORT_EACH = 5.0, 0.5
 #: The share of the time for a start that the climb may take; the rest is for choosing a Gaussian on its way.
 CLIMBING = 0.6
-#: Draws by which that is seen, each with its mirror image.
-NUM_PAIRS = 32
+#: Draws by which that is seen, each with its mirror image, and steps of Newton's that are tried against it.
+NUM_PAIRS, NUM_MOVES = 32, 4
 
 
 def best_start(
@@ -50,7 +51,10 @@ def best_start(
     density = log_joint if isinstance(log_joint, DensityGradient) else DensityGradient(log_joint)
     best, path = best_on_way(density, init, num_iterations, num_candidates, until)
     try:
-        if time.perf_counter() > until or not _is_far_off(density, best, path[-1]):
+        if time.perf_counter() > until:
+            return best
+        best, is_far_off = _moved(density, init, best, path[-1], until)
+        if not is_far_off or time.perf_counter() > until:
             return best
     except OutOfTime:
         return best
@@ -127,12 +131,48 @@ def best_of(
     return best
 
 
-@torch.no_grad()
-def _is_far_off(density: DensityGradient, gaussian: Frame, mode: Tensor) -> bool:
-    """Whether the best Gaussian is not the mode's, or the density at its draws is nothing like that at its mean.
+def _moved(
+    density: DensityGradient, init: Frame, best: Frame, mode: Tensor, until: float
+) -> tuple[Frame, bool]:
+    """A Gaussian, moved by a few steps of Newton's while its ELBO rises, and whether it is far off even then.
 
-    Or whether the ELBO would rise if its mean moved: by half the square of the mean gradient in its own units, where
-    the curvature is what it should be.
+    An ascent by gradients ends early where the density is much wider in one direction than in another.
+    """
+    seen = _looked(density, best, mode)
+    for _ in range(NUM_MOVES):
+        if not seen.is_far_off or time.perf_counter() > until:
+            break
+        try:
+            other = init.laplace(density, best.points(seen.step[None])[0])
+            its = _looked(density, other, other.loc)
+        except (ValueError, RuntimeError):  # the model cannot be evaluated there, or not differentiated twice
+            break
+        if not its.elbo > seen.elbo:
+            break
+        best, seen = other, its
+    return best, seen.is_far_off
+
+
+class _Seen(NamedTuple):
+    """What draws of a Gaussian show of it.
+
+    :param elbo: its ELBO.
+    :param step: to where its mean should be, in its own units, if the curvature is what it should be.
+    :param is_far_off: whether it is not the mode's, or the density at its draws nothing like that at its mean; or
+        whether the ELBO would rise by that step.
+    """
+
+    elbo: float
+    step: Tensor
+    is_far_off: bool
+
+
+@torch.no_grad()
+def _looked(density: DensityGradient, gaussian: Frame, mode: Tensor) -> _Seen:
+    """What fixed draws show of a Gaussian.
+
+    The mean gradient in its own units is the step to where its mean should be, by half the square of which the ELBO
+    would rise.
     """
     dim = len(gaussian.loc)
     with forked(seed=0):
@@ -140,9 +180,11 @@ def _is_far_off(density: DensityGradient, gaussian: Frame, mode: Tensor) -> bool
     at_mean, at_mode = density(torch.stack([gaussian.loc, mode]))
     values, grads = density.values_and_grads(gaussian.points(torch.cat([noise, -noise])))
     slope = gaussian.pulled(grads).reshape(2, NUM_PAIRS, dim).mean(0)
-    rise = 0.5 * (slope.mean(0).square() - slope.var(0) / NUM_PAIRS).sum()
+    step = slope.mean(0)
+    rise = 0.5 * (step.square() - slope.var(0) / NUM_PAIRS).sum()
     short = at_mean - dim / 2 - values.mean()
-    return not bool(at_mode - at_mean < NEAR and short < SHORT + SHORT_EACH * dim and rise < NEAR)
+    is_near = bool(at_mode - at_mean < NEAR and short < SHORT + SHORT_EACH * dim and rise < NEAR)
+    return _Seen(float((values.mean() + gaussian.log_det).nan_to_num(-math.inf)), step, not is_near)
 
 
 def _elbo(log_joint: LogDensity, gaussian: Frame, noise: Tensor) -> Tensor:
