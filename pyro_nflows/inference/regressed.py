@@ -2,14 +2,16 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..modes.lbfgs import climbed
 from ..nets.features import Features
 
-#: Iterations for a network.
-NUM_ITERATIONS = 1500
+#: Iterations for a network, the steps that they remember, and the gain, as a share, that is none.
+NUM_ITERATIONS, MEMORY, LEVEL = 1500, 50, 1e-9
 #: What coefficients cost, so that they are not huge for nothing.
 RIDGE = 1e-6
 
@@ -56,23 +58,25 @@ def regressed(
 def _fit(net: nn.Module, x: Tensor, y: Tensor, root: Tensor, share: Tensor, check: Callable[[], None]) -> None:
     """Fit a network to directions ``y``, each by its share, of which ``root`` times it is near."""
     precise = copy.deepcopy(net).to(x)
-    optimizer = torch.optim.LBFGS(
-        precise.parameters(),
-        max_iter=NUM_ITERATIONS,
-        tolerance_change=1e-12,
-        history_size=50,
-        line_search_fn="strong_wolfe",
-    )
+    parameters = list(precise.parameters())
+    sizes = [parameter.numel() for parameter in parameters]
 
-    def loss() -> Tensor:
+    def put(point: Any) -> None:
+        for parameter, part in zip(parameters, torch.as_tensor(point).to(x).split(sizes)):
+            parameter.copy_(part.reshape(parameter.shape))
+
+    def loss(point: Any) -> tuple[float, Any]:
         check()
-        optimizer.zero_grad()
-        size = sum(parameter.square().sum() for parameter in precise.parameters())
-        value = (share * (root * precise(x) - y)).square().mean() + RIDGE * size
-        value.backward()
-        return value
+        put(point)
+        with torch.enable_grad():
+            size = sum(parameter.square().sum() for parameter in parameters)
+            value = (share * (root * precise(x) - y)).square().mean() + RIDGE * size
+            grads = torch.autograd.grad(value, parameters)
+        return float(value), torch.cat([grad.flatten() for grad in grads]).cpu().numpy()
 
-    with torch.enable_grad():
-        optimizer.step(loss)
-    for parameter, found in zip(net.parameters(), precise.parameters()):
+    first = torch.cat([parameter.flatten() for parameter in parameters]).cpu().numpy()
+    for point in climbed(loss, first, NUM_ITERATIONS, memory=MEMORY, level=LEVEL)[-1:]:
+        put(point)
+    check()  # a climb ends where it is when there is no time left
+    for parameter, found in zip(net.parameters(), parameters):
         parameter.copy_(found)

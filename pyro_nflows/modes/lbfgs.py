@@ -17,7 +17,13 @@ class _Late(Exception):
 
 
 def climbed(
-    loss: Callable[[Any], tuple[float, Any]], start: Any, num_iterations: int, until: float = math.inf
+    loss: Callable[[Any], tuple[float, Any]],
+    start: Any,
+    num_iterations: int,
+    until: float = math.inf,
+    *,
+    memory: int = 10,
+    level: float = 1e-9,
 ) -> list[Any]:
     """The points that L-BFGS comes to, without the start.
 
@@ -25,6 +31,8 @@ def climbed(
         distribution raises, where there is none.
     :param start: a NumPy array of double precision.
     :param until: when to make do with what was found, by ``time.perf_counter``.
+    :param memory: steps that are remembered.
+    :param level: the share of a loss by which a step that makes it smaller is the last.
 
     Example::
 
@@ -47,7 +55,7 @@ def climbed(
         if time.perf_counter() > until:
             raise _Late
 
-    options = {"maxiter": num_iterations, "maxcor": 10, "ftol": 1e-9}
+    options = {"maxiter": num_iterations, "maxfun": 10 * num_iterations, "maxcor": memory, "ftol": level}
     with contextlib.suppress(_Late, OutOfTime):
         minimize(guarded, start, jac=True, method="L-BFGS-B", callback=note, options=options)
     return path

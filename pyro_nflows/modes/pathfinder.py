@@ -131,9 +131,7 @@ def best_of(
     return best
 
 
-def _moved(
-    density: DensityGradient, init: Frame, best: Frame, mode: Tensor, until: float
-) -> tuple[Frame, bool]:
+def _moved(density: DensityGradient, init: Frame, best: Frame, mode: Tensor, until: float) -> tuple[Frame, bool]:
     """A Gaussian, moved by a few steps of Newton's while its ELBO rises, and whether it is far off even then.
 
     An ascent by gradients ends early where the density is much wider in one direction than in another.

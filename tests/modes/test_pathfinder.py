@@ -7,6 +7,7 @@ import torch
 from torch.distributions import Normal
 
 from pyro_nflows.engine.density_gradient import DensityGradient
+from pyro_nflows.modes import pathfinder
 from pyro_nflows.modes.averaged import averaged_path
 from pyro_nflows.modes.gaussians import Gaussian
 from pyro_nflows.modes.pathfinder import best_start
@@ -23,6 +24,37 @@ def test_the_best_start_is_the_laplace_approximation_where_that_is_exact():
     start = best_start(log_gaussian, init)
     assert torch.allclose(start.loc, torch.ones(2), atol=1e-4)
     assert torch.allclose(start.scale_tril @ start.scale_tril.T, torch.linalg.inv(PRECISION), atol=1e-4)
+
+
+def narrow(dim):
+    """A Gaussian whose widths differ by a factor of a thousand, not along the coordinates."""
+    generator = torch.Generator().manual_seed(0)
+    turned = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.double)).Q
+    scale_tril = torch.linalg.cholesky(turned @ torch.logspace(-6, 0, dim, dtype=torch.double).diag() @ turned.T)
+    return torch.distributions.MultivariateNormal(torch.full((dim,), 3.0, dtype=torch.double), scale_tril=scale_tril)
+
+
+def test_a_start_whose_ascent_ended_early_is_moved_by_newtons_steps(monkeypatch):
+    """An L-BFGS ascent of three steps is far from the mode of a narrow ridge; the curvature there says where it is."""
+
+    def never(*args, **kwargs):
+        raise AssertionError("the ELBO was climbed")
+
+    monkeypatch.setattr(pathfinder, "averaged_path", never)
+    exact = narrow(6)
+    init = Gaussian(torch.zeros(6, dtype=torch.double), 0.1 * torch.eye(6, dtype=torch.double))
+    found = best_start(exact.log_prob, init, num_iterations=3)
+    torch.testing.assert_close(found.loc, exact.loc, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.scale_tril, exact.scale_tril, rtol=0, atol=1e-6)
+
+
+def test_a_start_is_not_moved_to_where_its_elbo_is_lower():
+    """The mean gradient of a wide Gaussian over a cliff leaps to where the density is nothing."""
+    density, init = lambda z: (z - z.exp()).sum(-1), Gaussian(torch.zeros(1), 3 * torch.eye(1))
+    noise = torch.randn(4096, 1, generator=torch.Generator().manual_seed(1))
+    found, is_far_off = pathfinder._moved(DensityGradient(density), init, init, init.loc, math.inf)
+    assert found.elbo(density, noise) >= init.elbo(density, noise)
+    assert is_far_off  # so the ELBO is climbed
 
 
 def test_the_best_start_is_found_from_where_the_density_overflows():
