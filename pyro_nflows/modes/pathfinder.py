@@ -142,7 +142,7 @@ def _moved(density: DensityGradient, init: Frame, best: Frame, mode: Tensor, unt
             break
         try:
             other = init.laplace(density, best.points(seen.step[None])[0])
-            its = _looked(density, other, other.loc)
+            its = _looked(density, other, mode)
         except (ValueError, RuntimeError):  # the model cannot be evaluated there, or not differentiated twice
             break
         if not its.elbo > seen.elbo:

@@ -57,6 +57,21 @@ def test_a_start_is_not_moved_to_where_its_elbo_is_lower():
     assert is_far_off  # so the ELBO is climbed
 
 
+def test_a_moved_start_is_still_far_off_where_an_ascent_ended_in_a_denser_place():
+    """The Gaussian is moved to the middle of a wide part, and a spike that the ascent has found is not forgotten."""
+
+    def density(z):
+        spike = Normal(3.0, 1e-4).log_prob(z) - 2
+        return torch.logaddexp(Normal(0.0, 1.0).log_prob(z), spike).sum(-1)
+
+    init = Gaussian(torch.full((1,), 2.0, dtype=torch.double), 0.5 * torch.eye(1, dtype=torch.double))
+    spike = torch.full((1,), 3.0, dtype=torch.double)
+    found, is_far_off = pathfinder._moved(DensityGradient(density), init, init, spike, math.inf)
+    assert abs(float(found.loc)) < 0.5
+    assert is_far_off
+    assert not pathfinder._moved(DensityGradient(density), init, found, found.loc, math.inf)[1]
+
+
 def test_the_best_start_is_found_from_where_the_density_overflows():
     """Counts of a Poisson with a log rate of 100: the climb ends where it begins, in steps of no use."""
 
