@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ..modes.lbfgs import climbed
 from ..nets.features import Features
@@ -59,11 +60,9 @@ def _fit(net: nn.Module, x: Tensor, y: Tensor, root: Tensor, share: Tensor, chec
     """Fit a network to directions ``y``, each by its share, of which ``root`` times it is near."""
     precise = copy.deepcopy(net).to(x)
     parameters = list(precise.parameters())
-    sizes = [parameter.numel() for parameter in parameters]
 
     def put(point: Any) -> None:
-        for parameter, part in zip(parameters, torch.as_tensor(point).to(x).split(sizes)):
-            parameter.copy_(part.reshape(parameter.shape))
+        vector_to_parameters(torch.as_tensor(point).to(x), parameters)
 
     def loss(point: Any) -> tuple[float, Any]:
         check()
@@ -72,9 +71,9 @@ def _fit(net: nn.Module, x: Tensor, y: Tensor, root: Tensor, share: Tensor, chec
             size = sum(parameter.square().sum() for parameter in parameters)
             value = (share * (root * precise(x) - y)).square().mean() + RIDGE * size
             grads = torch.autograd.grad(value, parameters)
-        return float(value), torch.cat([grad.flatten() for grad in grads]).cpu().numpy()
+        return float(value), parameters_to_vector(grads).cpu().numpy()
 
-    first = torch.cat([parameter.flatten() for parameter in parameters]).cpu().numpy()
+    first = parameters_to_vector(parameters).cpu().numpy()
     for point in climbed(loss, first, NUM_ITERATIONS, memory=MEMORY, level=LEVEL)[-1:]:
         put(point)
     check()  # a climb ends where it is when there is no time left

@@ -55,7 +55,7 @@ def climbed(
         if time.perf_counter() > until:
             raise _Late
 
-    options = {"maxiter": num_iterations, "maxfun": 10 * num_iterations, "maxcor": memory, "ftol": level}
+    options = {"maxiter": num_iterations, "maxcor": memory, "ftol": level}
     with contextlib.suppress(_Late, OutOfTime):
         minimize(guarded, start, jac=True, method="L-BFGS-B", callback=note, options=options)
     return path

@@ -43,8 +43,8 @@ NUM_PAIRS, NUM_MOVES = 32, 4
 def best_start(
     log_joint: LogDensity, init: Frame, num_iterations: int = 150, num_candidates: int = 8, until: float = math.inf
 ) -> Frame:
-    """The best Gaussian along an L-BFGS path from ``init.loc`` or, where that is far off, along climbs of the ELBO; or
-    ``init`` itself.
+    """The best Gaussian along an L-BFGS path from ``init.loc``, moved by Newton's steps where its mean should be
+    elsewhere, or, where that is far off, along climbs of the ELBO; or ``init`` itself.
 
     :param until: when to make do with what was found, by ``time.perf_counter``.
     """
@@ -54,7 +54,7 @@ def best_start(
         if time.perf_counter() > until:
             return best
         best, is_far_off = _moved(density, init, best, path[-1], until)
-        if not is_far_off or time.perf_counter() > until:
+        if not is_far_off:
             return best
     except OutOfTime:
         return best
@@ -135,6 +135,10 @@ def _moved(density: DensityGradient, init: Frame, best: Frame, mode: Tensor, unt
     """A Gaussian, moved by a few steps of Newton's while its ELBO rises, and whether it is far off even then.
 
     An ascent by gradients ends early where the density is much wider in one direction than in another.
+
+    :param init: its form.
+    :param best: where it begins.
+    :param mode: where the ascent ended, which is not to be much denser than its mean.
     """
     seen = _looked(density, best, mode)
     for _ in range(NUM_MOVES):
