@@ -32,8 +32,9 @@ from ..transformers import Affine
 from ..triangles import log_scale_and_lower
 from .evident import aside
 from .fitted import sound
+from .hub_flow import fit_flows
 from .hub_layers import Parts
-from .hub_marginal import GAUSSIAN, Marginal, fit_flows, hub_marginal
+from .hub_marginal import GAUSSIAN, Marginal, hub_marginal
 from .mark import put, trimmed
 from .redrawn import good_redrawn
 from .regressed import regressed
@@ -109,6 +110,26 @@ def _anew(trainer: Trainer, layer: Whitened, schedule: Schedule) -> list[Draws]:
     with aside(2):
         draws = good_redrawn(trainer, layer, schedule.evident_ess)
     return [] if draws is None else [draws]
+
+
+def drawn_anew(trainer: Trainer, layer: Whitened, schedule: Schedule) -> Draws | None:
+    """Good draws of a placed layer's hubs with all others drawn anew, where its own seemed good and are not.
+
+    Of a few thousand draws none may be far off, and of ten times as many one.
+
+    :param trainer: has the model.
+    :param layer: at the Gaussians given its hubs.
+    :param schedule: how good draws have to be.
+    """
+
+    def go() -> tuple[Any, ...]:
+        anew, budget = list[Draws](), trainer.budget
+        with contextlib.suppress(OutOfTime, RuntimeError, ValueError), budget.within(budget.after(SHARE)):
+            anew.extend(_anew(trainer, layer, schedule))
+        return tuple((draws.z, draws.log_p, draws.log_q) for draws in anew)
+
+    found = trainer.journal.step("drawn anew", go)
+    return Draws(*found[0]) if found else None
 
 
 def _bound(trainer: Trainer, layer: Whitened) -> float:

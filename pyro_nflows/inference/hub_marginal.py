@@ -5,14 +5,13 @@ is found by adaptive importance sampling [1]. Points of a mixture, half of them 
 are weighed, and the Gaussian is moved to their moments, or to the maximum of a quadratic function that is fitted to the
 log density there, until the weights are even enough. Points that were there
 before count too, all of them as draws of the mixture of all that they were drawn from. Where the posterior is not
-Gaussian, a flow is fitted to weighed points by their likelihood, and fitted again to points of its own.
+Gaussian, a flow is fitted to its log density there (:mod:`~pyro_nflows.inference.hub_flow`).
 
 **References**
 
 [1] J.-M. Cornuet, J.-M. Marin, A. Mira, C. Robert (2012). Adaptive Multiple Importance Sampling.
 """
 
-import copy
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,7 +20,6 @@ import torch
 from torch import Tensor
 
 from ..diagnostics.worth import effective
-from ..layers.base import Layer
 from ..modes.conditional_modes import Conditional, ConditionalModes
 from ..numerics import quasi_normal, standard_normal_log_prob
 from .moments import tempered
@@ -37,15 +35,8 @@ NARROWEST = 0.05
 COUNTS, LONGEST = 1e-3, 4.0
 #: Points of the Gaussian in the end, and of each flow.
 NUM_LAST = 512
-#: The share of all points that tells when to stop fitting a flow to them.
-HELD_OUT = 0.25
-#: An ESS of the Gaussian that needs no flow, and one of a flow that needs no other; and how many there are at most.
-GAUSSIAN, GOOD, MAX_FLOWS = 0.9, 0.95, 3
-#: A flow is fitted to a mixture of the posterior and, by this share, of this power of it, lest its tails be lighter:
-#: the posterior of the logarithm of a variance that may be zero has one that falls like an exponential function.
-SHARE, FLATTER = 0.03, 0.5
-#: Steps at most, and those without a gain after which there is no other; how often that is looked at.
-NUM_STEPS, PATIENCE, LOOKS, STEP_SIZE = 500, 120, 20, 5e-3
+#: An ESS of the Gaussian that needs no flow.
+GAUSSIAN = 0.9
 
 
 class Points:
@@ -179,46 +170,6 @@ def _moments(hubs: Tensor, weight: Tensor, before: Tensor) -> tuple[Tensor, Tens
     return None if failed else (loc, root)
 
 
-def fit_flow(flow: Layer, x: Tensor, log_weight: Tensor, check: Callable[[], None] = lambda: None) -> None:
-    """Fit a flow to weighed points by their likelihood; the best one for points that it was not fitted to is kept.
-
-    :param flow: is fitted in place.
-    :param x: the points, ``(N, num_hubs)``.
-    :param log_weight: their weights.
-    :param check: called now and then; it may raise an error where there is no time left.
-    """
-    like = next(flow.parameters())
-    x, weight = x.to(like), log_weight.softmax(0).to(like)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0), device="cpu")
-    held_out = (order < HELD_OUT * len(x)).to(x.device)
-    optimizer = torch.optim.Adam(flow.parameters(), lr=STEP_SIZE)
-
-    def loss(rows: Tensor) -> Tensor:
-        u, log_slope = flow.inverse(x[rows])
-        log_q = standard_normal_log_prob(u) - log_slope
-        return -(weight[rows] * log_q).sum() / weight[rows].sum()
-
-    with torch.no_grad():
-        best, at, kept = float(loss(held_out)), 0, copy.deepcopy(flow.state_dict())
-    for number in range(1, NUM_STEPS + 1):
-        with torch.enable_grad():
-            optimizer.zero_grad()
-            now = loss(~held_out)
-            now.backward()
-        optimizer.step()
-        if number % LOOKS:
-            continue
-        check()
-        with torch.no_grad():
-            value = float(loss(held_out))
-        if value < best:
-            best, at, kept = value, number, copy.deepcopy(flow.state_dict())
-        elif number - at > PATIENCE:
-            break
-    flow.zero_grad()
-    flow.load_state_dict(kept)
-
-
 def _peak(points: Points, weight: Tensor, loc: Tensor, root: Tensor) -> tuple[Tensor, Tensor] | None:
     """Where a quadratic function fitted to the log density has its maximum, and the lower factor of its covariance.
 
@@ -246,42 +197,3 @@ def _peak(points: Points, weight: Tensor, loc: Tensor, root: Tensor) -> tuple[Te
     step = step * (LONGEST / step.norm()).clamp(max=1.0)
     there, failed = torch.linalg.cholesky_ex(root @ torch.cholesky_inverse(factor) @ root.T)
     return None if failed else (loc + root @ step, there)
-
-
-@torch.no_grad()
-def fit_flows(points: Points, flow: Layer, coordinates: Coordinates, check: Callable[[], None] = lambda: None) -> None:
-    """Fit a flow of the hubs to weighed points; and again, to points of its own too, until their weights are even.
-
-    :param points: are added to.
-    :param flow: is fitted in place.
-    :param coordinates: in which it sees the hubs.
-    :param check: called now and then; it may raise an error where there is no time left.
-    """
-    like = next(flow.parameters())
-    for number in range(MAX_FLOWS):
-        fit_flow(flow, coordinates.seen(points.hubs), _with_tails(points), check)
-        if number + 1 < MAX_FLOWS:
-            hubs = coordinates.hubs(flow(quasi_normal(NUM_LAST, points.hubs.shape[1], number).to(like))[0])
-            log_density = _density(copy.deepcopy(flow), coordinates)
-            given = points.add(hubs, log_density)
-            if effective(given.log_marginal - log_density(hubs)) >= GOOD:
-                return
-
-
-def _with_tails(points: Points) -> Tensor:
-    """Log-weights of a mixture of the posterior and of a flatter density."""
-    known = points.log_marginal > -math.inf
-    flatter = torch.where(known, points.log_weight - (1 - FLATTER) * points.log_marginal, -math.inf)
-    parts = (1 - SHARE, points.log_weight), (SHARE, flatter)
-    return torch.stack([log_weight.log_softmax(0) + math.log(share) for share, log_weight in parts]).logsumexp(0)
-
-
-def _density(flow: Layer, coordinates: Coordinates) -> Callable[[Tensor], Tensor]:
-    """The log density of what a flow makes of a standard normal."""
-    like = next(flow.parameters())
-
-    def log_density(hubs: Tensor) -> Tensor:
-        u, log_slope = flow.inverse(coordinates.seen(hubs).to(like))
-        return (standard_normal_log_prob(u) - log_slope).double().cpu() - coordinates.log_scale
-
-    return log_density

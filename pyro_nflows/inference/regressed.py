@@ -2,13 +2,11 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from ..modes.lbfgs import climbed
+from ..modes.lbfgs import climb
 from ..nets.features import Features
 
 #: Iterations for a network, the steps that they remember, and the gain, as a share, that is none.
@@ -61,21 +59,10 @@ def _fit(net: nn.Module, x: Tensor, y: Tensor, root: Tensor, share: Tensor, chec
     precise = copy.deepcopy(net).to(x)
     parameters = list(precise.parameters())
 
-    def put(point: Any) -> None:
-        vector_to_parameters(torch.as_tensor(point).to(x), parameters)
+    def loss() -> Tensor:
+        size = torch.stack([parameter.square().sum() for parameter in parameters]).sum()
+        return (share * (root * precise(x) - y)).square().mean() + RIDGE * size
 
-    def loss(point: Any) -> tuple[float, Any]:
-        check()
-        put(point)
-        with torch.enable_grad():
-            size = sum(parameter.square().sum() for parameter in parameters)
-            value = (share * (root * precise(x) - y)).square().mean() + RIDGE * size
-            grads = torch.autograd.grad(value, parameters)
-        return float(value), parameters_to_vector(grads).cpu().numpy()
-
-    first = parameters_to_vector(parameters).cpu().numpy()
-    for point in climbed(loss, first, NUM_ITERATIONS, memory=MEMORY, level=LEVEL)[-1:]:
-        put(point)
-    check()  # a climb ends where it is when there is no time left
+    climb(parameters, loss, NUM_ITERATIONS, check, memory=MEMORY, level=LEVEL)
     for parameter, found in zip(net.parameters(), parameters):
         parameter.copy_(found)

@@ -31,7 +31,7 @@ from ..system.randomness import forked
 from .descended import SHARE, can_descend, descended
 from .evident import MOVED, SETTLED, evident, fresh_draws
 from .fitted import NUM_FRESH, Fit, bound_of, is_fresh, sound, weighed
-from .given_hubs import put_given_hubs
+from .given_hubs import drawn_anew, put_given_hubs
 from .mark import NUM_COMPARED, put, trimmed
 from .moments import moved
 from .moved import can_move, move
@@ -124,9 +124,12 @@ class Fitting:
         if schedule.is_default and schedule.has_flow:
             placed = put_given_hubs(trainer, self.layer, schedule)
         if placed is not None:
-            if placed.redrawn is not None:
-                self._keep_redrawn(placed.redrawn)
-            return None if self.fit or self._is_evident() else self._flow(knows_hubs=True)
+            anew = placed.redrawn
+            if anew is None and not self._is_evident():
+                anew = drawn_anew(trainer, self.layer, schedule)
+            if anew is not None:
+                self._keep_redrawn(anew)
+            return None if self.fit else self._flow(knows_hubs=True)
         self._expect()
         widths = self.layer.end.log_scale.exp()
         self._is_narrow = bool(widths.min() < NARROW * widths.max())

@@ -3,8 +3,12 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ..engine.budget import OutOfTime
 
@@ -59,3 +63,45 @@ def climbed(
     with contextlib.suppress(_Late, OutOfTime):
         minimize(guarded, start, jac=True, method="L-BFGS-B", callback=note, options=options)
     return path
+
+
+def climb(
+    parameters: Sequence[Tensor],
+    loss: Callable[[], Tensor],
+    num_iterations: int,
+    check: Callable[[], None] = lambda: None,
+    *,
+    memory: int = 10,
+    level: float = 1e-9,
+) -> int:
+    """Put parameters where L-BFGS makes a loss of them small.
+
+    :param parameters: of double precision; are changed in place.
+    :param loss: of them as they are.
+    :param check: called for each loss; it may raise an error where there is no time left.
+    :return: how many iterations were made: fewer than there may be where no step makes the loss smaller.
+
+    Example::
+
+        >>> x = torch.zeros(2, dtype=torch.double, requires_grad=True)
+        >>> climb([x], lambda: (x - 3.0).square().sum(), 10) < 10, x.detach()
+        (True, tensor([3., 3.], dtype=torch.float64))
+    """
+    like = parameters[0]
+
+    def put(point: Any) -> None:
+        vector_to_parameters(torch.as_tensor(point).to(like), parameters)
+
+    def value(point: Any) -> tuple[float, Any]:
+        check()
+        put(point)
+        with torch.enable_grad():
+            found = loss()
+            grads = torch.autograd.grad(found, parameters)
+        return float(found), parameters_to_vector(grads).cpu().numpy()
+
+    first = parameters_to_vector(parameters).detach().cpu().numpy()
+    path = climbed(value, first, num_iterations, memory=memory, level=level)
+    put(path[-1] if path else first)
+    check()  # a climb ends where it is when there is no time left
+    return len(path)
