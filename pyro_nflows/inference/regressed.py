@@ -11,8 +11,8 @@ from ..nets.features import Features
 
 #: Iterations for a network, the steps that they remember, and the gain, as a share, that is none.
 NUM_ITERATIONS, MEMORY, LEVEL = 1500, 50, 1e-9
-#: What coefficients cost, so that they are not huge for nothing.
-RIDGE = 1e-6
+#: What coefficients of learned features cost, so that they are not huge for nothing; and those of the hubs themselves.
+RIDGE, LINEAR = 1e-6, 1e-12
 
 
 @torch.no_grad()
@@ -50,8 +50,9 @@ def regressed(
         _fit(features.net, x, vectors.flip(1)[:, :num] * len(x) ** 0.5, root, share, check)
     seen = root * torch.cat([ones, features(x.to(next(features.parameters()))).to(x)], 1)
     gram = seen.T @ seen
-    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
-    return torch.linalg.solve(gram + ridge, seen.T @ (root * y))
+    ridge = torch.full_like(gram[0], LINEAR)
+    ridge[1 : 1 + features.output_dim - x.shape[1] * features.is_plain] = RIDGE
+    return torch.linalg.solve(gram + (ridge * gram.diagonal().mean()).diag(), seen.T @ (root * y))
 
 
 def _fit(net: nn.Module, x: Tensor, y: Tensor, root: Tensor, share: Tensor, check: Callable[[], None]) -> None:

@@ -98,7 +98,7 @@ def climb(
         with torch.enable_grad():
             found = loss()
             grads = torch.autograd.grad(found, parameters)
-        return float(found), parameters_to_vector(grads).cpu().numpy()
+        return float(found.detach()), parameters_to_vector(grads).cpu().numpy()
 
     first = parameters_to_vector(parameters).detach().cpu().numpy()
     path = climbed(value, first, num_iterations, memory=memory, level=level)

@@ -10,9 +10,10 @@ import torch
 
 from pyro_nflows import VI, AutoFlow
 from pyro_nflows.diagnostics.worth import effective
+from pyro_nflows.flows import default
 from pyro_nflows.inference.given_hubs import given_hubs, put_given_hubs
-from pyro_nflows.inference.hub_layers import Parts
 from pyro_nflows.inference.hub_flow import fit_flow, fit_flows
+from pyro_nflows.inference.hub_layers import Parts
 from pyro_nflows.inference.hub_marginal import Coordinates, Points, hub_marginal, points_of
 from pyro_nflows.layers import Coupling, TriangularAffine
 from pyro_nflows.layers.base import Chain
@@ -61,6 +62,29 @@ def test_a_flow_is_fitted_to_weighed_points():
     y, log_weight = flow(torch.randn(2000, 2))
     log_ratio = standard_normal_log_prob((y - 0.5) / 0.6) - standard_normal_log_prob(flow.inverse(y)[0]) + log_weight
     assert effective(log_ratio.detach()) > 0.99
+
+
+def test_a_density_on_whose_scale_a_tail_depends_is_fitted_in_the_tail_too():
+    """Of a normal and a shift that falls like an exponential function: likelihood leaves single weights of tens."""
+    torch.manual_seed(0)
+    points, log_density = points_of(torch.zeros(2).double(), torch.eye(2).double(), 1024, 0)
+
+    def log_p(x):
+        return -0.5 * x[:, 0].square() - 2 * torch.nn.functional.softplus(x[:, 1]) + x[:, 1] - 0.1 * x[:, 1].square()
+
+    flow = on_hubs_flow(2)
+    fit_flow(flow, points, log_p(points), log_p(points) - log_density(points))
+    u = torch.randn(4000, 2)
+    with torch.no_grad():
+        y, log_weight = flow(u)
+    log_ratio = log_p(y.double()) - (standard_normal_log_prob(u) - log_weight).double()
+    assert effective(log_ratio) > 0.97
+    assert log_ratio.max() - log_ratio.median() < 1.0
+
+
+def on_hubs_flow(dim: int) -> Chain:
+    """As :func:`~pyro_nflows.flows.on_hubs` has it."""
+    return Chain(TriangularAffine(dim), default(dim))
 
 
 def posterior_of_hubs():

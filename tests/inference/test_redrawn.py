@@ -62,7 +62,7 @@ def test_weights_depend_on_the_hubs_alone_where_the_others_are_gaussian(vi, monk
         found.append(redrawn(joint, DensityGradient(joint), layer, 50))
     assert not torch.equal(found[0].z, found[1].z)
     torch.testing.assert_close(found[0].log_weight, found[1].log_weight, rtol=0, atol=2e-3)
-    assert found[0].log_weight.std() > 0.03
+    assert found[0].log_weight.std() > 0.01  # of the hubs' flow, which is close to their posterior
 
 
 def test_more_of_them_are_drawn_where_more_are_asked_for(vi):
@@ -83,6 +83,18 @@ def test_other_seeds_have_other_draws(vi, monkeypatch):
     hubs = layer.end.elimination.pattern.hubs
     a, b = (fit.posterior.draws.z[:, hubs].double() for fit in (vi, other))
     assert abs(torch.corrcoef(torch.stack([a[:, 0], b[:, 0]]))[0, 1]) < 5 / len(a) ** 0.5
+
+
+def test_what_seemed_good_and_is_not_is_drawn_anew_before_any_training(monkeypatch):
+    """The first draws of a placed layer show no stray, and more of them do: a layer that is told to be good."""
+    made = iter(range(100))
+    monkeypatch.setattr("pyro_nflows.inference.given_hubs._regress", lambda *_: None)
+    monkeypatch.setattr("pyro_nflows.inference.given_hubs._bound", lambda *_: next(made))
+    monkeypatch.setattr("pyro_nflows.inference.given_hubs._weights", lambda *_: torch.zeros(2000))
+    pyro.clear_param_store()
+    vi = VI(AutoFlow(local_level), seed=0, progress_bar=False).run(DATA)
+    assert vi.diagnostics()["outcome"] is Outcome.REDRAWN
+    assert vi.diagnostics()["num_steps"] == 0
 
 
 def test_the_guides_own_draws_are_there_too(vi):
