@@ -61,9 +61,11 @@ class Placed(NamedTuple):
     """A layer at the Gaussians given its hubs.
 
     :param redrawn: draws of its hubs, all others drawn anew, where it is these that are good.
+    :param is_asked: whether it was found out if these are.
     """
 
     redrawn: Draws | None
+    is_asked: bool
 
 
 def put_given_hubs(trainer: Trainer, layer: Whitened, schedule: Schedule) -> Placed | None:
@@ -78,7 +80,7 @@ def put_given_hubs(trainer: Trainer, layer: Whitened, schedule: Schedule) -> Pla
 
     def go() -> tuple[Any, ...]:
         before, budget = copy.deepcopy(layer.state_dict()), trainer.budget
-        is_better, anew = False, list[Draws]()
+        is_better, is_asked, anew = False, False, list[Draws]()
         try:
             with contextlib.suppress(OutOfTime, RuntimeError, ValueError), budget.within(budget.after(SHARE)):
                 bound = _bound(trainer, layer)
@@ -86,7 +88,8 @@ def put_given_hubs(trainer: Trainer, layer: Whitened, schedule: Schedule) -> Pla
                     log_weight = _weights(trainer, layer)
                     strays = bool(outliers(log_weight).any())
                     is_better = not strays and _bound(trainer, layer) > bound
-                    if not is_better or effective(log_weight) < schedule.evident_ess:
+                    is_asked = not is_better or effective(log_weight) < schedule.evident_ess
+                    if is_asked:
                         anew.extend(_anew(trainer, layer, schedule))
         finally:  # an interrupt finds it as it was, too
             if not (is_better or anew):
@@ -94,15 +97,15 @@ def put_given_hubs(trainer: Trainer, layer: Whitened, schedule: Schedule) -> Pla
         if not (is_better or anew):
             return ()
         found = [parameter.detach().clone() for parameter in layer.parameters()]
-        return found, [(draws.z, draws.log_p, draws.log_q) for draws in anew]
+        return found, [(draws.z, draws.log_p, draws.log_q) for draws in anew], is_asked
 
     found = trainer.journal.step("given hubs", go)
     if not found:
         return None
-    parameters, anew = found
+    parameters, anew, is_asked = found
     with torch.no_grad():
         put(list(layer.parameters()), parameters)
-    return Placed(Draws(*anew[0]) if anew else None)
+    return Placed(Draws(*anew[0]) if anew else None, is_asked)
 
 
 def _anew(trainer: Trainer, layer: Whitened, schedule: Schedule) -> list[Draws]:

@@ -125,7 +125,7 @@ class Fitting:
             placed = put_given_hubs(trainer, self.layer, schedule)
         if placed is not None:
             anew = placed.redrawn
-            if anew is None and not self._is_evident():
+            if anew is None and not self._is_evident() and not placed.is_asked:
                 anew = drawn_anew(trainer, self.layer, schedule)
             if anew is not None:
                 self._keep_redrawn(anew)

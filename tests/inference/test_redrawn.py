@@ -97,6 +97,27 @@ def test_what_seemed_good_and_is_not_is_drawn_anew_before_any_training(monkeypat
     assert vi.diagnostics()["num_steps"] == 0
 
 
+class Trained(Exception):
+    """A fit has come to its steps."""
+
+
+def test_draws_anew_that_are_no_good_are_not_asked_for_twice(monkeypatch):
+    made, asked = iter(range(100)), []
+
+    def train(*args, **options):
+        raise Trained
+
+    monkeypatch.setattr("pyro_nflows.inference.given_hubs._regress", lambda *_: None)
+    monkeypatch.setattr("pyro_nflows.inference.given_hubs._bound", lambda *_: next(made))
+    monkeypatch.setattr("pyro_nflows.inference.given_hubs._weights", lambda *_: torch.linspace(-1.5, 1.5, 2000))
+    monkeypatch.setattr("pyro_nflows.inference.given_hubs.good_redrawn", lambda *_: asked.append(1))
+    monkeypatch.setattr("pyro_nflows.inference.rounds.Fitting._flow", train)
+    pyro.clear_param_store()
+    with pytest.raises(Trained):
+        VI(AutoFlow(local_level), seed=0, progress_bar=False).run(DATA)
+    assert len(asked) == 1
+
+
 def test_the_guides_own_draws_are_there_too(vi):
     posterior = vi.posterior
     own = posterior.unmoved()
