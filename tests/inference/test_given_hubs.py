@@ -82,6 +82,17 @@ def test_a_density_on_whose_scale_a_tail_depends_is_fitted_in_the_tail_too():
     assert log_ratio.max() - log_ratio.median() < 1.0
 
 
+def test_a_flow_has_little_mass_where_there_are_no_points():
+    """By the variance of the log ratio alone, a whole normal is as good for points of its upper half as that half."""
+    torch.manual_seed(0)
+    points = torch.linspace(0.0025, 3.9975, 800)[:, None].double()
+    log_p = standard_normal_log_prob(points)
+    flow = on_hubs_flow(1)
+    fit_flow(flow, points, log_p, log_p + math.log(4.0))
+    with torch.no_grad():
+        assert (flow(torch.randn(4000, 1))[0] < 0).float().mean() < 0.35
+
+
 def on_hubs_flow(dim: int) -> Chain:
     """As :func:`~pyro_nflows.flows.on_hubs` has it."""
     return Chain(TriangularAffine(dim), default(dim))

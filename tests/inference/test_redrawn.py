@@ -109,7 +109,7 @@ def test_draws_anew_that_are_no_good_are_not_asked_for_twice(monkeypatch):
 
     monkeypatch.setattr("pyro_nflows.inference.given_hubs._regress", lambda *_: None)
     monkeypatch.setattr("pyro_nflows.inference.given_hubs._bound", lambda *_: next(made))
-    monkeypatch.setattr("pyro_nflows.inference.given_hubs._weights", lambda *_: torch.linspace(-1.5, 1.5, 2000))
+    monkeypatch.setattr("pyro_nflows.inference.given_hubs._weights", lambda *_: torch.linspace(-2.0, 2.0, 2000))
     monkeypatch.setattr("pyro_nflows.inference.given_hubs.good_redrawn", lambda *_: asked.append(1))
     monkeypatch.setattr("pyro_nflows.inference.rounds.Fitting._flow", train)
     pyro.clear_param_store()
