@@ -1,4 +1,4 @@
-"""L-BFGS, SciPy's: a function and its gradient go in, the points of the way come out."""
+"""L-BFGS, SciPy's: the points of its way for a function of an array, and its end for a loss of parameters."""
 
 import contextlib
 import math

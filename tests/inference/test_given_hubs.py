@@ -64,8 +64,8 @@ def test_a_flow_is_fitted_to_weighed_points():
     assert effective(log_ratio.detach()) > 0.99
 
 
-def test_a_density_on_whose_scale_a_tail_depends_is_fitted_in_the_tail_too():
-    """Of a normal and a shift that falls like an exponential function: likelihood leaves single weights of tens."""
+def test_tails_that_fall_like_an_exponential_function_are_fitted_too():
+    """By likelihood the same flow has an ESS of .99 and weights of up to twice or three times the median."""
     torch.manual_seed(0)
     points, log_density = points_of(torch.zeros(2).double(), torch.eye(2).double(), 1024, 0)
 
@@ -78,8 +78,8 @@ def test_a_density_on_whose_scale_a_tail_depends_is_fitted_in_the_tail_too():
     with torch.no_grad():
         y, log_weight = flow(u)
     log_ratio = log_p(y.double()) - (standard_normal_log_prob(u) - log_weight).double()
-    assert effective(log_ratio) > 0.97
-    assert log_ratio.max() - log_ratio.median() < 1.0
+    assert effective(log_ratio) > 0.999
+    assert log_ratio.max() - log_ratio.median() < 0.3
 
 
 def test_a_flow_has_little_mass_where_there_are_no_points():
@@ -90,7 +90,7 @@ def test_a_flow_has_little_mass_where_there_are_no_points():
     flow = on_hubs_flow(1)
     fit_flow(flow, points, log_p, log_p + math.log(4.0))
     with torch.no_grad():
-        assert (flow(torch.randn(4000, 1))[0] < 0).float().mean() < 0.35
+        assert (flow(torch.randn(4000, 1))[0] < 0).float().mean() < 0.1
 
 
 def on_hubs_flow(dim: int) -> Chain:

@@ -52,8 +52,11 @@ def test_their_weights_give_the_evidence_and_the_moments(vi):
 
 
 def test_weights_depend_on_the_hubs_alone_where_the_others_are_gaussian(vi, monkeypatch):
-    layer, joint = vi.posterior.layer.plain(), vi.posterior.log_joint()
-    others = layer.end.elimination.pattern.others
+    layer, joint = copy.deepcopy(vi.posterior.layer.plain()), vi.posterior.log_joint()
+    pattern = layer.end.elimination.pattern
+    others = pattern.others
+    with torch.no_grad():
+        layer.end.log_scale[pattern.hubs] += 0.2  # as the fit has them, their weights hardly vary
     noise = torch.randn(50, T + 2, generator=torch.Generator().manual_seed(0))
     found = []
     for sign in (1.0, -0.5):
@@ -62,7 +65,7 @@ def test_weights_depend_on_the_hubs_alone_where_the_others_are_gaussian(vi, monk
         found.append(redrawn(joint, DensityGradient(joint), layer, 50))
     assert not torch.equal(found[0].z, found[1].z)
     torch.testing.assert_close(found[0].log_weight, found[1].log_weight, rtol=0, atol=2e-3)
-    assert found[0].log_weight.std() > 0.01  # of the hubs' flow, which is close to their posterior
+    assert found[0].log_weight.std() > 0.03
 
 
 def test_more_of_them_are_drawn_where_more_are_asked_for(vi):
